@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Bring CamVid into the form that `camvid_sem_seg_*` and `camvid_panoptic_*` are read in.
+
+    python datasets/prepare_camvid.py --source DIR [--output DIR]
+
+DIR is either the original download (the SegNet tutorial's `CamVid` folder: train, trainannot, …)
+or a folder of images/<split> and annotations/<split>. Label maps hold 0 to 10, and 11 for
+"unlabelled". See datasets/README.md for what is written. A second run gives the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from mask_former.data.catalog import Table, datasets_root, read_table
+from mask_former.data.loaders import load_sem_seg
+from mask_former.data.panoptic_files import segments_info, write_ids, write_image, write_json
+
+SPLITS = ("train", "val", "test")
+UNLABELLED = 11  # in the source; the table's ignore label in what is written
+MIN_INSTANCE_AREA = 50  # pixels at CamVid's 480×360
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare all the splits that the source has; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--source", type=Path, required=True, help="folder of the download")
+    parser.add_argument(
+        "--output", type=Path, help="default: camvid in $DETECTRON2_DATASETS, or in ./datasets"
+    )
+    parser.add_argument(
+        "--min-area",
+        type=int,
+        default=MIN_INSTANCE_AREA,
+        help="smaller components of a thing class become void (pixels, default %(default)s)",
+    )
+    args = parser.parse_args(arguments)
+    try:
+        prepare(args.source, args.output or datasets_root() / "camvid", args.min_area)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"prepare_camvid: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(source: Path, output: Path, min_area: int = MIN_INSTANCE_AREA) -> None:
+    """Write every split of `source` to `output`.
+
+    Raises:
+        FileNotFoundError: the source is not there, has no split, or lacks a file.
+        ValueError: a label map has another size or another value than it should.
+    """
+    table = read_table("camvid")
+    if source.resolve() == output.resolve():
+        raise ValueError(f"--source and --output are both {source}: give two different folders.")
+    splits = find_splits(source)
+    for split in SPLITS:
+        if split in splits:
+            prepare_split(*splits[split], output, split, table, min_area)
+        else:
+            print(f"{split}: not in {source}, skipped")
+    print(f"CamVid lies in {output}")
+
+
+def find_splits(source: Path) -> dict[str, tuple[Path, Path]]:
+    """Split -> its folders of images and of label maps, in whichever layout the source has."""
+    layouts = [{s: (source / "images" / s, source / "annotations" / s) for s in SPLITS}]
+    for base in (source, source / "CamVid"):
+        layouts.append({s: (base / s, base / f"{s}annot") for s in SPLITS})
+    for layout in layouts:
+        found = {split: pair for split, pair in layout.items() if any(p.is_dir() for p in pair)}
+        for folder in (folder for pair in found.values() for folder in pair):
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder} is not there, though its other half is.")
+        if found:
+            return found
+    raise FileNotFoundError(
+        f"no CamVid in {source}: expected the folders train, trainannot, val, valannot, … of the "
+        "SegNet tutorial's download, or images/train, annotations/train, …"
+    )
+
+
+def prepare_split(
+    image_dir: Path, label_dir: Path, output: Path, split: str, table: Table, min_area: int
+) -> None:
+    """Write images, label maps, panoptic maps and, last, the JSON of one split."""
+    records = load_sem_seg(image_dir, label_dir)
+    folders = [output / "images" / split, output / "annotations" / split]
+    folders.append(output / f"panoptic_{split}")
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_no_strangers(folder, {Path(r["file_name"]).stem for r in records})
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for record in tqdm(records, desc=split, unit="image"):
+        image_path, label_path = Path(record["file_name"]), Path(record["sem_seg_file_name"])
+        labels = read_labels(image_path, label_path, len(table.categories))
+        ids, category_ids = panoptic_ids(labels, table, min_area)
+        png = f"{image_path.stem}.png"
+        _copy(image_path, folders[0] / image_path.name)
+        write_image(folders[1] / png, np.where(labels == UNLABELLED, table.ignore_label, labels))
+        write_ids(folders[2] / png, ids)
+        image_id = len(images) + 1
+        size = {"height": labels.shape[0], "width": labels.shape[1]}
+        images.append({"id": image_id, "file_name": image_path.name, **size})
+        annotations.append(
+            {
+                "image_id": image_id,
+                "file_name": png,
+                "segments_info": segments_info(ids, category_ids),
+            }
+        )
+    write_json(output / f"panoptic_{split}.json", table.categories, images, annotations)
+
+
+def read_labels(image_path: Path, label_path: Path, num_classes: int) -> NDArray[np.uint8]:
+    """H×W label map with values below `num_classes`, or UNLABELLED; checked against its image."""
+    with _open(image_path) as image:
+        size = image.size
+    with _open(label_path) as image:
+        labels = np.asarray(image)
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(
+            f"{label_path}: found an array of {labels.dtype} {labels.shape}, expected a "
+            "single-channel 8-bit PNG whose pixels are class indices (not colours)."
+        )
+    if labels.shape[::-1] != size:
+        raise ValueError(
+            f"{label_path} is {labels.shape[1]}×{labels.shape[0]} pixels, but its image "
+            f"{image_path} is {size[0]}×{size[1]}: expected the same size."
+        )
+    wrong = sorted({int(v) for v in np.unique(labels)} - {*range(num_classes), UNLABELLED})
+    if wrong:
+        raise ValueError(
+            f"{label_path} holds the values {wrong}: expected classes 0 to {num_classes - 1}, "
+            f"and {UNLABELLED} for unlabelled."
+        )
+    return labels
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}): copy it again.") from error
+    return image
+
+
+def panoptic_ids(
+    labels: NDArray[np.uint8], table: Table, min_area: int
+) -> tuple[NDArray[np.int32], dict[int, int]]:
+    """Segments of a label map: one a stuff class, one an 8-connected component of a thing class.
+
+    CamVid has no instances of its own. Components smaller than `min_area` pixels become void.
+
+    Returns:
+        H×W segment ids from 1 (0 is void), and segment id -> category id.
+    """
+    ids = np.zeros(labels.shape, np.int32)
+    category_ids: dict[int, int] = {}
+    for label, category in enumerate(table.categories):
+        mask = (labels == label).astype(np.uint8)
+        if category.isthing:
+            _, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+            large = [i for i, area in enumerate(stats[:, cv2.CC_STAT_AREA]) if area >= min_area]
+            segments = [components == i for i in large if i != 0]  # 0 is the rest of the image
+        else:
+            segments = [mask == 1] if mask.any() else []
+        for segment in segments:
+            segment_id = len(category_ids) + 1
+            category_ids[segment_id] = category.dataset_id
+            ids[segment] = segment_id
+    return ids, category_ids
+
+
+def _check_no_strangers(folder: Path, stems: set[str]) -> None:
+    strangers = sorted(p.name for p in folder.iterdir() if p.stem not in stems and p.name[0] != ".")
+    if strangers:
+        raise ValueError(
+            f"{folder} holds {len(strangers)} files that the source does not have, {strangers[0]} "
+            "for one. Remove that folder, or give another --output."
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

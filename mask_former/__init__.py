@@ -1,0 +1,26 @@
+"""MaskFormer on detectron2. Importing it registers every model part, mapper and dataset, once."""
+
+from __future__ import annotations
+
+from .config import add_mask_former_config
+from .data.mappers import (
+    DETRPanopticDatasetMapper,
+    MaskFormerPanopticDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
+)
+from .modeling.mask_former import MaskFormer
+from .modeling.transformer_predictor import TransformerPredictor
+from .registration import register_all
+
+__all__ = [
+    "DETRPanopticDatasetMapper",
+    "MaskFormer",
+    "MaskFormerPanopticDatasetMapper",
+    "MaskFormerSemanticDatasetMapper",
+    "TransformerPredictor",
+    "add_mask_former_config",
+]
+
+__version__ = "0.1.0"
+
+register_all()

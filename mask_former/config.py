@@ -1,0 +1,149 @@
+"""Every config key that MaskFormer adds to detectron2's, with unit and meaning.
+
+Defaults are the published ones; what is ours beside them leaves published behaviour as it is.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.config import CfgNode as CN
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.projects.deeplab import add_deeplab_config
+
+from .registration import plugins
+from .registries import DATASET_MAPPER_REGISTRY, lookup
+
+__all__ = ["add_mask_former_config", "get_mask_former_cfg", "validate"]
+
+
+def add_mask_former_config(cfg: CfgNode) -> None:
+    """Add the keys below, and those of the plug-ins, to ``cfg`` (after ``add_deeplab_config``)."""
+    _add_input(cfg)
+    _add_solver(cfg)
+    _add_pixel_decoder(cfg)
+    _add_mask_former(cfg)
+    _add_swin(cfg)
+    for plugin in plugins():
+        if hasattr(plugin, "add_config"):
+            plugin.add_config(cfg)
+
+
+def get_mask_former_cfg() -> CfgNode:
+    """detectron2's defaults, DeepLab's and ours: what every config file starts from."""
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_mask_former_config(cfg)
+    return cfg
+
+
+def _add_input(cfg: CfgNode) -> None:
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"  # a registered training mapper
+    cfg.INPUT.COLOR_AUG_SSD = False  # SSD's colour jitter
+    # A side in pixels, in spite of its name: training images are padded to it. -1: not at all.
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+    # Pixels: targets that a crop left smaller are dropped. 0: none is (published).
+    cfg.INPUT.MIN_MASK_AREA = 0
+
+
+def _add_solver(cfg: CfgNode) -> None:
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # the backbone's learning rate, × BASE_LR
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings (the queries')
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # of SOLVER.AMP.ENABLED: bfloat16 or float16
+
+
+def _add_pixel_decoder(cfg: CfgNode) -> None:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.MASK_DIM = 256  # channels of the per-pixel embeddings
+    head.PIXEL_DECODER_NAME = "BasePixelDecoder"  # a registered pixel decoder
+    head.TRANSFORMER_ENC_LAYERS = 0  # encoder layers of TransformerEncoderPixelDecoder
+
+
+def _add_mask_former(cfg: CfgNode) -> None:
+    node = cfg.MODEL.MASK_FORMER = CN()
+    # Losses
+    node.LOSSES = ["labels", "masks"]  # registered set losses
+    node.DEEP_SUPERVISION = True  # supervise every decoder layer
+    node.NO_OBJECT_WEIGHT = 0.1  # weight of "no object" in the cross-entropy
+    node.CLASS_WEIGHT = 1.0  # of the cross-entropy, and of the class in matching
+    node.MASK_WEIGHT = 20.0  # of the focal loss, and of focal in matching
+    node.DICE_WEIGHT = 1.0  # of the dice loss, and of dice in matching
+    # Transformer
+    node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered predictor
+    # What the queries look at: a backbone map, "transformer_encoder" or "pixel_embedding".
+    node.TRANSFORMER_IN_FEATURE = "res5"
+    node.NUM_OBJECT_QUERIES = 100
+    node.HIDDEN_DIM = 256  # channels
+    node.NHEADS = 8
+    node.DIM_FEEDFORWARD = 2048  # channels
+    node.DROPOUT = 0.1  # probability
+    node.ENC_LAYERS = 0  # encoder layers before the decoder
+    node.DEC_LAYERS = 6
+    node.PRE_NORM = False  # normalise the input of each block instead of its result
+    node.ENFORCE_INPUT_PROJ = False  # project the map even where it has HIDDEN_DIM channels
+    # Images are padded to a multiple of it (pixels). 0: to the batch's largest only; negative:
+    # to the backbone's.
+    node.SIZE_DIVISIBILITY = 32
+    # Inference
+    node.TEST = CN()
+    node.TEST.SEMANTIC_ON = True
+    node.TEST.PANOPTIC_ON = False
+    node.TEST.INSTANCE_ON = False
+    node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # class probability a panoptic segment needs
+    node.TEST.OVERLAP_THRESHOLD = 0.0  # share of its own mask a panoptic segment must win
+    # Resize mask logits to the output size before the semantic result, not the result after it.
+    node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+
+def _add_swin(cfg: CfgNode) -> None:
+    swin = cfg.MODEL.SWIN = CN()
+    swin.PRETRAIN_IMG_SIZE = 224  # pixels; of the absolute position embedding
+    swin.PATCH_SIZE = 4  # pixels
+    swin.EMBED_DIM = 96  # channels of the first stage
+    swin.DEPTHS = [2, 2, 6, 2]  # blocks a stage
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7  # patches
+    swin.MLP_RATIO = 4.0
+    swin.QKV_BIAS = True
+    swin.QK_SCALE = None  # None: head width ** -0.5
+    swin.DROP_RATE = 0.0
+    swin.ATTN_DROP_RATE = 0.0
+    swin.DROP_PATH_RATE = 0.3  # stochastic depth
+    swin.APE = False  # absolute position embedding
+    swin.PATCH_NORM = True
+    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+
+
+def validate(cfg: CfgNode) -> None:
+    """Find the mistakes that a config alone shows, before anything is built.
+
+    Raises:
+        KeyError: for a name that is not registered; lists those that are.
+        ValueError: for values that contradict each other; names the keys and the fix.
+    """
+    for registry, key in (
+        (META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE"),
+        (BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME"),
+        (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME"),
+        (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"),
+        (DATASET_MAPPER_REGISTRY, "INPUT.DATASET_MAPPER_NAME"),
+    ):
+        lookup(registry, _get(cfg, key), key)
+    crop, side = cfg.INPUT.CROP, cfg.INPUT.SIZE_DIVISIBILITY
+    if crop.ENABLED and crop.TYPE == "absolute" and 0 < side < max(crop.SIZE):
+        raise ValueError(
+            f"INPUT.CROP.SIZE is {list(crop.SIZE)}, larger than INPUT.SIZE_DIVISIBILITY = {side}, "
+            f"the side that crops are padded to: set INPUT.SIZE_DIVISIBILITY to {max(crop.SIZE)}."
+        )
+    for key in ("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"):
+        value = cfg.MODEL.MASK_FORMER.TEST[key]
+        if not 0 <= value <= 1:
+            raise ValueError(f"MODEL.MASK_FORMER.TEST.{key} is {value}; it must lie in [0, 1].")
+
+
+def _get(cfg: CfgNode, key: str) -> str:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

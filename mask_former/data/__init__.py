@@ -1,0 +1,1 @@
+"""Datasets, augmentation and dataset mappers. Importing this registers nothing."""

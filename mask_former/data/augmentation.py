@@ -1,0 +1,260 @@
+"""The training augmentations of MaskFormer and of DETR, built from detectron2's.
+
+What is drawn, and from which distributions, is detectron2's own; two steps are done in fewer
+passes over the pixels. All draws come from numpy, so that its seed fixes an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from PIL import Image
+
+from mask_former.data.targets import NDArray
+
+__all__ = [
+    "ColorAugSSD",
+    "ResizeAndCrop",
+    "ResizeCropTransform",
+    "build_augmentation",
+    "build_detr_augmentation",
+]
+
+DETR_PRE_CROP_SIZES = (400, 500, 600)
+"""Shortest edges, in pixels, that DETR resizes to before it crops."""
+
+
+class ResizeCropTransform(T.Transform):
+    """Resize an image, then crop it, computing only the pixels that the crop keeps.
+
+    The image is resized by PIL (bilinear, antialiased), as in `T.ResizeTransform`. Label maps of
+    any integer type take the pixel under the centre of the new one, which is PIL's rule as well.
+    """
+
+    def __init__(
+        self, h: int, w: int, new_h: int, new_w: int, x0: int, y0: int, crop_w: int, crop_h: int
+    ) -> None:
+        """
+        Args:
+            h, w: the size of the input.
+            new_h, new_w: the size it is resized to.
+            x0, y0, crop_w, crop_h: the window that is kept of the resized image.
+        """
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: NDArray) -> NDArray:
+        """Args: img: H×W×3, uint8. Returns: the same of the window's size."""
+        assert img.shape[:2] == (self.h, self.w) and img.dtype == np.uint8
+        scale_x, scale_y = self.w / self.new_w, self.h / self.new_h
+        box = (
+            self.x0 * scale_x,
+            self.y0 * scale_y,
+            (self.x0 + self.crop_w) * scale_x,
+            (self.y0 + self.crop_h) * scale_y,
+        )
+        size = (self.crop_w, self.crop_h)
+        resized = Image.fromarray(img).resize(size, Image.Resampling.BILINEAR, box=box)
+        return np.array(resized)
+
+    def apply_segmentation(self, segmentation: NDArray) -> NDArray:
+        """Args: segmentation: H×W, any type. Returns: the same of the window's size."""
+        assert segmentation.shape == (self.h, self.w)
+        rows = _nearest(self.y0, self.crop_h, self.h, self.new_h)
+        columns = _nearest(self.x0, self.crop_w, self.w, self.new_w)
+        return segmentation.take(columns, axis=1)[rows]  # the fastest way that ends contiguous
+
+    def apply_coords(self, coords: NDArray) -> NDArray:
+        """Args: coords: N×2 (x, y) in pixels, float."""
+        scale = (self.new_w / self.w, self.new_h / self.h)
+        return coords * np.asarray(scale) - np.asarray((self.x0, self.y0))
+
+
+def _nearest(start: int, length: int, old: int, new: int) -> NDArray:
+    """Where the centres of the new pixels `start`, `start`+1, … lie among the old ones."""
+    return (2 * np.arange(start, start + length) + 1) * old // (2 * new)
+
+
+class ResizeAndCrop(T.Augmentation):
+    """`resize` and then `crop`: the same draws as the two in turn, done as one transform."""
+
+    def __init__(self, resize: T.ResizeShortestEdge, crop: T.Augmentation | None = None) -> None:
+        """
+        Args:
+            resize: draws the new size.
+            crop: `T.RandomCrop` or `T.RandomCrop_CategoryAreaConstraint`, which draws the window
+                in the resized image; None keeps the whole.
+        """
+        self._init(locals())
+
+    def get_transform(self, image: NDArray, sem_seg: NDArray | None) -> ResizeCropTransform:
+        """Draw size and window for an H×W×3 image and its label map, which the crop may need."""
+        h, w = image.shape[:2]
+        resize = self.resize.get_transform(image)
+        is_noop = not isinstance(resize, T.ResizeTransform)  # a shortest edge of 0
+        new_h, new_w = (h, w) if is_noop else (resize.new_h, resize.new_w)
+        whole = ResizeCropTransform(h, w, new_h, new_w, 0, 0, new_w, new_h)
+        if self.crop is None:
+            return whole
+        # Crops look at the labels, but of the image only at its shape.
+        canvas = np.broadcast_to(np.uint8(0), (new_h, new_w))
+        labels = None
+        if sem_seg is not None:  # a crop counts labels by sorting them: fastest for 32 bit
+            labels = whole.apply_segmentation(sem_seg).astype(np.int32)
+        window = self.crop(T.AugInput(canvas, sem_seg=labels))
+        return ResizeCropTransform(h, w, new_h, new_w, window.x0, window.y0, window.w, window.h)
+
+
+class ColorAugSSD(T.Augmentation):
+    """The colour jitter of SSD (Liu et al., 2016): brightness, contrast, saturation and hue.
+
+    Ranges, order and rounding are those of `detectron2.projects.point_rend.ColorAugSSDTransform`.
+    That one draws from the `random` module while it is applied, so the same transform gives
+    another result each time; here the transform is fixed once it is drawn. And each step is a
+    look-up in 256 values rather than a pass in floating point.
+    """
+
+    def __init__(
+        self,
+        img_format: str,
+        brightness_delta: float = 32,
+        contrast_low: float = 0.5,
+        contrast_high: float = 1.5,
+        saturation_low: float = 0.5,
+        saturation_high: float = 1.5,
+        hue_delta: int = 18,
+    ) -> None:
+        """
+        Args:
+            img_format: "RGB" or "BGR".
+            brightness_delta: at most this is added or taken away, of 255.
+            contrast_low, contrast_high: the range of the factor on all channels.
+            saturation_low, saturation_high: the range of the factor on the saturation.
+            hue_delta: at most this is added or taken away, in units of 2 degrees.
+        """
+        self._init(locals())
+
+    def get_transform(self, image: NDArray) -> T.ColorTransform:
+        """Draw one jitter; each of the four steps is left out half of the time."""
+        steps: list[Callable[[], NDArray]] = [self._saturation, self._hue]
+        steps.insert(0 if np.random.randint(2) else 2, self._contrast)
+        tables = [draw() for draw in (self._brightness, *steps) if np.random.randint(2)]
+        return T.ColorTransform(partial(_look_up, tables=tables, img_format=self.img_format))
+
+    def _brightness(self) -> NDArray:
+        return _linear(1, np.random.uniform(-self.brightness_delta, self.brightness_delta))
+
+    def _contrast(self) -> NDArray:
+        return _linear(np.random.uniform(self.contrast_low, self.contrast_high))
+
+    def _saturation(self) -> NDArray:
+        factor = np.random.uniform(self.saturation_low, self.saturation_high)
+        return _hsv_table(saturation=_linear(factor))
+
+    def _hue(self) -> NDArray:
+        shift = np.random.randint(-self.hue_delta, self.hue_delta + 1)
+        return _hsv_table(hue=((np.arange(256) + shift) % 180).astype(np.uint8))
+
+
+def _linear(factor: float, offset: float = 0) -> NDArray:
+    """What each 8-bit value becomes: 256 values."""
+    values = np.arange(256, dtype=np.float32) * factor + offset
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _hsv_table(hue: NDArray | None = None, saturation: NDArray | None = None) -> NDArray:
+    """1×256×3: what each 8-bit value becomes in the three channels of an HSV image."""
+    same = np.arange(256, dtype=np.uint8)
+    channels = (same if hue is None else hue, same if saturation is None else saturation, same)
+    return np.stack(channels, axis=-1)[None]
+
+
+def _look_up(image: NDArray, tables: list[NDArray], img_format: str) -> NDArray:
+    """Apply `tables` in turn: 256 values for the image as it is, 1×256×3 for its HSV form."""
+    is_rgb = img_format == "RGB"
+    to_hsv, from_hsv = (
+        (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
+    )
+    for table in tables:
+        if table.ndim == 1:
+            image = cv2.LUT(image, table)
+        else:
+            image = cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, to_hsv), table), from_hsv)
+    return image
+
+
+def build_augmentation(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation]:
+    """MaskFormer's: resize, crop with a limit on a category's area, colour jitter, flip.
+
+    Args:
+        cfg: its `INPUT` says how; see `mask_former.config`.
+        ignore_label: the label that the area limit does not count.
+
+    Raises:
+        ValueError: a key of `INPUT` has a value that does not exist.
+    """
+    crop = None
+    if cfg.INPUT.CROP.ENABLED:
+        crop = T.RandomCrop_CategoryAreaConstraint(
+            *_crop_window(cfg), cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_label
+        )
+    augmentations: list[T.Augmentation] = [ResizeAndCrop(_resize(cfg), crop)]
+    if cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSD(img_format=cfg.INPUT.FORMAT))
+    return augmentations + _flip(cfg)
+
+
+def build_detr_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
+    """DETR's: flip; half of the time resize to 400, 500 or 600 and crop; then resize.
+
+    Args:
+        cfg: its `INPUT` says how; see `mask_former.config`.
+
+    Raises:
+        ValueError: a key of `INPUT` has a value that does not exist.
+    """
+    augmentations = _flip(cfg)
+    if cfg.INPUT.CROP.ENABLED:
+        first = T.ResizeShortestEdge(DETR_PRE_CROP_SIZES, sample_style="choice")
+        crop = T.RandomCrop(*_crop_window(cfg))
+        augmentations.append(T.RandomApply(ResizeAndCrop(first, crop), prob=0.5))
+    return [*augmentations, ResizeAndCrop(_resize(cfg))]
+
+
+def _resize(cfg: CfgNode) -> T.ResizeShortestEdge:
+    sampling = _one_of(cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, "MIN_SIZE_TRAIN_SAMPLING", _SAMPLINGS)
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if sampling == "range" and len(sizes) != 2:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)}: with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' "
+            "it must be two values, the smallest and the largest shortest edge."
+        )
+    return T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
+
+
+def _crop_window(cfg: CfgNode) -> tuple[str, Any]:
+    return _one_of(cfg.INPUT.CROP.TYPE, "CROP.TYPE", _CROPS), cfg.INPUT.CROP.SIZE
+
+
+def _flip(cfg: CfgNode) -> list[T.Augmentation]:
+    direction = _one_of(cfg.INPUT.RANDOM_FLIP, "RANDOM_FLIP", _FLIPS)
+    if direction == "none":
+        return []
+    return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]
+
+
+_SAMPLINGS = ("choice", "range")
+_CROPS = ("absolute", "absolute_range", "relative", "relative_range")
+_FLIPS = ("horizontal", "vertical", "none")
+
+
+def _one_of(value: str, key: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"INPUT.{key} is {value!r}, expected one of {known}.")
+    return value

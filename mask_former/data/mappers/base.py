@@ -1,0 +1,222 @@
+"""The one pipeline of all training mappers: read, check, augment, pad, make targets."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+
+from mask_former.data.augmentation import build_augmentation
+from mask_former.data.mappers.readers import read_image
+from mask_former.data.targets import NDArray, SegmentMap, pad_map
+
+__all__ = ["Annotations", "TrainingMapper", "ignore_label_of", "settings"]
+
+IMAGE_PAD_VALUE = 128
+ANNOTATION_KEYS = frozenset(
+    {"annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name"}
+)
+"""What a training example does not take over from the dataset dict."""
+
+
+class Annotations(NamedTuple):
+    """What a mapper has read of one image's annotation."""
+
+    segments: SegmentMap
+    sem_seg: NDArray | None
+    """H×W class ids, uint8 or uint16, `ignore_label` where there is none; None: not made."""
+
+
+class TrainingMapper:
+    """From a dataset dict to a training example. A mapper is a subclass with `read_annotations`.
+
+    The example holds what the dict held, without its annotations, and
+
+    - ``image``: 3×H×W, uint8, channels in the order of `image_format`;
+    - ``instances``: `Instances((H, W))` with ``gt_classes`` (N, int64) and ``gt_masks``
+      (N×H×W, bool);
+    - ``sem_seg``: H×W, int64, with the ignore label, where the mapper has a label map;
+    - ``height``, ``width``: the size of the image on disk.
+    """
+
+    keeps_empty_masks = True
+    """Whether a segment that the crop has emptied stays a target at `min_mask_area` 0."""
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool = True,
+        *,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        ignore_label: int | None,
+        size_divisibility: int = 0,
+        num_classes: int | None = None,
+        min_mask_area: int = 0,
+    ) -> None:
+        """
+        Args:
+            is_train: must be True; see Raises.
+            augmentations: what is done to image and annotation, in order.
+            image_format: "RGB" or "BGR".
+            ignore_label: in 0 … 65535, the label of pixels that have no class; None makes no
+                ``sem_seg``, where a mapper can do without.
+            size_divisibility: the side of the square that image and targets are padded to, in
+                pixels; 0 or less: no padding.
+            num_classes: K, to check the annotations against; None: they are not checked.
+            min_mask_area: masks that have fewer pixels after augmentation are no targets.
+
+        Raises:
+            ValueError: a value is out of its range, or `is_train` is False: the annotations of a
+                test image are the evaluator's, which reads them itself.
+        """
+        if not is_train:
+            raise ValueError(
+                f"{type(self).__name__} makes training examples only. For testing, use "
+                "detectron2.data.DatasetMapper(cfg, is_train=False)."
+            )
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {image_format!r}, expected 'RGB' or 'BGR'.")
+        if ignore_label is not None and not 0 <= ignore_label <= np.iinfo(np.uint16).max:
+            raise ValueError(
+                f"The ignore label is {ignore_label}, expected a value that label maps of 8 or "
+                "16 bit can hold: set ignore_label in the dataset's metadata to one in 0..65535."
+            )
+        if min_mask_area < 0:
+            raise ValueError(f"INPUT.MIN_MASK_AREA is {min_mask_area}, expected 0 or more pixels.")
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.ignore_label = ignore_label
+        self.size_divisibility = size_divisibility
+        self.num_classes = num_classes
+        self.min_mask_area = min_mask_area if self.keeps_empty_masks else max(1, min_mask_area)
+        logging.getLogger(__name__).info(
+            "[%s] Augmentations used in training: %s", type(self).__name__, augmentations
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The arguments of `__init__`, with MaskFormer's augmentation and padding."""
+        ignore_label = ignore_label_of(cfg.DATASETS.TRAIN)
+        return settings(cfg, is_train) | {
+            "augmentations": build_augmentation(cfg, ignore_label),
+            "ignore_label": ignore_label,
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+        }
+
+    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray) -> Annotations:
+        """Read and check the annotation of `image` (H×W×3, before augmentation)."""
+        raise NotImplementedError
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: one image in detectron2's dataset format; it is not changed.
+
+        Returns:
+            the training example: see the class.
+
+        Raises:
+            FileNotFoundError, KeyError, ValueError: a file is missing or damaged, image and
+                annotation do not fit each other or the number of classes, or the augmented image
+                is larger than the side it is padded to.
+        """
+        image_file = dataset_dict["file_name"]
+        example = {
+            key: copy.deepcopy(value)
+            for key, value in dataset_dict.items()
+            if key not in ANNOTATION_KEYS
+        }
+        image = read_image(image_file, "file_name", self.image_format)
+        detection_utils.check_image_size(example, image)  # adds height and width
+        segments, sem_seg = self.read_annotations(dataset_dict, image)
+
+        inputs = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(inputs)
+        segments = segments.transform(transforms.apply_segmentation)
+
+        size = self._padded_size(inputs.image, image_file)
+        example["image"] = torch.from_numpy(_pad_image(inputs.image, size))
+        if inputs.sem_seg is not None:
+            assert self.ignore_label is not None
+            sem_seg = pad_map(inputs.sem_seg, size, self.ignore_label)
+            example["sem_seg"] = torch.from_numpy(sem_seg.astype(np.int64))
+        labels, masks = segments.targets(size, self.min_mask_area)
+        example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
+        return example
+
+    def require(self, dataset_dict: dict[str, Any], *keys: str) -> None:
+        """Raise KeyError, which says what mapper would fit, unless the dict has all `keys`."""
+        missing = [key for key in keys if key not in dataset_dict]
+        if missing:
+            raise KeyError(
+                f"{dataset_dict['file_name']}: {type(self).__name__} needs {list(keys)} in the "
+                f"dataset dict, and {missing} is not there; its keys are {sorted(dataset_dict)}. "
+                f"{_fitting_mapper(dataset_dict)}"
+            )
+
+    def _padded_size(self, image: NDArray, image_file: str) -> tuple[int, int]:
+        height, width = image.shape[:2]
+        side = self.size_divisibility
+        if side <= 0:
+            return height, width
+        if max(height, width) > side:
+            raise ValueError(
+                f"{image_file}: after augmentation it is {width}×{height} pixels (width×height), "
+                f"and INPUT.SIZE_DIVISIBILITY, the side that examples are padded to, is {side}. "
+                f"Set INPUT.CROP.ENABLED to True with an INPUT.CROP.SIZE of at most {side} on "
+                f"either side, or INPUT.SIZE_DIVISIBILITY to {max(height, width)} or more (-1 pads "
+                "nothing here)."
+            )
+        return side, side
+
+
+def settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+    """The arguments that all mappers read from the same keys."""
+    return {
+        "is_train": is_train,
+        "image_format": cfg.INPUT.FORMAT,
+        "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        "min_mask_area": cfg.INPUT.MIN_MASK_AREA,
+    }
+
+
+def ignore_label_of(datasets: tuple[str, ...]) -> int:
+    """The ignore label that the metadata of all `datasets` name.
+
+    Raises:
+        ValueError: they name none, or several.
+    """
+    labels = {name: MetadataCatalog.get(name).get("ignore_label") for name in datasets}
+    if len(set(labels.values())) != 1 or None in labels.values():
+        raise ValueError(
+            f"DATASETS.TRAIN: the metadata's ignore_label is {labels}, expected one and the same "
+            "for all training sets. Set it: MetadataCatalog.get(name).set(ignore_label=255)."
+        )
+    return next(iter(labels.values()))
+
+
+def _pad_image(image: NDArray, size: tuple[int, int]) -> NDArray:
+    """H×W×3 to 3×`size`, `IMAGE_PAD_VALUE` on the right and at the bottom."""
+    height, width, channels = image.shape
+    padded = np.full((channels, *size), IMAGE_PAD_VALUE, dtype=image.dtype)
+    padded[:, :height, :width] = image.transpose(2, 0, 1)
+    return padded
+
+
+def _fitting_mapper(dataset_dict: dict[str, Any]) -> str:
+    fitting = []
+    if {"pan_seg_file_name", "segments_info"} <= dataset_dict.keys():
+        fitting += ["mask_former_panoptic", "detr_panoptic"]
+    if "sem_seg_file_name" in dataset_dict:
+        fitting += ["mask_former_semantic"]
+    if not fitting:
+        return "No mapper for mask targets fits such a dict: check what DATASETS.TRAIN loads."
+    return f"INPUT.DATASET_MAPPER_NAME that fits: {' or '.join(fitting)}."

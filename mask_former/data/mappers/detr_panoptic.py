@@ -1,0 +1,28 @@
+"""`detr_panoptic`: panoptic targets with DETR's augmentation, for COCO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from mask_former.data.augmentation import build_detr_augmentation
+from mask_former.data.mappers.base import settings
+from mask_former.data.mappers.panoptic import MaskFormerPanopticDatasetMapper
+from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+__all__ = ["DETRPanopticDatasetMapper"]
+
+
+@DATASET_MAPPER_REGISTRY.register(name="detr_panoptic")
+class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):
+    """As `mask_former_panoptic`, augmented as DETR is (Carion et al., 2020): images keep their
+    size, no label map is made."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The arguments of `__init__`, with DETR's augmentation."""
+        return settings(cfg, is_train) | {
+            "augmentations": build_detr_augmentation(cfg),
+            "ignore_label": None,
+        }

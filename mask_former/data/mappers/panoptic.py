@@ -1,0 +1,60 @@
+"""`mask_former_panoptic`: one target a segment of a COCO panoptic annotation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mask_former.data.mappers.base import Annotations, TrainingMapper
+from mask_former.data.mappers.readers import check_classes, check_same_size, read_segment_map
+from mask_former.data.mappers.semantic import read_sem_seg
+from mask_former.data.targets import NDArray, SegmentMap
+from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+__all__ = ["MaskFormerPanopticDatasetMapper"]
+
+
+@DATASET_MAPPER_REGISTRY.register(name="mask_former_panoptic")
+class MaskFormerPanopticDatasetMapper(TrainingMapper):
+    """One target for each segment that is no crowd, from `pan_seg_file_name`, `segments_info`.
+
+    The label map, which the crop looks at, comes from `sem_seg_file_name` where the dict has it,
+    else from the segments.
+    """
+
+    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray) -> Annotations:
+        """See `TrainingMapper.read_annotations`."""
+        self.require(dataset_dict, "pan_seg_file_name", "segments_info")
+        file_name, infos = dataset_dict["pan_seg_file_name"], dataset_dict["segments_info"]
+        classes = np.array([info["category_id"] for info in infos], dtype=np.int64)
+        if self.num_classes is not None:
+            check_classes(
+                classes,
+                self.num_classes,
+                f"'segments_info' of {file_name}",
+                hint="Its category_id must be the contiguous class id: does the dataset's loader "
+                "map the ids of the JSON to it?",
+            )
+        index_map = read_segment_map(file_name, [info["id"] for info in infos])
+        check_same_size(image, dataset_dict["file_name"], index_map, file_name)
+        indices = np.array(
+            [i for i, info in enumerate(infos, start=1) if not info.get("iscrowd", 0)],
+            dtype=np.int64,
+        )
+        segments = SegmentMap(index_map, indices, classes[indices - 1], void=0)
+        return Annotations(segments, self._sem_seg(dataset_dict, image, index_map, classes))
+
+    def _sem_seg(
+        self,
+        dataset_dict: dict[str, Any],
+        image: NDArray,
+        index_map: NDArray,
+        classes: NDArray,
+    ) -> NDArray | None:
+        if self.ignore_label is None:
+            return None
+        if "sem_seg_file_name" in dataset_dict:
+            return read_sem_seg(dataset_dict, image, self.ignore_label, self.num_classes)[0]
+        label_of = np.array([self.ignore_label, *classes])
+        return label_of.astype(np.min_scalar_type(label_of.max())).take(index_map)

@@ -1,0 +1,144 @@
+"""Reading images and annotations, and telling the user what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from detectron2.data import detection_utils
+
+from mask_former.data.targets import (
+    MAX_SEGMENT_ID,
+    NDArray,
+    decode_segment_ids,
+    index_segments,
+)
+
+__all__ = ["check_classes", "check_same_size", "read_image", "read_label_map", "read_segment_map"]
+
+
+def read_image(file_name: str, key: str, image_format: str | None = None) -> NDArray:
+    """`detectron2`'s `read_image` (which applies the EXIF rotation) with errors that say more.
+
+    Args:
+        file_name: a path or anything else that detectron2's `PathManager` opens.
+        key: the key of the dataset dict that names the file.
+        image_format: "RGB", "BGR", or None for the values as they are in the file.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: the file is no image, or a damaged one.
+    """
+    try:
+        return detection_utils.read_image(file_name, format=image_format)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{file_name}, the '{key}' of a dataset dict, is not there. Datasets are looked for "
+            "below the environment variable DETECTRON2_DATASETS; check it and the dataset's paths."
+        ) from error
+    except (OSError, SyntaxError) as error:  # PIL: SyntaxError for some broken PNGs
+        raise ValueError(
+            f"{file_name}, the '{key}' of a dataset dict, cannot be read as an image: {error}. "
+            "Restore the file, or take it out of the dataset."
+        ) from error
+
+
+def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray:
+    """A map of class ids: one channel of 1, 8 or 16 bit; a palette image gives its indices.
+
+    Returns:
+        H×W, uint8 or uint16.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`; also where the file holds colours,
+            fractions, or values that do not fit 16 bit.
+    """
+    labels = read_image(file_name, key)
+    if labels.ndim != 2:
+        raise ValueError(
+            f"{file_name} has {labels.shape[2]} channels, expected one: a label map holds a class "
+            "id at each pixel, not a colour. Convert its colours to class ids (an 8-bit or 16-bit "
+            "greyscale or palette PNG)."
+        )
+    if labels.dtype in (np.uint8, bool):
+        return labels.astype(np.uint8, copy=False)
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
+        raise ValueError(
+            f"{file_name} holds {labels.dtype} values from {labels.min()} to {labels.max()}, "
+            "expected class ids, whole numbers in 0..65535. Save it as an 8-bit or 16-bit PNG."
+        )
+    return labels.astype(np.uint16, copy=False)
+
+
+def read_segment_map(file_name: str, segment_ids: list[int]) -> NDArray:
+    """A COCO panoptic PNG, its ids replaced by their position in `segment_ids`, from 1.
+
+    Returns:
+        H×W, uint8 (uint16 for more than 255 segments); 0 where there is no segment.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`; also where the ids of file and
+            `segments_info` are not the same.
+    """
+    wrong = [i for i in segment_ids if not 0 < i <= MAX_SEGMENT_ID]
+    if wrong or len(set(segment_ids)) < len(segment_ids):
+        twice = sorted({i for i in segment_ids if segment_ids.count(i) > 1})
+        raise ValueError(
+            f"'segments_info' of {file_name}: found the ids {_few(wrong)} outside "
+            f"1..{MAX_SEGMENT_ID} and {_few(twice)} more than once, expected one of its own for "
+            "each segment. Write the annotation again with such ids."
+        )
+    both = f"'segments_info' and {file_name} disagree"
+    ids = decode_segment_ids(read_image(file_name, "pan_seg_file_name", "RGB"))
+    index_map, present = index_segments(ids, segment_ids)
+    unknown = sorted(set(present.tolist()) - {0, *segment_ids})
+    if unknown:
+        raise ValueError(
+            f"{both}: the ids {_few(unknown)} are in the PNG but not in 'segments_info', which "
+            f"lists {_few(segment_ids)}. An id is R + 256·G + 256²·B of an RGB PNG; is it another "
+            "image's PNG, or one written in greyscale or resized smoothly?"
+        )
+    absent = sorted(set(segment_ids) - set(present.tolist()))
+    if absent:
+        raise ValueError(
+            f"{both}: the ids {_few(absent)} are in 'segments_info' but at no pixel of the PNG. "
+            "Take them out of the annotation, or restore the PNG that belongs to it."
+        )
+    return index_map
+
+
+def check_same_size(image: NDArray, image_file: str, labels: NDArray, label_file: str) -> None:
+    """Raises ValueError unless an H×W×3 image and an H×W map are of one size."""
+    if image.shape[:2] != labels.shape:
+        (height, width), (label_height, label_width) = image.shape[:2], labels.shape
+        raise ValueError(
+            f"{image_file} is {width}×{height} pixels (width×height, any EXIF rotation applied), "
+            f"its annotation {label_file} is {label_width}×{label_height}: they must be of one "
+            "size. Is it another image's annotation, or was only one of the two resized?"
+        )
+
+
+def check_classes(classes: Iterable[int], num_classes: int, where: str, hint: str) -> None:
+    """Raise unless all class ids are in 0 … `num_classes`-1.
+
+    Args:
+        classes: class ids, without the ignore label.
+        num_classes: K.
+        where: the file, for the message.
+        hint: likely reasons, for the message.
+
+    Raises:
+        ValueError: some are outside.
+    """
+    wrong = sorted({int(c) for c in classes if not 0 <= c < num_classes})
+    if wrong:
+        raise ValueError(
+            f"{where}: found the class ids {_few(wrong)}, expected 0..{num_classes - 1} "
+            f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}). {hint}"
+        )
+
+
+def _few(values: Iterable[int], most: int = 8) -> str:
+    """At most the first `most` values, as text."""
+    listed = [int(v) for v in values]
+    return str(listed) if len(listed) <= most else f"{listed[:most]} and {len(listed) - most} more"

@@ -1,0 +1,87 @@
+"""Writing datasets in COCO panoptic format (Kirillov et al., Panoptic Segmentation, 2019)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mask_former.data.catalog import Category
+
+
+def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Describe the segments of a map as COCO does.
+
+    Args:
+        ids: H×W segment ids; 0 is void.
+        category_ids: segment id -> category id of the dataset; exactly the ids in the map.
+
+    Returns:
+        by ascending id, dicts of `id`, `category_id`, `area` (pixels), `bbox` (x, y, width,
+        height in pixels) and `iscrowd` (0).
+    """
+    infos = []
+    present = [int(i) for i in np.unique(ids) if i != 0]
+    assert present == sorted(category_ids), (present, sorted(category_ids))
+    for segment_id in present:
+        ys, xs = np.nonzero(ids == segment_id)
+        x, y = int(xs.min()), int(ys.min())
+        infos.append(
+            {
+                "id": segment_id,
+                "category_id": category_ids[segment_id],
+                "area": len(ys),
+                "bbox": [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1],
+                "iscrowd": 0,
+            }
+        )
+    return infos
+
+
+def write_ids(path: Path, ids: NDArray[np.int32]) -> None:
+    """Write H×W segment ids as an RGB PNG: id = R + 256·G + 256²·B."""
+    rgb = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=-1).astype(np.uint8)
+    write_image(path, rgb)
+
+
+def write_image(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write H×W or H×W×3 (RGB) as a PNG that is either whole or not there."""
+    partial = _partial(path)
+    Image.fromarray(image).save(partial, format="PNG", compress_level=3)
+    os.replace(partial, path)
+
+
+def write_json(
+    path: Path,
+    categories: Sequence[Category],
+    images: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the JSON file of a split, which is either whole or not there.
+
+    Args:
+        images: dicts of `id`, `file_name`, `height`, `width`.
+        annotations: dicts of `image_id`, `file_name` (of the PNG) and `segments_info`.
+    """
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": c.color}
+            for c in categories
+        ],
+    }
+    partial = _partial(path)
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    """A name beside `path`, hidden, so that nothing takes an unfinished file for a whole one."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

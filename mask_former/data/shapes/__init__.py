@@ -1,0 +1,1 @@
+"""The built-in dataset, drawn on first use: `scene` draws, `writer` writes COCO panoptic format."""

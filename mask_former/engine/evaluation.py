@@ -1,0 +1,91 @@
+"""Which evaluators a dataset gets, and the plain numbers they leave behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+
+from .checkpointer import replace_file
+
+__all__ = ["build_evaluator", "write_results"]
+
+_KNOWN_TYPES = {
+    "sem_seg": ("semantic",),
+    "coco_panoptic_seg": ("panoptic",),
+    "ade20k_panoptic_seg": ("semantic", "panoptic"),
+    "coco": ("instance",),
+    "cityscapes_sem_seg": ("cityscapes_semantic",),
+    "cityscapes_instance": ("cityscapes_instance",),
+    "cityscapes_panoptic_seg": ("panoptic", "cityscapes_semantic", "cityscapes_instance"),
+}
+"""What each ``evaluator_type`` of a dataset's metadata measures."""
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluator:
+    """The evaluators of a dataset by its ``evaluator_type``, where the model gives the result.
+
+    Args:
+        cfg: says with ``MODEL.MASK_FORMER.TEST.*_ON`` which results there are.
+        dataset_name: a registered dataset.
+        output_folder: for predictions; by default ``OUTPUT_DIR/inference``.
+
+    Raises:
+        NotImplementedError: for a type that is not known.
+        ValueError: if the model gives none of the results the dataset measures.
+    """
+    folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in _KNOWN_TYPES:
+        raise NotImplementedError(
+            f"The dataset {dataset_name!r} has the evaluator_type {kind!r}; known are "
+            f"{sorted(_KNOWN_TYPES)}."
+        )
+    test = cfg.MODEL.MASK_FORMER.TEST
+    makers = {
+        "semantic": (test.SEMANTIC_ON, lambda: SemSegEvaluator(dataset_name, True, folder)),
+        "panoptic": (test.PANOPTIC_ON, lambda: COCOPanopticEvaluator(dataset_name, folder)),
+        "instance": (test.INSTANCE_ON, lambda: COCOEvaluator(dataset_name, output_dir=folder)),
+        "cityscapes_semantic": (test.SEMANTIC_ON, lambda: CityscapesSemSegEvaluator(dataset_name)),
+        "cityscapes_instance": (
+            test.INSTANCE_ON,
+            lambda: CityscapesInstanceEvaluator(dataset_name),
+        ),
+    }
+    evaluators = [make() for on, make in (makers[task] for task in _KNOWN_TYPES[kind]) if on]
+    if not evaluators:
+        raise ValueError(
+            f"{dataset_name!r} measures {' and '.join(_KNOWN_TYPES[kind])}, and the model gives "
+            "none of it: turn on MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON."
+        )
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write ``{dataset: {task: {metric: number}}}`` as JSON; a number that is none is null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(results), indent=2) + "\n"
+    replace_file(path, lambda part: part.write_text(text))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    number = float(value)
+    return number if math.isfinite(number) else None

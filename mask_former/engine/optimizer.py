@@ -1,0 +1,89 @@
+"""The optimizer: learning rates and weight decay by parameter, the whole gradient clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+__all__ = ["build_optimizer", "parameter_groups"]
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+_POSITION_BIASES = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Parameter]]:
+    """Each trained parameter once: its module's name, its own, its module and itself."""
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                yield module_name, name, module, parameter
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """One group a parameter.
+
+    The backbone's learning rate is ``BASE_LR × BACKBONE_MULTIPLIER``. Norms decay by
+    ``WEIGHT_DECAY_NORM``, embeddings by ``WEIGHT_DECAY_EMBED``, position biases not at all, the
+    rest by ``WEIGHT_DECAY``.
+    """
+    solver = cfg.SOLVER
+    groups = []
+    for module_name, name, module, parameter in _parameters(model):
+        lr, weight_decay = solver.BASE_LR, solver.WEIGHT_DECAY
+        if "backbone" in module_name.split("."):
+            lr *= solver.BACKBONE_MULTIPLIER
+        if name in _POSITION_BIASES:
+            weight_decay = 0.0
+        elif isinstance(module, _NORMS):
+            weight_decay = solver.WEIGHT_DECAY_NORM
+        elif isinstance(module, nn.Embedding):
+            weight_decay = solver.WEIGHT_DECAY_EMBED
+        groups.append({"params": [parameter], "lr": lr, "weight_decay": weight_decay})
+    return groups
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD, as ``SOLVER.OPTIMIZER`` says; its ``step()`` clips the gradient first.
+
+    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" the norm over all parameters is clipped
+    to ``CLIP_VALUE``; other types are detectron2's.
+
+    Raises:
+        ValueError: for another optimizer.
+    """
+    groups = parameter_groups(cfg, model)
+    name, solver = cfg.SOLVER.OPTIMIZER, cfg.SOLVER
+    optimizer: torch.optim.Optimizer
+    if name == "ADAMW":
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR)
+    elif name == "SGD":
+        optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM)
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER is {name!r}; it must be 'ADAMW' or 'SGD'.")
+    clip = solver.CLIP_GRADIENTS
+    if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    if clip.CLIP_VALUE > 0:
+        parameters = [group["params"][0] for group in groups]
+        optimizer.register_step_pre_hook(
+            lambda *_: _clip(parameters, clip.CLIP_VALUE)
+        )
+    return optimizer
+
+
+def _clip(parameters: list[nn.Parameter], max_norm: float) -> None:
+    # A hook that returned something would replace the optimizer's arguments.
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -1,0 +1,123 @@
+"""detectron2's ``DefaultTrainer`` with our mappers, optimizer, evaluators and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
+from torch import nn
+
+from ..registries import DATASET_MAPPER_REGISTRY, lookup
+from .checkpointer import Checkpointer
+from .evaluation import build_evaluator, write_results
+from .optimizer import build_optimizer
+from .progress import CpuMetricPrinter, mend_metrics_file
+from .train_loop import TrainLoop
+
+__all__ = ["Trainer"]
+
+
+class Trainer(DefaultTrainer):
+    """Trains what a config describes, on GPUs or on CPUs."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer's: it wraps the model for a GPU, and its mixed precision needs one.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        device = torch.device(cfg.MODEL.DEVICE)
+        ddp_options = {"device_ids": None} if device.type == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
+        self._trainer = TrainLoop(
+            model,
+            self.build_train_loader(cfg),
+            optimizer,
+            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            device=device,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        logging.getLogger(__name__).info(
+            f"{trained / 1e6:.1f} of {total / 1e6:.1f} million parameters are trained."
+        )
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """DeepLab's polynomial schedule ("WarmupPolyLR") beside detectron2's own."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """detectron2's loader with the mapper that ``INPUT.DATASET_MAPPER_NAME`` names."""
+        key = "INPUT.DATASET_MAPPER_NAME"
+        mapper = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
+        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Mapping[str, Any]:
+        """Evaluate on every dataset of ``DATASETS.TEST``; also writes ``results.json``.
+
+        Returns:
+            Metrics by task; by dataset and task where there are several datasets.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and cfg.DATASETS.TEST:
+            names = cfg.DATASETS.TEST
+            by_dataset = results if len(names) > 1 else {names[0]: results}
+            write_results(Path(cfg.OUTPUT_DIR) / "results.json", by_dataset)
+        return results if comm.is_main_process() else OrderedDict()
+
+    def build_writers(self) -> list[EventWriter]:
+        writers = super().build_writers()
+        if self.cfg.MODEL.DEVICE == "cpu":
+            is_printer = [isinstance(writer, CommonMetricPrinter) for writer in writers]
+            writers[is_printer.index(True)] = CpuMetricPrinter(self.max_iter)
+        return writers
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``."""
+        super().resume_or_load(resume)
+        if self.start_iter == 0:
+            return
+        if comm.is_main_process():
+            mend_metrics_file(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
+        if self.cfg.SEED >= 0:
+            # Else the sampler would begin again with the images the run began with.
+            seed_all_rng(self.cfg.SEED + comm.get_rank() + self.start_iter)
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))

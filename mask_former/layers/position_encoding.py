@@ -1,0 +1,58 @@
+"""The sine position code of a feature map (DETR, arXiv 2005.12872, appendix A.4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["sine_position_encoding"]
+
+
+def _axis_code(length: int, channels: int, temperature: float, device: torch.device) -> Tensor:
+    """``length × channels``: sine at even channels, cosine at odd ones, of a position in (0, 2π]."""
+    # 1e-6 is DETR's guard against an empty axis; it is kept, for the code is part of the weights.
+    position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+    position = position / (length + 1e-6) * (2 * math.pi)
+    frequency = torch.arange(channels // 2, device=device, dtype=torch.float32)
+    frequency = temperature ** (2 * frequency / channels)
+    angle = position[:, None] / frequency
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+
+
+def sine_position_encoding(
+    height: int,
+    width: int,
+    channels: int,
+    *,
+    temperature: float = 10000.0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The position code of every cell of a ``height × width`` map.
+
+    The first half of the channels codes the row, the second half the column. Rows and columns
+    count from 1 and are scaled so that the last one is 2π, whatever the size of the map.
+
+    Returns:
+        ``channels × height × width``, float32, values in [-1, 1].
+
+    Raises:
+        ValueError: if ``channels`` is not a multiple of 4 (two axes, sine and cosine each).
+    """
+    if channels % 4:
+        raise ValueError(
+            f"The sine position code needs a multiple of 4 channels, got {channels}; "
+            "change MODEL.MASK_FORMER.HIDDEN_DIM (or MODEL.SEM_SEG_HEAD.CONVS_DIM)."
+        )
+    device = torch.device(device)
+    rows = _axis_code(height, channels // 2, temperature, device)
+    columns = _axis_code(width, channels // 2, temperature, device)
+    grid = torch.cat(
+        (
+            rows[:, None].expand(height, width, -1),
+            columns[None].expand(height, width, -1),
+        ),
+        dim=-1,
+    )
+    return grid.permute(2, 0, 1)

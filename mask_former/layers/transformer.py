@@ -1,0 +1,230 @@
+"""DETR's transformer (arXiv 2005.12872), batch first.
+
+Parameter names are those of the published weights (``self_attn.in_proj_weight``,
+``multihead_attn``, ``linear1``, ``norm1`` …), which is why the layers keep torch's odd ones.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .position_encoding import sine_position_encoding
+
+__all__ = [
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+]
+
+
+class _Attention(nn.MultiheadAttention):
+    """torch's multi-head attention as plain projections around one fused attention call."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__(dim, heads, dropout=dropout, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        """``query`` B×S×C, ``key`` and ``value`` B×T×C. Returns B×S×C."""
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class _FeedForward(nn.Module):
+    """The two linear layers that every transformer layer ends in, and its dropout."""
+
+    def __init__(self, dim: int, feedforward_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class TransformerEncoderLayer(_FeedForward):
+    """Self-attention and feed-forward over the cells of a feature map."""
+
+    def __init__(
+        self, dim: int, heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
+    ) -> None:
+        """Args: ``pre_norm`` normalises the input of each block instead of its result."""
+        super().__init__(dim, feedforward_dim, dropout)
+        self.self_attn = _Attention(dim, heads, dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """``x`` B×S×C; ``position`` 1×S×C is added to queries and keys, never to values."""
+        if self.pre_norm:
+            normed = self.norm1(x)
+            with_position = normed + position
+            x = x + self.dropout(self.self_attn(with_position, with_position, normed))
+            return x + self.dropout(self.feed_forward(self.norm2(x)))
+        with_position = x + position
+        x = self.norm1(x + self.dropout(self.self_attn(with_position, with_position, x)))
+        return self.norm2(x + self.dropout(self.feed_forward(x)))
+
+
+class TransformerDecoderLayer(_FeedForward):
+    """Self-attention among the queries, cross-attention to the map, feed-forward."""
+
+    def __init__(
+        self, dim: int, heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
+    ) -> None:
+        super().__init__(dim, feedforward_dim, dropout)
+        self.self_attn = _Attention(dim, heads, dropout)
+        self.multihead_attn = _Attention(dim, heads, dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
+
+    def forward(self, x: Tensor, query_position: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
+        """One layer.
+
+        Args:
+            x: B×Q×C, the queries' content.
+            query_position: 1×Q×C, added to queries and keys of the self-attention and to the
+                queries of the cross-attention.
+            keys: B×S×C, the map with its position code.
+            memory: B×S×C, the map without it: the values.
+        """
+        if self.pre_norm:
+            normed = self.norm1(x)
+            with_position = normed + query_position
+            x = x + self.dropout(self.self_attn(with_position, with_position, normed))
+            query = self.norm2(x) + query_position
+            x = x + self.dropout(self.multihead_attn(query, keys, memory))
+            return x + self.dropout(self.feed_forward(self.norm3(x)))
+        with_position = x + query_position
+        x = self.norm1(x + self.dropout(self.self_attn(with_position, with_position, x)))
+        x = self.norm2(x + self.dropout(self.multihead_attn(x + query_position, keys, memory)))
+        return self.norm3(x + self.dropout(self.feed_forward(x)))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of encoder layers; with ``pre_norm`` it ends in a norm of its own.
+
+    As in DETR that norm is there even without a layer before it, so weights of either kind fit.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        pre_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerEncoderLayer(dim, heads, feedforward_dim, dropout, pre_norm)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim) if pre_norm else None
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """``x`` B×S×C, ``position`` 1×S×C. Returns B×S×C."""
+        for layer in self.layers:
+            x = layer(x, position)
+        return x if self.norm is None else self.norm(x)
+
+
+class TransformerDecoder(nn.Module):
+    """A stack of decoder layers; one final norm is applied to every layer's output."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        pre_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerDecoderLayer(dim, heads, feedforward_dim, dropout, pre_norm)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+        """Decode from zero query content.
+
+        Args:
+            query_position: Q×C, learned.
+            memory: B×S×C, the flattened map.
+            position: 1×S×C, its position code.
+
+        Returns:
+            L×B×Q×C, the normalised state of the queries after each layer.
+        """
+        keys = memory + position
+        query_position = query_position[None]
+        x = query_position.new_zeros(memory.shape[0], *query_position.shape[1:])
+        states = []
+        for layer in self.layers:
+            x = layer(x, query_position, keys, memory)
+            states.append(self.norm(x))
+        return torch.stack(states)
+
+
+class Transformer(nn.Module):
+    """DETR's encoder and decoder; ``decoder_layers=0`` leaves the encoder alone."""
+
+    def __init__(
+        self,
+        *,
+        encoder_layers: int,
+        decoder_layers: int,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        pre_norm: bool,
+    ) -> None:
+        """Args: ``dim`` is the width in channels, ``dropout`` a probability."""
+        super().__init__()
+        if dim % heads:
+            raise ValueError(
+                f"A transformer of width {dim} cannot be split into {heads} heads; change "
+                "MODEL.MASK_FORMER.HIDDEN_DIM (or MODEL.SEM_SEG_HEAD.CONVS_DIM) or NHEADS."
+            )
+        arguments = (dim, heads, feedforward_dim, dropout, pre_norm)
+        self.encoder = TransformerEncoder(encoder_layers, *arguments)
+        self.decoder = TransformerDecoder(decoder_layers, *arguments) if decoder_layers else None
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def encode(self, feature_map: Tensor) -> Tensor:
+        """A feature map B×C×h×w, encoded; the same shape."""
+        return self._encode(feature_map)[0].transpose(1, 2).reshape(feature_map.shape)
+
+    def _encode(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoded cells B×hw×C of a map B×C×h×w, and their position code 1×hw×C."""
+        _, channels, height, width = feature_map.shape
+        position = sine_position_encoding(height, width, channels, device=feature_map.device)
+        position = position.to(feature_map.dtype).flatten(1).T[None]
+        return self.encoder(feature_map.flatten(2).transpose(1, 2), position), position
+
+    def forward(self, feature_map: Tensor, query_position: Tensor) -> Tensor:
+        """Decode the learned queries Q×C against a map B×C×h×w. Returns L×B×Q×C."""
+        assert self.decoder is not None, "this transformer was built without a decoder"
+        memory, position = self._encode(feature_map)
+        return self.decoder(query_position, memory, position)

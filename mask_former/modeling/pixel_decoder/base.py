@@ -1,0 +1,94 @@
+"""The paper's light pixel decoder: a feature pyramid (FPN, arXiv 1612.03144)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+__all__ = ["BasePixelDecoder"]
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class BasePixelDecoder(nn.Module):
+    """From the coarsest map to the finest, each enlarged and added to the next.
+
+    ``layer_n … layer_1`` and ``adapter_{n-1} … adapter_1`` count from the finest level, 1, as in the
+    published weights.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: dict[str, ShapeSpec], *, conv_dim: int, mask_dim: int, norm: str
+    ) -> None:
+        """
+        Args:
+            input_shape: channels and strides of the backbone maps, by name.
+            conv_dim: channels of the pyramid.
+            mask_dim: channels of the result.
+            norm: detectron2's name of a norm; "" for none, and then convolutions have a bias.
+        """
+        super().__init__()
+        finest_first = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        self.in_features = finest_first
+        self.norm = norm
+        self.levels = len(finest_first)
+        for level, name in enumerate(finest_first, start=1):
+            channels = input_shape[name].channels
+            if level == self.levels:
+                self.add_module(f"layer_{level}", self._conv(channels, conv_dim, 3, F.relu))
+            else:
+                self.add_module(f"adapter_{level}", self._conv(channels, conv_dim, 1))
+                self.add_module(f"layer_{level}", self._conv(conv_dim, conv_dim, 3, F.relu))
+        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=3, padding=1)
+        weight_init.c2_xavier_fill(self.mask_features)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "conv_dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+            "norm": head.NORM,
+        }
+
+    def _conv(self, in_dim: int, out_dim: int, kernel: int, activation: Any = None) -> Conv2d:
+        conv = Conv2d(
+            in_dim,
+            out_dim,
+            kernel_size=kernel,
+            padding=kernel // 2,
+            bias=self.norm == "",
+            norm=get_norm(self.norm, out_dim),
+            activation=activation,
+        )
+        weight_init.c2_xavier_fill(conv)
+        return conv
+
+    def encode(self, coarsest: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The coarsest map as ``layer_n`` takes it, and what the predictor may look at."""
+        return coarsest, None
+
+    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The per-pixel embeddings.
+
+        Args:
+            features: B×C_i×h_i×w_i by name.
+
+        Returns:
+            B×mask_dim×H/4×W/4 (the finest level's grid), and the encoded coarsest map
+            B×conv_dim×h_n×w_n where there is an encoder, else None.
+        """
+        coarsest, encoded = self.encode(features[self.in_features[-1]])
+        pyramid = self.get_submodule(f"layer_{self.levels}")(coarsest)
+        for level in range(self.levels - 1, 0, -1):
+            lateral = self.get_submodule(f"adapter_{level}")(features[self.in_features[level - 1]])
+            enlarged = F.interpolate(pyramid, size=lateral.shape[-2:], mode="nearest")
+            pyramid = self.get_submodule(f"layer_{level}")(lateral + enlarged)
+        return self.mask_features(pyramid), encoded

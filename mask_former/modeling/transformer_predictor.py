@@ -1,0 +1,127 @@
+"""The transformer module of the paper (section 3.3): queries to classes and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+
+from ..layers import MLP, Transformer
+from ..registries import PREDICTOR_REGISTRY, lookup
+from ..structures import Outputs, Prediction
+
+__all__ = ["TransformerPredictor", "build_predictor"]
+
+
+def build_predictor(cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> nn.Module:
+    """The predictor that ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` names.
+
+    Its contract: ``forward(feature_map, mask_features) -> Outputs``.
+    """
+    key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
+    predictor = lookup(PREDICTOR_REGISTRY, cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME, key)
+    return predictor(cfg, in_channels, mask_classification)
+
+
+@PREDICTOR_REGISTRY.register()
+class TransformerPredictor(nn.Module):
+    """DETR's decoder, a linear class layer, and an MLP that turns each query into a mask kernel."""
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        mask_classification: bool = True,
+        *,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        heads: int,
+        dropout: float,
+        feedforward_dim: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        pre_norm: bool,
+        deep_supervision: bool,
+        mask_dim: int,
+        enforce_input_proj: bool,
+    ) -> None:
+        """
+        Args:
+            in_channels: width of the map that the queries look at.
+            mask_classification: predict a class for each query; without it only masks.
+            num_classes: K, without "no object".
+            hidden_dim: width of the transformer.
+            deep_supervision: in training, predict from every decoder layer.
+            mask_dim: channels of the per-pixel embeddings.
+            enforce_input_proj: project the map even where it has ``hidden_dim`` channels.
+        """
+        super().__init__()
+        self.transformer = Transformer(
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers,
+            dim=hidden_dim,
+            heads=heads,
+            feedforward_dim=feedforward_dim,
+            dropout=dropout,
+            pre_norm=pre_norm,
+        )
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.input_proj: nn.Module = nn.Identity()
+        if in_channels != hidden_dim or enforce_input_proj:
+            self.input_proj = Conv2d(in_channels, hidden_dim, kernel_size=1)
+            weight_init.c2_xavier_fill(self.input_proj)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1) if mask_classification else None
+        self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+        self.deep_supervision = deep_supervision
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, in_channels: int, mask_classification: bool = True
+    ) -> dict[str, Any]:
+        mask_former = cfg.MODEL.MASK_FORMER
+        return {
+            "in_channels": in_channels,
+            "mask_classification": mask_classification,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden_dim": mask_former.HIDDEN_DIM,
+            "num_queries": mask_former.NUM_OBJECT_QUERIES,
+            "heads": mask_former.NHEADS,
+            "dropout": mask_former.DROPOUT,
+            "feedforward_dim": mask_former.DIM_FEEDFORWARD,
+            "encoder_layers": mask_former.ENC_LAYERS,
+            "decoder_layers": mask_former.DEC_LAYERS,
+            "pre_norm": mask_former.PRE_NORM,
+            "deep_supervision": mask_former.DEEP_SUPERVISION,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "enforce_input_proj": mask_former.ENFORCE_INPUT_PROJ,
+        }
+
+    def forward(self, feature_map: Tensor, mask_features: Tensor) -> Outputs:
+        """Predict a set of masks.
+
+        Args:
+            feature_map: B×in_channels×h_n×w_n, what the queries look at.
+            mask_features: B×mask_dim×h×w, per-pixel embeddings.
+
+        Returns:
+            The last layer's prediction; ``aux_outputs`` holds the earlier layers' in training
+            with deep supervision and is empty otherwise. Without mask classification there are
+            no ``pred_logits``.
+        """
+        states = self.transformer(self.input_proj(feature_map), self.query_embed.weight)
+        if not (self.training and self.deep_supervision):
+            states = states[-1:]
+        masks = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(states), mask_features)
+        parts = {"pred_masks": masks.unbind()}
+        if self.class_embed is not None:
+            parts["pred_logits"] = self.class_embed(states).unbind()
+        layers = [
+            Prediction(**dict(zip(parts, values, strict=True)))  # type: ignore[typeddict-item]
+            for values in zip(*parts.values(), strict=True)
+        ]
+        return Outputs(**layers[-1], aux_outputs=layers[:-1])

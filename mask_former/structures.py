@@ -1,0 +1,80 @@
+"""What flows between the modules: the one legend of names and shapes.
+
+====== =======================================================================
+symbol meaning
+====== =======================================================================
+B      images in the batch
+K      classes of the dataset, without "no object"
+Q      queries; each predicts one class and one mask
+C      channels (``HIDDEN_DIM`` in the transformer, ``MASK_DIM`` in the masks)
+H, W   the padded input, in pixels
+h, w   the mask logits' grid: H/4, W/4
+N      targets of one image
+M      matched pairs of the whole batch
+L      decoder layers that are supervised, the last one being the output
+====== =======================================================================
+
+Masks are indexed ``[row, column]``, row 0 on top. Class ids are contiguous, 0 … K-1; index K of the
+class logits is "no object".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+from torch import Tensor
+
+__all__ = ["Match", "Outputs", "Prediction", "SegmentInfo", "Target", "layer_predictions"]
+
+
+class Prediction(TypedDict):
+    """What one decoder layer says."""
+
+    pred_logits: Tensor
+    """B×Q×(K+1), class logits; the last is "no object"."""
+    pred_masks: Tensor
+    """B×Q×h×w, mask logits at stride 4."""
+
+
+class Outputs(Prediction, total=False):
+    """What the head returns: the last layer's prediction, and those of the layers before it."""
+
+    aux_outputs: list[Prediction]
+    """The earlier layers, first to last; empty without deep supervision."""
+
+
+class Target(TypedDict):
+    """The ground truth of one image."""
+
+    labels: Tensor
+    """N, int64, class ids in 0 … K-1."""
+    masks: Tensor
+    """N×H×W, bool."""
+
+
+class Match(NamedTuple):
+    """The matched pairs of one image: query ``queries[i]`` answers for target ``targets[i]``."""
+
+    queries: Tensor
+    """int64, ascending, on the CPU."""
+    targets: Tensor
+    """int64, of the same length."""
+
+
+class SegmentInfo(TypedDict):
+    """One segment of a panoptic result."""
+
+    id: int
+    """Its value in the id map, from 1."""
+    isthing: bool
+    """A Python bool: detectron2's evaluator tests ``is True``."""
+    category_id: int
+    """Contiguous class id."""
+    score: float
+    """Class probability in (0, 1]; the largest one, where segments were merged."""
+
+
+def layer_predictions(outputs: Outputs) -> list[Prediction]:
+    """The predictions of all supervised layers, first to last."""
+    last = Prediction(pred_logits=outputs["pred_logits"], pred_masks=outputs["pred_masks"])
+    return [*outputs.get("aux_outputs", ()), last]

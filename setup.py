@@ -1,0 +1,64 @@
+# Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# These folders lie beside the package in the repository and inside it in a wheel.
+FOLDERS = [name for name in ("configs", "model_zoo") if (ROOT / name).is_dir()]
+
+# Lower bounds only: a user's own torch is kept. detectron2 is left out, for a source build and the
+# wheel of requirements/detectron2.txt serve alike (`python tools/doctor.py` says how to get one),
+# and so are OpenCV, which has two packages that must not meet, and panopticapi-lite, whose stale
+# cap would put numpy back below 2.
+REQUIRES = [
+    "torch>=2.0",
+    "torchvision>=0.15",
+    "numpy>=1.23",
+    "scipy",
+    "Pillow",
+    "safetensors",
+    # detectron2's own needs, for the wheel is installed without them
+    "cloudpickle",
+    "fvcore>=0.1.5",
+    "hydra-core>=1.1",
+    "iopath>=0.1.9",
+    "matplotlib",
+    "omegaconf>=2.1",
+    "pycocotools>=2.0.2",
+    "tabulate",
+    "tensorboard",
+    "termcolor",
+    "tqdm",
+    "yacs>=0.1.8",
+]
+
+EXTRAS = {
+    "timm": ["timm>=1.0"],
+    "cityscapes": ["cityscapesscripts>=2.2"],
+    "opencv": ["opencv-python-headless"],
+    "dev": ["mypy", "pytest>=8", "pytest-xdist", "ruff"],
+}
+
+setup(
+    name="mask-former",
+    version="0.1.0",
+    description="MaskFormer: mask classification for semantic, instance and panoptic segmentation",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["mask_former", "mask_former.*"]),
+        *(f"mask_former.{name}" for name in FOLDERS),
+    ],
+    package_dir={f"mask_former.{name}": name for name in FOLDERS},
+    package_data={
+        "mask_former": ["**/*.json"],
+        "mask_former.configs": ["**/*.yaml"],
+        "mask_former.model_zoo": ["*"],
+    },
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    zip_safe=False,
+)

@@ -1,0 +1,224 @@
+"""The published family under configs/, against the published facts that tests/golden/ carries."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
+from detectron2.projects.deeplab import add_deeplab_config
+from torch.overrides import TorchFunctionMode
+
+import mask_former  # noqa: F401  (registers the parts of the models)
+from mask_former.config import get_mask_former_cfg, validate
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / "configs"
+GOLDEN = REPOSITORY / "tests" / "golden"
+SPEC = REPOSITORY.parent / "shared" / "spec"
+ABSENT = object()
+
+
+def read_json(path):
+    content = path.read_bytes()
+    return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
+FACTS = read_json(GOLDEN / "published_configs.json.gz")
+PUBLISHED = FACTS["configs"]  # path -> the keys that differ from the defaults
+RESULTS = {  # path -> row of the published model zoo
+    row["Name"]["links"][0].removeprefix("configs/"): row
+    for row in read_json(GOLDEN / "published_results.json.gz")
+}
+STATE_DICTS = read_json(GOLDEN / "published_state_dicts.json.gz")  # path -> name -> shape
+
+FOLDERS = sorted({"common", *(path.split("/")[0] for path in PUBLISHED)})
+FAMILY = sorted(file for folder in FOLDERS for file in (CONFIGS / folder).rglob("*.yaml"))
+
+every_published_config = pytest.mark.parametrize("path", PUBLISHED)
+
+
+def flatten(node, prefix=""):
+    """Nested dicts to {"A.B": value}; tuples become lists."""
+    values = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            values.update(flatten(value, f"{prefix}{key}."))
+        else:
+            values[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def differences(found, expected):
+    """The entries in which two flat dicts differ: {key: (found, expected)}."""
+    return {
+        key: (found.get(key, ABSENT), expected.get(key, ABSENT))
+        for key in found.keys() | expected.keys()
+        if found.get(key, ABSENT) != expected.get(key, ABSENT)
+    }
+
+
+def resolve(path):
+    cfg = get_mask_former_cfg()
+    cfg.merge_from_file(str(CONFIGS / path))
+    return cfg
+
+
+def skip_without_head(cfg):
+    head = cfg.MODEL.SEM_SEG_HEAD.NAME
+    if head not in SEM_SEG_HEADS_REGISTRY:
+        pytest.skip(f"the head {head} is not registered")
+
+
+class LinspaceOnCpu(TorchFunctionMode):
+    """Swin reads its drop path rates out of a ``linspace``: that one needs memory."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
+def bases_of(file):
+    """The files that a config names as its bases."""
+    bases = yaml.safe_load(file.read_text(encoding="utf-8")).get("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    return [(file.parent / base).resolve() for base in bases]
+
+
+def published_and_their_bases():
+    files, left = set(), [CONFIGS / path for path in PUBLISHED]
+    while left:
+        file = left.pop()
+        files.add(file)
+        left += [base for base in bases_of(file) if base not in files]
+    return files
+
+
+def name_below_configs(file):
+    return str(file.relative_to(CONFIGS))
+
+
+@pytest.mark.parametrize(
+    ("carried", "original"),
+    [
+        ("published_configs.json.gz", "configs.json"),
+        ("published_results.json.gz", "published_results.json"),
+        ("published_state_dicts.json.gz", "state_dicts.json.gz"),
+    ],
+)
+def test_the_carried_facts_are_the_published_ones(carried, original):
+    if not SPEC.is_dir():
+        pytest.skip(f"{SPEC} is not there; the copies in tests/golden are taken as they are")
+    assert read_json(GOLDEN / carried) == read_json(SPEC / original)
+
+
+def test_all_30_published_configs_are_there_and_each_other_file_is_a_base_of_one():
+    assert len(PUBLISHED) == len(RESULTS) == len(STATE_DICTS) == 30
+    assert PUBLISHED.keys() == RESULTS.keys() == STATE_DICTS.keys()
+    published = {CONFIGS / path for path in PUBLISHED}
+    assert published - set(FAMILY) == set()
+    assert set(FAMILY) == published_and_their_bases()
+    assert all(file.name.startswith("Base-") for file in set(FAMILY) - published)
+
+
+def test_our_keys_have_the_published_defaults_and_detectron2s_keep_their_own():
+    detectron2 = get_cfg()
+    add_deeplab_config(detectron2)
+    expected = {**flatten(detectron2), **FACTS["defaults_added_to_detectron2"]}
+    found = flatten(get_mask_former_cfg())
+    assert differences({key: found.get(key, ABSENT) for key in expected}, expected) == {}
+
+
+@every_published_config
+def test_every_key_resolves_to_the_published_value(path):
+    defaults = flatten(get_mask_former_cfg())
+    assert differences(flatten(resolve(path)), {**defaults, **PUBLISHED[path]}) == {}
+
+
+@every_published_config
+def test_every_published_config_is_valid(path):
+    cfg = resolve(path)
+    skip_without_head(cfg)
+    validate(cfg)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=name_below_configs)
+def test_every_yaml_file_holds_plain_values(file):
+    def is_plain(value):
+        if isinstance(value, list):
+            return all(is_plain(item) for item in value)
+        return value is None or type(value) in (bool, int, float, str)
+
+    values = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+    assert [key for key, value in values.items() if not is_plain(value)] == []
+    # YAML 1.1 reads 6e-05 as text and 6.0e-05 as a number
+    numbers = [key for key, value in values.items() if isinstance(value, str) and is_number(value)]
+    assert numbers == []
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("file", FAMILY, ids=name_below_configs)
+def test_no_file_repeats_what_its_bases_say(file):
+    inherited = {}
+    for base in bases_of(file):
+        inherited.update(flatten(get_cfg().load_yaml_with_base(str(base))))
+    own = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+    assert [key for key, value in own.items() if inherited.get(key, ABSENT) == value] == []
+
+
+@every_published_config
+def test_each_config_opens_with_paper_score_hardware_and_command(path):
+    text = (CONFIGS / path).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    head = "\n".join(lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")])
+    row = RESULTS[path]
+    metric = "PQ" if "PQ" in row else "mIoU"
+    score = f"Published score: {metric} {row[metric]}"
+    if "mIoU (ms+flip)" in row:
+        score += f", multi-scale and flip {row['mIoU (ms+flip)']}"
+    cfg = resolve(path)
+    for line in (
+        "# Paper: Per-Pixel Classification is Not All You Need for Semantic Segmentation, "
+        "arXiv 2107.06278",
+        f"# {score}",
+        f"# Hardware: {row['train mem (MB)']} MB of GPU memory in training; "
+        "the published table names no GPU",
+        f"# Cost: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images",
+        f"# Command: python tools/train_net.py --config-file configs/{path} --num-gpus 8",
+    ):
+        assert line in head.splitlines()
+    assert f"# Weights: {cfg.MODEL.WEIGHTS.rpartition('/')[-1]}" in head
+
+
+@every_published_config
+def test_each_model_has_the_published_parameter_and_buffer_names_and_shapes(path):
+    cfg = resolve(path)
+    skip_without_head(cfg)
+    cfg.MODEL.DEVICE = "meta"  # names and shapes without memory: all 30 in seconds
+    with torch.device("meta"), LinspaceOnCpu():
+        model = build_model(cfg)
+    found = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert differences(found, STATE_DICTS[path]) == {}
+
+
+def test_a_dataset_that_is_not_registered_does_not_stop_the_build():
+    cfg = resolve("ade20k-150/maskformer_R50_bs16_160k.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("nobody_registered_this",)
+    try:
+        assert build_model(cfg).device.type == "cpu"
+    finally:
+        MetadataCatalog.pop("nobody_registered_this", None)

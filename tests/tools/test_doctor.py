@@ -1,0 +1,256 @@
+"""tools/doctor.py: each finding from a made-up environment, and the real one without packages."""
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCTOR = ROOT / "tools" / "doctor.py"
+
+spec = importlib.util.spec_from_file_location("doctor", DOCTOR)
+doctor = importlib.util.module_from_spec(spec)
+sys.modules["doctor"] = doctor  # dataclasses look their module up there
+spec.loader.exec_module(doctor)
+
+HEALTHY = doctor.Environment(
+    python=(3, 11, 7),
+    executable="python",
+    site_packages="/site",
+    modules=frozenset(doctor.MODULES),
+    distributions={
+        "torch": "2.14.1",
+        "torchvision": "0.29.1+cu130",
+        "numpy": "2.4.6",
+        "pillow": "13.0.0",
+        "sal-detectron2": "0.7.2",
+        "opencv-python-headless": "5.0.0.93",
+        "setuptools": "80.10.2",
+    },
+)
+
+
+def with_versions(**versions):
+    """The healthy environment with other versions; `_` in a name stands for `-`."""
+    named = {name.replace("_", "-"): version for name, version in versions.items()}
+    return replace(HEALTHY, distributions={**HEALTHY.distributions, **named})
+
+
+def without(*modules):
+    return replace(HEALTHY, modules=HEALTHY.modules - set(modules))
+
+
+def only_finding(env):
+    findings = doctor.examine(env)
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def test_nothing_is_found_where_all_is_well():
+    assert doctor.examine(HEALTHY) == []
+
+
+def test_an_old_python_is_the_only_finding_however_much_else_is_missing():
+    finding = only_finding(doctor.Environment(python=(3, 9, 18)))
+    assert finding.must and "Python 3.9.18 is too old" in finding.text
+
+
+def test_missing_detectron2_gets_the_line_that_installs_the_pinned_wheel_and_removes_its_tools():
+    finding = only_finding(without("detectron2"))
+    assert finding.must and finding.text.startswith("missing: detectron2")
+    lock = ROOT / "requirements" / "detectron2.txt"
+    assert finding.mend == (
+        "python -m pip install --no-deps --only-binary=:all: --python-version 3.10 --upgrade "
+        f"--target /site --require-hashes -r {lock} && rm -r /site/tools"
+    )
+    pin = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+    assert f"sal-detectron2==0.7.2 --hash=sha256:{pin}" in lock.read_text()
+
+
+def test_missing_packages_of_one_use_are_one_finding_with_the_names_that_pip_knows():
+    finding = only_finding(without("omegaconf", "hydra", "fvcore"))
+    assert finding.must and finding.mend == "python -m pip install fvcore hydra-core omegaconf"
+
+
+@pytest.mark.parametrize("module", ["timm", "panopticapi", "cityscapesscripts"])
+def test_missing_optional_packages_are_warnings(module):
+    finding = only_finding(without(module))
+    assert not finding.must and module in finding.text
+
+
+@pytest.mark.parametrize("module", ["panopticapi", "cityscapesscripts"])
+def test_packages_with_stale_requirements_are_installed_without_them(module):
+    assert "--no-deps" in only_finding(without(module)).mend
+
+
+def test_missing_torchvision_is_chosen_to_fit_the_torch_that_is_there():
+    finding = only_finding(without("torchvision"))
+    assert finding.must and finding.mend == 'python -m pip install "torchvision==0.29.*"'
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision"), [("2.0.1", "0.15.2"), ("2.5.0", "0.20.0"), ("2.14.1+cpu", "0.29.0")]
+)
+def test_torch_and_torchvision_that_fit_each_other_pass(torch, torchvision):
+    assert doctor.examine(with_versions(torch=torch, torchvision=torchvision)) == []
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "fitting"),
+    [("2.14.1", "0.28.0", "0.29"), ("2.1.0", "0.15.2", "0.16"), ("2.0.0", "0.29.1", "0.15")],
+)
+def test_torch_and_torchvision_that_do_not_fit_are_found(torch, torchvision, fitting):
+    env = with_versions(torch=torch, torchvision=torchvision)
+    error = "RuntimeError: operator torchvision::nms does not exist"
+    env = replace(env, import_errors={"torchvision": error, "detectron2.engine": error})
+    finding = only_finding(env)  # the errors follow from it and are not told again
+    assert finding.must and torch in finding.text and torchvision in finding.text
+    assert finding.mend == f'python -m pip install "torchvision=={fitting}.*"'
+
+
+def test_a_torch_older_than_setup_py_takes_is_found():
+    finding = only_finding(with_versions(torch="1.13.1", torchvision="0.14.1"))
+    assert finding.must and "1.13.1 is too old" in finding.text
+    assert '"torch>=2.0"' in (ROOT / "setup.py").read_text()
+
+
+def test_a_detectron2_that_cannot_be_imported_is_found_with_the_errors_last_line():
+    error = "ImportError: detectron2/_C.so: undefined symbol: _ZN2at"
+    finding = only_finding(replace(HEALTHY, import_errors={"detectron2.engine": error}))
+    assert finding.must and error in finding.text and "--require-hashes" in finding.mend
+
+
+def test_one_cause_is_told_once_where_everything_above_it_fails_too():
+    error = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
+    errors = {"cv2": error, "detectron2.engine": error, "mask_former": error}
+    finding = only_finding(replace(HEALTHY, import_errors=errors))
+    assert finding.text.startswith("cv2") and "opencv-python-headless" in finding.mend
+
+
+def test_an_import_that_fails_for_want_of_a_missing_package_is_not_told_again():
+    env = without("fvcore")
+    errors = {"detectron2.engine": "ModuleNotFoundError: No module named 'fvcore'"}
+    assert "missing: fvcore" in only_finding(replace(env, import_errors=errors)).text
+
+
+@pytest.mark.parametrize(
+    ("used", "numpy", "found"),
+    [
+        ("np.bool", "1.23.5", False),
+        ("np.bool", "1.24.0", True),
+        ("np.bool", "1.26.4", True),
+        ("np.bool", "2.0.0", False),  # numpy 2 has the name again
+        ("np.object", "2.4.6", True),
+    ],
+)
+def test_numpy_is_too_new_for_a_detectron2_that_uses_what_it_dropped(used, numpy, found):
+    env = replace(with_versions(numpy=numpy), detectron2_uses=frozenset([used]))
+    findings = doctor.examine(env)
+    assert len(findings) == found
+    if found:
+        assert findings[0].must and numpy in findings[0].text and used in findings[0].text
+        assert "numpy<1.24" in findings[0].mend
+
+
+@pytest.mark.parametrize(("pillow", "found"), [("9.5.0", False), ("10.0.0", True)])
+def test_pillow_is_too_new_for_a_detectron2_that_uses_what_it_dropped(pillow, found):
+    env = replace(with_versions(pillow=pillow), detectron2_uses=frozenset(["Image.LINEAR"]))
+    error = "AttributeError: module 'PIL.Image' has no attribute 'LINEAR'"
+    findings = doctor.examine(
+        replace(env, import_errors={"detectron2.engine": error} if found else {})
+    )
+    assert len(findings) == found
+    if found:
+        assert findings[0].must and "pillow<10" in findings[0].mend
+
+
+def test_dropped_names_are_found_in_code_and_not_in_comments_or_longer_names(tmp_path):
+    (tmp_path / "data").mkdir()
+    code = "mask.astype(np.bool)\nnp.bool_(1)  # np.object\nnp.float32, Image.BILINEAR\n"
+    (tmp_path / "data" / "masks.py").write_text(code)
+    assert doctor.dropped_names(tmp_path) == {"np.bool"}
+    (tmp_path / "transform.py").write_text("def f(interp=Image.LINEAR): ...\n")
+    assert doctor.dropped_names(tmp_path) == {"np.bool", "Image.LINEAR"}
+
+
+def test_a_stray_tools_package_must_be_removed():
+    finding = only_finding(replace(HEALTHY, stray_tools="/site/tools"))
+    assert finding.must and finding.mend == "rm -r /site/tools"
+
+
+def make_tools(folder, *names):
+    (folder / "tools").mkdir(parents=True)
+    for name in names:
+        (folder / "tools" / name).touch()
+
+
+def test_the_stray_tools_package_is_known_by_its_files(tmp_path):
+    files = ("__init__.py", "plain_train_net.py", "lazyconfig_train_net.py", "train_net.py")
+    make_tools(tmp_path / "site-packages", *files)
+    found = doctor.find_stray_tools(["", str(tmp_path / "site-packages")])
+    assert found == str(tmp_path / "site-packages" / "tools")
+
+
+def test_other_packages_named_tools_are_left_alone(tmp_path):
+    make_tools(tmp_path / "site-packages", "__init__.py", "train_net.py")
+    make_tools(
+        tmp_path / "checkout", "__init__.py", "plain_train_net.py", "lazyconfig_train_net.py"
+    )
+    search_path = [tmp_path / "site-packages", tmp_path / "checkout", ROOT]
+    assert doctor.find_stray_tools(map(str, search_path)) == ""
+
+
+@pytest.mark.parametrize(("setuptools", "warned"), [("80.9.0", False), ("81.0.0", True)])
+def test_a_setuptools_without_pkg_resources_is_a_warning(setuptools, warned):
+    findings = doctor.examine(with_versions(setuptools=setuptools))
+    assert [finding.must for finding in findings] == [False] * warned
+
+
+def test_two_opencvs_are_a_warning_that_names_both():
+    finding = only_finding(with_versions(opencv_python="4.11.0"))
+    assert not finding.must and "opencv-python-headless and opencv-python" in finding.text
+
+
+@pytest.mark.parametrize("name", ["opencv-python", "opencv-contrib-python"])
+def test_a_users_own_opencv_of_another_name_is_fine(name):
+    others = {k: v for k, v in HEALTHY.distributions.items() if not k.startswith("opencv")}
+    assert doctor.examine(replace(HEALTHY, distributions={**others, name: "4.11.0"})) == []
+
+
+def test_what_must_be_mended_comes_before_the_warnings():
+    findings = doctor.examine(without("timm", "scipy"))
+    assert [finding.must for finding in findings] == [True, False]
+
+
+def test_imports_are_tried_for_real_and_the_last_line_of_the_error_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "fine.py").write_text("print('noise')")
+    (tmp_path / "broken.py").write_text("raise ImportError('first line\\nlast line')")
+    (tmp_path / "deadly.py").write_text("import os; os._exit(7)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    errors, gpus = doctor.try_imports(["fine", "broken", "deadly"])
+    assert errors == {
+        "broken": "ImportError: last line",
+        "deadly": "the interpreter died of it (exit code 7)",
+    }
+    assert gpus == "-"
+
+
+@pytest.mark.parametrize(
+    ("env", "code"), [(HEALTHY, 0), (without("timm"), 0), (without("torch"), 1)]
+)
+def test_the_exit_code_is_1_only_where_something_must_be_mended(env, code, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "gather", lambda: env)
+    assert doctor.main() == code
+    assert ("all that is needed is there" in capsys.readouterr().out) == (code == 0)
+
+
+@pytest.mark.parametrize("flags", [("-S", "-E"), ("-I", "-S")])
+def test_it_runs_in_a_bare_interpreter_and_says_what_is_missing(flags, tmp_path):
+    command = [sys.executable, *flags, str(DOCTOR)]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 1 and process.stderr == ""
+    for name in ("torch", "detectron2", "numpy", "omegaconf"):
+        assert name in process.stdout.split("MEND", 1)[1]

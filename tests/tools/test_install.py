@@ -1,0 +1,72 @@
+"""tools/install.py: what it refuses, and which lock it takes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+spec = importlib.util.spec_from_file_location("install", ROOT / "tools" / "install.py")
+install = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(install)
+
+
+@pytest.mark.parametrize(
+    ("version", "lock"),
+    [((3, 10), "lock-py310.txt"), ((3, 11), "lock-py311.txt"), ((3, 13), "lock-py311.txt")],
+)
+def test_python_3_10_has_a_lock_of_its_own(version, lock):
+    assert install.lock_file(version).name == lock
+    assert install.lock_file(version).is_file()
+
+
+@pytest.mark.parametrize("lock", ["lock-py310.txt", "lock-py311.txt"])
+def test_the_build_tool_is_pinned_below_the_setuptools_without_pkg_resources(lock):
+    name, version = install.pinned(ROOT / "requirements" / lock, "setuptools").split("==")
+    assert name == "setuptools" and int(version.split(".")[0]) < 81
+
+
+def test_a_python_without_ensurepip_is_told_the_debian_package(monkeypatch):
+    find_spec = importlib.util.find_spec
+    hidden = lambda name: None if name == "ensurepip" else find_spec(name)  # noqa: E731
+    monkeypatch.setattr(install.importlib.util, "find_spec", hidden)
+    package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+    with pytest.raises(SystemExit, match=f"lacks the module ensurepip.*\n.*{package}"):
+        install.check_venv_works()
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SystemExit, match="is no virtual environment; it is left alone"):
+        install.make_venv(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_broken_environment_is_made_again_and_a_working_one_is_kept(tmp_path):
+    folder = tmp_path / "venv"
+    folder.mkdir()
+    (folder / "pyvenv.cfg").touch()  # broken off before pip was there
+    python = install.make_venv(folder)
+    (folder / "mark").touch()
+    assert install.make_venv(folder) == python and (folder / "mark").exists()
+    facts = install.probe(python)
+    assert facts["python"] == list(sys.version_info[:2]) and not facts["own_detectron2"]
+    assert Path(facts["site"]).is_relative_to(folder)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_detectron2_of_the_users_own_is_kept_and_else_the_stray_tools_are_removed(
+    own, tmp_path, monkeypatch
+):
+    commands = []
+    (tmp_path / "tools").mkdir()
+    facts = {"python": [3, 11], "site": str(tmp_path), "own_detectron2": own}
+    monkeypatch.setattr(install, "probe", lambda python: facts)
+    monkeypatch.setattr(install.subprocess, "run", lambda command, **_: commands.append(command))
+    install.install_all(Path("python"))
+    lock = ROOT / "requirements" / "detectron2.txt"
+    assert any(lock in command for command in commands) != own
+    assert (tmp_path / "tools").exists() == own
+    assert commands[-1][-2:] == ["--editable", ROOT]

@@ -1,0 +1,125 @@
+"""`make demo`: what an earlier run finished is skipped, what was broken off goes on."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Stand-ins for the project's scripts: they note how they were called and write what those write.
+TRAIN_NET = """
+import json, sys
+from pathlib import Path
+arguments = sys.argv[1:]
+output = Path(arguments[arguments.index("OUTPUT_DIR") + 1])
+output.mkdir(parents=True, exist_ok=True)
+kind = next((a for a in ("--eval-only", "--resume") if a in arguments), "train")
+with open("calls", "a") as file:
+    print(kind, file=file)
+if kind != "--eval-only":
+    (output / "last_checkpoint").write_text("model_0000009.pth")
+    if Path("fail").exists():
+        sys.exit(3)
+    (output / "model_final.pth").write_text("weights")
+if not Path("no_results").exists() or kind == "--eval-only":
+    scores = {"shapes_panoptic_val": {"panoptic_seg": {"PQ": 71.25}}}
+    (output / "results.json").write_text(json.dumps(scores))
+"""
+DEMO = """
+import sys
+from pathlib import Path
+arguments = sys.argv[1:]
+images = arguments[arguments.index("--input") + 1 : arguments.index("--output")]
+output = Path(arguments[arguments.index("--output") + 1])
+output.mkdir(exist_ok=True)
+for image in images:
+    (output / Path(image).name).write_text("picture")
+with open("calls", "a") as file:
+    print("demo", len(images), file=file)
+"""
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """tools/run_demo.py in a made-up repository; returns a function that runs it."""
+    spec = importlib.util.spec_from_file_location("run_demo", ROOT / "tools" / "run_demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path, code in {"tools/train_net.py": TRAIN_NET, "demo/demo.py": DEMO}.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(code)
+    images = tmp_path / "data" / "shapes_panoptic" / "val"
+    images.mkdir(parents=True)
+    for i in range(10):
+        (images / f"{i}.jpg").write_text("image")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+
+    def run(*arguments):
+        (tmp_path / "calls").write_text("")
+        monkeypatch.setattr(sys, "argv", ["run_demo.py", *arguments])
+        module.main()
+        return (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_the_first_run_trains_and_draws_and_says_the_pq_and_where_the_pictures_lie(demo, capsys):
+    assert demo() == ["train", "demo 8"]
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert "PQ 71.2" in last_line and "output/shapes_demo/pictures" in last_line
+
+
+def test_the_second_run_skips_everything_and_says_so(demo, capsys):
+    demo()
+    capsys.readouterr()
+    assert demo() == []
+    assert capsys.readouterr().out.count("done already") == 2
+
+
+def test_a_training_that_failed_exits_with_its_step_and_goes_on_with_resume(demo, tmp_path):
+    (tmp_path / "fail").touch()
+    with pytest.raises(SystemExit, match=r"training failed \(exit code 3\)"):
+        demo()
+    (tmp_path / "fail").unlink()
+    assert demo() == ["--resume", "demo 8"]
+
+
+def test_weights_without_results_are_evaluated(demo, tmp_path):
+    (tmp_path / "no_results").touch()
+    assert demo() == ["train", "--eval-only", "demo 8"]
+
+
+def test_results_and_pictures_of_older_weights_do_not_count(demo, tmp_path):
+    demo()
+    weights = tmp_path / "output" / "shapes_demo" / "model_final.pth"
+    later = weights.stat().st_mtime + 60
+    os.utime(weights, (later, later))
+    assert demo() == ["--eval-only", "demo 8"]
+
+
+def test_a_pq_below_the_minimum_fails_after_the_pictures(demo, tmp_path):
+    with pytest.raises(SystemExit, match=r"PQ 71\.2 is below 80"):
+        demo("--minimum-pq", "80")
+    assert (tmp_path / "output" / "shapes_demo" / "pictures" / "0.jpg").exists()
+
+
+def test_held_out_images_that_are_gone_are_named_with_the_line_that_writes_them(demo, tmp_path):
+    for image in (tmp_path / "data" / "shapes_panoptic" / "val").iterdir():
+        image.unlink()
+    with pytest.raises(SystemExit, match=r"no images in .*val; .*prepare_shapes\.py"):
+        demo()
+
+
+def test_the_numbers_are_read_as_they_are_written(demo, tmp_path):
+    demo()
+    results = tmp_path / "output" / "shapes_demo" / "results.json"
+    scores = json.loads(results.read_text())
+    scores["shapes_panoptic_val"]["panoptic_seg"]["PQ"] = 12.5
+    results.write_text(json.dumps(scores))
+    with pytest.raises(SystemExit, match=r"PQ 12\.5 is below 60"):
+        demo("--minimum-pq", "60")

@@ -1,0 +1,111 @@
+# Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
+"""Train a small panoptic model on drawn scenes, evaluate it and show what it finds.
+
+    python tools/run_demo.py [--minimum-pq PQ]
+
+`make demo` runs it. What an earlier run has finished is skipped, and a training run that was
+interrupted goes on from its last checkpoint; `make clean` removes the results.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "configs/shapes/maskformer_panoptic_tiny.yaml"
+OUTPUT = Path("output/shapes_demo")  # seen from ROOT, where every command runs
+DATASET = "shapes_panoptic_val"
+IMAGES = "shapes_panoptic/val"  # seen from $DETECTRON2_DATASETS
+NUM_PICTURES = 8
+
+
+def train_command(*, resume: bool) -> list[str]:
+    options = ["--resume"] if resume else []
+    return ["tools/train_net.py", "--config-file", CONFIG, *options, "OUTPUT_DIR", str(OUTPUT)]
+
+
+def evaluate_command(weights: Path) -> list[str]:
+    settings = ["OUTPUT_DIR", str(OUTPUT), "MODEL.WEIGHTS", str(weights)]
+    return ["tools/train_net.py", "--config-file", CONFIG, "--eval-only", *settings]
+
+
+def demo_command(images: list[Path], pictures: Path, weights: Path) -> list[str]:
+    files = ["--input", *map(str, images), "--output", str(pictures)]
+    return [
+        "demo/demo.py",
+        "--config-file",
+        CONFIG,
+        *files,
+        "--opts",
+        "MODEL.WEIGHTS",
+        str(weights),
+    ]
+
+
+def say(text: str) -> None:
+    print(f"demo: {text}", flush=True)
+
+
+def run(step: str, command: list[str]) -> None:
+    """Run one of the project's scripts; exit where it fails."""
+    say(f"{step}: python {' '.join(command[:6])} …")
+    code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    if code:
+        sys.exit(
+            f"demo: {step} failed (exit code {code}); see the error above and {OUTPUT}/log.txt"
+        )
+
+
+def train(weights: Path) -> None:
+    if (ROOT / weights).exists():
+        say(f"training: done already ({weights})")
+        return
+    run("training", train_command(resume=(ROOT / OUTPUT / "last_checkpoint").exists()))
+
+
+def evaluate(results: Path, weights: Path) -> float:
+    """Return the PQ of the weights, in percent; training ends with an evaluation of its own."""
+    if not is_newer(results, weights):
+        run("evaluation", evaluate_command(weights))
+    return json.loads((ROOT / results).read_text())[DATASET]["panoptic_seg"]["PQ"]
+
+
+def draw(pictures: Path, weights: Path) -> None:
+    """Draw what the weights find on the first held-out images."""
+    folder = Path(os.environ.get("DETECTRON2_DATASETS", ROOT / "datasets")) / IMAGES
+    images = sorted(p for p in folder.glob("*") if p.suffix in (".jpg", ".png"))[:NUM_PICTURES]
+    if not images:
+        sys.exit(f"demo: no images in {folder}; write them: python datasets/prepare_shapes.py")
+    if all(is_newer(pictures / image.name, weights) for image in images):
+        say(f"pictures: done already ({pictures})")
+        return
+    run("pictures", demo_command(images, pictures, weights))
+
+
+def is_newer(path: Path, than: Path) -> bool:
+    """Whether `path` is there and was written after `than`."""
+    path, than = ROOT / path, ROOT / than
+    return path.exists() and path.stat().st_mtime >= than.stat().st_mtime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minimum-pq", type=float, default=0.0, help="exit with 1 below it")
+    minimum = parser.parse_args().minimum_pq
+    weights, pictures = OUTPUT / "model_final.pth", OUTPUT / "pictures"
+    try:
+        train(weights)
+        pq = evaluate(OUTPUT / "results.json", weights)
+        draw(pictures, weights)
+    except KeyboardInterrupt:
+        sys.exit("\ndemo: interrupted; the same command goes on from here")
+    say(f"PQ {pq:.1f} on the held-out scenes; pictures of what the model found: {pictures}")
+    if pq < minimum:
+        sys.exit(f"demo: PQ {pq:.1f} is below {minimum:g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Train or evaluate the model that a config describes.
+
+tools/train_net.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml
+tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
+tools/train_net.py --config-file F --num-gpus 8 OUTPUT_DIR out SOLVER.BASE_LR 0.0002
+torchrun --nproc-per-node 8 tools/train_net.py --config-file F
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.engine import default_argument_parser
+
+import mask_former  # noqa: F401  (registers everything, in spawned processes too)
+from mask_former.engine import Trainer
+from mask_former.engine.checkpointer import Checkpointer
+from mask_former.engine.setup import run, setup
+
+
+def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    """One process of the job. Returns the metrics."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    run(main, arguments)
