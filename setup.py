@@ -21,7 +21,7 @@ REQUIRES = [
     "safetensors",
     # detectron2's own needs, for the wheel is installed without them
     "cloudpickle",
-    "fvcore>=0.1.5",
+    "fvcore>=0.1.5.post20221221",
     "hydra-core>=1.1",
     "iopath>=0.1.9",
     "matplotlib",

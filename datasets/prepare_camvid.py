@@ -100,7 +100,10 @@ def prepare_split(
     folders.append(output / f"panoptic_{split}")
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_no_strangers(folder, {Path(r["file_name"]).stem for r in records})
+    names = {Path(record["file_name"]).name for record in records}
+    _check_no_strangers(folders[0], names)
+    for folder in folders[1:]:
+        _check_no_strangers(folder, {f"{Path(name).stem}.png" for name in names})
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in tqdm(records, desc=split, unit="image"):
@@ -185,8 +188,8 @@ def panoptic_ids(
     return ids, category_ids
 
 
-def _check_no_strangers(folder: Path, stems: set[str]) -> None:
-    strangers = sorted(p.name for p in folder.iterdir() if p.stem not in stems and p.name[0] != ".")
+def _check_no_strangers(folder: Path, names: set[str]) -> None:
+    strangers = sorted({p.name for p in folder.iterdir() if p.name[0] != "."} - names)
     if strangers:
         raise ValueError(
             f"{folder} holds {len(strangers)} files that the source does not have, {strangers[0]} "

@@ -119,7 +119,8 @@ def _check_table(table: Table) -> None:
     for name, dataset in table.datasets.items():
         if dataset.kind not in needed:
             raise ValueError(
-                f"{table.path}: {name}: found kind {dataset.kind!r}, expected {' or '.join(needed)}."
+                f"{table.path}: {name}: found kind {dataset.kind!r}, expected "
+                f"{' or '.join(needed)}."
             )
         missing = [key for key in needed[dataset.kind] if getattr(dataset, key) is None]
         if missing:

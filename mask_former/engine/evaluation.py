@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -19,6 +20,8 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from .checkpointer import replace_file
 
@@ -59,7 +62,12 @@ def build_evaluator(
         )
     test = cfg.MODEL.MASK_FORMER.TEST
     makers = {
-        "semantic": (test.SEMANTIC_ON, lambda: SemSegEvaluator(dataset_name, True, folder)),
+        "semantic": (
+            test.SEMANTIC_ON,
+            lambda: SemSegEvaluator(
+                dataset_name, output_dir=folder, sem_seg_loading_fn=_read_label_map
+            ),
+        ),
         "panoptic": (test.PANOPTIC_ON, lambda: COCOPanopticEvaluator(dataset_name, folder)),
         "instance": (test.INSTANCE_ON, lambda: COCOEvaluator(dataset_name, output_dir=folder)),
         "cityscapes_semantic": (test.SEMANTIC_ON, lambda: CityscapesSemSegEvaluator(dataset_name)),
@@ -75,6 +83,12 @@ def build_evaluator(
             "none of it: turn on MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON."
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _read_label_map(path: str, dtype: Any = int) -> np.ndarray:
+    # detectron2's own reader asks numpy not to copy, which numpy 2 refuses.
+    with PathManager.open(path, "rb") as file:
+        return np.asarray(Image.open(file), dtype=dtype)
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

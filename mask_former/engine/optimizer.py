@@ -68,7 +68,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name, solver = cfg.SOLVER.OPTIMIZER, cfg.SOLVER
     optimizer: torch.optim.Optimizer
     if name == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, solver.BASE_LR)
+        # fused: one pass over each parameter instead of a dozen.
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, fused=True)
     elif name == "SGD":
         optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM)
     else:
@@ -78,9 +79,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return maybe_add_gradient_clipping(cfg, optimizer)
     if clip.CLIP_VALUE > 0:
         parameters = [group["params"][0] for group in groups]
-        optimizer.register_step_pre_hook(
-            lambda *_: _clip(parameters, clip.CLIP_VALUE)
-        )
+        optimizer.register_step_pre_hook(lambda *_: _clip(parameters, clip.CLIP_VALUE))
     return optimizer
 
 

@@ -26,7 +26,7 @@ class CpuMetricPrinter(CommonMetricPrinter):
 
     def __init__(self, max_iter: int | None = None) -> None:
         super().__init__(max_iter)
-        self.logger = _WithMemory(self.logger, {})
+        self.logger = _WithMemory(logging.getLogger("detectron2.utils.events"), {})
 
 
 def _peak_megabytes() -> float:

@@ -11,7 +11,7 @@ __all__ = ["sine_position_encoding"]
 
 
 def _axis_code(length: int, channels: int, temperature: float, device: torch.device) -> Tensor:
-    """``length × channels``: sine at even channels, cosine at odd ones, of a position in (0, 2π]."""
+    """``length × channels``: sine (even channels) and cosine (odd) of positions in (0, 2π]."""
     # 1e-6 is DETR's guard against an empty axis; it is kept, for the code is part of the weights.
     position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
     position = position / (length + 1e-6) * (2 * math.pi)

@@ -95,7 +95,9 @@ class SetCriterion(nn.Module):
     def _check(self, outputs: Outputs, targets: Sequence[Target]) -> None:
         images = len(outputs["pred_logits"])
         if len(targets) != images:
-            raise ValueError(f"{images} images were predicted, but there are {len(targets)} targets")
+            raise ValueError(
+                f"{images} images were predicted, but there are {len(targets)} targets"
+            )
         sizes = {tuple(target["masks"].shape[-2:]) for target in targets}
         if len(sizes) > 1:
             raise ValueError(f"All target masks of a batch must have one size, got {sorted(sizes)}")
@@ -105,4 +107,18 @@ class SetCriterion(nn.Module):
                 f"The predictor has {classes} classes and the criterion {self.num_classes}; both "
                 "come from MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
+        self._check_labels([target["labels"] for target in targets])
 
+    def _check_labels(self, labels: Sequence[Tensor]) -> None:
+        # K would quietly train as "no object", and a larger label bring a GPU to a halt.
+        flat = torch.cat(list(labels))
+        if not ((flat < 0) | (flat >= self.num_classes)).any():
+            return
+        for image, of_image in enumerate(labels):
+            wrong = {label for label in of_image.tolist() if not 0 <= label < self.num_classes}
+            if wrong:
+                raise ValueError(
+                    f"The targets of image {image} of the batch have the labels {sorted(wrong)}, "
+                    f"but class ids are 0 … {self.num_classes - 1}; set "
+                    "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or mend the data."
+                )

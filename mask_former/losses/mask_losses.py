@@ -6,7 +6,6 @@ The focal loss is that of RetinaNet (arXiv 1708.02002), the dice loss that of V-
 
 from __future__ import annotations
 
-import torch
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ __all__ = [
 
 _ALPHA = 0.25
 _GAMMA = 2.0
-_CHUNK_PIXELS = 1 << 18
+_CHUNK_PIXELS = 1 << 17
 """Pixels of matched pairs that are worked on at a time: a few such tensors fit a CPU's cache."""
 
 
@@ -186,6 +185,4 @@ def pairwise_dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
     """
     probability = logits.float().sigmoid()
     overlap = probability @ targets.T
-    return 1 - (2 * overlap + 1) / (
-        probability.sum(1, keepdim=True) + targets.sum(1)[None] + 1
-    )
+    return 1 - (2 * overlap + 1) / (probability.sum(1, keepdim=True) + targets.sum(1)[None] + 1)

@@ -83,7 +83,8 @@ class HungarianMatcher(nn.Module):
         """L×Q×N, fp32: what each query of each layer would cost for each target of one image."""
         logits = torch.stack([layer["pred_logits"][index] for layer in layers]).float()
         masks = torch.stack([layer["pred_masks"][index] for layer in layers]).float()
-        small = resize_targets(target["masks"].to(masks.device), masks.shape[-2:]).flatten(1)
+        height, width = masks.shape[-2:]
+        small = resize_targets(target["masks"].to(masks.device), (height, width)).flatten(1)
         cost = -self.class_weight * logits.softmax(-1)[..., target["labels"]]
         with torch.autocast(masks.device.type, enabled=False):
             rows = masks.flatten(0, 1).flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -121,7 +121,7 @@ class TransformerPredictor(nn.Module):
         if self.class_embed is not None:
             parts["pred_logits"] = self.class_embed(states).unbind()
         layers = [
-            Prediction(**dict(zip(parts, values, strict=True)))  # type: ignore[typeddict-item]
+            cast(Prediction, dict(zip(parts, values, strict=True)))
             for values in zip(*parts.values(), strict=True)
         ]
-        return Outputs(**layers[-1], aux_outputs=layers[:-1])
+        return cast(Outputs, {**layers[-1], "aux_outputs": layers[:-1]})

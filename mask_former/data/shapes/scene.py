@@ -4,8 +4,8 @@ A thing's class is its outline, a stuff region's class is its pattern. Colours c
 palette that is drawn anew for every scene and shared by everything in it, so colour tells nothing
 of the class, and little of where one segment ends.
 
-Only NumPy's float64 arithmetic and PCG64's `random` and `integers` are used, and no library that
-rasterises or blurs: the same seed gives the same scene on any machine.
+Only NumPy's float64 arithmetic and PCG64's `random`, `uniform` and `integers` are used, and no
+library that rasterises or blurs: the same seed gives the same scene on any machine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 
 HEIGHT, WIDTH = 128, 160  # pixels
 THINGS_PER_SCENE = (3, 12)
-RADIUS = (14.0, 30.0)  # pixels
+NEW_CLASS = 0.7  # how often the next thing is of a class that the scene does not have yet
+RADIUS = (15.0, 30.0)  # pixels
+TILT = 0.35  # radians, of a thing, either way
 MIN_VISIBLE_AREA = 120  # pixels, of every thing
-MIN_VISIBLE_PART = 0.5  # of a thing's whole outline, that which the border cuts off included
+MIN_VISIBLE_PART = 0.6  # of a thing's whole outline, that which the border cuts off included
 MIN_STUFF_AREA = 600  # pixels
 PERIOD = (10.0, 16.0)  # pixels, of every pattern
 SUBSAMPLES = 3  # a side, for antialiasing
-PALETTE = 5  # colours of a scene
+PALETTE = 3  # colours of a scene, shared by things and stuff
 MARGIN = 8  # pixels around a thing, for its shadow
 
 Array = NDArray[np.float64]
@@ -55,15 +57,13 @@ OUTLINES: dict[str, Outline] = {
     "disc": lambda x, y: x**2 + y**2 < 0.85,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) < 0.25,
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) < 0.8,
-    "triangle": lambda x, y: np.maximum(-y, 0.5 * y + 0.866 * np.abs(x)) < 0.55,
+    "triangle": lambda x, y: np.maximum(y, -0.5 * y + 0.866 * np.abs(x)) < 0.55,
     "star": _star,
     "cross": lambda x, y: (
         (np.maximum(np.abs(x), np.abs(y)) < 0.95) & (np.minimum(np.abs(x), np.abs(y)) < 0.3)
     ),
     "moon": lambda x, y: (x**2 + y**2 < 1) & ((x - 0.55) ** 2 + y**2 > 0.55),
-    "heart": lambda x, y: (
-        (1.3 * x) ** 2 + (1.3 * y - 1.1 * np.sqrt(np.abs(1.3 * x)) + 0.3) ** 2 < 1.4
-    ),
+    "heart": lambda x, y: x**2 + (y + np.sqrt(np.abs(x)) - 0.23) ** 2 < 0.83,
 }
 
 
@@ -170,7 +170,9 @@ def _add_things(
     needed = [0.0] * (len(layers) + 1)  # visible pixels, by id
     total = len(layers) + count
     for _ in range(20 * count):
-        thing = _thing(rng)
+        fresh = sorted(set(OUTLINES) - {layer.name for layer in layers})
+        names = fresh if fresh and rng.random() < NEW_CLASS else list(OUTLINES)
+        thing = _thing(rng, names[rng.integers(len(names))])
         window, inner = thing.clip()
         candidate = ids.copy()
         candidate[window][thing.coverage[inner] >= 0.5] = len(layers) + 1
@@ -183,11 +185,10 @@ def _add_things(
     return ids
 
 
-def _thing(rng: np.random.Generator) -> _Layer:
+def _thing(rng: np.random.Generator, name: str) -> _Layer:
     """A thing anywhere, in a box that holds all of it and its shadow."""
-    name = list(OUTLINES)[rng.integers(len(OUTLINES))]
     x, y = rng.random(2) * (WIDTH, HEIGHT)
-    angle, radius, stretch = rng.uniform((0, RADIUS[0], 0.85), (2 * np.pi, RADIUS[1], 1.2))
+    angle, radius, stretch = rng.uniform((-TILT, RADIUS[0], 0.9), (TILT, RADIUS[1], 1.1))
     frame = _Frame(x, y, angle, radius, stretch)
     reach = int(np.ceil(1.3 * radius))
     left, top = int(x) - reach, int(y) - reach
@@ -204,19 +205,18 @@ def _render(rng: np.random.Generator, layers: list[_Layer]) -> NDArray[np.uint8]
     canvas = np.zeros((HEIGHT, WIDTH, 3))
     for layer in layers:
         window, inner = layer.clip()
-        target, coverage = canvas[window], layer.coverage[inner]
         u, v = layer.frame.local(*_pixel_centres(*window[::-1]))
-        choice = range(3) if layer.name in PATTERNS else range(PALETTE)
-        first, second, third = palette[_shuffled(rng, choice)[:3]]
+        colours = palette[_shuffled(rng, range(PALETTE))]
         if layer.name in PATTERNS:
-            mix = np.clip(0.5 + layer.frame.unit * PATTERNS[layer.name](u, v), 0, 1)[..., None]
-        else:  # from the first colour over the second to the third
-            target *= 1 - 0.5 * _shadow(layer.coverage, light)[inner][..., None]
-            turn = rng.uniform(0, 2 * np.pi)
-            sweep = (np.cos(turn) * u + np.sin(turn) * v)[..., None]
-            first = np.where(sweep < 0, first, third)
-            mix = 1 - np.clip(1.1 * np.abs(sweep), 0, 1)
-        target += (first + (second - first) * mix - target) * coverage[..., None]
+            fill = _pattern_fill(layer, u, v, colours)
+        else:
+            fill = _gradient_fill(u, v, colours, rng.uniform(0, 2 * np.pi))
+            soft = _blurred(layer.coverage)
+            shift = np.round([-3 * np.sin(light), -3 * np.cos(light)]).astype(int)
+            canvas[window] *= 1 - 0.5 * np.roll(soft, shift, axis=(0, 1))[inner][..., None]
+            rim = np.clip(3.5 * (0.8 - soft[inner]), 0, 0.85)[..., None]
+            fill += (0.95 - fill) * rim
+        canvas[window] += (fill - canvas[window]) * layer.coverage[inner][..., None]
     x, y = _pixel_centres(slice(0, WIDTH), slice(0, HEIGHT))
     toward_light, _ = _Frame(WIDTH / 2, HEIGHT / 2, light, WIDTH / 2).local(x, y)
     canvas *= 1 + 0.25 * toward_light[..., None]
@@ -225,8 +225,21 @@ def _render(rng: np.random.Generator, layers: list[_Layer]) -> NDArray[np.uint8]
     return np.clip(255 * canvas, 0, 255).round().astype(np.uint8)
 
 
+def _pattern_fill(layer: _Layer, u: Array, v: Array, colours: Array) -> Array:
+    """Two of the colours, with about one pixel of transition between them."""
+    mix = np.clip(0.5 + layer.frame.unit * PATTERNS[layer.name](u, v), 0, 1)
+    return colours[0] + (colours[1] - colours[0]) * mix[..., None]
+
+
+def _gradient_fill(u: Array, v: Array, colours: Array, turn: float) -> Array:
+    """From the first colour over the second, in the middle, to the third."""
+    sweep = (np.cos(turn) * u + np.sin(turn) * v)[..., None]
+    end = np.where(sweep < 0, colours[0], colours[2])
+    return end + (colours[1] - end) * (1 - np.clip(1.1 * np.abs(sweep), 0, 1))
+
+
 def _palette(rng: np.random.Generator) -> Array:
-    """Three RGB colours (0 to 1), any two of them clearly different."""
+    """RGB colours (0 to 1), any two of them clearly different."""
     while True:
         hsv = rng.uniform((0, 0.25, 0.4), (1, 0.85, 1), size=(PALETTE, 3))
         palette = np.array([colorsys.hsv_to_rgb(*color) for color in hsv])
@@ -235,14 +248,13 @@ def _palette(rng: np.random.Generator) -> Array:
             return palette
 
 
-def _shadow(coverage: Array, light: float) -> Array:
-    """A soft shadow, cast away from the light: blurred and shifted within the box's margin."""
-    for axis in (0, 1, 0, 1):  # two box blurs
+def _blurred(coverage: Array) -> Array:
+    """Two box blurs of 5 pixels, within the box's margin."""
+    for axis in (0, 1, 0, 1):
         total = np.cumsum(coverage, axis=axis)
         coverage = (np.roll(total, -2, axis) - np.roll(total, 3, axis)) / 5
         coverage.swapaxes(0, axis)[[0, 1, 2, -2, -1]] = 0  # where the roll wrapped around
-    shift = np.round([-3 * np.sin(light), -3 * np.cos(light)]).astype(int)
-    return np.roll(coverage, shift, axis=(0, 1))
+    return coverage
 
 
 def _pixel_centres(columns: slice, rows: slice) -> tuple[Array, Array]:

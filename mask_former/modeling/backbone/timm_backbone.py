@@ -54,7 +54,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         self.body = _create(name, in_chans=in_channels, **options)
-        info = self.body.feature_info
+        info: Any = self.body.feature_info
         # Where several maps share a stride, the last one is the richest.
         self._index = {
             f"res{int(math.log2(stride))}": index for index, stride in enumerate(info.reduction())
@@ -86,7 +86,8 @@ class TimmBackbone(Backbone):
         feature = f"res{freeze_at}"
         if feature not in self._index:
             raise ValueError(f"MODEL.TIMM.FREEZE_AT is {freeze_at}; there is no {feature}.")
-        last = self.body.feature_info.module_name(self._index[feature])
+        info: Any = self.body.feature_info
+        last = info.module_name(self._index[feature])
         names = [name for name, _ in self.body.named_modules()]
         if last not in names:  # a flattened model
             last = last.replace(".", "_")

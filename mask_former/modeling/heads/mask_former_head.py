@@ -20,6 +20,8 @@ __all__ = ["MaskFormerHead"]
 class MaskFormerHead(nn.Module):
     """The mask-classification head (paper, section 3.3)."""
 
+    pixel_decoder: Any  # a module with forward_features()
+
     @configurable
     def __init__(
         self, *, pixel_decoder: nn.Module, predictor: nn.Module, transformer_in_feature: str

@@ -1,0 +1,237 @@
+"""Pictures and videos of any origin: found, read, written and shown. Everything is RGB here."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import detection_utils
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["IMAGE_SUFFIXES", "VideoReader", "VideoWriter", "Window", "find_images", "read_image"]
+
+IMAGE_SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+"""What counts as an image in a folder; a file that is named itself may end in anything."""
+
+_CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+_DEFAULT_FPS = 25.0
+
+
+def find_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """The files that paths, folders (their images, without subfolders) and globs stand for.
+
+    Returns:
+        The files, each once, in the order of the inputs and, within one, of their names; and a
+        line for each input that stands for none. That a file is an image is not checked.
+    """
+    files: dict[Path, None] = {}
+    problems = []
+    for text in inputs:
+        path = Path(text).expanduser()
+        # A file may be named "a[1].jpg".
+        paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        if not paths and glob.has_magic(text):
+            problems.append(f"{text}: matches no file")
+        elif not paths:
+            problems.append(f"{text}: no such file or folder")
+        for one in paths:
+            found = _images_in(one) if one.is_dir() else [one]
+            files.update(dict.fromkeys(found))
+            if not found and one == path:
+                problems.append(f"{text}: a folder without images (subfolders: '{text}/**/*.jpg')")
+    return list(files), problems
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.name[0] != "."
+    )
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read any image that Pillow reads, upright (EXIF); 16 bit become 8.
+
+    Returns:
+        H×W×3, RGB.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image, or a damaged one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with Image.open(path) as image:
+            deep = image.mode[0] in "IF"
+        # Pillow would clip what is deeper than 8 bit to white.
+        pixels = detection_utils.read_image(str(path), None if deep else "RGB")
+    except Image.UnidentifiedImageError as error:
+        what = "is empty" if path.stat().st_size == 0 else "is not an image that Pillow knows"
+        raise ValueError(f"{path}: {what}") from error
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+    return _from_16_bit(path, pixels) if deep else np.ascontiguousarray(pixels)
+
+
+def _from_16_bit(path: Path, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
+        raise ValueError(
+            f"{path}: holds {pixels.dtype} values from {pixels.min()} to {pixels.max()}; expected "
+            "8 or 16 bit a channel"
+        )
+    return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+class VideoReader:
+    """The frames of a video file, a stream's URL or a camera, one at a time."""
+
+    def __init__(self, source: str | int) -> None:
+        """
+        Args:
+            source: a path, a URL, or the number of a camera, from 0.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if OpenCV cannot read it.
+        """
+        cv2 = _opencv()
+        camera = isinstance(source, int)
+        self.name = f"camera {source}" if camera else str(source)
+        if not camera and "://" not in self.name and not os.path.isfile(self.name):
+            raise FileNotFoundError(f"{self.name}: no such file")
+        self._capture = cv2.VideoCapture(source)
+        if not self._capture.isOpened():
+            raise ValueError(f"{self.name}: {'not there' if camera else 'not a video'} (OpenCV)")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS
+        """Frames a second; 25 where the source does not say."""
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.num_frames = int(count) if not camera and 0 < count < math.inf else None
+        """How many frames there should be, where that is known."""
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """
+        Yields:
+            frames, H×W×3.
+
+        Raises:
+            ValueError: after the last frame that can be read, where there should be more.
+        """
+        frames = 0
+        while True:
+            there, frame = self._capture.read()
+            if not there:
+                break
+            frames += 1
+            yield np.ascontiguousarray(frame[:, :, ::-1])
+        # What a file says of its number of frames may be off by a few.
+        if not frames or frames < 0.95 * (self.num_frames or 0):
+            raise ValueError(f"ended after {frames} of {self.num_frames or '?'} frames: damaged?")
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class VideoWriter:
+    """Writes frames to an ``.mp4`` or ``.avi``; ``.avi`` too where OpenCV cannot write an mp4."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        """
+        Args:
+            path: ends in ``.mp4`` or ``.avi``; after the first frame, where the file really lies.
+            fps: frames a second.
+        """
+        self.path = path
+        self.fps = fps
+        self.num_frames = 0
+        self._writer: Any = None
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Add a frame, H×W×3; the first one sets the size.
+
+        Raises:
+            ValueError: if OpenCV can write no video there.
+        """
+        if self._writer is None:
+            self._writer = self._open(frame.shape[1], frame.shape[0])
+        self._writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
+        self.num_frames += 1
+
+    def _open(self, width: int, height: int) -> Any:
+        cv2 = _opencv()
+        for path in dict.fromkeys((self.path, self.path.with_suffix(".avi"))):
+            if path != self.path and path.exists():
+                continue  # it may be the video that is being read
+            code = cv2.VideoWriter_fourcc(*_CODECS[path.suffix.lower()])
+            writer = cv2.VideoWriter(str(path), code, self.fps, (width, height))
+            if writer.isOpened():
+                self.path = path
+                return writer
+        raise ValueError(f"{self.path}: OpenCV can write no video there")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+
+class Window:
+    """A window on the screen."""
+
+    def __init__(self, title: str) -> None:
+        """
+        Raises:
+            ValueError: if OpenCV or the machine has no windows.
+        """
+        cv2 = _opencv()
+        self.title = title
+        screen = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
+        try:
+            if not screen:  # some builds of OpenCV end the process instead of raising
+                raise ValueError("there is no display (DISPLAY is not set)")
+            cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+        except (cv2.error, ValueError) as error:
+            reason = str(error) if isinstance(error, ValueError) else "this OpenCV has no windows"
+            raise ValueError(
+                f"No window can be shown: {reason}. Write files instead (--output, without "
+                "--show), or install opencv-python in place of opencv-python-headless."
+            ) from error
+
+    def show(self, picture: NDArray[np.uint8], milliseconds: int = 0) -> bool:
+        """Show a picture for a while (0: until a key is pressed); False once q or Esc was."""
+        cv2 = _opencv()
+        cv2.imshow(self.title, np.ascontiguousarray(picture[:, :, ::-1]))
+        return cv2.waitKey(milliseconds) & 0xFF not in (ord("q"), 27)
+
+
+def _opencv() -> Any:
+    """OpenCV, imported where it is needed only, and quiet: we say ourselves what fails."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError(
+            "Videos and windows need OpenCV: pip install opencv-python-headless (or opencv-python)."
+        ) from error
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2

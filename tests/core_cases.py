@@ -1,0 +1,200 @@
+"""Seeded inputs for losses and inference, and the figures that ``golden/`` carries of them.
+
+``python -m tests.core_cases`` computes the carried figures anew. That is right only while the cases
+``criterion`` and ``inference_functions`` of ``../shared/golden`` hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mask_former.inference import (
+    instance_inference,
+    panoptic_inference,
+    semantic_inference,
+    semantic_map,
+)
+from mask_former.losses import HungarianMatcher, SetCriterion
+from tests.golden_cases import GOLDEN
+
+WEIGHTS = {"loss_ce": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
+NO_OBJECT_WEIGHT = 0.1
+
+
+def random_masks(count: int, size: tuple[int, int], seed: int, scale: float = 2.0) -> Tensor:
+    """``count`` smooth mask logits, about ±``scale``: blobs of a quarter of the side."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, count, 5, 5, generator=g) * scale
+    return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)[0]
+
+
+def random_batch(
+    *,
+    seed: int = 0,
+    layers: int = 3,
+    counts: Sequence[int] = (3, 0, 7),
+    queries: int = 6,
+    classes: int = 5,
+    grid: tuple[int, int] = (5, 7),
+    size: tuple[int, int] = (12, 17),
+) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
+    """Outputs of ``layers`` layers and targets, ``counts`` of them in the images of the batch."""
+    g = torch.Generator().manual_seed(seed)
+    images = len(counts)
+    predictions = []
+    for layer in range(layers):
+        logits = 2 * torch.randn(images, queries, classes + 1, generator=g)
+        masks = random_masks(images * queries, grid, 1000 * seed + layer)
+        predictions.append(
+            {"pred_logits": logits, "pred_masks": masks.view(images, queries, *grid).clone()}
+        )
+    targets = [
+        {
+            "labels": torch.randint(classes, (count,), generator=g),
+            "masks": random_masks(count, size, 1000 * seed + 100 + image) > 0
+            if count
+            else torch.zeros(0, *size, dtype=torch.bool),
+        }
+        for image, count in enumerate(counts)
+    ]
+    return {**predictions[-1], "aux_outputs": predictions[:-1]}, targets
+
+
+def layers_of(outputs: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """The predictions of all layers, first to last."""
+    last = {name: outputs[name] for name in ("pred_logits", "pred_masks")}
+    return [*outputs.get("aux_outputs", []), last]
+
+
+def pairs_of(match: tuple[Tensor, Tensor]) -> list[tuple[int, int]]:
+    """The (query, target) pairs of one image's match."""
+    return list(zip(match[0].tolist(), match[1].tolist(), strict=True))
+
+
+def build_criterion(classes: int = 5, no_object_weight: float = NO_OBJECT_WEIGHT) -> SetCriterion:
+    """The published criterion: weights 1, 20, 1."""
+    matcher = HungarianMatcher(*WEIGHTS.values())
+    return SetCriterion(classes, matcher, no_object_weight=no_object_weight)
+
+
+def weighted_total(losses: dict[str, Tensor]) -> Tensor:
+    """All losses, each with the weight of its term."""
+    return sum(
+        (WEIGHTS["_".join(name.split("_")[:2])] * value for name, value in losses.items()),
+        start=torch.zeros(()),
+    )
+
+
+def run_criterion(
+    criterion: SetCriterion, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
+) -> dict[str, Any]:
+    """Losses, weighted total, the matches of every layer, and the total's gradients.
+
+    The gradients are of L×B×Q×(K+1) class logits and L×B×Q×h×w mask logits.
+    """
+    layers = [
+        {name: value.detach().clone().requires_grad_() for name, value in layer.items()}
+        for layer in layers_of(outputs)
+    ]
+    losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, targets)
+    total = weighted_total(losses)
+    total.backward()
+    return {
+        "losses": {name: value.item() for name, value in losses.items()},
+        "total_weighted": total.item(),
+        "matches_per_layer": [
+            [
+                [queries.tolist(), numbers.tolist()]
+                for queries, numbers in criterion.matcher(layer, targets)
+            ]
+            for layer in layers
+        ],
+        "grad_logits": torch.stack([layer["pred_logits"].grad for layer in layers]).numpy(),
+        "grad_masks": torch.stack([layer["pred_masks"].grad for layer in layers]).numpy(),
+    }
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, list | tuple) else [out]:
+            self.elements = max(self.elements, value.numel())
+        return out
+
+
+# Inference: 14 queries, 6 classes of which 0 to 2 are things, masks enlarged from 10×13 to 24×31.
+THINGS = (0, 1, 2)
+FULL_SIZE = (24, 31)
+PANOPTIC_CASES: dict[str, dict[str, Any]] = {
+    "default": {"object_mask_threshold": 0.8, "overlap_threshold": 0.8},
+    "loose": {"object_mask_threshold": 0.5, "overlap_threshold": 0.3},
+    "all": {"object_mask_threshold": 0.0, "overlap_threshold": 0.0},
+    "none": {"object_mask_threshold": 1.1, "overlap_threshold": 0.8},
+    "fuse_some": {
+        "object_mask_threshold": 0.3,
+        "overlap_threshold": 0.2,
+        "label_ids_to_fuse": [1, 4],
+    },
+    "fuse_nothing": {
+        "object_mask_threshold": 0.3,
+        "overlap_threshold": 0.2,
+        "label_ids_to_fuse": [],
+    },
+}
+
+
+def inference_inputs(seed: int = 8) -> tuple[Tensor, Tensor]:
+    """Class logits 14×7 and mask logits 14×10×13: confident queries, masks of part of the image."""
+    g = torch.Generator().manual_seed(seed)
+    return 4 * torch.randn(14, 7, generator=g), random_masks(14, (10, 13), seed, scale=6.0) - 4
+
+
+def inference_figures() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Facts and arrays of all three results."""
+    mask_cls, mask_pred = inference_inputs()
+    facts: dict[str, Any] = {"cases": {}}
+    arrays = {
+        "semantic": semantic_inference(mask_cls, mask_pred, FULL_SIZE).numpy(),
+        "semantic_map": semantic_map(mask_cls, mask_pred, FULL_SIZE).numpy().astype(np.uint8),
+    }
+    for name, options in PANOPTIC_CASES.items():
+        ids, segments = panoptic_inference(
+            mask_cls, mask_pred, thing_ids=THINGS, size=FULL_SIZE, **options
+        )
+        arrays[f"panoptic_{name}"] = ids.numpy().astype(np.uint8)
+        facts["cases"][name] = {"segments_info": segments}
+    found = instance_inference(mask_cls, mask_pred, topk=20, thing_ids=THINGS, size=FULL_SIZE)
+    order = found.scores.argsort(descending=True)
+    facts["instances"] = {
+        "scores": found.scores[order].tolist(),
+        "classes": found.pred_classes[order].tolist(),
+        "boxes": found.pred_boxes.tensor[order].tolist(),
+        "areas": found.pred_masks[order].flatten(1).sum(1).tolist(),
+    }
+    return facts, arrays
+
+
+def _write(name: str, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    (GOLDEN / f"{name}.json").write_text(json.dumps(facts) + "\n")
+    np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    figures = run_criterion(build_criterion(), *random_batch())
+    gradients = {name: figures.pop(name) for name in ("grad_logits", "grad_masks")}
+    _write("criterion", figures, gradients)
+    _write("inference_functions", *inference_figures())

@@ -1,0 +1,117 @@
+"""A checkpoint behind a picture gives what the evaluation of that checkpoint gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetMapper
+from PIL import Image
+
+from mask_former.engine.inference_pipeline import InferencePipeline, load_trained_model
+from mask_former.engine.setup import load_cfg
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Paths of a config and of weights."""
+    return write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True, INSTANCE_ON=True)
+
+
+def config(tiny, *opts):
+    return load_cfg(str(tiny[0]), ["MODEL.WEIGHTS", str(tiny[1]), *opts])
+
+
+def change_weights(tiny, folder, change):
+    """A copy of the weights, with their dict changed."""
+    content = torch.load(tiny[1], weights_only=True)
+    change(content["model"])
+    torch.save(content, folder / "changed.pth")
+    return config(tiny, "MODEL.WEIGHTS", str(folder / "changed.pth"))
+
+
+def image_of(height, width):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("min_size", [64, 0])
+def test_results_are_those_of_the_evaluation(tiny, tmp_path, image_format, min_size):
+    cfg = config(tiny, "INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", str(min_size))
+    image = image_of(40, 70)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    pipeline = InferencePipeline(cfg)
+    found = pipeline(image)
+    example = DatasetMapper(cfg, is_train=False)({"file_name": str(tmp_path / "x.png")})
+    with torch.no_grad():
+        expected = pipeline.model([example])[0]
+    assert found["sem_seg"].shape == (4, 40, 70)
+    assert torch.equal(found["sem_seg"], expected["sem_seg"])
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    assert found["panoptic_seg"][1] == expected["panoptic_seg"][1]
+    assert torch.equal(found["instances"].pred_masks, expected["instances"].pred_masks)
+
+
+def test_the_weights_are_those_of_the_checkpoint_and_the_model_does_not_train(tiny):
+    model = load_trained_model(config(tiny))
+    saved = torch.load(tiny[1], weights_only=True)["model"]
+    assert not model.training
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+def test_no_weights_at_all_are_an_error(tiny):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is not set"):
+        load_trained_model(config(tiny, "MODEL.WEIGHTS", ""))
+
+
+@pytest.mark.parametrize("weights", ["none.pth", "none.pkl?matching_heuristics=True"])
+def test_a_missing_checkpoint_is_named(tiny, weights):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint none\.p.*MODEL\.WEIGHTS"):
+        load_trained_model(config(tiny, "MODEL.WEIGHTS", weights))
+
+
+def test_a_url_that_nobody_can_read_is_named(tiny):
+    with pytest.raises(OSError, match=r"MODEL\.WEIGHTS nowhere://x\.pth cannot be read"):
+        load_trained_model(config(tiny, "MODEL.WEIGHTS", "nowhere://x.pth"))
+
+
+def test_a_checkpoint_that_lacks_a_single_weight_is_refused(tiny, tmp_path):
+    name = "sem_seg_head.predictor.query_embed.weight"
+    cfg = change_weights(tiny, tmp_path, lambda weights: weights.pop(name))
+    with pytest.raises(ValueError, match=rf"changed\.pth does not fit.* 1 of \d+ .*{name} is not"):
+        load_trained_model(cfg)
+
+
+def test_a_backbone_alone_is_refused(tiny, tmp_path):
+    def keep_the_backbone(weights):
+        for name in [name for name in weights if not name.startswith("backbone.")]:
+            del weights[name]
+
+    with pytest.raises(ValueError, match="must be a checkpoint of the whole model"):
+        load_trained_model(change_weights(tiny, tmp_path, keep_the_backbone))
+
+
+def test_weights_of_another_shape_are_named_with_both(tiny):
+    with pytest.raises(ValueError, match=r"class_embed.weight has shape \(5, 16\).*is \(8, 16\)"):
+        load_trained_model(config(tiny, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"))
+
+
+def test_what_the_config_and_not_the_checkpoint_decides_may_be_absent(tiny, tmp_path):
+    def drop(weights):
+        for name in list(weights):
+            if "criterion." in name or name.endswith("relative_position_index"):
+                del weights[name]
+
+    assert load_trained_model(change_weights(tiny, tmp_path, drop)) is not None
+
+
+def test_an_image_of_which_nothing_would_be_left_is_refused(tiny):
+    with pytest.raises(ValueError, match="9000×1 pixels is too thin"):
+        InferencePipeline(config(tiny))(image_of(1, 9000))
+
+
+def test_an_unknown_channel_order_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT is 'L'"):
+        InferencePipeline(config(tiny, "INPUT.FORMAT", "L"))

@@ -1,0 +1,273 @@
+"""Pictures and videos of any origin are found, read and written, or it is said why not."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_former.engine.media import VideoReader, VideoWriter, Window, find_images, read_image
+
+cv2 = pytest.importorskip("cv2")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images a.jpg, b.PNG, notes.txt, a hidden file, and sub/c.png."""
+    (tmp_path / "sub").mkdir()
+    for name in ("b.PNG", "a.jpg", "sub/c.png", ".hidden.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("text")
+    return tmp_path
+
+
+def names(files):
+    return [file.name for file in files]
+
+
+# Finding
+
+
+def test_a_folder_stands_for_the_images_in_it(folder):
+    files, problems = find_images([str(folder)])
+    assert names(files) == ["a.jpg", "b.PNG"] and not problems
+
+
+def test_globs_stand_for_what_they_match_and_folders_among_it_for_their_images(folder):
+    assert names(find_images([f"{folder}/*.jpg"])[0]) == ["a.jpg"]
+    assert names(find_images([f"{folder}/**/*.png"])[0]) == ["c.png"]
+    assert names(find_images([f"{folder}/s*"])[0]) == ["c.png"]
+
+
+def test_a_file_that_is_named_like_a_glob_is_that_file(folder):
+    (folder / "a.jpg").rename(folder / "a[1].jpg")
+    assert names(find_images([f"{folder}/a[1].jpg"])[0]) == ["a[1].jpg"]
+
+
+def test_each_file_comes_once_in_the_order_of_the_inputs(folder):
+    files, problems = find_images([f"{folder}/notes.txt", f"{folder}/*.jpg", str(folder)])
+    assert names(files) == ["notes.txt", "a.jpg", "b.PNG"] and not problems
+
+
+def test_what_stands_for_nothing_gets_a_line_that_names_it(folder):
+    (folder / "empty").mkdir()
+    inputs = [f"{folder}/{name}" for name in ("missing.jpg", "*.gif", "empty")]
+    files, problems = find_images(inputs)
+    assert not files and len(problems) == 3
+    for text, line, reason in zip(
+        inputs,
+        problems,
+        ("no such file", "matches no file", "a folder without images"),
+        strict=True,
+    ):
+        assert line.startswith(f"{text}: {reason}")
+
+
+# Reading
+
+
+def scene(height=24, width=36):
+    """An RGB image of smooth colours, no two sides alike."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * y // height, 255 * x // width, 40 + 0 * x], -1).astype(np.uint8)
+
+
+MODES = {
+    "RGB": lambda image: (image, scene()),
+    "L": lambda image: (image.convert("L"), None),
+    "1": lambda image: (image.convert("1"), None),
+    "LA": lambda image: (image.convert("LA"), None),
+    "RGBA": lambda image: (image.convert("RGBA"), scene()),
+    "P": lambda image: (image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64), None),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_a_png_becomes_rgb(tmp_path, mode):
+    image, expected = MODES[mode](Image.fromarray(scene()))
+    image.save(tmp_path / "x.png")
+    pixels = read_image(tmp_path / "x.png")
+    assert pixels.shape == (24, 36, 3) and pixels.dtype == np.uint8
+    if expected is None:
+        expected = np.asarray(image.convert("RGB"))
+    assert (pixels == expected).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_grey_is_scaled_and_not_clipped_to_white(tmp_path, suffix):
+    values = np.linspace(0, 65535, 24 * 36).reshape(24, 36).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / f"x{suffix}")
+    pixels = read_image(tmp_path / f"x{suffix}")
+    for y in range(24):
+        for x in range(36):
+            assert (pixels[y, x] == values[y, x] // 256).all()
+
+
+def test_16_bit_colours_are_scaled(tmp_path):
+    cv2.imwrite(str(tmp_path / "x.png"), scene()[:, :, ::-1].astype(np.uint16) * 257)
+    assert (read_image(tmp_path / "x.png") == scene()).all()
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.fromarray(scene()).convert("CMYK").save(tmp_path / "x.jpg", quality=100)
+    difference = read_image(tmp_path / "x.jpg").astype(int) - scene()
+    assert np.abs(difference).mean() < 6
+
+
+@pytest.mark.parametrize(
+    "orientation, turned",
+    [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a))],
+)
+def test_a_photo_stands_upright_as_its_exif_says(tmp_path, orientation, turned):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(scene()).save(tmp_path / "x.png", exif=exif)
+    assert (read_image(tmp_path / "x.png") == turned(scene())).all()
+
+
+def test_values_that_are_no_picture_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 1e6, np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"x\.tif: holds float32 values from 1000000"):
+        read_image(tmp_path / "x.tif")
+
+
+def damage(path, how):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"hello\n", "cut": whole[: len(whole) // 2]}[how])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".gif", ".tif", ".webp", ".ppm"])
+@pytest.mark.parametrize("how", ["empty", "text", "cut"])
+def test_what_is_no_whole_image_is_named_and_never_half_read(tmp_path, how, suffix):
+    path = tmp_path / f"x{suffix}"
+    damage(path, how)
+    reason = {
+        "empty": "is empty",
+        "text": "is not an image",
+        "cut": "cannot be read|is not an image",
+    }
+    with pytest.raises(ValueError, match=reason[how]) as info:
+        read_image(path)
+    assert str(info.value).startswith(f"{path}: ") and "\n" not in str(info.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"x\.jpg: no such file"):
+        read_image(tmp_path / "x.jpg")
+
+
+# Videos
+
+
+def frames(count, height=48, width=64):
+    """Frames of one colour each."""
+    values = np.linspace(30, 220, count).astype(np.uint8)
+    return [np.full((height, width, 3), (v, 100, 255 - v), np.uint8) for v in values]
+
+
+def write_video(path, images, fps=12.5):
+    writer = VideoWriter(path, fps)
+    for image in images:
+        writer.write(image)
+    writer.close()
+    return writer
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_a_video_has_the_frames_size_and_speed_that_were_written(tmp_path, suffix):
+    written = frames(10)
+    writer = write_video(tmp_path / f"x{suffix}", written)
+    assert writer.path.is_file() and writer.num_frames == 10
+    reader = VideoReader(str(writer.path))
+    assert reader.fps == pytest.approx(12.5) and reader.num_frames == 10
+    read = list(reader)
+    reader.close()
+    assert len(read) == 10
+    for one, other in zip(read, written, strict=True):
+        assert one.shape == other.shape
+        assert np.abs(one.astype(int) - other).mean() < 10  # red and blue in their places
+
+
+def test_frames_come_one_at_a_time(tmp_path):
+    write_video(tmp_path / "x.avi", frames(5))
+    reader = iter(VideoReader(str(tmp_path / "x.avi")))
+    assert next(reader).shape == (48, 64, 3)
+
+
+def test_an_avi_is_written_where_opencv_cannot_write_an_mp4(tmp_path, monkeypatch):
+    real = cv2.VideoWriter
+
+    def without_mp4(path, *args):
+        return real("" if path.endswith(".mp4") else path, *args)
+
+    monkeypatch.setattr(cv2, "VideoWriter", without_mp4)
+    writer = write_video(tmp_path / "x.mp4", frames(3))
+    assert writer.path == tmp_path / "x.avi" and writer.path.stat().st_size > 0
+    # but never in place of a file that is there: it may be the one that is being read
+    with pytest.raises(ValueError, match=r"x\.mp4: OpenCV can write no video there"):
+        write_video(tmp_path / "x.mp4", frames(1))
+
+
+def test_a_video_that_breaks_off_says_so_after_its_last_frame(tmp_path):
+    path = tmp_path / "x.avi"
+    images = list(np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8))
+    write_video(path, images)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    read = 0
+    with pytest.raises(ValueError, match="of 20 frames: damaged"):
+        for _ in VideoReader(str(path)):
+            read += 1
+    assert 5 <= read <= 12
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / "x.mp4").write_text("text")
+    with pytest.raises(ValueError, match=r"x\.mp4: not a video"):
+        VideoReader(str(tmp_path / "x.mp4"))
+    with pytest.raises(FileNotFoundError, match=r"y\.mp4: no such file"):
+        VideoReader(str(tmp_path / "y.mp4"))
+
+
+def test_a_camera_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="camera 97: not there"):
+        VideoReader(97)
+
+
+# Windows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a screen")
+def test_without_a_screen_a_window_is_an_error_that_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(ValueError, match=r"no display.*--output"):
+        Window("title")
+
+
+def test_an_opencv_without_windows_is_an_error_that_says_what_to_do(monkeypatch):
+    def fails(*args):
+        raise cv2.error("not implemented")
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", fails, raising=False)
+    with pytest.raises(ValueError, match=r"this OpenCV has no windows.*opencv-python in place of"):
+        Window("title")
+
+
+@pytest.mark.parametrize(
+    "key, goes_on", [(-1, True), (ord("x"), True), (ord("q"), False), (27, False)]
+)
+def test_a_window_shows_rgb_and_ends_with_q_or_escape(monkeypatch, key, goes_on):
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    for name, function in {
+        "namedWindow": lambda *args: None,
+        "imshow": lambda title, picture: shown.append(picture),
+        "waitKey": lambda milliseconds: key,
+    }.items():
+        monkeypatch.setattr(cv2, name, function, raising=False)
+    assert Window("title").show(scene()) is goes_on
+    assert (shown[0][:, :, ::-1] == scene()).all()

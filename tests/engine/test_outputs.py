@@ -1,0 +1,72 @@
+"""Every result has a file of its own, and no input is ever replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mask_former.engine.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES, plan_outputs
+
+ONE = ["semantic"]
+
+
+def plan(inputs, output, kinds=ONE, suffixes=PICTURE_SUFFIXES):
+    return plan_outputs([Path(one) for one in inputs], kinds, str(output), suffixes)
+
+
+def test_a_folder_is_made_and_outputs_have_the_names_of_the_inputs(tmp_path):
+    outputs = plan(["in/a.jpg", "b.tif"], tmp_path / "new" / "out")
+    assert outputs == [{"semantic": tmp_path / "new" / "out" / f"{name}.png"} for name in "ab"]
+    assert (tmp_path / "new" / "out").is_dir()
+
+
+def test_several_kinds_are_told_apart_by_their_names(tmp_path):
+    outputs = plan(["a.jpg"], tmp_path, kinds=["panoptic", "semantic"])
+    names = {kind: file.name for kind, file in outputs[0].items()}
+    assert names == {"panoptic": "a_panoptic.png", "semantic": "a_semantic.png"}
+
+
+def test_inputs_of_one_name_get_outputs_of_different_names(tmp_path):
+    outputs = plan(["1/a.jpg", "2/a.jpg", "a.png", "A.gif", "a_2.jpg"], tmp_path)
+    names = [output["semantic"].name for output in outputs]
+    assert names[0] == "a.png"
+    assert len({name.lower() for name in names}) == 5
+
+
+def test_one_input_may_be_written_to_a_file(tmp_path):
+    file = tmp_path / "new" / "x.JPG"
+    assert plan(["a.png"], file) == [{"semantic": file}] and file.parent.is_dir()
+    video = plan(["a.mov"], tmp_path / "x.avi", suffixes=VIDEO_SUFFIXES)
+    assert video == [{"semantic": tmp_path / "x.avi"}]
+
+
+def test_a_folder_may_be_named_like_a_file(tmp_path):
+    (tmp_path / "x.jpg").mkdir()
+    assert plan(["a.png"], tmp_path / "x.jpg") == [{"semantic": tmp_path / "x.jpg" / "a.png"}]
+
+
+@pytest.mark.parametrize(
+    "inputs, kinds", [(["a.jpg", "b.jpg"], ONE), (["a.jpg"], ["panoptic", "semantic"])]
+)
+def test_one_file_for_several_results_is_refused(tmp_path, inputs, kinds):
+    with pytest.raises(ValueError, match=r"x\.jpg is one file, but .* give a folder"):
+        plan(inputs, tmp_path / "x.jpg", kinds)
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "notes.txt"])
+def test_what_is_neither_a_folder_nor_a_picture_is_refused(tmp_path, name):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} is neither a folder nor a file"):
+        plan(["a.jpg"], tmp_path / name)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", ["", "a.png", "sub/../a.png"])
+def test_an_input_is_never_replaced(tmp_path, monkeypatch, output):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for file in ("a.png", tmp_path / "a.png"):
+        with pytest.raises(ValueError, match=r"would replace the input .*a\.png"):
+            plan([file], tmp_path / output)

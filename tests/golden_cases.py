@@ -1,0 +1,77 @@
+"""Reading the golden cases and making their inputs again (see golden/README.md)."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from mask_former.config import get_mask_former_cfg
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+def load_case(name: str, folder: Path = GOLDEN) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The facts and the arrays of a case."""
+    facts = json.loads((folder / f"{name}.json").read_text())
+    with np.load(folder / f"{name}.npz") as arrays:
+        return facts, dict(arrays)
+
+
+def build_case_model(facts: dict[str, Any]) -> tuple[Any, nn.Module]:
+    """The config of a case and its model, weights filled by rule."""
+    cfg = get_mask_former_cfg()
+    cfg.merge_from_file(str(ROOT / "configs" / facts["config"]))
+    cfg.merge_from_list(facts["overrides"])
+    model = build_model(cfg)
+    fill_weights(model)
+    return cfg, model
+
+
+def fill_weights(model: nn.Module) -> None:
+    """Every weight from a seed that is its name's checksum."""
+    for name, value in model.state_dict().items():
+        if name.startswith("criterion.") or not value.is_floating_point():
+            continue
+        seed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        random = torch.randn(value.shape, generator=seed)
+        if name.endswith("running_var"):
+            random = 1 + 0.1 * random.abs()
+        elif value.dim() >= 2:
+            random = random / value[0].numel() ** 0.5
+        elif name.endswith("weight"):
+            random = 1 + 0.1 * random
+        else:
+            random = 0.1 * random
+        value.copy_(random)
+
+
+def make_image(index: int, size: tuple[int, int], arrays: dict[str, np.ndarray]) -> Tensor:
+    """Image ``index`` of a case: uint8, 3×H×W.
+
+    Made from a seed; ``arrays`` keeps the few pixels that lie so near a half that how a machine
+    rounds decides them.
+    """
+    height, width = size
+    g = torch.Generator().manual_seed(7 + index)
+    coarse = torch.rand(1, 3, height // 16 + 1, width // 16 + 1, generator=g)
+    smooth = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)[0]
+    noise = torch.rand(3, height, width, generator=g)
+    image = (smooth * 200 + noise * 55).round().to(torch.uint8)
+    ties = torch.from_numpy(arrays[f"image_ties{index}"]).long()
+    image.view(-1)[ties] = torch.from_numpy(arrays[f"image_tie_values{index}"])
+    return image
+
+
+def unpack_masks(packed: np.ndarray, shape: list[int]) -> Tensor:
+    """Packed bits to bool N×H×W."""
+    count = int(np.prod(shape))
+    return torch.from_numpy(np.unpackbits(packed)[:count].reshape(shape)).bool()

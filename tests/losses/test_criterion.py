@@ -1,0 +1,257 @@
+"""The criterion gives the published losses, gradients and matches, and keeps its promises."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mask_former.losses import HungarianMatcher, SetCriterion
+from tests import references
+from tests.core_cases import (
+    NO_OBJECT_WEIGHT,
+    WEIGHTS,
+    build_criterion,
+    layers_of,
+    pairs_of,
+    random_batch,
+    run_criterion,
+    weighted_total,
+)
+from tests.golden_cases import load_case, unpack_masks
+
+# The published figures
+
+
+def golden_inputs(facts, arrays):
+    logits, masks = (torch.from_numpy(arrays[name]) for name in ("pred_logits", "pred_masks"))
+    layers = [
+        {"pred_logits": of_class, "pred_masks": of_mask}
+        for of_class, of_mask in zip(logits, masks, strict=True)
+    ]
+    targets = [
+        {
+            "labels": torch.from_numpy(arrays[f"labels{i}"]),
+            "masks": unpack_masks(arrays[f"masks{i}"], [count, *facts["full_size"]]),
+        }
+        for i, count in enumerate(facts["counts"])
+    ]
+    return {**layers[-1], "aux_outputs": layers[:-1]}, targets
+
+
+@pytest.fixture(scope="module", params=["carried", "golden"])
+def case(request):
+    """What the criterion gives on seeded inputs, or on the golden ones, and what it should."""
+    if request.param == "carried":
+        expected, gradients = load_case("criterion")
+        criterion, (outputs, targets) = build_criterion(), random_batch()
+    else:
+        folder = request.getfixturevalue("shared_dir") / "golden"
+        expected, gradients = load_case("criterion", folder)
+        criterion = build_criterion(expected["num_classes"], expected["no_object_weight"])
+        outputs, targets = golden_inputs(expected, gradients)
+    found = run_criterion(criterion, outputs, targets)
+    return SimpleNamespace(found=found, expected=expected, gradients=gradients)
+
+
+def test_losses_are_the_published_ones(case):
+    assert case.found["losses"] == pytest.approx(case.expected["losses"], rel=1e-4)
+    total = case.expected["total_weighted"]
+    assert case.found["total_weighted"] == pytest.approx(total, rel=1e-4)
+
+
+def test_matches_are_the_published_ones(case):
+    assert case.found["matches_per_layer"] == case.expected["matches_per_layer"]
+
+
+def test_gradients_are_the_published_ones(case):
+    found = {
+        "grad_logits": case.found["grad_logits"],
+        "grad_masks": case.found["grad_masks"],
+        "grad_masks_every3": case.found["grad_masks"][..., ::3, ::3, ::3],
+    }
+    names = [name for name in found if name in case.gradients]
+    assert len(names) == 2
+    for name in names:
+        expected = case.gradients[name]
+        # A mask's gradient is small everywhere, so what counts as 0 is measured by its largest.
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=atol)
+
+
+# The formulas
+
+
+@pytest.mark.parametrize("seed, counts", [(0, (3, 0, 7)), (1, (0, 0)), (2, (1, 6))], ids=str)
+def test_losses_and_gradients_are_those_of_the_loops(seed, counts):
+    outputs, targets = random_batch(seed=seed, layers=2, counts=counts, size=(11, 13))
+    found = run_criterion(build_criterion(), outputs, targets)
+    layers = [
+        {name: value.double().requires_grad_() for name, value in layer.items()}
+        for layer in layers_of(outputs)
+    ]
+    matches = [references.match(layer, targets, tuple(WEIGHTS.values())) for layer in layers]
+    losses = references.criterion(layers, targets, matches, NO_OBJECT_WEIGHT)
+    assert found["losses"] == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-5)
+    weighted_total(losses).backward()
+    for index, layer in enumerate(layers):
+        for name, gradient in (("pred_logits", "grad_logits"), ("pred_masks", "grad_masks")):
+            expected = layer[name].grad
+            if expected is None:  # no pair, no mask loss
+                expected = torch.zeros_like(layer[name])
+            np.testing.assert_allclose(found[gradient][index], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0, 3.0])
+def test_no_object_weighs_what_it_is_told(weight):
+    outputs, targets = random_batch(seed=4, layers=1, counts=(2, 3))
+    criterion = build_criterion(no_object_weight=weight)
+    matches = [[pairs_of(match) for match in criterion.matcher(outputs, targets)]]
+    expected = references.criterion(layers_of(outputs), targets, matches, weight)["loss_ce"]
+    assert criterion(outputs, targets)["loss_ce"].item() == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_the_last_layer_has_the_plain_names_and_earlier_ones_are_numbered(layers):
+    outputs, targets = random_batch(layers=layers)
+    suffixes = ["", *(f"_{index}" for index in range(layers - 1))]
+    losses = build_criterion()(outputs, targets)
+    assert set(losses) == {name + suffix for name in WEIGHTS for suffix in suffixes}
+    for suffix, layer in zip([*suffixes[1:], ""], layers_of(outputs), strict=True):
+        alone = build_criterion()(layer, targets)
+        for name in WEIGHTS:
+            assert losses[name + suffix].item() == pytest.approx(alone[name].item(), rel=1e-6)
+
+
+# Properties
+
+
+def test_the_order_of_the_images_is_irrelevant():
+    outputs, targets = random_batch(seed=6, counts=(3, 0, 7, 1))
+    order = [2, 0, 3, 1]
+    layers = [{k: v[order] for k, v in layer.items()} for layer in layers_of(outputs)]
+    permuted = {**layers[-1], "aux_outputs": layers[:-1]}
+    criterion = build_criterion()
+    found = criterion(permuted, [targets[i] for i in order])
+    for name, value in criterion(outputs, targets).items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-6), name
+
+
+def test_the_order_of_the_targets_is_irrelevant():
+    outputs, targets = random_batch(seed=7, counts=(4, 4))
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = [{name: value[order] for name, value in target.items()} for target in targets]
+    criterion = build_criterion()
+    found = criterion(outputs, permuted)
+    for name, value in criterion(outputs, targets).items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-6), name
+
+
+def test_a_batch_without_targets_has_finite_losses_and_every_gradient():
+    outputs, targets = random_batch(counts=(0, 0))
+    layers = layers_of(outputs)
+    for layer in layers:
+        for value in layer.values():
+            value.requires_grad_()
+    losses = build_criterion()({**layers[-1], "aux_outputs": layers[:-1]}, targets)
+    for name, value in losses.items():
+        assert value.isfinite()
+        assert name.startswith("loss_ce") or value.item() == 0.0, name
+    weighted_total(losses).backward()
+    for layer in layers:
+        assert (layer["pred_logits"].grad != 0).all()
+        assert (layer["pred_masks"].grad == 0).all()  # there, so that DDP waits for no one
+
+
+def test_confident_predictions_have_finite_losses_and_gradients():
+    outputs, targets = random_batch(counts=(3, 0, 7))
+    extreme = [{k: 1e4 * v.sign() for k, v in layer.items()} for layer in layers_of(outputs)]
+    found = run_criterion(build_criterion(), {**extreme[-1], "aux_outputs": extreme[:-1]}, targets)
+    assert all(math.isfinite(value) for value in found["losses"].values())
+    assert np.isfinite(found["grad_logits"]).all() and np.isfinite(found["grad_masks"]).all()
+
+
+def test_losses_under_autocast_are_those_of_full_precision():
+    outputs, targets = random_batch(seed=8)
+    layers = [
+        {name: value.bfloat16() for name, value in layer.items()} for layer in layers_of(outputs)
+    ]
+    rounded = [{name: value.float() for name, value in layer.items()} for layer in layers]
+    criterion = build_criterion()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = criterion({**layers[-1], "aux_outputs": layers[:-1]}, targets)
+    expected = criterion({**rounded[-1], "aux_outputs": rounded[:-1]}, targets)
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-6), name
+
+
+def test_the_class_weights_are_a_buffer_of_the_published_name():
+    (name, weight), *others = build_criterion(classes=4).state_dict().items()
+    assert name == "empty_weight" and not others
+    assert weight.tolist() == pytest.approx([1, 1, 1, 1, NO_OBJECT_WEIGHT])
+
+
+# The number of targets
+
+
+@pytest.mark.parametrize("counts, expected", [((0, 0), 1), ((1, 0), 1), ((3, 0, 9), 12)])
+def test_mask_losses_are_divided_by_the_targets_of_the_batch_at_least_one(counts, expected):
+    _, targets = random_batch(layers=1, counts=counts)
+    assert build_criterion()._average_num_targets(targets).item() == expected
+
+
+def average_on_rank(rank, counts, folder):
+    """What one of the processes below does: it writes down its average."""
+    torch.set_num_threads(1)  # a fork has no other threads of torch's
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(counts))
+    _, targets = random_batch(layers=1, counts=counts[rank])
+    average = build_criterion()._average_num_targets(targets)
+    (folder / f"{rank}").write_text(str(average.item()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("counts, expected", [([(3, 2), (0, 1)], 3.0)])
+def test_the_number_of_targets_is_averaged_over_the_ranks(counts, expected, tmp_path):
+    # Forked, as a spawned process would spend seconds on its imports.
+    mp.start_processes(average_on_rank, (counts, tmp_path), len(counts), start_method="fork")
+    assert [float((tmp_path / f"{rank}").read_text()) for rank in range(2)] == [expected] * 2
+
+
+# Errors
+
+
+def test_a_missing_target_is_an_error_that_counts():
+    outputs, targets = random_batch(counts=(1, 2, 3))
+    with pytest.raises(ValueError, match="3 images were predicted, but there are 2 targets"):
+        build_criterion()(outputs, targets[:2])
+
+
+def test_target_masks_of_different_sizes_are_an_error_that_names_them():
+    outputs, targets = random_batch(counts=(1, 2))
+    targets[1]["masks"] = targets[1]["masks"][..., :-1]
+    with pytest.raises(ValueError, match=r"must have one size, got \[\(12, 16\), \(12, 17\)\]"):
+        build_criterion()(outputs, targets)
+
+
+def test_another_number_of_classes_is_an_error_that_names_the_key():
+    outputs, targets = random_batch(classes=5)
+    text = "predictor has 5 classes and the criterion 7.*MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+    with pytest.raises(ValueError, match=text):
+        build_criterion(classes=7)(outputs, targets)
+
+
+@pytest.mark.parametrize("label", [-1, 5, 255])
+def test_a_label_that_is_no_class_is_an_error_that_names_it(label):
+    outputs, targets = random_batch(counts=(1, 3), classes=5)
+    targets[1]["labels"][1] = label
+    with pytest.raises(ValueError, match=rf"image 1 of the batch have .*\[{label}\], but .* 0 … 4"):
+        build_criterion()(outputs, targets)
+
+
+def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(KeyError, match=r"MODEL\.MASK_FORMER\.LOSSES is 'boxes'.*'labels', 'masks'"):
+        SetCriterion(3, HungarianMatcher(), no_object_weight=0.1, losses=["labels", "boxes"])

@@ -1,0 +1,121 @@
+"""The matcher finds the cheapest assignment, and says so when there can be none."""
+
+import pytest
+import torch
+
+from mask_former.losses import HungarianMatcher
+from mask_former.losses.matcher import resize_targets
+from tests import references
+from tests.core_cases import WEIGHTS, layers_of, pairs_of, random_batch, random_masks
+
+PUBLISHED = tuple(WEIGHTS.values())
+
+
+@pytest.mark.parametrize(
+    "weights", [PUBLISHED, (1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 5, 5)], ids=str
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_match_is_the_cheapest_of_all_assignments(weights, seed):
+    outputs, targets = random_batch(seed=seed, layers=1, counts=(3, 0, 7, 6), queries=6)
+    matches = HungarianMatcher(*weights)(outputs, targets)
+    for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
+        cost = references.matching_cost(
+            outputs["pred_logits"][image], outputs["pred_masks"][image], target, weights
+        )
+        found = pairs_of(match)
+        best = references.best_assignment(cost)
+        assert len(found) == min(6, len(target["labels"]))
+        # Where only the class counts, targets of one class can be exchanged for nothing.
+        totals = [sum(cost[q][t] for q, t in pairs) for pairs in (found, best)]
+        assert totals[0] == pytest.approx(totals[1], abs=1e-6)
+        if weights != (1, 0, 0):
+            assert found == best
+
+
+def test_a_match_is_a_pair_of_index_tensors_queries_ascending():
+    outputs, targets = random_batch(layers=1, counts=(3, 0, 7), queries=6)
+    for queries, numbers in HungarianMatcher(*PUBLISHED)(outputs, targets):
+        assert queries.dtype == numbers.dtype == torch.int64
+        assert queries.tolist() == sorted(set(queries.tolist()))
+        assert len(set(numbers.tolist())) == len(numbers) == len(queries)
+
+
+def test_matching_layers_together_is_matching_each_alone():
+    outputs, targets = random_batch(seed=5, layers=4, counts=(3, 0, 7))
+    matcher = HungarianMatcher(*PUBLISHED)
+    together = matcher.match_layers(layers_of(outputs), targets)
+    alone = [matcher(layer, targets) for layer in layers_of(outputs)]
+    assert [[pairs_of(match) for match in of_layer] for of_layer in together] == [
+        [pairs_of(match) for match in of_layer] for of_layer in alone
+    ]
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (7, 9)], ids=["fewer targets", "more targets"])
+def test_permuting_queries_permutes_the_match(counts):
+    outputs, targets = random_batch(seed=1, layers=1, counts=counts)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    permuted = {name: outputs[name][:, order] for name in ("pred_logits", "pred_masks")}
+    matcher = HungarianMatcher(*PUBLISHED)
+    for match, moved in zip(matcher(outputs, targets), matcher(permuted, targets), strict=True):
+        assert sorted((int(order[q]), t) for q, t in pairs_of(moved)) == pairs_of(match)
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (8, 8)], ids=["fewer targets", "more targets"])
+def test_permuting_targets_permutes_the_match(counts):
+    outputs, targets = random_batch(seed=2, layers=1, counts=counts)
+    order = torch.randperm(counts[0], generator=torch.Generator().manual_seed(0))
+    permuted = [{name: value[order] for name, value in target.items()} for target in targets]
+    matcher = HungarianMatcher(*PUBLISHED)
+    for match, moved in zip(matcher(outputs, targets), matcher(outputs, permuted), strict=True):
+        assert [(q, int(order[t])) for q, t in pairs_of(moved)] == pairs_of(match)
+
+
+def test_matching_under_autocast_is_matching_in_full_precision():
+    # Many targets that are nearly alike: rounded costs would match some of them otherwise.
+    outputs, targets = random_batch(seed=3, layers=1, counts=(30, 30), queries=30, classes=1)
+    matcher = HungarianMatcher(*PUBLISHED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = matcher(outputs, targets)
+    expected = [pairs_of(match) for match in matcher(outputs, targets)]
+    assert [pairs_of(match) for match in cast] == expected
+
+
+def test_matching_leaves_no_gradient_behind():
+    outputs, targets = random_batch(layers=1)
+    for value in (outputs["pred_logits"], outputs["pred_masks"]):
+        value.requires_grad_()
+    for queries, numbers in HungarianMatcher(*PUBLISHED)(outputs, targets):
+        assert not queries.requires_grad and not numbers.requires_grad
+
+
+def test_confident_logits_can_be_matched():
+    outputs, targets = random_batch(layers=1, counts=(3, 3))
+    extreme = {name: 1e4 * outputs[name].sign() for name in ("pred_logits", "pred_masks")}
+    assert [len(match[0]) for match in HungarianMatcher(*PUBLISHED)(extreme, targets)] == [3, 3]
+
+
+@pytest.mark.parametrize("size, small", [((12, 20), (3, 5)), ((13, 17), (5, 7)), ((6, 6), (6, 6))])
+def test_targets_become_small_by_picking_the_nearest_pixel(size, small):
+    masks = random_masks(4, size, seed=0) > 0
+    found = resize_targets(masks, small)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.bool(), references.pick_nearest(masks, small))
+
+
+def test_no_target_becomes_no_small_target():
+    found = resize_targets(torch.zeros(0, 8, 8, dtype=torch.bool), (2, 2))
+    assert found.shape == (0, 2, 2) and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["pred_logits", "pred_masks"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_predictions_are_an_error_that_says_so(name, value):
+    outputs, targets = random_batch(layers=1)
+    outputs[name][2, 1, 0] = value
+    with pytest.raises(ValueError, match=r"\d+ of 42 matching costs are NaN.*SOLVER\.BASE_LR"):
+        HungarianMatcher(*PUBLISHED)(outputs, targets)
+
+
+def test_weights_that_are_all_zero_are_refused():
+    with pytest.raises(ValueError, match="All matching weights are 0"):
+        HungarianMatcher(0, 0, 0)

@@ -1,0 +1,65 @@
+"""A model small enough to be built, saved and run in a test, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from mask_former.engine.setup import load_cfg
+
+NAMES = ["sky", "road", "car", "bicyclist"]
+COLORS = [[70, 130, 180], [128, 64, 128], [0, 0, 142], [119, 11, 32]]
+DATASET = "tiny_model_val"
+
+
+def tiny_settings(**test: Any) -> dict[str, Any]:
+    """The YAML's content, with keys of ``MODEL.MASK_FORMER.TEST``: 4 classes, 2 of them things."""
+    backbone = {"NAME": "D2SwinTransformer"}
+    swin = {"EMBED_DIM": 8, "DEPTHS": [1, 1, 1, 1], "NUM_HEADS": [1, 1, 1, 1], "WINDOW_SIZE": 2}
+    head = {"NAME": "MaskFormerHead", "NUM_CLASSES": 4, "CONVS_DIM": 32, "MASK_DIM": 32}
+    head["IN_FEATURES"] = ["res2", "res3", "res4", "res5"]
+    transformer = {"HIDDEN_DIM": 16, "NHEADS": 2, "DIM_FEEDFORWARD": 16, "DEC_LAYERS": 1}
+    mask_former = {**transformer, "NUM_OBJECT_QUERIES": 6, "TEST": test}
+    return {
+        "VERSION": 2,
+        "MODEL": {
+            "META_ARCHITECTURE": "MaskFormer",
+            "WEIGHTS": "",
+            "DEVICE": "cpu",
+            "PIXEL_MEAN": [123.0, 116.0, 103.0],
+            "PIXEL_STD": [58.0, 57.0, 57.0],
+            "BACKBONE": backbone,
+            "SWIN": swin,
+            "SEM_SEG_HEAD": head,
+            "MASK_FORMER": mask_former,
+        },
+        "INPUT": {"FORMAT": "RGB", "MIN_SIZE_TEST": 64, "MAX_SIZE_TEST": 128},
+        "DATASETS": {"TRAIN": [DATASET], "TEST": [DATASET]},
+    }
+
+
+def write_tiny_model(folder: Path, **test: Any) -> tuple[Path, Path]:
+    """Write ``tiny.yaml`` and ``tiny.pth``; returns both paths.
+
+    The untrained weights are enlarged so that different queries give different results.
+    """
+    metadata = MetadataCatalog.get(DATASET)
+    metadata.set(stuff_classes=NAMES, thing_classes=NAMES, stuff_colors=COLORS)
+    metadata.set(thing_colors=COLORS, thing_dataset_id_to_contiguous_id={3: 2, 4: 3})
+    config, weights = folder / "tiny.yaml", folder / "tiny.pth"
+    config.write_text(yaml.safe_dump(tiny_settings(**test)))
+    torch.manual_seed(0)
+    model = build_model(load_cfg(str(config)))
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            if "class_embed.weight" in name:
+                weight.mul_(2)
+            if "query_embed" in name or ("mask_embed" in name and weight.ndim > 1):
+                weight.mul_(10)
+    torch.save({"model": model.state_dict()}, weights)
+    return config, weights
