@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .registration import plugins
-from .registries import DATASET_MAPPER_REGISTRY, lookup
+from .registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY, lookup
 
 __all__ = ["add_mask_former_config", "get_mask_former_cfg", "validate"]
 
@@ -128,9 +128,12 @@ def validate(cfg: CfgNode) -> None:
         (BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME"),
         (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME"),
         (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"),
+        (PREDICTOR_REGISTRY, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"),
         (DATASET_MAPPER_REGISTRY, "INPUT.DATASET_MAPPER_NAME"),
     ):
         lookup(registry, _get(cfg, key), key)
+    for name in cfg.MODEL.MASK_FORMER.LOSSES:
+        lookup(LOSS_REGISTRY, name, "MODEL.MASK_FORMER.LOSSES")
     crop, side = cfg.INPUT.CROP, cfg.INPUT.SIZE_DIVISIBILITY
     if crop.ENABLED and crop.TYPE == "absolute" and 0 < side < max(crop.SIZE):
         raise ValueError(

@@ -20,7 +20,7 @@ class logits is "no object".
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 from torch import Tensor
 
@@ -76,5 +76,5 @@ class SegmentInfo(TypedDict):
 
 def layer_predictions(outputs: Outputs) -> list[Prediction]:
     """The predictions of all supervised layers, first to last."""
-    last = Prediction(pred_logits=outputs["pred_logits"], pred_masks=outputs["pred_masks"])
-    return [*outputs.get("aux_outputs", ()), last]
+    last = {name: value for name, value in outputs.items() if name != "aux_outputs"}
+    return [*outputs.get("aux_outputs", ()), cast(Prediction, last)]

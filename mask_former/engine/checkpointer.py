@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -47,6 +48,22 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pointer = Path(self.save_dir) / "last_checkpoint"
         replace_file(pointer, lambda part: part.write_text(last_filename_basename))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint; an empty ``path`` loads nothing.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is broken, or asks for more than data.
+        """
+        if path:
+            plain = urlparse(path)._replace(query="").geturl()
+            if not os.path.isfile(self.path_manager.get_local_path(plain)):
+                raise FileNotFoundError(f"There is no checkpoint {plain} (MODEL.WEIGHTS).")
+        try:
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # detectron2 forgets it after an error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pyth"):

@@ -88,7 +88,7 @@ def build_evaluator(
 def _read_label_map(path: str, dtype: Any = int) -> np.ndarray:
     # detectron2's own reader asks numpy not to copy, which numpy 2 refuses.
     with PathManager.open(path, "rb") as file:
-        return np.asarray(Image.open(file), dtype=dtype)
+        return np.array(Image.open(file), dtype=dtype)
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fvcore.common.config import BASE_KEY
 
 from ..config import get_mask_former_cfg, validate
 
@@ -24,19 +30,77 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """The config of a file with ``KEY VALUE …`` on top, checked and frozen.
 
     Raises:
-        KeyError: for a key that does not exist.
-        FileNotFoundError: if there is no such file.
+        KeyError: for a key that does not exist; names those that are near.
+        FileNotFoundError: if there is no such file, or none that its ``_BASE_`` names.
+        ValueError: if a file is no YAML mapping, or a value does not fit its key.
     """
     cfg = get_mask_former_cfg()
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"There is no config file {config_file} (--config-file).")
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts or [])
+        _check_file(Path(config_file), "--config-file")
+        with _naming_mistakes(cfg, config_file):
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    _merge_options(cfg, opts or [])
     resolve_device(cfg)
     validate(cfg)
     cfg.freeze()
     return cfg
+
+
+def _check_file(path: Path, named_by: str) -> None:
+    """See that a config file is there and a YAML mapping, and so are those it is based on."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no config file {path} ({named_by}).")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"The config file {path} is no plain YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"The config file {path} holds {type(content).__name__} {str(content)[:40]!r}; "
+            "expected keys and values, such as 'SEED: 1'."
+        )
+    bases = content.get(BASE_KEY, [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        if "://" not in base:
+            _check_file(path.parent / os.path.expanduser(base), f"{BASE_KEY} of {path}")
+
+
+def _merge_options(cfg: CfgNode, opts: list[str]) -> None:
+    if len(opts) % 2:
+        raise ValueError(
+            f"Expected KEY VALUE pairs, got {len(opts)} words: {' '.join(map(str, opts))}. "
+            "Options such as --resume stand before the first key."
+        )
+    known = list(_keys(cfg))
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        with _naming_mistakes(cfg, f"{key} {value}"):
+            if key not in known:
+                raise KeyError(f"Non-existent key: {key}")
+            cfg.merge_from_list([key, value])
+
+
+@contextmanager
+def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
+    """Say where a mistake that yacs finds comes from, and which keys are near an unknown one."""
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError) as error:
+        text = str(error.args[0]) if error.args else type(error).__name__
+        unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
+        if not unknown:
+            kind = KeyError if isinstance(error, KeyError) else ValueError
+            raise kind(f"{source}: {text}") from error
+        near = difflib.get_close_matches(unknown[1].upper(), _keys(cfg))
+        hint = f"did you mean {' or '.join(near)}?" if near else "mask_former/config.py lists ours."
+        raise KeyError(f"{source}: there is no config key {unknown[1]}; {hint}") from error
+
+
+def _keys(cfg: CfgNode) -> Iterator[str]:
+    """The full name of every key, and of every group of keys."""
+    for name, value in cfg.items():
+        yield name
+        if isinstance(value, CfgNode):
+            yield from (f"{name}.{key}" for key in _keys(value))
 
 
 def resolve_device(cfg: CfgNode) -> None:

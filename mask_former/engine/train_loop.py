@@ -41,6 +41,8 @@ class TrainLoop(SimpleTrainer):
             losses = self.model(data)
         self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
+        # Fused optimizers would otherwise clip the scaled gradient.
+        self.grad_scaler.unscale_(self.optimizer)
         self.after_backward()
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
@@ -51,4 +53,5 @@ class TrainLoop(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict.get("grad_scaler", {}))
+        if state_dict.get("grad_scaler"):  # empty where the run did not scale so far
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -1,1 +1,1 @@
-"""The model and its plug-ins. Which module holds what is in the file names; see ``registration``."""
+"""The model and its plug-ins, one file each; :mod:`mask_former.registration` finds them."""

@@ -185,6 +185,12 @@ class MaskFormer(nn.Module):
             masks = instances.gt_masks
             masks = masks.tensor if isinstance(masks, BitMasks) else masks
             padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
+            if min(padding) < 0:
+                raise ValueError(
+                    f"{example.get('file_name', 'An image')}: its gt_masks are "
+                    f"{tuple(masks.shape[-2:])} (height, width), larger than the batch's images "
+                    f"{(height, width)}; the mapper must transform both alike."
+                )
             targets.append(Target(labels=instances.gt_classes, masks=F.pad(masks.bool(), padding)))
         return targets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections.abc import Sequence
@@ -57,7 +58,9 @@ class TimmBackbone(Backbone):
         info: Any = self.body.feature_info
         # Where several maps share a stride, the last one is the richest.
         self._index = {
-            f"res{int(math.log2(stride))}": index for index, stride in enumerate(info.reduction())
+            f"res{int(math.log2(stride))}": index
+            for index, stride in enumerate(info.reduction())
+            if math.log2(stride).is_integer()
         }
         self._channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
         missing = [feature for feature in out_features if feature not in self._index]
@@ -85,21 +88,36 @@ class TimmBackbone(Backbone):
             return []
         feature = f"res{freeze_at}"
         if feature not in self._index:
-            raise ValueError(f"MODEL.TIMM.FREEZE_AT is {freeze_at}; there is no {feature}.")
-        info: Any = self.body.feature_info
-        last = info.module_name(self._index[feature])
-        names = [name for name, _ in self.body.named_modules()]
-        if last not in names:  # a flattened model
-            last = last.replace(".", "_")
+            raise ValueError(
+                f"MODEL.TIMM.FREEZE_AT is {freeze_at}, but there is no {feature}: 0 freezes "
+                f"nothing, n everything up to one of {sorted(self._index)}."
+            )
+        modules = dict(self.body.named_modules())
+        last = self._module_of(feature, modules)
         # timm defines its layers in the order they run in.
-        inside = [i for i, name in enumerate(names) if name == last or name.startswith(f"{last}.")]
+        order = list(modules)
+        end = max(i for i, name in enumerate(order) if f"{name}.".startswith(f"{last}."))
         ancestors = {last.rsplit(".", n)[0] for n in range(1, last.count(".") + 1)} | {""}
         frozen = []
-        for name, module in list(self.body.named_modules())[: max(inside) + 1]:
+        for name in order[: end + 1]:
+            for parameter in modules[name].parameters(recurse=False):
+                parameter.requires_grad_(False)
             if name not in ancestors:
-                module.requires_grad_(False)
-                frozen.append(module)
+                frozen.append(modules[name])
         return frozen
+
+    def _module_of(self, feature: str, modules: dict[str, nn.Module]) -> str:
+        """The name of the layer that gives a map."""
+        info: Any = self.body.feature_info
+        name = info.module_name(self._index[feature])
+        # timm flattens some models to cut them, and wraps others.
+        for known in (name, name.replace(".", "_"), f"model.{name}"):
+            if known in modules:
+                return known
+        raise ValueError(
+            f"MODEL.TIMM.FREEZE_AT: {type(self.body).__name__} has no layer {name!r} that gives "
+            f"{feature}; this model can only be trained whole (FREEZE_AT 0)."
+        )
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """As ever, but the statistics of frozen norms rest."""
@@ -123,8 +141,9 @@ def _create(name: str, **options: Any) -> nn.Module:
     except ImportError as error:
         raise ImportError("MODEL.BACKBONE.NAME is a timm one: pip install timm") from error
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8] if name else []
-        raise ValueError(f"MODEL.TIMM.NAME is {name!r}, unknown to timm {timm.__version__}. {near}")
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        hint = f"Did you mean one of {near}?" if near else "timm.list_models() names them all."
+        raise ValueError(f"MODEL.TIMM.NAME is {name!r}, unknown to timm {timm.__version__}. {hint}")
     try:
         return timm.create_model(name, features_only=True, pretrained=False, **options)
     except (RuntimeError, TypeError, AssertionError) as error:

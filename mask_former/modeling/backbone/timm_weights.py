@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...checkpoint import read_checkpoint
-from .timm_backbone import PREFIX
+from .timm_backbone import PREFIX, TimmBackbone
 
 __all__ = ["convert_timm_checkpoint", "packaged_checkpoint", "save_backbone"]
 
@@ -40,41 +40,40 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
 
     Args:
         name: timm's name of the model.
-        weights: its whole state dict, classifier included; or one with other names, whose entries
-            have timm's order and shapes one to one.
+        weights: its state dict, with or without a classifier, of whatever classes; or one with
+            other names, whose entries have timm's order and shapes one to one.
 
     Returns:
         Names ``backbone.body.*``, without the classifier.
 
     Raises:
-        ValueError: if the weights do not fit the model.
+        ValueError: if timm does not know the model, or the weights do not fit it.
     """
     import timm
 
+    body = TimmBackbone(name, out_features=()).body.state_dict()
     expected = timm.create_model(name).state_dict()
-    if not set(expected) <= set(weights):
+    # What timm flattens to cut it has underscores for dots (``layers_0`` for ``layers.0``), and
+    # what it wraps instead a prefix.
+    by_plain_name = {key.replace(".", "_"): key for key in expected}
+    source = {key: by_plain_name[key.removeprefix("model.").replace(".", "_")] for key in body}
+    missing = sorted(set(source.values()) - set(weights))
+    if missing:
         shapes = [tuple(value.shape) for value in weights.values()]
         if shapes != [tuple(value.shape) for value in expected.values()]:
-            missing = sorted(set(expected) - set(weights))
             raise ValueError(
-                f"These weights do not fit timm's {name}: {len(missing)} of {len(expected)} names "
-                f"are missing ({', '.join(missing[:3])} …), and the order and shapes of the "
-                f"{len(weights)} entries are not {name}'s either."
+                f"These weights do not fit timm's {name}: {len(missing)} of the {len(source)} "
+                f"entries its feature maps need are missing ({', '.join(missing[:3])} …), and the "
+                f"order and shapes of the {len(weights)} entries are not {name}'s either."
             )
         weights = dict(zip(expected, weights.values(), strict=True))
-    for key, value in expected.items():
-        if value.shape != weights[key].shape:
+    for key in source.values():
+        if expected[key].shape != weights[key].shape:
             raise ValueError(
-                f"{name}'s {key} has shape {tuple(value.shape)}, these weights have "
+                f"{name}'s {key} has shape {tuple(expected[key].shape)}, these weights have "
                 f"{tuple(weights[key].shape)}."
             )
-    # Where timm flattens a model to cut it, dots become underscores: ``layers.0`` is ``layers_0``.
-    body = timm.create_model(name, features_only=True)
-    by_plain_name = {key.replace(".", "_"): key for key in expected}
-    return {
-        f"backbone.{PREFIX}{key}": weights[by_plain_name[key.replace(".", "_")]].clone()
-        for key in body.state_dict()
-    }
+    return {f"backbone.{PREFIX}{key}": weights[source[key]].clone() for key in body}
 
 
 def save_backbone(weights: Mapping[str, Tensor], path: Path) -> None:

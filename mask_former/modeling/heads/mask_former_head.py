@@ -21,6 +21,7 @@ class MaskFormerHead(nn.Module):
     """The mask-classification head (paper, section 3.3)."""
 
     pixel_decoder: Any  # a module with forward_features()
+    mask_classification = True  # predict a class for each query
 
     @configurable
     def __init__(
@@ -53,12 +54,16 @@ class MaskFormerHead(nn.Module):
             )
         return {
             "pixel_decoder": build_pixel_decoder(cfg, input_shape),
-            "predictor": build_predictor(cfg, channels[in_feature]),
+            "predictor": build_predictor(cfg, channels[in_feature], cls.mask_classification),
             "transformer_in_feature": in_feature,
         }
 
     def forward(self, features: dict[str, Tensor]) -> Outputs:
         """Backbone maps by name to the predicted set."""
+        return self.predict(features)
+
+    def predict(self, features: dict[str, Tensor]) -> Outputs:
+        """The same, for heads that make something else of the set."""
         mask_features, encoded = self.pixel_decoder.forward_features(features)
         maps = {**features, "transformer_encoder": encoded, "pixel_embedding": mask_features}
         feature_map = maps[self.transformer_in_feature]

@@ -18,8 +18,8 @@ __all__ = ["BasePixelDecoder"]
 class BasePixelDecoder(nn.Module):
     """From the coarsest map to the finest, each enlarged and added to the next.
 
-    ``layer_n … layer_1`` and ``adapter_{n-1} … adapter_1`` count from the finest level, 1, as in the
-    published weights.
+    ``layer_n … layer_1`` and ``adapter_{n-1} … adapter_1`` count from the finest level, 1, as in
+    the published weights.
     """
 
     @configurable
@@ -51,6 +51,12 @@ class BasePixelDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.SEM_SEG_HEAD
+        unknown = [name for name in head.IN_FEATURES if name not in input_shape]
+        if unknown:
+            raise KeyError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {unknown}; the backbone gives "
+                f"{sorted(input_shape)}."
+            )
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
             "conv_dim": head.CONVS_DIM,

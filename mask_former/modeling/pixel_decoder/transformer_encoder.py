@@ -18,7 +18,7 @@ __all__ = ["TransformerEncoderPixelDecoder"]
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class TransformerEncoderPixelDecoder(BasePixelDecoder):
-    """``input_proj``, encoder layers, then the pyramid; the predictor may take the encoder's map."""
+    """``input_proj``, encoder layers, then the pyramid; the predictor may see the encoder's map."""
 
     @configurable
     def __init__(

@@ -1,0 +1,117 @@
+"""Two processes with half the batch each learn what one process learns from the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from mask_former.config import get_mask_former_cfg
+
+SIZE = 64  # pixels: two cells of the coarsest map
+
+
+def tiny_cfg():
+    """No norm of this model keeps or takes statistics of the batch, and nothing is dropped."""
+    cfg = get_mask_former_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NAME, head.NUM_CLASSES, head.NORM = "MaskFormerHead", 4, "GN"
+    head.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    head.CONVS_DIM = head.MASK_DIM = 32
+    node = cfg.MODEL.MASK_FORMER
+    node.HIDDEN_DIM, node.NHEADS, node.DIM_FEEDFORWARD = 16, 2, 32
+    node.DEC_LAYERS, node.NUM_OBJECT_QUERIES, node.DROPOUT = 2, 6, 0.0
+    return cfg
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    return build_model(tiny_cfg()).train()
+
+
+def make_batch(counts):
+    """An image for each number of targets; labels and masks are random."""
+    g = torch.Generator().manual_seed(1)
+    batch = []
+    for count in counts:
+        instances = Instances((SIZE, SIZE))
+        instances.gt_classes = torch.randint(4, (count,), generator=g)
+        coarse = torch.rand(count, SIZE // 8, SIZE // 8, generator=g) > 0.5
+        instances.gt_masks = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
+        image = torch.randint(256, (3, SIZE, SIZE), generator=g, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances})
+    return batch
+
+
+def gradients(model, batch):
+    """By kind of loss ("class" and "mask") and parameter name, whatever wraps the model."""
+    found = {}
+    for kind in ("class", "mask"):
+        model.zero_grad()
+        losses = model(batch)
+        # All losses, so that each parameter has a gradient; those of the other kind weigh nothing.
+        weights = {name: float(("_ce" in name) == (kind == "class")) for name in losses}
+        assert 0 < sum(weights.values()) < len(weights)
+        sum(weights[name] * value for name, value in losses.items()).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                found[kind, name.removeprefix("module.")] = parameter.grad.clone()
+    return found
+
+
+def gradients_on_rank(rank, counts, folder):
+    """What one of the processes below does: it writes down its gradients."""
+    torch.set_num_threads(1)  # a fork has no other threads of torch's
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    model = create_ddp_model(tiny_model(), broadcast_buffers=False, device_ids=None)
+    half = len(counts) // 2
+    of_rank = make_batch(counts)[rank * half :][:half]
+    torch.save(gradients(model, of_rank), folder / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+def one_and_two_processes(counts, folder):
+    # Forked, as a spawned process would spend seconds on its imports.
+    mp.start_processes(gradients_on_rank, (counts, folder), 2, start_method="fork")
+    first, second = (torch.load(folder / f"{rank}.pth") for rank in range(2))
+    for key, gradient in first.items():
+        assert torch.equal(gradient, second[key]), f"the ranks do not agree on {key}"
+    return gradients(tiny_model(), make_batch(counts)), first
+
+
+def difference(one, two, kind):
+    """The largest difference of any element, relative to the largest gradient of its parameter."""
+    worst = 0.0
+    compared = 0
+    for (of_kind, name), expected in one.items():
+        scale = expected.abs().max().item()
+        if of_kind == kind and scale > 1e-7:  # of masks, the class head has none
+            worst = max(worst, (two[kind, name] - expected).abs().max().item() / scale)
+            compared += 1
+    assert compared > 50
+    return worst
+
+
+@pytest.mark.parametrize("counts", [(2, 3, 1, 4), (5, 0, 2, 3)])
+def test_two_processes_with_equally_many_targets_have_the_gradients_of_one(counts, tmp_path):
+    one, two = one_and_two_processes(counts, tmp_path)
+    assert difference(one, two, "class") < 1e-3
+    assert difference(one, two, "mask") < 1e-3
+
+
+@pytest.mark.parametrize("counts", [(5, 4, 1, 0), (3, 3, 0, 0)])
+def test_with_unequally_many_targets_the_class_loss_alone_differs(counts, tmp_path):
+    # It is normalised in each rank's own batch, as published.
+    one, two = one_and_two_processes(counts, tmp_path)
+    assert difference(one, two, "mask") < 1e-3
+    assert difference(one, two, "class") > 1e-2

