@@ -81,23 +81,13 @@ def config_lines(model: str, output: Path) -> str:
     """The YAML of a config that uses the file; images are normalised as timm says of the model."""
     import timm
 
+    lines = ["MODEL:", f'  WEIGHTS: "{output}"']
     pretrained = timm.get_pretrained_cfg(model)
-    mean, std = (
-        ", ".join(f"{255 * value:.3f}" for value in values)
-        for values in (pretrained.mean, pretrained.std)
-    )
-    return (
-        "MODEL:\n"
-        f'  WEIGHTS: "{output}"\n'
-        f"  PIXEL_MEAN: [{mean}]\n"
-        f"  PIXEL_STD: [{std}]\n"
-        "  BACKBONE:\n"
-        '    NAME: "build_timm_backbone"\n'
-        "  TIMM:\n"
-        f'    NAME: "{model}"\n'
-        "INPUT:\n"
-        '  FORMAT: "RGB"'
-    )
+    if pretrained is not None:
+        for key, values in (("PIXEL_MEAN", pretrained.mean), ("PIXEL_STD", pretrained.std)):
+            lines.append(f"  {key}: [{', '.join(f'{255 * value:.3f}' for value in values)}]")
+    lines += ["  BACKBONE:", '    NAME: "build_timm_backbone"', "  TIMM:", f'    NAME: "{model}"']
+    return "\n".join([*lines, "INPUT:", '  FORMAT: "RGB"'])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..checkpoint import read_checkpoint
 
-__all__ = ["Checkpointer", "replace_file"]
+__all__ = ["Checkpointer", "remove_parts", "replace_file"]
 
 
 def replace_file(path: Path, write: Any) -> None:
@@ -24,6 +24,12 @@ def replace_file(path: Path, write: Any) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a run that was killed while it wrote left in ``folder``."""
+    for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 

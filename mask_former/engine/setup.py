@@ -39,11 +39,20 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         _check_file(Path(config_file), "--config-file")
         with _naming_mistakes(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
+            _find_weights_beside(cfg, Path(config_file))
     _merge_options(cfg, opts or [])
     resolve_device(cfg)
     validate(cfg)
     cfg.freeze()
     return cfg
+
+
+def _find_weights_beside(cfg: CfgNode, config_file: Path) -> None:
+    """Weights that a config names without a folder may lie beside it, wherever one stands."""
+    weights = cfg.MODEL.WEIGHTS
+    beside = config_file.parent / weights
+    if weights and not os.path.exists(weights) and beside.is_file():
+        cfg.MODEL.WEIGHTS = str(beside)
 
 
 def _check_file(path: Path, named_by: str) -> None:
@@ -88,6 +97,8 @@ def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
         text = str(error.args[0]) if error.args else type(error).__name__
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
         if not unknown:
+            if len(text) > 500:  # yacs shows whole groups of keys
+                text = f"{text[:100]} … {text[-100:]}"
             kind = KeyError if isinstance(error, KeyError) else ValueError
             raise kind(f"{source}: {text}") from error
         near = difflib.get_close_matches(unknown[1].upper(), _keys(cfg))

@@ -16,13 +16,14 @@ from detectron2.engine import DefaultTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ..registries import DATASET_MAPPER_REGISTRY, lookup
-from .checkpointer import Checkpointer
+from .checkpointer import Checkpointer, remove_parts
 from .evaluation import build_evaluator, write_results
 from .optimizer import build_optimizer
 from .progress import CpuMetricPrinter, mend_metrics_file
@@ -112,9 +113,14 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``."""
+        if resume and comm.is_main_process():
+            remove_parts(Path(self.cfg.OUTPUT_DIR))
         super().resume_or_load(resume)
         if self.start_iter == 0:
             return
+        if isinstance(self.scheduler, WarmupPolyLR):
+            # Its state brought the end of the run so far, which may be lengthened.
+            self.scheduler.max_iters = self.max_iter
         if comm.is_main_process():
             mend_metrics_file(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
         if self.cfg.SEED >= 0:

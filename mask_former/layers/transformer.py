@@ -115,53 +115,59 @@ class TransformerDecoderLayer(_FeedForward):
         return self.norm3(x + self.dropout(self.feed_forward(x)))
 
 
-class TransformerEncoder(nn.Module):
+class _LayerStack(nn.Module):
+    """Layers of one kind, one after the other, and a norm at the end where there is one."""
+
+    layer_type: type[nn.Module]
+
+    def __init__(
+        self,
+        num_layers: int,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        pre_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            self.layer_type(dim, heads, feedforward_dim, dropout, pre_norm)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim) if self._ends_in_norm(pre_norm) else nn.Identity()
+
+    @staticmethod
+    def _ends_in_norm(pre_norm: bool) -> bool:
+        raise NotImplementedError
+
+
+class TransformerEncoder(_LayerStack):
     """A stack of encoder layers; with ``pre_norm`` it ends in a norm of its own.
 
     As in DETR that norm is there even without a layer before it, so weights of either kind fit.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        dropout: float,
-        pre_norm: bool,
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerEncoderLayer(dim, heads, feedforward_dim, dropout, pre_norm)
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(dim) if pre_norm else None
+    layer_type = TransformerEncoderLayer
+
+    @staticmethod
+    def _ends_in_norm(pre_norm: bool) -> bool:
+        return pre_norm
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """``x`` B×S×C, ``position`` 1×S×C. Returns B×S×C."""
         for layer in self.layers:
             x = layer(x, position)
-        return x if self.norm is None else self.norm(x)
+        return self.norm(x)
 
 
-class TransformerDecoder(nn.Module):
+class TransformerDecoder(_LayerStack):
     """A stack of decoder layers; one final norm is applied to every layer's output."""
 
-    def __init__(
-        self,
-        num_layers: int,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        dropout: float,
-        pre_norm: bool,
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerDecoderLayer(dim, heads, feedforward_dim, dropout, pre_norm)
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(dim)
+    layer_type = TransformerDecoderLayer
+
+    @staticmethod
+    def _ends_in_norm(pre_norm: bool) -> bool:
+        return True
 
     def forward(self, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
         """Decode from zero query content.

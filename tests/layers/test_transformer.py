@@ -168,7 +168,7 @@ def test_values_carry_no_position(pre_norm):
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_an_encoder_is_its_layers_and_with_pre_norm_a_norm(layers, pre_norm):
     module = build(TransformerEncoder, layers, pre_norm=pre_norm)
-    assert (module.norm is not None) == pre_norm
+    assert isinstance(module.norm, nn.LayerNorm) == pre_norm
     x, position = random(BATCH, CELLS, DIM), random(1, CELLS, DIM, seed=2)
     torch.testing.assert_close(module(x, position), encoder(module, x, position, pre_norm))
 

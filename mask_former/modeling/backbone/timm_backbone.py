@@ -109,14 +109,14 @@ class TimmBackbone(Backbone):
     def _module_of(self, feature: str, modules: dict[str, nn.Module]) -> str:
         """The name of the layer that gives a map."""
         info: Any = self.body.feature_info
-        name = info.module_name(self._index[feature])
+        name = info.module_name()[self._index[feature]]
         # timm flattens some models to cut them, and wraps others.
         for known in (name, name.replace(".", "_"), f"model.{name}"):
             if known in modules:
                 return known
         raise ValueError(
             f"MODEL.TIMM.FREEZE_AT: {type(self.body).__name__} has no layer {name!r} that gives "
-            f"{feature}; this model can only be trained whole (FREEZE_AT 0)."
+            f"{feature}, so it cannot be frozen up to there; 0 freezes nothing."
         )
 
     def train(self, mode: bool = True) -> TimmBackbone:

@@ -49,9 +49,9 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
     Raises:
         ValueError: if timm does not know the model, or the weights do not fit it.
     """
+    body = TimmBackbone(name, out_features=()).body.state_dict()  # without timm, says so
     import timm
 
-    body = TimmBackbone(name, out_features=()).body.state_dict()
     expected = timm.create_model(name).state_dict()
     # What timm flattens to cut it has underscores for dots (``layers_0`` for ``layers.0``), and
     # what it wraps instead a prefix.

@@ -112,7 +112,7 @@ class PerPixelBaselineHead(_PerPixelHead):
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class PerPixelBaselinePlusHead(_PerPixelHead, MaskFormerHead):
+class PerPixelBaselinePlusHead(_PerPixelHead, MaskFormerHead):  # type: ignore[misc]
     """MaskFormer's network with one fixed query a class: "PerPixelBaseline+"."""
 
     mask_classification = False

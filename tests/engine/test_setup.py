@@ -1,0 +1,180 @@
+"""Config files and KEY VALUE become a checked config, and mistakes get a message that helps."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from mask_former.engine.setup import load_cfg, resolve_device
+
+DEVICE = ["MODEL.DEVICE", "cpu"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a config file; returns its path."""
+
+    def write(content, name="x.yaml"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch):
+    """What the log says of the device."""
+    monkeypatch.setattr(logging.getLogger("mask_former"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="mask_former")
+    return lambda: [record.message for record in caplog.records if "DEVICE" in record.message]
+
+
+def with_gpu(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+
+
+# The device
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_without_a_gpu_the_device_becomes_the_cpu_with_one_line_in_the_log(
+    cfg, monkeypatch, messages, device
+):
+    with_gpu(monkeypatch, False)
+    cfg.MODEL.DEVICE = device
+    resolve_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu"
+    resolve_device(cfg)
+    assert messages() == [f"MODEL.DEVICE is {device!r}, but there is no GPU: using the CPU."]
+
+
+@pytest.mark.parametrize("device, there", [("cuda", True), ("cpu", False), ("cpu", True)])
+def test_a_device_that_is_there_stays(cfg, monkeypatch, messages, device, there):
+    with_gpu(monkeypatch, there)
+    cfg.MODEL.DEVICE = device
+    resolve_device(cfg)
+    assert cfg.MODEL.DEVICE == device and messages() == []
+
+
+def test_a_loaded_config_has_a_device_that_is_there(monkeypatch, messages):
+    with_gpu(monkeypatch, False)
+    assert load_cfg("").MODEL.DEVICE == "cpu"
+    assert len(messages()) == 1
+
+
+# What wins
+
+
+def test_key_value_pairs_win_over_the_file_and_the_file_over_its_bases(write):
+    write("SEED: 1\nSOLVER: {MAX_ITER: 1, BASE_LR: 1.0, GAMMA: 1.0}\nVERSION: 2\n", "base.yaml")
+    middle = "_BASE_: base.yaml\nSOLVER: {MAX_ITER: 2, BASE_LR: 2.0}\n"
+    write(middle, "middle.yaml")
+    top = write("_BASE_: middle.yaml\nSOLVER: {MAX_ITER: 3}\n")
+    cfg = load_cfg(top, [*DEVICE, "SEED", "4"])
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA) == (4, 3, 2, 1)
+
+
+def test_a_loaded_config_is_frozen():
+    with pytest.raises(AttributeError):
+        load_cfg("", DEVICE).SEED = 3
+
+
+def test_values_are_read_as_literals_of_the_type_their_key_has():
+    opts = ["INPUT.MIN_SIZE_TRAIN", "(64, 96)", "SOLVER.BASE_LR", "1e-3", "MODEL.WEIGHTS", "a.pth"]
+    cfg = load_cfg("", [*DEVICE, *opts])
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 96) and cfg.SOLVER.BASE_LR == 1e-3
+    assert cfg.MODEL.WEIGHTS == "a.pth"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "key, near",
+    [
+        ("SOLVER.BASE_LRR", "SOLVER.BASE_LR"),
+        ("solver.max_iter", "SOLVER.MAX_ITER"),
+        ("MODEL.MASK_FORMER.NUM_QUERIES", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+        ("SEED.FOO", "SEED"),
+    ],
+)
+def test_an_unknown_key_value_is_a_key_error_with_near_names(key, near):
+    with pytest.raises(KeyError, match=f"there is no config key {key}; did you mean.*{near}"):
+        load_cfg("", [*DEVICE, key, "1"])
+
+
+def test_an_unknown_key_in_a_file_is_a_key_error_with_the_file_and_near_names(write):
+    path = write("MODEL: {MASK_FORMER: {NUM_QUERIES: 5}}\nVERSION: 2\n")
+    with pytest.raises(KeyError) as caught:
+        load_cfg(path, DEVICE)
+    for text in (path, "MODEL.MASK_FORMER.NUM_QUERIES", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"):
+        assert text in caught.value.args[0]
+
+
+def test_a_key_that_resembles_nothing_is_a_key_error_too():
+    with pytest.raises(KeyError, match="there is no config key QQQQQQ; mask_former/config.py"):
+        load_cfg("", [*DEVICE, "QQQQQQ", "1"])
+
+
+@pytest.mark.parametrize("key, value", [("SOLVER.MAX_ITER", "soon"), ("MODEL", "none")])
+def test_a_value_of_the_wrong_type_is_a_value_error_that_names_the_key(key, value, write):
+    with pytest.raises(ValueError, match=f"(?s){key} {value}: .*{key}") as caught:
+        load_cfg("", [*DEVICE, key, value])
+    assert len(str(caught.value)) < 500
+    *groups, name = key.split(".")
+    path = write(
+        "".join(f"{group}: {{" for group in groups) + f"{name}: {value}" + "}" * len(groups)
+    )
+    with pytest.raises(ValueError, match=f"(?s)x.yaml: .*{key}"):
+        load_cfg(path, DEVICE)
+
+
+@pytest.mark.parametrize("opts", [["SEED"], ["SEED", "1", "--resume"]])
+def test_an_odd_number_of_words_is_a_value_error_that_shows_them(opts):
+    with pytest.raises(ValueError, match=f"KEY VALUE pairs, got {len(opts)} words: SEED"):
+        load_cfg("", opts)
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ("- SEED\n- 1\n", r"holds list.*SEED"),
+        ("just text", "holds str 'just text'"),
+        ("", "holds NoneType"),
+        ("7", "holds int '7'"),
+        ("MODEL: [1,", "is no plain YAML: .*"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\xff", "is no plain YAML: .*"),
+        (b"\xff\xfe\x00", "is no plain YAML: .*"),
+        ("SEED: !!python/object/apply:os.getcwd []", "is no plain YAML: .*python/object"),
+    ],
+)
+def test_a_file_that_is_no_yaml_mapping_is_a_value_error_that_names_it(write, content, found):
+    path = write(content, "wrong.yaml")
+    with pytest.raises(ValueError, match=f"(?s)config file {path} {found}"):
+        load_cfg(path, DEVICE)
+    # Also where it is the base of another.
+    with pytest.raises(ValueError, match=f"(?s)config file {path} {found}"):
+        load_cfg(write("_BASE_: wrong.yaml\n"), DEVICE)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    path = str(tmp_path / "none.yaml")
+    with pytest.raises(FileNotFoundError, match=f"no config file {path} .--config-file"):
+        load_cfg(path, DEVICE)
+
+
+@pytest.mark.parametrize("bases", ["none.yaml", "[there.yaml, none.yaml]"])
+def test_a_missing_base_is_an_error_that_names_both_files(write, tmp_path, bases):
+    write("SEED: 1\n", "there.yaml")
+    path = write(f"_BASE_: {bases}\n")
+    expected = f"no config file {tmp_path / 'none.yaml'} ._BASE_ of {path}"
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_cfg(path, DEVICE)
+
+
+def test_a_config_that_contradicts_itself_is_refused():
+    with pytest.raises(ValueError, match="OBJECT_MASK_THRESHOLD is 2"):
+        load_cfg("", [*DEVICE, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "2.0"])

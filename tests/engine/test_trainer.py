@@ -1,0 +1,328 @@
+"""The trainer: precise or mixed arithmetic on a CPU, checkpoints that carry everything, results."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+
+from mask_former.engine import Trainer, trainer
+from mask_former.engine.optimizer import build_optimizer
+from mask_former.engine.setup import load_cfg
+from mask_former.engine.train_loop import TrainLoop
+from tests.tiny_model import write_tiny_model
+
+SIZE = 64  # pixels: group norms need more than one cell of the coarsest map
+
+
+def make_example(seed):
+    g = torch.Generator().manual_seed(seed)
+    instances = Instances((SIZE, SIZE))
+    instances.gt_classes = torch.randint(4, (2,), generator=g)
+    instances.gt_masks = torch.rand(2, SIZE, SIZE, generator=g) > 0.5
+    image = torch.randint(256, (3, SIZE, SIZE), generator=g, dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": SIZE, "width": SIZE}
+
+
+class Loader:
+    """Always the same two images, or a number drawn when it was built, for the tests to see."""
+
+    def __init__(self):
+        self.drawn = np.random.randint(2**31)
+
+    def __iter__(self):
+        while True:
+            yield [make_example(0), make_example(1)]
+
+
+class TinyTrainer(Trainer):
+    """The trainer, but for the data."""
+
+    loaders: list[Loader]
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        cls.loaders.append(Loader())
+        return cls.loaders[-1]
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return [[make_example(2)], [make_example(3)]]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A function that gives the tiny model's config with ``KEY VALUE …``."""
+    monkeypatch.setattr(TinyTrainer, "loaders", [], raising=False)
+    path, weights = write_tiny_model(tmp_path, SEMANTIC_ON=True)
+    base = {
+        "OUTPUT_DIR": tmp_path / "output",
+        "MODEL.WEIGHTS": weights,
+        "DATASETS.TEST": "()",
+        "SOLVER.MAX_ITER": 4,
+        "SOLVER.CHECKPOINT_PERIOD": 2,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
+        "MODEL.MASK_FORMER.DROPOUT": 0.0,
+        "MODEL.SWIN.DROP_PATH_RATE": 0.0,
+        "SEED": 3,
+    }
+
+    def config(*opts):
+        words = [str(word) for pair in base.items() for word in pair]
+        (tmp_path / "output").mkdir(exist_ok=True)
+        cfg = load_cfg(str(path), [*words, *map(str, opts)])
+        seed_all_rng(cfg.SEED)
+        return cfg
+
+    return config
+
+
+def train(cfg, resume=False, hook=None):
+    made = TinyTrainer(cfg)
+    made.resume_or_load(resume)
+    if hook is not None:
+        made.register_hooks([hook])
+    made.train()
+    return made
+
+
+# Mixed precision
+
+
+class Watch(nn.Module):
+    """Notes the type that a layer computes in."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.dtypes = []
+        layer.register_forward_hook(lambda *call: self.dtypes.append(call[-1].dtype))
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_a_cpu_trains_in_full_and_in_mixed_precision(config, dtype):
+    opts = ["SOLVER.AMP.ENABLED", dtype is not None, "SOLVER.AMP.DTYPE", dtype or "bfloat16"]
+    made = TinyTrainer(config("SOLVER.MAX_ITER", 2, *opts))
+    before = [p.detach().clone() for p in made.model.parameters()]
+    watch = Watch(made.model.backbone.patch_embed.proj)
+    made.train()
+    assert watch.dtypes == [getattr(torch, dtype or "float32")] * 2
+    assert math.isfinite(made.storage.history("total_loss").latest())
+    for parameter in made.model.parameters():
+        assert parameter.dtype == torch.float32 and parameter.isfinite().all()
+    if dtype != "float16":  # whose first steps only find a scale that does not overflow
+        pairs = zip(before, made.model.parameters(), strict=True)
+        assert sum(not torch.equal(old, new) for old, new in pairs) > 50
+
+
+def test_an_unknown_precision_is_an_error_that_names_the_key(config):
+    with pytest.raises(ValueError, match=r"SOLVER.AMP.DTYPE is 'float8'.*bfloat16.*float16"):
+        TinyTrainer(config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float8"))
+
+
+@pytest.mark.parametrize("amp_dtype", [None, "bfloat16", "float16"])
+def test_the_gradient_is_clipped_as_it_is_and_not_as_it_is_scaled(cfg, amp_dtype):
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 100.0  # more than the gradient has
+    weight = nn.Parameter(torch.zeros(2))
+    module = nn.Module()
+    module.register_parameter("weight", weight)
+    module.forward = lambda data: {"loss": (weight * torch.tensor([3.0, 4.0])).sum()}
+    optimizer = build_optimizer(cfg, module)
+    loop = TrainLoop(module, [None], optimizer, amp_dtype=amp_dtype, device=torch.device("cpu"))
+    loop._write_metrics = lambda *metrics: None
+    loop.run_step()
+    # AdamW's first moment is (1 - β₁) × the gradient.
+    assert optimizer.state[weight]["exp_avg"].tolist() == pytest.approx([0.3, 0.4])
+
+
+# Checkpoints
+
+
+class Kill(HookBase):
+    """Ends the run before iteration ``at``, as a kill would: nothing more is written."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def before_step(self):
+        if self.trainer.iter == self.at:
+            self.trainer.after_train = lambda: None
+            raise KeyboardInterrupt
+
+
+class NoteRates(HookBase):
+    """The learning rate of each step, of a parameter that is not the backbone's."""
+
+    def __init__(self):
+        self.rates = []
+
+    def before_step(self):
+        self.rates.append(self.trainer._trainer.optimizer.param_groups[-1]["lr"])
+
+
+def test_a_run_that_was_killed_and_resumed_ends_as_the_unbroken_one(config, tmp_path):
+    unbroken = train(config("OUTPUT_DIR", tmp_path / "unbroken"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), hook=Kill(at=3))
+    resumed = train(config(), resume=True)
+    assert resumed.start_iter == 2
+    for name, expected in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], expected), name
+    rates = [[g["lr"] for g in t._trainer.optimizer.param_groups] for t in (unbroken, resumed)]
+    assert rates[0] == rates[1]
+    lines = [json.loads(line) for line in (tmp_path / "output/metrics.json").open()]
+    assert lines[-1]["iteration"] == 3
+
+
+def test_resuming_draws_other_images_than_the_run_began_with_and_always_the_same(config):
+    train(config("SOLVER.MAX_ITER", 2))
+    began = [loader.drawn for loader in TinyTrainer.loaders]
+    resumed = []
+    for _ in range(2):
+        TinyTrainer.loaders.clear()
+        made = TinyTrainer(config())
+        made.resume_or_load(True)
+        assert made._trainer.data_loader is TinyTrainer.loaders[-1]
+        resumed.append(TinyTrainer.loaders[-1].drawn)
+    assert len(began) == 1 and resumed[0] == resumed[1] != began[0]
+
+
+def test_resuming_without_a_checkpoint_begins_with_the_weights_of_the_config(config, tmp_path):
+    part = tmp_path / "output" / ".model_0000001.pth.17.part"
+    cfg = config()
+    part.write_text("left by a run that was killed while it wrote")
+    made = TinyTrainer(cfg)
+    made.resume_or_load(True)
+    assert made.start_iter == 0 and not part.exists()
+    expected = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_without_resume_a_run_begins_anew(config):
+    train(config("SOLVER.MAX_ITER", 2))
+    made = TinyTrainer(config())
+    made.resume_or_load(False)
+    assert made.start_iter == 0
+
+
+def test_a_checkpoint_holds_data_only_and_all_that_a_run_needs(config, tmp_path):
+    train(config())
+    path = tmp_path / "output" / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    assert content["iteration"] == 3
+    assert content["trainer"]["iteration"] == 3
+    loop = content["trainer"]["_trainer"]
+    assert len(loop["optimizer"]["state"]) == len(loop["optimizer"]["param_groups"]) > 50
+    assert content["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 4
+
+
+def test_a_run_may_be_lengthened_and_follows_the_longer_schedule(config):
+    long, polynomial = ["SOLVER.MAX_ITER", 6], ["SOLVER.WARMUP_ITERS", 0]
+    train(config(*polynomial))
+    note = NoteRates()
+    resumed = train(config(*polynomial, *long), resume=True, hook=note)
+    assert resumed.start_iter == 4 and resumed.iter == 6
+    assert note.rates[-1] == pytest.approx(resumed.cfg.SOLVER.BASE_LR * (1 - 5 / 6) ** 0.9)
+
+
+@pytest.mark.parametrize("first, then", [(False, True), (True, False), (True, True)])
+def test_mixed_precision_may_be_turned_on_and_off_between_runs(config, first, then):
+    half = ["SOLVER.AMP.DTYPE", "float16"]
+    train(config("SOLVER.MAX_ITER", 2, "SOLVER.AMP.ENABLED", first, *half))
+    resumed = train(config("SOLVER.AMP.ENABLED", then, *half), resume=True)
+    assert resumed.start_iter == 2 and resumed.iter == 4
+
+
+# Evaluation
+
+
+class Count(DatasetEvaluator):
+    """As many as there are images; a number that is none beside it."""
+
+    def reset(self):
+        self.images = 0
+
+    def process(self, inputs, outputs):
+        assert outputs[0]["sem_seg"].shape == (4, SIZE, SIZE)
+        self.images += len(inputs)
+
+    def evaluate(self):
+        return OrderedDict(task={"images": np.int64(self.images), "none": float("nan")})
+
+
+EXPECTED = {"task": {"images": 2.0, "none": None}}
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "two")])
+def test_every_evaluation_writes_plain_numbers_by_dataset(config, tmp_path, names):
+    cfg = config("DATASETS.TEST", repr(names))
+    results = TinyTrainer.test(cfg, TinyTrainer.build_model(cfg), [Count() for _ in names])
+    of_one = results if len(names) == 1 else results["one"]
+    assert of_one["task"]["images"] == 2
+    written = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert written == {name: EXPECTED for name in names}
+
+
+def test_training_evaluates_when_its_time_has_come_and_at_the_end(config, tmp_path, monkeypatch):
+    seen = []
+
+    def build_evaluator(cfg, dataset_name, output_folder=None):
+        seen.append(dataset_name)
+        return Count()
+
+    monkeypatch.setattr(trainer, "build_evaluator", build_evaluator)
+    train(config("DATASETS.TEST", "('one',)", "TEST.EVAL_PERIOD", 2))
+    assert seen == ["one", "one"]
+    assert json.loads((tmp_path / "output" / "results.json").read_text()) == {"one": EXPECTED}
+    lines = [json.loads(line) for line in (tmp_path / "output" / "metrics.json").open()]
+    assert [line["task/images"] for line in lines if "task/images" in line] == [2, 2]
+
+
+def test_without_a_test_dataset_no_results_are_written(config, tmp_path):
+    cfg = config()
+    assert TinyTrainer.test(cfg, SimpleNamespace()) == {}
+    assert not (tmp_path / "output" / "results.json").exists()
+
+
+# What is built
+
+
+def test_the_training_data_come_through_the_mapper_that_the_config_names(config, monkeypatch):
+    made = []
+
+    def mapper(cfg, is_train):
+        made.append(is_train)
+        return "mapped"
+
+    monkeypatch.setitem(trainer.DATASET_MAPPER_REGISTRY._obj_map, "test_mapper", mapper)
+    monkeypatch.setattr(trainer, "build_detection_train_loader", lambda cfg, mapper: mapper)
+    assert (
+        Trainer.build_train_loader(config("INPUT.DATASET_MAPPER_NAME", "test_mapper")) == "mapped"
+    )
+    assert made == [True]
+
+
+def test_an_unknown_mapper_is_an_error_that_names_the_key_and_the_known_ones(cfg):
+    cfg.INPUT.DATASET_MAPPER_NAME = "none"
+    with pytest.raises(KeyError, match=r"INPUT.DATASET_MAPPER_NAME.*mask_former_semantic"):
+        Trainer.build_train_loader(cfg)
+
+
+def test_the_schedule_is_deeplabs_polynomial(config):
+    cfg = config("SOLVER.WARMUP_ITERS", 0, "SOLVER.POLY_LR_POWER", 0.9, "SOLVER.BASE_LR", 0.01)
+    note = NoteRates()
+    train(cfg, hook=note)
+    assert note.rates == pytest.approx([0.01 * (1 - step / 4) ** 0.9 for step in range(4)])

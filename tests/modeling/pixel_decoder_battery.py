@@ -1,0 +1,117 @@
+"""What every pixel decoder must keep.
+
+A new one is held to it by a subclass in its test file:
+
+    class TestNewDecoder(PixelDecoderBattery):
+        name = "NewDecoder"
+        has_encoder = False
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, ShapeSpec
+from torch import Tensor, nn
+
+from mask_former.modeling.pixel_decoder import build_pixel_decoder
+
+CONVS_DIM, MASK_DIM = 16, 12
+SHAPES = {
+    "res2": ShapeSpec(channels=6, stride=4),
+    "res3": ShapeSpec(channels=7, stride=8),
+    "res4": ShapeSpec(channels=9, stride=16),
+    "res5": ShapeSpec(channels=11, stride=32),
+}
+# The maps of a 100×148 image, whose sides are no multiples of 32.
+SIZES = {"res2": (25, 37), "res3": (13, 19), "res4": (7, 10), "res5": (4, 5)}
+
+
+def make_features(batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """Backbone maps by name."""
+    g = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(batch, SHAPES[name].channels, *SIZES[name], generator=g)
+        for name in SHAPES
+    }
+
+
+def build_decoder(
+    cfg: CfgNode, name: str, shapes: dict[str, ShapeSpec] | None = None, **head: Any
+) -> nn.Module:
+    """A small decoder in evaluation mode; ``head`` holds keys of ``MODEL.SEM_SEG_HEAD``."""
+    settings = {"CONVS_DIM": CONVS_DIM, "MASK_DIM": MASK_DIM, "NORM": "LN"}
+    settings = {**settings, "IN_FEATURES": list(SHAPES), "TRANSFORMER_ENC_LAYERS": 2}
+    cfg.MODEL.SEM_SEG_HEAD.update({**settings, "PIXEL_DECODER_NAME": name, **head})
+    cfg.MODEL.MASK_FORMER.NHEADS = 2
+    cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 24
+    torch.manual_seed(0)
+    decoder = build_pixel_decoder(cfg, shapes or SHAPES).eval()
+    with torch.no_grad():  # norms and biases that do nothing would hide their absence
+        for parameter in decoder.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return decoder
+
+
+class PixelDecoderBattery:
+    """The contract of ``forward_features`` and of the config's keys."""
+
+    name: str
+    has_encoder: bool
+
+    def build(self, cfg: CfgNode, **options: Any) -> Any:
+        return build_decoder(cfg, self.name, **options)
+
+    def test_sizes_follow_the_maps_even_where_they_are_odd(self, cfg):
+        mask_features, encoded = self.build(cfg).forward_features(make_features())
+        assert tuple(mask_features.shape) == (2, MASK_DIM, *SIZES["res2"])
+        if self.has_encoder:
+            assert tuple(encoded.shape) == (2, CONVS_DIM, *SIZES["res5"])
+        else:
+            assert encoded is None
+
+    def test_the_finest_of_the_chosen_maps_gives_the_size(self, cfg):
+        decoder = self.build(cfg, IN_FEATURES=["res3", "res5"])
+        mask_features, _ = decoder.forward_features(make_features())
+        assert tuple(mask_features.shape) == (2, MASK_DIM, *SIZES["res3"])
+
+    @pytest.mark.parametrize("norm", ["", "LN", "BN"])
+    def test_a_convolution_has_a_bias_exactly_where_no_norm_follows(self, cfg, norm):
+        convs = [m for m in self.build(cfg, NORM=norm).modules() if isinstance(m, Conv2d)]
+        assert [conv for conv in convs if (conv.bias is None) != (conv.norm is not None)] == []
+        assert any(conv.norm is not None for conv in convs) == bool(norm)
+
+    def test_the_order_in_which_maps_are_named_is_irrelevant(self, cfg):
+        decoder = self.build(cfg)
+        backwards = dict(reversed(SHAPES.items()))
+        other = self.build(cfg, shapes=backwards, IN_FEATURES=["res4", "res2", "res5", "res3"])
+        other.load_state_dict(decoder.state_dict(), strict=True)
+        features = make_features()
+        expected = decoder.forward_features(features)
+        found = other.forward_features(dict(reversed(features.items())))
+        for one, two in zip(found, expected, strict=True):
+            assert one is two is None or torch.equal(one, two)
+
+    def test_every_map_and_every_parameter_has_a_part_in_the_result(self, cfg):
+        decoder = self.build(cfg).train()
+        features = {name: value.requires_grad_() for name, value in make_features().items()}
+        mask_features, _ = decoder.forward_features(features)
+        (mask_features * torch.randn_like(mask_features)).sum().backward()
+        tensors = {**features, **dict(decoder.named_parameters())}
+        unused = [k for k, v in tensors.items() if v.grad is None or not v.grad.abs().sum() > 0]
+        assert unused == []
+
+    def test_images_of_a_batch_do_not_see_each_other(self, cfg):
+        decoder = self.build(cfg)
+        features = make_features(batch=3)
+        alone = decoder.forward_features({k: v[1:2] for k, v in features.items()})[0]
+        together = decoder.forward_features(features)[0][1:2]
+        torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+
+    def test_an_unknown_map_is_told_what_there_is(self, cfg):
+        with pytest.raises(KeyError, match=r"IN_FEATURES has \['res9'\].*\['res2', 'res3'"):
+            self.build(cfg, IN_FEATURES=["res2", "res9"])

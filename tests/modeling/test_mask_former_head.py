@@ -1,0 +1,70 @@
+"""The head: which map the queries look at."""
+
+import pytest
+import torch
+from detectron2.modeling import build_sem_seg_head
+
+from tests.modeling.pixel_decoder_battery import CONVS_DIM, MASK_DIM, SHAPES, SIZES, make_features
+
+
+@pytest.fixture
+def small(cfg):
+    head, node = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    head.NAME, head.NORM, head.IN_FEATURES = "MaskFormerHead", "", list(SHAPES)
+    head.NUM_CLASSES, head.CONVS_DIM, head.MASK_DIM = 5, CONVS_DIM, MASK_DIM
+    head.TRANSFORMER_ENC_LAYERS = 1
+    node.HIDDEN_DIM, node.NHEADS, node.DIM_FEEDFORWARD = 8, 2, 16
+    node.NUM_OBJECT_QUERIES, node.DEC_LAYERS, node.DROPOUT = 4, 2, 0.0
+    return cfg
+
+
+def build(cfg, in_feature, decoder="BasePixelDecoder"):
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = decoder
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = in_feature
+    torch.manual_seed(0)
+    return build_sem_seg_head(cfg, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("in_feature", "decoder", "channels"),
+    [
+        ("res5", "BasePixelDecoder", SHAPES["res5"].channels),
+        ("res3", "BasePixelDecoder", SHAPES["res3"].channels),
+        ("pixel_embedding", "BasePixelDecoder", MASK_DIM),
+        ("res5", "TransformerEncoderPixelDecoder", SHAPES["res5"].channels),
+        ("transformer_encoder", "TransformerEncoderPixelDecoder", CONVS_DIM),
+    ],
+)
+def test_the_predictor_gets_the_map_that_the_config_names(small, in_feature, decoder, channels):
+    head = build(small, in_feature, decoder).eval()
+    given = []
+    head.predictor.register_forward_pre_hook(lambda _, args: given.extend(args))
+    features = make_features()
+    outputs = head(features)
+    mask_features, encoded = head.pixel_decoder.forward_features(features)
+    maps = {**features, "transformer_encoder": encoded, "pixel_embedding": mask_features}
+    feature_map, embeddings = given
+    torch.testing.assert_close(feature_map, maps[in_feature])
+    torch.testing.assert_close(embeddings, mask_features)
+    assert feature_map.shape[1] == channels == head.predictor.input_proj.in_channels
+    assert set(outputs) == {"pred_logits", "pred_masks", "aux_outputs"}
+    assert tuple(outputs["pred_logits"].shape) == (2, 4, 6)
+    assert tuple(outputs["pred_masks"].shape) == (2, 4, *SIZES["res2"])
+    assert outputs["aux_outputs"] == []
+
+
+def test_an_unknown_map_is_told_what_there_is(small):
+    with pytest.raises(KeyError) as error:
+        build(small, "res6")
+    text = str(error.value)
+    assert "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is 'res6'" in text
+    known = [*SHAPES, "transformer_encoder", "pixel_embedding"]
+    assert [name for name in known if repr(name) not in text] == []
+
+
+def test_asking_a_decoder_without_an_encoder_for_its_map_names_the_fix(small):
+    head = build(small, "transformer_encoder")
+    with pytest.raises(ValueError) as error:
+        head(make_features())
+    for part in ("TRANSFORMER_IN_FEATURE", "BasePixelDecoder", "TransformerEncoderPixelDecoder"):
+        assert part in str(error.value)

@@ -1,0 +1,94 @@
+"""D2SwinTransformer is detectron2's SwinTransformer under the published names."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.modeling.backbone.swin import SwinTransformer
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+@pytest.fixture
+def swin_cfg(cfg):
+    """A Swin of one or two blocks a stage and width 8."""
+    cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
+    cfg.MODEL.SWIN.EMBED_DIM = 8
+    cfg.MODEL.SWIN.DEPTHS = [2, 1, 2, 1]
+    cfg.MODEL.SWIN.NUM_HEADS = [1, 2, 2, 4]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 3
+    return cfg
+
+
+def build(cfg):
+    torch.manual_seed(0)
+    return build_backbone(cfg, ShapeSpec(channels=3)).eval()
+
+
+def test_maps_have_the_named_strides_and_channels(swin_cfg):
+    swin = build(swin_cfg)
+    maps = swin(torch.randn(2, 3, 64, 96))
+    assert list(maps) == list(STRIDES)
+    for stage, (name, stride) in enumerate(STRIDES.items()):
+        assert swin.output_shape()[name] == ShapeSpec(channels=8 * 2**stage, stride=stride)
+        assert tuple(maps[name].shape) == (2, 8 * 2**stage, 64 // stride, 96 // stride)
+
+
+def test_an_image_of_any_size_is_taken(swin_cfg):
+    maps = build(swin_cfg)(torch.randn(1, 3, 45, 71))
+    assert [tuple(one.shape[-2:]) for one in maps.values()] == [(12, 18), (6, 9), (3, 5), (2, 3)]
+
+
+def test_the_size_divisor_is_the_last_stride(swin_cfg):
+    # detectron2's own raises an AttributeError
+    assert build(swin_cfg).size_divisibility == 32
+
+
+@pytest.mark.parametrize("ape", [False, True])
+def test_the_maps_are_those_of_detectron2_with_the_same_weights(swin_cfg, ape):
+    swin_cfg.MODEL.SWIN.APE = ape
+    swin_cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 32
+    swin_cfg.MODEL.SWIN.MLP_RATIO = 2.0
+    ours = build(swin_cfg)
+    theirs = SwinTransformer(
+        pretrain_img_size=32,
+        embed_dim=8,
+        depths=[2, 1, 2, 1],
+        num_heads=[1, 2, 2, 4],
+        window_size=3,
+        mlp_ratio=2.0,
+        ape=ape,
+    ).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    image = torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        found, expected = ours(image), theirs(image)
+    for stage, name in enumerate(STRIDES):
+        torch.testing.assert_close(found[name], expected[f"p{stage}"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [["res5"], ["res4", "res2"]])
+def test_out_features_chooses_the_maps_and_leaves_the_parameters(swin_cfg, features):
+    whole = build(swin_cfg)
+    swin_cfg.MODEL.SWIN.OUT_FEATURES = features
+    swin = build(swin_cfg)
+    assert swin.state_dict().keys() == whole.state_dict().keys()
+    image = torch.randn(1, 3, 64, 64)
+    found, expected = swin(image), whole(image)
+    assert list(found) == list(swin.output_shape()) == features
+    assert all(torch.equal(found[name], expected[name]) for name in features)
+
+
+def test_an_unknown_map_is_told_what_there_is(swin_cfg):
+    swin_cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res6"]
+    with pytest.raises(KeyError, match=r"OUT_FEATURES has \['res6'\].*\['res2', 'res3'"):
+        build(swin_cfg)
+
+
+def test_drop_path_acts_in_training_alone(swin_cfg):
+    swin_cfg.MODEL.SWIN.DROP_PATH_RATE = 0.9
+    swin = build(swin_cfg)
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(swin(image)["res5"], swin(image)["res5"])
+    swin.train()
+    assert not torch.equal(swin(image)["res5"], swin(image)["res5"])

@@ -1,0 +1,187 @@
+"""timm models as backbones: maps by stride, frozen layers, errors that name the fix."""
+
+import sys
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from mask_former.modeling.backbone.timm_backbone import TimmBackbone
+
+timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+def parameters_up_to(backbone, feature, side=64):
+    """Names of the parameters that the map depends on: those that its backward pass reaches."""
+    backbone.zero_grad()
+    maps = backbone(torch.randn(2, 3, side, side))
+    maps[feature].square().sum().backward()
+    return {name for name, value in backbone.named_parameters() if value.grad is not None}
+
+
+def frozen_parameters(backbone):
+    return {name for name, value in backbone.named_parameters() if not value.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("tf_efficientnet_lite0", 64),
+        ("resnet18", 64),
+        ("convnext_atto", 64),
+        ("mobilenetv3_small_050", 64),
+        ("pvt_v2_b0", 64),
+        ("swin_s3_tiny_224", 224),  # channels last, and one input size alone
+    ],
+)
+def test_maps_are_named_by_their_strides_and_hold_what_timm_gives(name, side):
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name).eval()
+    images = torch.randn(1, 3, side, side if side == 224 else side + 32)
+    with torch.no_grad():
+        maps = backbone(images)
+        reference = backbone.body(images)[-4:]
+    assert list(maps) == list(STRIDES)
+    for (feature, found), expected in zip(maps.items(), reference, strict=True):
+        shape = backbone.output_shape()[feature]
+        height, width = (size // STRIDES[feature] for size in images.shape[-2:])
+        assert shape.stride == STRIDES[feature]
+        assert tuple(found.shape) == (1, shape.channels, height, width)
+        if expected.shape != found.shape:
+            expected = expected.movedim(-1, 1)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("features", [["res5"], ["res4", "res2"], ["res1", "res3"]])
+def test_out_features_chooses_the_maps_and_the_divisor(features):
+    strides = {"res1": 2, **STRIDES}
+    backbone = TimmBackbone("test_resnet", out_features=features).eval()
+    maps = backbone(torch.randn(1, 3, 64, 64))
+    assert list(maps) == list(backbone.output_shape()) == features
+    assert [64 // one.shape[-1] for one in maps.values()] == [strides[name] for name in features]
+    assert backbone.size_divisibility == max(strides[name] for name in features)
+
+
+# The first is cut by hooks, the others are flattened by timm; the last has no running statistics.
+@pytest.mark.parametrize("freeze_at", [2, 3, 5])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
+def test_freezing_stops_exactly_the_parameters_up_to_the_map(name, freeze_at):
+    whole = TimmBackbone(name).train()
+    up_to_the_map = parameters_up_to(whole, f"res{freeze_at}")
+    everything = parameters_up_to(whole, "res5")
+    backbone = TimmBackbone(name, freeze_at=freeze_at).train()
+    assert frozen_parameters(backbone) == up_to_the_map
+    if freeze_at < 5:
+        assert parameters_up_to(backbone, "res5") == everything - up_to_the_map != set()
+
+
+def test_freezing_a_wrapped_model_stops_its_position_embedding_too():
+    whole = TimmBackbone("test_vit", out_features=["res4"])
+    backbone = TimmBackbone("test_vit", out_features=["res4"], freeze_at=4)
+    up_to_the_map = parameters_up_to(whole, "res4", side=160)
+    assert "body.model.pos_embed" in up_to_the_map
+    assert frozen_parameters(backbone) == up_to_the_map
+
+
+def norm_statistics(backbone):
+    return {
+        name: value.clone() for name, value in backbone.named_buffers() if "running_mean" in name
+    }
+
+
+def test_statistics_of_frozen_norms_rest_in_training_and_the_others_move():
+    backbone = TimmBackbone("resnet18", freeze_at=3)
+    for _ in range(2):  # a round trip, as evaluation during training makes it
+        backbone.eval()
+        assert not any(module.training for module in backbone.modules())
+        backbone.train()
+    before = norm_statistics(backbone)
+    backbone(torch.randn(2, 3, 64, 64))
+    after = norm_statistics(backbone)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "layer3" in name or "layer4" in name}
+
+
+def test_nothing_rests_unless_asked_for():
+    backbone = TimmBackbone("test_resnet").train()
+    assert all(value.requires_grad for value in backbone.parameters())
+    assert all(module.training for module in backbone.modules())
+
+
+def test_drop_path_reaches_timm():
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 64, 64)
+    backbone = TimmBackbone("test_convnext", drop_path_rate=0.9).train()
+    assert not torch.equal(backbone(images)["res5"], backbone(images)["res5"])
+
+
+def test_an_unknown_model_gets_names_that_are_near():
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME is 'resnt18', unknown.*'resnet18'"):
+        TimmBackbone("resnt18")
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME is '', unknown.*list_models"):
+        TimmBackbone("")
+
+
+@pytest.mark.parametrize(
+    ("name", "gives"),
+    [
+        ("test_vit", r"gives \['res4'\] \(strides \[16, 16, 16\]\)"),
+        ("levit_128", r"gives \['res4', 'res5', 'res6'\]"),
+    ],
+)
+def test_a_model_without_a_map_is_told_what_it_has(name, gives):
+    with pytest.raises(ValueError, match=gives) as error:
+        TimmBackbone(name)
+    assert "MODEL.TIMM.OUT_FEATURES asks for ['res2', 'res3'" in str(error.value)
+
+
+def test_a_stride_that_is_no_power_of_two_names_no_map():
+    with torch.device("meta"), pytest.raises(ValueError, match=r"gives \[\] \(strides \[14,"):
+        TimmBackbone("vit_small_patch14_dinov2")
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "message"),
+    [
+        ("convnext_atto", 1, r"FREEZE_AT is 1, but there is no res1.*\['res2', 'res3'"),
+        ("test_resnet", 6, "FREEZE_AT is 6, but there is no res6"),
+        ("hrnet_w18_small", 2, r"no layer 'stage1' that gives res2.*0 freezes nothing"),
+    ],
+)
+def test_freezing_up_to_what_is_not_there_is_an_error(name, freeze_at, message):
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone(name, freeze_at=freeze_at)
+
+
+def test_a_model_that_timm_cannot_cut_is_an_error_that_names_it(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("features_only not implemented")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ValueError, match="cut 'resnet18' into feature maps: features_only not"):
+        TimmBackbone("resnet18")
+
+
+def test_without_timm_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match="pip install timm"):
+        TimmBackbone("resnet18")
+
+
+def test_the_config_builds_it(cfg):
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.TIMM.NAME = "test_resnet"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res4", "res5"]
+    cfg.MODEL.TIMM.FREEZE_AT = 2
+    backbone = build_backbone(cfg, ShapeSpec(channels=4))
+    assert isinstance(backbone, TimmBackbone)
+    maps = backbone(torch.randn(2, 4, 64, 64))
+    assert list(maps) == ["res4", "res5"]
+    assert {name.split(".")[1] for name in frozen_parameters(backbone)} == {
+        "conv1",
+        "bn1",
+        "layer1",
+    }

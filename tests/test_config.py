@@ -1,0 +1,146 @@
+"""Our own keys, and what ``validate`` finds before anything is built.
+
+That the published keys have the published defaults is in test_configs.py.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.projects.deeplab import add_deeplab_config
+
+from mask_former import config
+from mask_former.config import add_mask_former_config, get_mask_former_cfg, validate
+from mask_former.registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY
+
+# Keys beside the published ones, with the values that leave published behaviour as it is.
+OURS = {
+    "INPUT.MIN_MASK_AREA": 0,
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,
+    "MODEL.MASK_FORMER.LOSSES": ["labels", "masks"],
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "TransformerPredictor",
+}
+
+REGISTERED = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": PREDICTOR_REGISTRY,
+    "INPUT.DATASET_MAPPER_NAME": DATASET_MAPPER_REGISTRY,
+}
+
+
+def value_of(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+@pytest.fixture
+def valid(cfg):
+    """A config that ``validate`` passes."""
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "MaskFormerHead"
+    validate(cfg)
+    return cfg
+
+
+def complaint(cfg, error):
+    with pytest.raises(error) as caught:
+        validate(cfg)
+    return str(caught.value)
+
+
+def test_keys_of_our_own_leave_published_behaviour_as_it_is():
+    cfg = get_mask_former_cfg()
+    assert {key: value_of(cfg, key) for key in OURS} == OURS
+
+
+def test_the_whole_config_is_detectron2s_then_deeplabs_then_ours():
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_mask_former_config(cfg)
+    assert cfg == get_mask_former_cfg()
+
+
+def test_two_configs_share_no_values():
+    one, two = get_mask_former_cfg(), get_mask_former_cfg()
+    one.MODEL.SWIN.DEPTHS.append(5)
+    one.MODEL.MASK_FORMER.LOSSES.append("another")
+    one.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = True
+    assert two == get_mask_former_cfg()
+
+
+def test_a_plugin_brings_its_own_keys(monkeypatch):
+    def add_config(cfg):
+        cfg.MODEL.PLUGIN = CfgNode({"WIDTH": 3})
+
+    found = (SimpleNamespace(), SimpleNamespace(add_config=add_config))
+    monkeypatch.setattr(config, "plugins", lambda: found)
+    assert get_mask_former_cfg().MODEL.PLUGIN.WIDTH == 3
+
+
+@pytest.mark.parametrize("key", REGISTERED)
+def test_an_unknown_name_is_told_the_known_ones(valid, key):
+    valid.merge_from_list([key, "Unheard"])
+    text = complaint(valid, KeyError)
+    assert f"{key} is 'Unheard', which is not registered" in text
+    assert [name for name, _ in REGISTERED[key] if repr(name) not in text] == []
+
+
+def test_an_unknown_loss_is_told_the_known_ones(valid):
+    valid.MODEL.MASK_FORMER.LOSSES = ["labels", "unheard"]
+    text = complaint(valid, KeyError)
+    assert "MODEL.MASK_FORMER.LOSSES is 'unheard', which is not registered" in text
+    assert [name for name, _ in LOSS_REGISTRY if repr(name) not in text] == []
+
+
+def set_crop(cfg, kind, size, side, enabled=True):
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = enabled, kind, size
+    cfg.INPUT.SIZE_DIVISIBILITY = side
+
+
+@pytest.mark.parametrize("size", [[512, 640], [640, 512]])
+def test_a_crop_larger_than_the_side_it_is_padded_to_names_the_side_it_needs(valid, size):
+    set_crop(valid, "absolute", size, 512)
+    text = complaint(valid, ValueError)
+    assert f"INPUT.CROP.SIZE is {size}" in text
+    assert "INPUT.SIZE_DIVISIBILITY = 512" in text
+    assert "set INPUT.SIZE_DIVISIBILITY to 640" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "side", "enabled"),
+    [
+        ("absolute", [512, 512], 512, True),
+        ("absolute", [512, 512], -1, True),  # not padded at all
+        ("absolute", [640, 640], 512, False),
+        ("relative", [0.9, 0.9], 512, True),
+    ],
+)
+def test_any_other_crop_is_taken(valid, kind, size, side, enabled):
+    set_crop(valid, kind, size, side, enabled)
+    validate(valid)
+
+
+@pytest.mark.parametrize("key", ["OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"])
+def test_a_threshold_lies_between_0_and_1(valid, key):
+    for value in (0.0, 0.5, 1.0):
+        valid.MODEL.MASK_FORMER.TEST[key] = value
+        validate(valid)
+    for value in (-0.1, 1.5, 80.0, float("nan")):
+        valid.MODEL.MASK_FORMER.TEST[key] = value
+        text = complaint(valid, ValueError)
+        assert text == f"MODEL.MASK_FORMER.TEST.{key} is {value}; it must lie in [0, 1]."
+
+
+def test_validating_changes_nothing(valid):
+    before = valid.clone()
+    validate(valid)
+    valid.freeze()
+    validate(valid)
+    assert valid == before

@@ -1,0 +1,47 @@
+"""Published weights are those of the checkpoint, halved, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from mask_former.checkpoint import read_checkpoint
+
+PATH = Path(__file__).resolve().parents[2] / "tools" / "publish_weights.py"
+spec = importlib.util.spec_from_file_location("publish_weights", PATH)
+assert spec is not None and spec.loader is not None
+publish_weights = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(publish_weights)
+
+
+def checkpoint(tmp_path: Path, **weights: torch.Tensor) -> Path:
+    path = tmp_path / "model.pth"
+    torch.save({"model": weights, "iteration": 7, "trainer": {"optimizer": {}}}, path)
+    return path
+
+
+def test_floats_are_halved_integers_kept_and_the_optimizer_left_behind(tmp_path):
+    weight, count = torch.randn(3, 4), torch.tensor(9)
+    output = tmp_path / "new" / "weights.safetensors"
+    source = checkpoint(tmp_path, weight=weight, count=count)
+    assert publish_weights.main([str(source), str(output)]) == 0
+    content = read_checkpoint(output)
+    assert set(content) == {"model"} and set(content["model"]) == {"weight", "count"}
+    assert torch.equal(content["model"]["weight"], weight.half())
+    assert torch.equal(content["model"]["count"], count)
+
+
+def test_a_value_beyond_half_precision_is_refused_and_may_be_kept(tmp_path, capsys):
+    source = checkpoint(tmp_path, weight=torch.tensor([1e6]))
+    output = tmp_path / "weights.safetensors"
+    assert publish_weights.main([str(source), str(output)]) == 1
+    assert "weight has values" in capsys.readouterr().err and not output.exists()
+    assert publish_weights.main([str(source), str(output), "--keep-precision"]) == 0
+    assert read_checkpoint(output)["model"]["weight"].item() == 1e6
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
+    assert publish_weights.main([str(tmp_path / "no.pth"), str(tmp_path / "w.safetensors")]) == 1
+    assert "no.pth" in capsys.readouterr().err
