@@ -15,6 +15,15 @@ from mask_former.config import get_mask_former_cfg
 SIZE = 64  # pixels: two cells of the coarsest map
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small gain nothing from threads, which on a busy machine wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def tiny_cfg():
     """No norm of this model keeps or takes statistics of the batch, and nothing is dropped."""
     cfg = get_mask_former_cfg()
