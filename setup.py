@@ -13,7 +13,7 @@ FOLDERS = [name for name in ("configs", "model_zoo") if (ROOT / name).is_dir()]
 # and so are OpenCV, which has two packages that must not meet, and panopticapi-lite, whose stale
 # cap would put numpy back below 2.
 REQUIRES = [
-    "torch>=2.6",
+    "torch>=2.6",  # weights_only loading is safe from here on
     "torchvision>=0.21",
     "numpy>=1.23",
     "scipy",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# The tests' models are too small to share among threads, and threads that wait for each other
+# crawl where the machine is busy. Set before torch is imported; commands under test inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -225,10 +225,10 @@ def install_line(env: Environment, module: str, distributions: str) -> str:
 
 
 def check_torch(env: Environment) -> Iterator[Finding]:
-    """torch 2.N fits torchvision 0.(N+15): 2.0 and 0.15, 2.14 and 0.29."""
+    """torch 2.N fits torchvision 0.(N+15): 2.6 and 0.21, 2.14 and 0.29."""
     torch, vision = numbers(env.version("torch")), numbers(env.version("torchvision"))
-    if (0, 0) < torch < (2, 0):
-        text = f"torch {env.version('torch')} is too old, 2.0 or newer is needed"
+    if (0, 0) < torch < (2, 6):
+        text = f"torch {env.version('torch')} is too old, 2.6 or newer is needed"
         yield Finding(text, env.pip("install --upgrade torch torchvision"))
     elif torch[0] == 2 and vision not in ((0, 0), (0, torch[1] + 15)):
         versions = f"torchvision {env.version('torchvision')} and torch {env.version('torch')}"

@@ -50,13 +50,13 @@ def build_evaluator(
         output_folder: for predictions; by default ``OUTPUT_DIR/inference``.
 
     Raises:
-        NotImplementedError: for a type that is not known.
-        ValueError: if the model gives none of the results the dataset measures.
+        ValueError: for a type that is not known, or if the model gives none of the results that
+            the dataset measures.
     """
     folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _KNOWN_TYPES:
-        raise NotImplementedError(
+        raise ValueError(
             f"The dataset {dataset_name!r} has the evaluator_type {kind!r}; known are "
             f"{sorted(_KNOWN_TYPES)}."
         )

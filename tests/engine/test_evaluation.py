@@ -110,7 +110,7 @@ def test_predictions_go_to_the_output_folder(cfg, dataset, made, folder, expecte
 @pytest.mark.parametrize("kind", [None, "lvis"])
 def test_an_unknown_type_is_an_error_that_names_the_dataset_and_the_known_ones(cfg, dataset, kind):
     name = dataset(kind)
-    with pytest.raises(NotImplementedError, match=f"{name}.*{kind!r}.*coco_panoptic_seg.*sem_seg"):
+    with pytest.raises(ValueError, match=f"{name}.*{kind!r}.*coco_panoptic_seg.*sem_seg"):
         build_evaluator(cfg, name)
 
 

@@ -92,7 +92,7 @@ def test_missing_torchvision_is_chosen_to_fit_the_torch_that_is_there():
 
 
 @pytest.mark.parametrize(
-    ("torch", "torchvision"), [("2.0.1", "0.15.2"), ("2.5.0", "0.20.0"), ("2.14.1+cpu", "0.29.0")]
+    ("torch", "torchvision"), [("2.6.0", "0.21.0"), ("2.10.0", "0.25.0"), ("2.14.1+cpu", "0.29.0")]
 )
 def test_torch_and_torchvision_that_fit_each_other_pass(torch, torchvision):
     assert doctor.examine(with_versions(torch=torch, torchvision=torchvision)) == []
@@ -100,7 +100,7 @@ def test_torch_and_torchvision_that_fit_each_other_pass(torch, torchvision):
 
 @pytest.mark.parametrize(
     ("torch", "torchvision", "fitting"),
-    [("2.14.1", "0.28.0", "0.29"), ("2.1.0", "0.15.2", "0.16"), ("2.0.0", "0.29.1", "0.15")],
+    [("2.14.1", "0.28.0", "0.29"), ("2.7.0", "0.21.2", "0.22"), ("2.6.0", "0.29.1", "0.21")],
 )
 def test_torch_and_torchvision_that_do_not_fit_are_found(torch, torchvision, fitting):
     env = with_versions(torch=torch, torchvision=torchvision)
@@ -112,9 +112,9 @@ def test_torch_and_torchvision_that_do_not_fit_are_found(torch, torchvision, fit
 
 
 def test_a_torch_older_than_setup_py_takes_is_found():
-    finding = only_finding(with_versions(torch="1.13.1", torchvision="0.14.1"))
-    assert finding.must and "1.13.1 is too old" in finding.text
-    assert '"torch>=2.0"' in (ROOT / "setup.py").read_text()
+    finding = only_finding(with_versions(torch="2.5.1", torchvision="0.20.1"))
+    assert finding.must and "2.5.1 is too old" in finding.text
+    assert '"torch>=2.6"' in (ROOT / "setup.py").read_text()
 
 
 def test_a_detectron2_that_cannot_be_imported_is_found_with_the_errors_last_line():

@@ -1,0 +1,42 @@
+"""MODEL_ZOO.md and the files it speaks of keep in step."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ZOO = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
+PUBLISHED = json.loads(
+    gzip.decompress((ROOT / "tests/golden/published_results.json.gz").read_bytes())
+)
+MODELS = sorted(path.stem for path in (ROOT / "model_zoo").glob("*.safetensors"))
+
+
+def row_of(config: str) -> str:
+    (row,) = [line for line in ZOO.splitlines() if line.startswith("|") and f"({config})" in line]
+    return row
+
+
+@pytest.mark.parametrize("result", PUBLISHED, ids=lambda r: r["Name"]["links"][0])
+def test_every_published_model_has_one_row_with_its_scores_and_links(result):
+    row = row_of(result["Name"]["links"][0])
+    numbers = [result[key] for key in ("train mem (MB)", "mIoU", "PQ", "lr sched") if key in result]
+    assert all(f"| {number} " in row for number in numbers)
+    assert all(f"({link})" in row for link in result["download"]["links"])
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    links = re.findall(r"\]\(((?!http)[^)#]+)", ZOO)
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_that_comes_with_the_code_has_a_config_a_row_and_is_small(name):
+    assert (ROOT / "model_zoo" / f"{name}.yaml").is_file()
+    assert row_of(f"model_zoo/{name}.yaml")
+    assert (ROOT / "model_zoo" / f"{name}.safetensors").stat().st_size <= 12e6
