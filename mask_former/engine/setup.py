@@ -34,6 +34,12 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         FileNotFoundError: if there is no such file, or none that its ``_BASE_`` names.
         ValueError: if a file is no YAML mapping, or a value does not fit its key.
     """
+    cfg = _read_cfg(config_file, opts)
+    _finish_cfg(cfg)
+    return cfg
+
+
+def _read_cfg(config_file: str, opts: list[str] | None) -> CfgNode:
     cfg = get_mask_former_cfg()
     if config_file:
         _check_file(Path(config_file), "--config-file")
@@ -41,10 +47,13 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
             cfg.merge_from_file(config_file, allow_unsafe=False)
             _find_weights_beside(cfg, Path(config_file))
     _merge_options(cfg, opts or [])
+    return cfg
+
+
+def _finish_cfg(cfg: CfgNode) -> None:
     resolve_device(cfg)
     validate(cfg)
     cfg.freeze()
-    return cfg
 
 
 def _find_weights_beside(cfg: CfgNode, config_file: Path) -> None:
@@ -125,11 +134,11 @@ def resolve_device(cfg: CfgNode) -> None:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """detectron2's ``default_setup`` with our config and loggers."""
-    # Before the config is read, so that what it has to say is seen.
-    setup_logger(name="mask_former", distributed_rank=comm.get_rank())
-    cfg = load_cfg(args.config_file, args.opts)
-    default_setup(cfg, args)
+    cfg = _read_cfg(args.config_file, args.opts)
+    # The log is there before the config is finished, so that what that has to say is kept.
     setup_logger(cfg.OUTPUT_DIR, name="mask_former", distributed_rank=comm.get_rank())
+    _finish_cfg(cfg)
+    default_setup(cfg, args)
     return cfg
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 
 import pytest
 import torch
 
-from mask_former.engine.setup import load_cfg, resolve_device
+from mask_former.engine.setup import load_cfg, resolve_device, setup
 
 DEVICE = ["MODEL.DEVICE", "cpu"]
 
@@ -178,3 +179,11 @@ def test_a_missing_base_is_an_error_that_names_both_files(write, tmp_path, bases
 def test_a_config_that_contradicts_itself_is_refused():
     with pytest.raises(ValueError, match="OBJECT_MASK_THRESHOLD is 2"):
         load_cfg("", [*DEVICE, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "2.0"])
+
+
+def test_the_fall_back_to_the_cpu_stands_in_the_log_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    opts = ["MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path)]
+    cfg = setup(argparse.Namespace(config_file="", opts=opts, eval_only=True))
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert (tmp_path / "log.txt").read_text().count("using the CPU") == 1
