@@ -38,6 +38,8 @@ EXTRAS = {
     "timm": ["timm>=1.0"],
     "cityscapes": ["cityscapesscripts>=2.2"],
     "opencv": ["opencv-python-headless"],
+    "huggingface": ["transformers>=5"],
+    "coco-stuff": ["h5py"],
     "dev": ["mypy", "pytest>=8", "pytest-xdist", "ruff"],
 }
 

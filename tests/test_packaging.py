@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("lock-py310.txt", "lock-py311.txt")
+EXTRAS = ("dev", "timm", "opencv", "huggingface", "coco-stuff")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_users_own_torch_opencv_and_detectron2_are_kept(wheel):
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_meets_every_requirement_of_the_package_and_its_extras(wheel, lock):
-    needed = [r for extra in ("", "dev", "timm", "opencv") for r in requirements(wheel, extra)]
+    needed = [r for extra in ("", *EXTRAS) for r in requirements(wheel, extra)]
     pinned = pinned_versions(lock)
     for requirement in needed:
         version = pinned[canonicalize_name(requirement.name)]

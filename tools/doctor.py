@@ -39,6 +39,8 @@ OPTIONAL = {
     "timm backbones": ("timm",),
     "panoptic quality": ("panopticapi",),
     "Cityscapes' metrics": ("cityscapesscripts", "pyquaternion"),
+    "conversion of Hugging Face's models": ("transformers",),
+    "preparation of COCO-Stuff-10K": ("h5py",),
 }
 MODULES = [name for uses in (REQUIRED, OPTIONAL) for names in uses.values() for name in names]
 OPENCV = (
