@@ -44,27 +44,60 @@ def test_the_size_divisor_is_the_last_stride(swin_cfg):
     assert build(swin_cfg).size_divisibility == 32
 
 
+def detectron2s(ours, **settings):
+    """detectron2's Swin of the same size with the same weights."""
+    theirs = SwinTransformer(
+        **{
+            "embed_dim": 8,
+            "depths": [2, 1, 2, 1],
+            "num_heads": [1, 2, 2, 4],
+            "window_size": 3,
+            "drop_path_rate": 0.0,
+            **settings,
+        }
+    ).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return theirs
+
+
 @pytest.mark.parametrize("ape", [False, True])
 def test_the_maps_are_those_of_detectron2_with_the_same_weights(swin_cfg, ape):
     swin_cfg.MODEL.SWIN.APE = ape
     swin_cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 32
     swin_cfg.MODEL.SWIN.MLP_RATIO = 2.0
     ours = build(swin_cfg)
-    theirs = SwinTransformer(
-        pretrain_img_size=32,
-        embed_dim=8,
-        depths=[2, 1, 2, 1],
-        num_heads=[1, 2, 2, 4],
-        window_size=3,
-        mlp_ratio=2.0,
-        ape=ape,
-    ).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    theirs = detectron2s(ours, ape=ape, pretrain_img_size=32, mlp_ratio=2.0)
     image = torch.randn(2, 3, 50, 70)
     with torch.no_grad():
         found, expected = ours(image), theirs(image)
     for stage, name in enumerate(STRIDES):
         torch.testing.assert_close(found[name], expected[f"p{stage}"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("size", [(48, 96), (50, 70), (13, 9)])
+def test_the_gradients_are_those_of_detectron2(swin_cfg, size, qkv_bias):
+    swin_cfg.MODEL.SWIN.QKV_BIAS = qkv_bias
+    ours = build(swin_cfg)
+    for parameter in ours.parameters():  # biases start at 0, and padding is projected to one
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs = detectron2s(ours, qkv_bias=qkv_bias)
+    gradients = []
+    for swin in (ours, theirs):
+        image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+        image.requires_grad_()
+        maps = swin(image).values()
+        generator = torch.Generator().manual_seed(2)
+        sum((one * torch.randn(one.shape, generator=generator)).sum() for one in maps).backward()
+        named = {name: value.grad for name, value in swin.named_parameters()}
+        gradients.append({**named, "image": image.grad})
+    found, expected = gradients
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("features", [["res5"], ["res4", "res2"]])
@@ -92,3 +125,26 @@ def test_drop_path_acts_in_training_alone(swin_cfg):
     assert torch.equal(swin(image)["res5"], swin(image)["res5"])
     swin.train()
     assert not torch.equal(swin(image)["res5"], swin(image)["res5"])
+
+
+@pytest.mark.parametrize("size", [(48, 96), (50, 70)])
+def test_the_fused_attention_of_gpus_gives_the_same_maps_and_gradients(swin_cfg, size, monkeypatch):
+    swin = build(swin_cfg)
+    for parameter in swin.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    image = torch.randn(2, 3, *size)
+    results = []
+    for fused in (False, True):
+        if fused:
+            attention = type(swin.layers[0].blocks[0].attn)
+            monkeypatch.setattr(attention, "_plain", attention._fused)
+        swin.zero_grad()
+        found = swin(image)["res5"]
+        found.square().sum().backward()
+        bias = swin.layers[0].blocks[1].attn.relative_position_bias_table
+        results.append((found.detach(), bias.grad.clone()))
+    (maps, gradient), (fused_maps, fused_gradient) = results
+    torch.testing.assert_close(fused_maps, maps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fused_gradient, gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item()
+    )

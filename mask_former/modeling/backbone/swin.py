@@ -1,16 +1,116 @@
-"""Swin Transformer (arXiv 2103.14030): detectron2's, with the published names and settings."""
+"""Swin Transformer (arXiv 2103.14030): detectron2's, with the published names and settings.
+
+Parameters, their names and the results are detectron2's. What runs is not: a window attention
+there copies its tokens a dozen times, here twice.
+"""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.swin import SwinTransformer
+from detectron2.modeling.backbone.swin import (
+    BasicLayer,
+    PatchMerging,
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+)
 from torch import Tensor
+
+from ...layers.windows import WindowLayout, from_windows, to_windows, window_layout
 
 __all__ = ["D2SwinTransformer"]
 
 _STAGES = ("res2", "res3", "res4", "res5")
+
+
+class _WindowAttention(WindowAttention):
+    """Attention within windows, over tokens that are projected where they stand."""
+
+    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        """``x`` B×HW×C. Returns the same shape."""
+        query, key, value = to_windows(self.qkv(x), self.qkv.bias, layout, self.num_heads)
+        attend = self._fused if x.is_cuda else self._plain
+        attended = attend(query, key, value, self._bias().to(query.dtype), layout)
+        return self.proj_drop(self.proj(from_windows(attended, layout).view(x.shape)))
+
+    def _bias(self) -> Tensor:
+        """1×heads×N×N, of the places in a window relative to each other."""
+        size = self.window_size[0] * self.window_size[1]
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        return bias.view(1, size, size, -1).permute(0, 3, 1, 2)
+
+    def _plain(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, layout: WindowLayout
+    ) -> Tensor:
+        # The fused attention of a CPU is slower for windows of 49 tokens (docs/performance.md).
+        shape = query.shape
+        query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        start = bias.expand(shape[0], -1, -1, -1).reshape(-1, *bias.shape[-2:])
+        logits = torch.baddbmm(start, query, key.transpose(1, 2), alpha=self.scale)
+        edges = len(layout.edge_mask)
+        if edges:
+            by_window = logits.view(-1, layout.windows, *bias.shape[1:])
+            by_window[:, -edges:] += layout.edge_mask
+        return torch.bmm(self.attn_drop(logits.softmax(-1)), value).view(shape)
+
+    def _fused(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, layout: WindowLayout
+    ) -> Tensor:
+        edges = len(layout.edge_mask)
+        if edges:
+            mask = F.pad(layout.edge_mask, (0, 0, 0, 0, 0, 0, layout.windows - edges, 0))
+            bias = (bias + mask.to(bias.dtype)).repeat(len(query) // layout.windows, 1, 1, 1)
+        dropout = self.attn_drop.p if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            query, key, value, bias.expand(len(query), -1, -1, -1), dropout, scale=self.scale
+        )
+
+
+class _Block(SwinTransformerBlock):
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
+        """``x`` B×HW×C. Returns the same shape."""
+        layout = window_layout(
+            len(x), height, width, self.num_heads, self.window_size, self.shift_size, x.device
+        )
+        x = x + self.drop_path(self.attn(self.norm1(x), layout))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class _PatchMerging(PatchMerging):
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
+        """``x`` B×HW×C. Returns a quarter of the tokens with twice the channels."""
+        channels = x.shape[-1]
+        x = F.pad(x.view(-1, height, width, channels), (0, 0, 0, width % 2, 0, height % 2))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        # B×H/2×W/2, then what is merged: column before row, as the weights have it
+        x = x.permute(0, 1, 3, 4, 2, 5).reshape(len(x), -1, 4 * channels)
+        return self.reduction(self.norm(x))
+
+
+class _Stage(BasicLayer):
+    def forward(
+        self, x: Tensor, height: int, width: int
+    ) -> tuple[Tensor, int, int, Tensor, int, int]:
+        """``x`` B×HW×C. Returns it after the blocks, its size, and the next stage's input and
+        size."""
+        for block in self.blocks:
+            x = block(x, height, width)
+        if self.downsample is None:
+            return x, height, width, x, height, width
+        merged = self.downsample(x, height, width)
+        return x, height, width, merged, (height + 1) // 2, (width + 1) // 2
+
+
+_OURS = {
+    WindowAttention: _WindowAttention,
+    SwinTransformerBlock: _Block,
+    PatchMerging: _PatchMerging,
+    BasicLayer: _Stage,
+}
 
 
 @BACKBONE_REGISTRY.register()
@@ -45,6 +145,8 @@ class D2SwinTransformer(SwinTransformer):
             ape=swin.APE,
             patch_norm=swin.PATCH_NORM,
         )
+        for module in self.modules():  # detectron2 leaves no other way in
+            module.__class__ = _OURS.get(type(module), type(module))
         # All four stages are built, norms included, for the published weights have them all.
         self._out_features = list(swin.OUT_FEATURES)
         self._out_feature_strides = {
