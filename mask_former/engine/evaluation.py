@@ -12,8 +12,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
@@ -24,6 +22,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from .checkpointer import replace_file
+from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 
 __all__ = ["build_evaluator", "write_results"]
 

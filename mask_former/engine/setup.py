@@ -146,9 +146,12 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     """Run ``main(args)`` in as many processes as asked for.
 
     Under ``torchrun`` this process is one of them; otherwise ``--num-gpus`` processes are started
-    on this machine. ``MODEL.DEVICE cpu`` makes them CPU processes (gloo).
+    on this machine. Where the config's ``MODEL.DEVICE`` is the CPU they are CPU processes (gloo).
+
+    Raises:
+        KeyError, FileNotFoundError, ValueError: see :func:`load_cfg`; before any process starts.
     """
-    if "cpu" in args.opts:
+    if _read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _run_under_torchrun(main, args)

@@ -9,19 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from mask_former.data.shapes.writer import Settings, generate
+from tests import train_net_runs
+from tests.train_net_runs import TIMEOUT, arguments, results_of
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "shapes" / "maskformer_panoptic_tiny.yaml"
-SCRIPT = ROOT / "tools" / "train_net.py"
+CONFIG = "shapes/maskformer_panoptic_tiny.yaml"
 DATASET = "shapes_panoptic_val"
-TIMEOUT = 300  # seconds, of a test's process
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 ITERATIONS, CHECKPOINT_PERIOD = 60, 4
 TINY = {
@@ -59,43 +58,25 @@ def environment(tmp_path_factory):
     """The variables of a process that sees a small shapes dataset."""
     root = tmp_path_factory.mktemp("datasets")
     generate(root / "shapes_panoptic", Settings(num_train=8, num_val=4))
-    return {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(root),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    return train_net_runs.environment(root)
 
 
 def command(output, *options, launcher=(), **settings):
     """Of tools/train_net.py on the tiny model; ``A__B=1`` sets the key ``A.B``."""
-    keys = {**TINY, "OUTPUT_DIR": output}
-    keys.update({name.replace("__", "."): value for name, value in settings.items()})
-    pairs = [str(word) for pair in keys.items() for word in pair]
-    return [sys.executable, *launcher, str(SCRIPT), "--config-file", str(CONFIG), *options, *pairs]
+    keys = {name.replace("__", "."): value for name, value in settings.items()}
+    return [*launcher, *arguments(CONFIG, output, *options, settings={**TINY, **keys})]
 
 
 def run(*arguments, cwd, environment, **keywords):
     """Run to the end; returns what was said."""
-    done = subprocess.run(
-        command(*arguments, **keywords),
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
+    return train_net_runs.run(command(*arguments, **keywords), cwd=cwd, environment=environment)
 
 
 def kill_in_the_middle(output, cwd, environment):
     """Start a training and kill it soon after its second checkpoint."""
     second = output / f"model_{2 * CHECKPOINT_PERIOD - 1:07d}.pth"
     process = subprocess.Popen(
-        command(output, SOLVER__MAX_ITER=ITERATIONS),
+        [sys.executable, *command(output, SOLVER__MAX_ITER=ITERATIONS)],
         cwd=cwd,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -120,10 +101,6 @@ def trained(tmp_path_factory, environment):
     before_last = (output / "last_checkpoint").read_text()
     log = run(output, "--resume", cwd=folder, environment=environment, SOLVER__MAX_ITER=ITERATIONS)
     return output, before, before_last, log
-
-
-def results_of(output):
-    return json.loads((output / "results.json").read_text())
 
 
 def assert_plain_numbers(results):
@@ -212,8 +189,27 @@ def test_eval_only_gives_the_results_of_the_training(trained, environment, tmp_p
     assert not list(output.glob("*.pth"))
 
 
+def test_eval_only_refuses_a_model_of_which_a_part_would_be_random(trained, environment, tmp_path):
+    content = torch.load(trained[0] / "model_final.pth", weights_only=True)
+    content["model"].pop("sem_seg_head.predictor.query_embed.weight")
+    torch.save(content, tmp_path / "x.pth")
+    done = subprocess.run(
+        [
+            sys.executable,
+            *command(tmp_path / "output", "--eval-only", MODEL__WEIGHTS=tmp_path / "x.pth"),
+        ],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 1
+    assert "x.pth does not fit the model: 1 of " in done.stderr
+    assert "must be a checkpoint of the whole model" in done.stderr
+
+
 def test_two_processes_of_torchrun_give_the_same_results(trained, environment, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     weights = trained[0] / "model_final.pth"
     output = tmp_path / "output"
     log = run(
@@ -221,23 +217,26 @@ def test_two_processes_of_torchrun_give_the_same_results(trained, environment, t
         "--eval-only",
         cwd=tmp_path,
         environment=environment,
-        launcher=launcher,
+        launcher=TORCHRUN,
         MODEL__WEIGHTS=weights,
     )
     assert "World size: 2" in log
     assert_same_results(output, trained[0])
 
 
-def test_two_cpu_processes_train_together(environment, tmp_path):
+@pytest.mark.parametrize(
+    "launcher, options",
+    [((), ("--num-gpus", "2", "--dist-url", "auto")), (TORCHRUN, ())],
+    ids=["num-gpus", "torchrun"],
+)
+def test_two_cpu_processes_train_together(environment, tmp_path, launcher, options):
     output = tmp_path / "output"
     log = run(
         output,
-        "--num-gpus",
-        "2",
-        "--dist-url",
-        "auto",
+        *options,
         cwd=tmp_path,
         environment=environment,
+        launcher=launcher,
         SOLVER__MAX_ITER=3,
         DATASETS__TEST="()",
     )
