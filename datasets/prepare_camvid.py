@@ -11,8 +11,6 @@ or a folder of images/<split> and annotations/<split>. Label maps hold 0 to 10, 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
+from mask_former.data import files
 from mask_former.data.catalog import Table, datasets_root, read_table
 from mask_former.data.loaders import load_sem_seg
 from mask_former.data.panoptic_files import segments_info, write_ids, write_image, write_json
@@ -108,10 +106,10 @@ def prepare_split(
     annotations: list[dict[str, Any]] = []
     for record in tqdm(records, desc=split, unit="image"):
         image_path, label_path = Path(record["file_name"]), Path(record["sem_seg_file_name"])
-        labels = read_labels(image_path, label_path, len(table.categories))
+        labels = read_labels(image_path, label_path)
         ids, category_ids = panoptic_ids(labels, table, min_area)
         png = f"{image_path.stem}.png"
-        _copy(image_path, folders[0] / image_path.name)
+        files.copy_file(image_path, folders[0] / image_path.name)
         write_image(folders[1] / png, np.where(labels == UNLABELLED, table.ignore_label, labels))
         write_ids(folders[2] / png, ids)
         image_id = len(images) + 1
@@ -127,38 +125,12 @@ def prepare_split(
     write_json(output / f"panoptic_{split}.json", table.categories, images, annotations)
 
 
-def read_labels(image_path: Path, label_path: Path, num_classes: int) -> NDArray[np.uint8]:
-    """H×W label map with values below `num_classes`, or UNLABELLED; checked against its image."""
-    with _open(image_path) as image:
-        size = image.size
-    with _open(label_path) as image:
-        labels = np.asarray(image)
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(
-            f"{label_path}: found an array of {labels.dtype} {labels.shape}, expected a "
-            "single-channel 8-bit PNG whose pixels are class indices (not colours)."
-        )
-    if labels.shape[::-1] != size:
-        raise ValueError(
-            f"{label_path} is {labels.shape[1]}×{labels.shape[0]} pixels, but its image "
-            f"{image_path} is {size[0]}×{size[1]}: expected the same size."
-        )
-    wrong = sorted({int(v) for v in np.unique(labels)} - {*range(num_classes), UNLABELLED})
-    if wrong:
-        raise ValueError(
-            f"{label_path} holds the values {wrong}: expected classes 0 to {num_classes - 1}, "
-            f"and {UNLABELLED} for unlabelled."
-        )
+def read_labels(image_path: Path, label_path: Path) -> NDArray[np.uint8]:
+    """H×W label map with values up to UNLABELLED; checked against its image."""
+    meaning = f"classes 0 to {UNLABELLED - 1}, and {UNLABELLED} for unlabelled"
+    labels = files.read_labels(label_path, UNLABELLED, meaning)
+    files.check_size(label_path, labels, image_path, files.read_image(image_path))
     return labels
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): copy it again.") from error
-    return image
 
 
 def panoptic_ids(
@@ -195,12 +167,6 @@ def _check_no_strangers(folder: Path, names: set[str]) -> None:
             f"{folder} holds {len(strangers)} files that the source does not have, {strangers[0]} "
             "for one. Remove that folder, or give another --output."
         )
-
-
-def _copy(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
 
 
 if __name__ == "__main__":

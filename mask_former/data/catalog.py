@@ -8,7 +8,8 @@ paths are relative to `$DETECTRON2_DATASETS`:
     ignore_label  the pixel value that has no class (default 255)
     datasets      name -> kind ("sem_seg" or "panoptic"), folders, evaluator_type
     categories    one a line, in contiguous order: name, and where they apply
-                  id (in the annotation files), color (RGB), isthing
+                  id (in the annotation files), color (RGB), isthing,
+                  source_id (in the original download, for `datasets/prepare_*.py`)
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Category:
     id: int | None = None
     color: list[int] | None = None
     isthing: bool = False
+    source_id: int | None = None
 
     @property
     def dataset_id(self) -> int:
@@ -80,6 +82,11 @@ class Table:
             if c.id is not None and isthing in (None, c.isthing)
         }
 
+    @property
+    def source_ids(self) -> dict[int, int]:
+        """Id in the original download -> contiguous id, of the categories that have one."""
+        return {c.source_id: i for i, c in enumerate(self.categories) if c.source_id is not None}
+
 
 def datasets_root() -> Path:
     """`$DETECTRON2_DATASETS`, or "datasets" where it is unset, as in detectron2."""
@@ -113,6 +120,9 @@ def _check_table(table: Table) -> None:
     ids = [c.id for c in table.categories]
     if any(i is not None for i in ids) and len(set(ids) - {None}) != len(ids):
         raise ValueError(f"{table.path}: every category needs an `id` of its own, or none has one.")
+    source_ids = [c.source_id for c in table.categories if c.source_id is not None]
+    if len(set(source_ids)) < len(source_ids):
+        raise ValueError(f"{table.path}: two categories share a `source_id`.")
     if len({c.color is None for c in table.categories}) > 1:
         raise ValueError(f"{table.path}: every category needs a `color`, or none has one.")
     needed = {"sem_seg": ["sem_seg_root"], "panoptic": ["panoptic_root", "panoptic_json"]}

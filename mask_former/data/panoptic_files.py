@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mask_former.checkpoint import replace_file
 from mask_former.data.catalog import Category
 
 
@@ -52,9 +52,8 @@ def write_ids(path: Path, ids: NDArray[np.int32]) -> None:
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write H×W or H×W×3 (RGB) as a PNG that is either whole or not there."""
-    partial = _partial(path)
-    Image.fromarray(image).save(partial, format="PNG", compress_level=3)
-    os.replace(partial, path)
+    picture = Image.fromarray(image)
+    replace_file(path, lambda part: picture.save(part, format="PNG", compress_level=3))
 
 
 def write_json(
@@ -77,11 +76,4 @@ def write_json(
             for c in categories
         ],
     }
-    partial = _partial(path)
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _partial(path: Path) -> Path:
-    """A name beside `path`, hidden, so that nothing takes an unfinished file for a whole one."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    replace_file(path, lambda part: part.write_text(json.dumps(content), encoding="utf-8"))

@@ -187,6 +187,7 @@ def test_missing_files_are_an_error_on_loading_that_says_how_to_get_them(tmp_pat
         ({"categories": [{"name": "a", "colour": []}]}, "'colour'"),
         ({"categories": [{"name": "a", "id": 1}, {"name": "b", "id": 1}]}, "`id` of its own"),
         ({"categories": [{"name": "a", "id": 1}, {"name": "b"}]}, "`id` of its own"),
+        ({"categories": [{"name": n, "source_id": 1} for n in "ab"]}, "share a `source_id`"),
         ({"categories": [{"name": "a", "color": [1, 2, 3]}, {"name": "b"}]}, "`color`"),
         ({"datasets": {"own": {"kind": "pan", "image_root": ""}}}, "'pan', expected sem_seg or"),
         ({"datasets": {"own": {"kind": "sem_seg", "image_root": ""}}}, "needs.*sem_seg_root"),

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Bring ADE20K's label maps into the form that `ade20k_sem_seg_*` are read in.
+
+    python datasets/prepare_ade20k_sem_seg.py [--root DIR] [--workers N]
+
+Below DIR/ADEChallengeData2016, annotations (0 unlabelled, classes from 1) become
+annotations_detectron2 (classes from 0, 255 ignored). See datasets/README.md. Interrupted, the same
+command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mask_former.data.catalog import read_table
+from mask_former.data.files import read_labels, require
+from mask_former.data.loaders import load_sem_seg
+from mask_former.data.panoptic_files import write_image
+from mask_former.data.preparation import Job, convert_all, run_command
+
+DOWNLOAD = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+FOLDER = "ADEChallengeData2016"
+NUM_CLASSES = len(read_table("ade20k_panoptic").categories)
+VALUES = f"classes 1 to {NUM_CLASSES}, and 0 for unlabelled"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    return run_command(prepare, (__doc__ or "").splitlines()[0], DOWNLOAD, arguments)
+
+
+def prepare(root: Path, workers: int = 1) -> None:
+    """Write `root`/ADEChallengeData2016/annotations_detectron2.
+
+    Raises:
+        FileNotFoundError: a folder is missing, or an image or label map has no partner.
+        ValueError: a label map is broken, or has another form or other values than it should.
+    """
+    base = root / FOLDER
+    for split in ("training", "validation"):
+        images, labels = base / "images" / split, base / "annotations" / split
+        output = base / "annotations_detectron2" / split
+        require([images, labels])
+        sources = [Path(record["sem_seg_file_name"]) for record in load_sem_seg(images, labels)]
+        jobs = [Job((path,), (output / f"{path.stem}.png",)) for path in sources]
+        convert_all(convert, jobs, workers=workers, description=split)
+    print(f"The label maps lie in {base / 'annotations_detectron2'}")
+
+
+def convert(source: Path, target: Path) -> None:
+    """One label map: class k becomes k - 1, and unlabelled, 0, becomes 255."""
+    labels = read_labels(source, NUM_CLASSES, VALUES)
+    write_image(target, labels - np.uint8(1))  # 0 - 1 is 255 in 8 bit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The files of a download: is it all there, is each what it should be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mask_former.checkpoint import replace_file
+
+
+def require(paths: Iterable[Path]) -> None:
+    """Raise FileNotFoundError, which names the first and counts the rest, unless all are there."""
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"{missing[0]} is not there{more}: the download is incomplete.")
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image of a file, read to its end, as it is stored (EXIF rotation not applied).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, or no image.
+    """
+    require([path])
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:  # PIL's, for what is broken in various ways
+        raise ValueError(f"{path} cannot be read as an image ({error}): copy it again.") from error
+    return image
+
+
+def read_labels(path: Path, largest: int, meaning: str) -> NDArray[np.uint8]:
+    """H×W label map of a single-channel 8-bit file, with values 0 … `largest`.
+
+    Args:
+        meaning: of the values that may be there, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, of another form, or has other values.
+    """
+    labels = np.asarray(read_image(path))
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: found an array of {labels.dtype} {labels.shape}, expected a single-channel "
+            "8-bit PNG whose pixels are class indices (not colours)."
+        )
+    wrong = np.unique(labels[labels > largest]).tolist()
+    if wrong:
+        raise ValueError(f"{path} holds the values {wrong}: expected {meaning}.")
+    return labels
+
+
+def check_size(
+    labels_path: Path, labels: NDArray[Any], image_path: Path, image: Image.Image
+) -> None:
+    """Raise ValueError unless an annotation (H×W or H×W×C) has the size of its image."""
+    height, width = labels.shape[:2]
+    if (width, height) != image.size:
+        raise ValueError(
+            f"{labels_path} is {width}×{height} pixels, but its image {image_path} is "
+            f"{image.width}×{image.height}: expected the same size."
+        )
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content; the copy is whole or not there."""
+    replace_file(target, lambda part: shutil.copyfile(source, part))

@@ -1,0 +1,169 @@
+"""What the scripts in `datasets/` share: one command line, and one loop over many files."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from mask_former.data.catalog import datasets_root
+from mask_former.data.files import require
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def run_command(
+    prepare: Callable[[Path, int], None],
+    description: str,
+    download: str,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """The command line of a script that prepares a dataset in place.
+
+    Args:
+        prepare: called with the root of all datasets and the number of processes.
+        description: the first line of the help.
+        download: where the source comes from, told after an error of a source file.
+        arguments: of the command; None: those of the process.
+
+    Returns:
+        the exit code: 1 after an error, which is one line on stderr, 130 where interrupted.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=datasets_root(),
+        help="the folder of all datasets (default: $DETECTRON2_DATASETS, or ./datasets)",
+    )
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers", type=int, default=cores, help="number of processes (default: %(default)s)"
+    )
+    args = parser.parse_args(arguments)
+    if args.workers < 1:
+        parser.error(f"--workers is {args.workers}, expected 1 or more.")
+    try:
+        prepare(args.root, args.workers)
+    except (FileNotFoundError, ValueError) as error:
+        sys.stderr.write(f"{parser.prog}: {error} The source is {download}.\n")
+        return 1
+    except (ImportError, OSError) as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from here.\n")
+        return 130
+    return 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The files of one image: what is read, and what is made of it."""
+
+    sources: tuple[Path, ...]
+    targets: tuple[Path, ...]
+
+    @property
+    def done(self) -> bool:
+        """Whether all targets are there: each is whole, then."""
+        return all(path.exists() for path in self.targets)
+
+
+def convert_all(
+    convert: Callable[..., None], jobs: Sequence[Job], *, workers: int, description: str
+) -> None:
+    """Call `convert(*sources, *targets)` for each job whose targets are not all there.
+
+    Args:
+        convert: writes the targets, each whole or not at all, so that a job may be interrupted.
+        workers, description: see `parallel_map`.
+
+    Raises:
+        FileNotFoundError: a source is missing; nothing is converted then.
+    """
+    left = [job for job in jobs if not job.done]
+    make_ready(left)
+    call = partial(_call, convert)
+    parallel_map(call, left, workers=workers, description=description, done=len(jobs) - len(left))
+
+
+def _call(convert: Callable[..., None], job: Job) -> None:
+    convert(*job.sources, *job.targets)
+
+
+def make_ready(jobs: Sequence[Job]) -> None:
+    """Check that all sources are there, and make the folders of the targets.
+
+    Raises:
+        FileNotFoundError: a source is missing.
+    """
+    require(path for job in jobs for path in job.sources)
+    for folder in {path.parent for job in jobs for path in job.targets}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    description: str,
+    done: int = 0,
+) -> list[Result]:
+    """`[function(item) for item in items]` in several processes, with a progress bar.
+
+    Args:
+        function: picklable, as items and results are.
+        workers: number of processes; 1 works in this one.
+        description: stands before the bar.
+        done: how many others were done before, for the bar.
+
+    Raises:
+        ChildProcessError: a process was killed.
+        Exception: the first error of `function`; what has not begun by then is given up.
+    """
+    count = len(items) + done
+    progress = partial(tqdm, total=count, initial=done, desc=description, unit="image")
+    workers = min(workers, len(items))
+    if workers <= 1:
+        with progress(items) as bar:
+            return [function(item) for item in bar]
+    # a forked process need not import everything again; elsewhere fork is not to be had, or unsafe
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    try:
+        with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
+            results = pool.map(function, items)
+            with progress(results) as bar:
+                return list(bar)
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"{description}: a worker process was killed, maybe for want of memory. What is "
+            "written stays: run the command again, with fewer --workers."
+        ) from error
+
+
+def _begin_worker() -> None:
+    """An interrupt is the parent's to handle; when the parent is killed, there is nobody left."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

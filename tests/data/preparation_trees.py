@@ -1,0 +1,268 @@
+"""Downloads in miniature, of the real form, and the scripts of `datasets/` that prepare them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin import register_all_ade20k
+from PIL import Image
+
+from mask_former.data.catalog import register_tables
+from mask_former.engine.setup import load_cfg
+from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEIGHT, WIDTH = 40, 60
+
+
+@pytest.fixture
+def catalogs_as_they_were() -> Iterator[None]:
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    DatasetCatalog.data, MetadataCatalog.data = before
+
+
+def load_script(name: str) -> ModuleType:
+    """A file of `datasets/` as a module; its functions can be sent to other processes."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "datasets" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def save_photo(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Path:
+    """A JPEG of noise, the same for the same size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return save(path, pixels)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of all files below a folder."""
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in snapshot(folder).items()}
+
+
+def registered(name: str, root: Path) -> list[dict[str, Any]]:
+    """The dicts of a registered dataset below `root`, detectron2's own ADE20K-150 included."""
+    for split in ("train", "val"):
+        if f"ade20k_sem_seg_{split}" in DatasetCatalog:
+            DatasetCatalog.remove(f"ade20k_sem_seg_{split}")
+            MetadataCatalog.remove(f"ade20k_sem_seg_{split}")
+    register_all_ade20k(str(root))
+    register_tables(root)
+    return DatasetCatalog.get(name)
+
+
+def training_example(config: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What the mapper of a published config makes of a dataset dict."""
+    cfg = load_cfg(str(REPOSITORY / "configs" / config))
+    mapper = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, is_train=True)
+    np.random.seed(0)
+    return mapper(record)
+
+
+# ------------------------------------------------------------------------------ ADE20K-150
+
+ADE = "ADEChallengeData2016"
+UNLABELLED, WALL, SKY, BED, PERSON = 0, 1, 3, 8, 13  # in annotations
+BED_INSTANCE, PERSON_INSTANCE = 1, 4  # in annotations_instance
+
+
+def ade_semantic() -> np.ndarray:
+    """Sky over a wall with an unlabelled corner; a bed; two persons."""
+    labels = np.full((HEIGHT, WIDTH), WALL, np.uint8)
+    labels[:20] = SKY
+    labels[:4, :4] = UNLABELLED
+    labels[22:34, 5:25] = BED
+    labels[10:30, 40:46] = PERSON
+    labels[10:20, 50:55] = PERSON
+    return labels
+
+
+def ade_instances() -> np.ndarray:
+    """The bed is two, one of which reaches over the wall; of the second person nothing is known."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[22:36, 5:15] = BED_INSTANCE, 1, 9
+    pixels[22:34, 15:25] = BED_INSTANCE, 2, 0
+    pixels[10:30, 40:46] = PERSON_INSTANCE, 3, 0
+    return pixels
+
+
+def ade_tree(root: Path) -> None:
+    for split, names in (
+        ("training", ["ADE_train_00000001", "ADE_train_00000002"]),
+        ("validation", ["ADE_val_00000001"]),
+    ):
+        for name in names:
+            save_photo(root / ADE / "images" / split / f"{name}.jpg")
+            save(root / ADE / "annotations" / split / f"{name}.png", ade_semantic())
+            save(root / ADE / "annotations_instance" / split / f"{name}.png", ade_instances())
+
+
+# ----------------------------------------------------------------------------- ADE20K-Full
+
+FULL = "ADE20K_2021_17_01"
+LARGE = (600, 700)  # height, width in pixels
+
+
+def full_objects(height: int, width: int) -> np.ndarray:
+    """Object indices: wall above, person below, at the right one without a class and none."""
+    objects = np.full((height, width), 2978)
+    objects[height // 2 :] = 1831
+    objects[:, -10:-5] = 5
+    objects[:, -5:] = 0
+    return objects
+
+
+def full_annotation(objects: np.ndarray) -> np.ndarray:
+    """As the dataset stores object indices: R = 10·⌊index/256⌋ (+ 0 to 9), G = index mod 256."""
+    offset = np.arange(objects.shape[1]) % 10
+    blue = np.broadcast_to(np.arange(objects.shape[1]) % 256, objects.shape)
+    rgb = np.stack([objects // 256 * 10 + offset, objects % 256, blue], axis=-1)
+    return rgb.astype(np.uint8)
+
+
+def full_tree(root: Path) -> None:
+    for place, size in (
+        ("training/urban/street/ADE_train_00000001", (HEIGHT, WIDTH)),
+        ("training/home_or_hotel/bedroom/ADE_train_00000002", LARGE),
+        ("validation/urban/street/ADE_val_00000001", (HEIGHT, WIDTH)),
+    ):
+        path = root / FULL / "images" / "ADE" / place
+        save_photo(path.with_name(f"{path.name}.jpg"), *size)
+        save(path.with_name(f"{path.name}_seg.png"), full_annotation(full_objects(*size)))
+        save(path.with_name(f"{path.name}_parts_1.png"), np.zeros((*size, 3), np.uint8))
+
+
+# -------------------------------------------------------------------------- COCO-Stuff-10K
+
+STUFF = "coco/coco_stuff_10k"
+
+
+def stuff_labels() -> np.ndarray:
+    """Labels of v1.0: unlabelled is 1, the first class 2, the last 172."""
+    labels = np.full((HEIGHT, WIDTH), 2, np.uint8)
+    labels[20:] = 172
+    labels[:, :7] = 1
+    labels[5:9, 30:50] = 96
+    return labels
+
+
+def save_mat(path: Path, **arrays: np.ndarray) -> None:
+    """As MATLAB 7.3 does: HDF5 behind a header of 512 bytes, arrays in column order."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array.T, compression="gzip")
+    content = bytearray(path.read_bytes())
+    content[:19] = b"MATLAB 7.3 MAT-file"
+    path.write_bytes(content)
+
+
+def stuff_tree(root: Path) -> None:
+    lists = {
+        "train": ["COCO_train2014_000000000077", "COCO_train2014_000000000110"],
+        "test": ["COCO_train2014_000000000349"],
+    }
+    for split, names in lists.items():
+        path = root / STUFF / "imageLists" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\r\n".join(names) + "\r\n")
+        for name in names:
+            save_photo(root / STUFF / "images" / f"{name}.jpg")
+            save_mat(root / STUFF / "annotations" / f"{name}.mat", S=stuff_labels())
+
+
+# ------------------------------------------------------------------------------- all of them
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script, the download it needs, and what is made of it."""
+
+    script: str
+    tree: Callable[[Path], None]
+    sources: tuple[str, ...]
+    """A file of each kind that is read."""
+    targets: tuple[str, ...]
+    """What is made of the first training image, the label map last."""
+    datasets: tuple[str, str]
+    config: str
+
+
+CASES = [
+    Case(
+        "prepare_ade20k_sem_seg",
+        ade_tree,
+        (f"{ADE}/annotations/training/ADE_train_00000001.png",),
+        (f"{ADE}/annotations_detectron2/training/ADE_train_00000001.png",),
+        ("ade20k_sem_seg_train", "ade20k_sem_seg_val"),
+        "ade20k-150/maskformer_R50_bs16_160k.yaml",
+    ),
+    Case(
+        "prepare_ade20k_full_sem_seg",
+        full_tree,
+        (
+            f"{FULL}/images/ADE/training/home_or_hotel/bedroom/ADE_train_00000002.jpg",
+            f"{FULL}/images/ADE/training/home_or_hotel/bedroom/ADE_train_00000002_seg.png",
+        ),
+        (
+            f"{FULL}/images_detectron2/training/ADE_train_00000002.jpg",
+            f"{FULL}/annotations_detectron2/training/ADE_train_00000002.tif",
+        ),
+        ("ade20k_full_sem_seg_train", "ade20k_full_sem_seg_val"),
+        "ade20k-full-847/maskformer_R50_bs16_200k.yaml",
+    ),
+    Case(
+        "prepare_ade20k_pan_seg",
+        ade_tree,
+        (
+            f"{ADE}/images/training/ADE_train_00000001.jpg",
+            f"{ADE}/annotations/training/ADE_train_00000001.png",
+            f"{ADE}/annotations_instance/training/ADE_train_00000001.png",
+        ),
+        (f"{ADE}/ade20k_panoptic_train/ADE_train_00000001.png",),
+        ("ade20k_panoptic_train", "ade20k_panoptic_val"),
+        "ade20k-150-panoptic/maskformer_panoptic_R50_bs16_720k.yaml",
+    ),
+    Case(
+        "prepare_coco_stuff_10k_sem_seg",
+        stuff_tree,
+        (
+            f"{STUFF}/images/COCO_train2014_000000000077.jpg",
+            f"{STUFF}/annotations/COCO_train2014_000000000077.mat",
+        ),
+        (
+            f"{STUFF}/images_detectron2/train/COCO_train2014_000000000077.jpg",
+            f"{STUFF}/annotations_detectron2/train/COCO_train2014_000000000077.png",
+        ),
+        ("coco_2017_train_stuff_10k_sem_seg", "coco_2017_test_stuff_10k_sem_seg"),
+        "coco-stuff-10k-171/maskformer_R50_bs32_60k.yaml",
+    ),
+]
