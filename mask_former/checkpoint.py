@@ -1,4 +1,4 @@
-"""Reading weights without running code.
+"""Reading weights without running code, writing them, and renaming those of old layouts.
 
 A checkpoint file becomes a dict with ``model`` (names to tensors) and whatever else it holds. Only
 data is read: a pickle that would call anything beyond arrays and plain containers is refused.
@@ -6,17 +6,30 @@ data is read: a pickle that would call anything beyond arrays and plain containe
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-__all__ = ["read_checkpoint"]
+__all__ = [
+    "CLASS_NAMES",
+    "as_tensors",
+    "read_checkpoint",
+    "rename_old_layout",
+    "replace_file",
+    "write_weights",
+]
+
+T = TypeVar("T")
 
 _ALLOWED_GLOBALS = {
     ("collections", "OrderedDict"),
@@ -31,6 +44,13 @@ _ALLOWED_GLOBALS = {
 
 _NUMPY_CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
 """Where this numpy keeps what others may have written under the other name."""
+
+CLASS_NAMES = "class_names"
+"""The key of a checkpoint's class names."""
+
+_OLD_PIXEL_DECODER = re.compile(
+    r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
+)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -47,7 +67,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a ``.pth``, ``.pkl`` or ``.safetensors`` file.
 
     Returns:
-        The file's content, with the weights under ``model``.
+        The file's content, with the weights under ``model`` (which others call ``state_dict`` or,
+        pycls, ``model_state``). ``class_names`` is there where the file names its classes.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -56,7 +77,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path} (MODEL.WEIGHTS).")
-    readers: dict[str, Callable[[Path], Any]] = {".pkl": _read_pkl, ".safetensors": load_file}
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".pkl": _read_pkl,
+        ".safetensors": _read_safetensors,
+    }
     try:
         content = readers.get(path.suffix, _read_torch)(path)
     except OSError:
@@ -70,7 +94,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights.")
-    return content if "model" in content else {"model": content}
+    for key in ("model", "state_dict", "model_state"):
+        if isinstance(content.get(key), dict):
+            weights = content.pop(key)
+            return {"model": weights, **content}
+    return {"model": content}
 
 
 def _read_torch(path: Path) -> Any:
@@ -86,3 +114,102 @@ def _read_torch(path: Path) -> Any:
 def _read_pkl(path: Path) -> Any:
     with path.open("rb") as file:
         return _ArrayUnpickler(file, encoding="latin1").load()
+
+
+def _read_safetensors(path: Path) -> Any:
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        content: dict[str, Any] = {"model": {name: file.get_tensor(name) for name in names}}
+        metadata = file.metadata() or {}
+    if CLASS_NAMES in metadata:
+        content[CLASS_NAMES] = json.loads(metadata[CLASS_NAMES])
+    return content
+
+
+def as_tensors(weights: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """A state dict of tensors from one of tensors or arrays; ``source`` stands in the error.
+
+    Raises:
+        ValueError: if it is empty or holds anything else.
+    """
+    if not weights or not all(isinstance(k, str) and _is_numeric(v) for k, v in weights.items()):
+        raise ValueError(
+            f"{source} holds no state dict: expected names with tensors, found "
+            f"{', '.join(map(str, list(weights)[:5])) or 'nothing'}."
+        )
+    # A copy, for an array may lie in memory that is read-only.
+    return {
+        k: v if isinstance(v, Tensor) else torch.from_numpy(np.array(v)) for k, v in weights.items()
+    }
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc"
+    )
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside ``path`` with ``write(part)``, then put it in its place at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_weights(
+    weights: Mapping[str, Tensor], path: Path, class_names: Sequence[str] | None = None
+) -> None:
+    """Write a file that ``MODEL.WEIGHTS`` takes, whole or not at all.
+
+    Args:
+        weights: names to tensors.
+        path: ends in ``.safetensors``, ``.pth`` or ``.pkl``; its folder is made.
+        class_names: of the classes that the weights were trained on, in their order.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    names = {} if class_names is None else {CLASS_NAMES: list(class_names)}
+    writers: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": lambda part: save_file(
+            tensors, part, {key: json.dumps(value) for key, value in names.items()}
+        ),
+        ".pth": lambda part: torch.save({"model": tensors, **names}, part),
+        ".pkl": lambda part: part.write_bytes(_detectron2_pkl(tensors, names)),
+    }
+    if path.suffix not in writers:
+        raise ValueError(f"The output is {path}; it must end in {', '.join(writers)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, writers[path.suffix])
+
+
+def _detectron2_pkl(weights: Mapping[str, Tensor], names: Mapping[str, Any]) -> bytes:
+    """detectron2 takes a ``.pkl`` without an author for one of Caffe2's."""
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    return pickle.dumps({"model": arrays, "__author__": "mask_former", **names})
+
+
+def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> dict[str, T]:
+    """The same weights under the names of today.
+
+    Early MaskFormer checkpoints have the pixel decoder's parameters directly under
+    ``sem_seg_head.``; what was saved from a wrapped model begins with ``module.``. Renaming twice
+    is renaming once.
+
+    Args:
+        weights: names to whatever.
+        keep: names of the model, which stay as they are: a head of one's own may use the old ones.
+    """
+    while weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    renamed = {}
+    for name, value in weights.items():
+        new = _OLD_PIXEL_DECODER.sub("sem_seg_head.pixel_decoder.", name)
+        renamed[name if name in keep or new in weights else new] = value
+    return renamed

@@ -1,16 +1,29 @@
 """Checkpoints of all formats are read; what is broken or would run code is refused."""
 
+import gzip
 import io
+import itertools
+import json
 import os
 import pickle
+import pickletools
+import tarfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
-from mask_former.checkpoint import read_checkpoint
+from mask_former.checkpoint import (
+    as_tensors,
+    read_checkpoint,
+    rename_old_layout,
+    write_weights,
+)
+
+PUBLISHED = Path(__file__).parent / "golden" / "published_state_dicts.json.gz"
 
 WEIGHTS = {
     "backbone.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -139,6 +152,70 @@ def test_a_torch_file_that_would_run_code_is_refused_and_does_not_run(zipped, wr
     assert not trace.exists()
 
 
+NESTED = {
+    "in a list behind a tensor": lambda evil: {"w": torch.ones(2), "x": [({"y": (evil,)},)]},
+    "as a key's value beside the weights": lambda evil: {"model": {}, "optimizer": evil},
+    "in the metadata of a state dict": lambda evil: with_metadata(evil),
+    "in a numpy array of objects": lambda evil: {"w": np.array([evil], dtype=object)},
+    "as the whole file": lambda evil: evil,
+}
+
+
+def with_metadata(value):
+    state = OrderedDict(weight=torch.ones(2))
+    state._metadata = {"": value}
+    return {"model": state}
+
+
+@pytest.mark.parametrize("suffix", ["zip.pth", "old.pth", "pkl"])
+@pytest.mark.parametrize("where", NESTED)
+def test_wherever_in_a_file_code_hides_it_is_refused_and_does_not_run(
+    suffix, where, write, payload
+):
+    content, trace = payload
+    content = NESTED[where](content["model"]["weight"])
+    if suffix == "pkl":
+        data = pickle.dumps(content)
+    else:
+        data = torch_bytes(content, _use_new_zipfile_serialization=suffix == "zip.pth")
+    with pytest.raises(ValueError, match="is no readable checkpoint"):
+        read_checkpoint(write(f"model.{suffix}", data))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_each_of_the_pickles_of_torchs_old_format_is_read_as_data(place, write, payload):
+    # magic number, protocol version, system, the object, the keys of the storages
+    content, trace = payload
+    stream = io.BytesIO(FILES["old.pth"])
+    parts = []
+    for _ in range(5):
+        start = stream.tell()
+        for _ in pickletools.genops(stream):
+            pass  # up to its end
+        parts.append(FILES["old.pth"][start : stream.tell()])
+    parts[place] = pickle.dumps(content["model"]["weight"], protocol=2)
+    with pytest.raises(ValueError, match="is no readable checkpoint"):
+        read_checkpoint(write("model.pth", b"".join(parts) + stream.read()))
+    assert not trace.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*looks like a TorchScript archive")
+def test_torchs_oldest_format_and_its_programs_are_refused(write, tmp_path, payload):
+    content, trace = payload
+    with tarfile.open(tmp_path / "tar.pth", "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            data = pickle.dumps(content["model"]["weight"], protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pth")
+    for name in ("tar.pth", "script.pth"):
+        with pytest.raises(ValueError, match=rf"{name} is no readable checkpoint"):
+            read_checkpoint(tmp_path / name)
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize("name", ["eval", "getattr", "__import__"])
 def test_a_pickle_that_asks_for_a_builtin_is_refused_and_told_so(name, write):
     data = b"cbuiltins\n%b\n(S'1'\ntR." % name.encode()
@@ -189,3 +266,120 @@ def test_a_missing_file_is_named(name, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match=rf"{name} \(MODEL\.WEIGHTS\)"):
         read_checkpoint(tmp_path / name)
+
+
+# What is in a file beside the weights, and what is no weight
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state"])
+def test_whatever_a_library_calls_the_weights_they_stand_under_model(key, write):
+    data = torch_bytes({key: WEIGHTS, "epoch": 3})
+    content = read_checkpoint(write("model.pth", data))
+    assert content.keys() == {"model", "epoch"} and content["model"].keys() == WEIGHTS.keys()
+
+
+def test_arrays_and_numbers_become_tensors():
+    arrays = {**ARRAYS, "number": np.float32(3)}
+    arrays["read only"] = np.frombuffer(b"\x01\x02", np.uint8)
+    tensors = as_tensors(arrays, "x.pkl")
+    assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert tensors["number"] == 3 and tensors["read only"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "weights, found",
+    [
+        ({}, "nothing"),
+        ({"epoch": 3, "w": ARRAYS}, "epoch, w"),
+        ({1: np.ones(2)}, "1"),
+        ({"w": np.array("text")}, "w"),
+    ],
+)
+def test_what_holds_no_weights_is_named(weights, found):
+    with pytest.raises(ValueError, match=rf"x\.pth holds no state dict: .* found {found}\."):
+        as_tensors(weights, "x.pth")
+
+
+# Writing
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+@pytest.mark.parametrize("names", [None, ["wall, building", "Straße"]])
+def test_what_is_written_is_read_with_the_class_names(suffix, names, tmp_path):
+    path = tmp_path / "new" / f"x{suffix}"
+    write_weights(WEIGHTS, path, names)
+    content = read_checkpoint(path)
+    tensors = as_tensors(content["model"], path)
+    assert tensors.keys() == WEIGHTS.keys()
+    assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert content.get("class_names") == names
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_another_suffix_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.bin; it must end in \.safetensors, \.pth, \.pkl"):
+        write_weights(WEIGHTS, tmp_path / "x.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_class_names_that_are_no_json_make_a_broken_file(write):
+    data = save(WEIGHTS, metadata={"class_names": "[a"})
+    with pytest.raises(ValueError, match=r"is no readable checkpoint"):
+        read_checkpoint(write("x.safetensors", data))
+    data = save(WEIGHTS, metadata={"class_names": json.dumps(["a"])})
+    assert read_checkpoint(write("x.safetensors", data))["class_names"] == ["a"]
+
+
+# Old layouts
+
+OLD_NAMES = {
+    "sem_seg_head.adapter_1.weight": "sem_seg_head.pixel_decoder.adapter_1.weight",
+    "sem_seg_head.layer_4.norm.bias": "sem_seg_head.pixel_decoder.layer_4.norm.bias",
+    "sem_seg_head.mask_features.bias": "sem_seg_head.pixel_decoder.mask_features.bias",
+    "sem_seg_head.input_proj.weight": "sem_seg_head.pixel_decoder.input_proj.weight",
+    "sem_seg_head.transformer.encoder.layers.0.linear1.bias": (
+        "sem_seg_head.pixel_decoder.transformer.encoder.layers.0.linear1.bias"
+    ),
+}
+KEPT_NAMES = [
+    "backbone.res2.0.conv1.weight",
+    "sem_seg_head.pixel_decoder.layer_4.weight",
+    "sem_seg_head.predictor.weight",
+    "sem_seg_head.predictor.input_proj.weight",
+    "sem_seg_head.predictor.transformer.decoder.norm.weight",
+    "sem_seg_head.decoder.res5.project_conv.weight",  # DeepLab's
+    "sem_seg_head.p2.0.weight",  # the semantic FPN's
+    "other.sem_seg_head.layer_1.weight",
+    "sem_seg_head.layer_norm.weight",
+    "criterion.empty_weight",
+]
+
+
+def test_parameters_of_the_pixel_decoder_get_its_name_and_no_others():
+    old = {name: name for name in [*OLD_NAMES, *KEPT_NAMES]}
+    expected = {name: value for value, name in OLD_NAMES.items()} | {k: k for k in KEPT_NAMES}
+    assert rename_old_layout(old) == expected
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
+@pytest.mark.parametrize("size", range(4))
+def test_renaming_twice_is_renaming_once(prefix, size):
+    for names in itertools.combinations([*OLD_NAMES, *OLD_NAMES.values(), *KEPT_NAMES], size):
+        weights = {prefix + name: name for name in names}
+        once = rename_old_layout(weights)
+        assert rename_old_layout(once) == once
+        assert sorted(once.values()) == sorted(names)  # nothing is lost, nothing covers another
+
+
+def test_a_name_that_the_model_has_stays():
+    name = "sem_seg_head.mask_features.weight"
+    assert rename_old_layout({name: 1}, keep={name}) == {name: 1}
+
+
+def test_the_old_form_of_every_published_model_becomes_todays():
+    published = json.loads(gzip.decompress(PUBLISHED.read_bytes()))
+    assert len(published) == 30
+    for names in published.values():
+        old = {name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): name for name in names}
+        assert len(old) == len(names) and list(old) != list(names)
+        assert all(new == name for new, name in rename_old_layout(old).items())

@@ -15,16 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from mask_former.checkpoint import read_checkpoint
+from mask_former.checkpoint import as_tensors, read_checkpoint, write_weights
 from mask_former.modeling.backbone.timm_weights import (
     convert_timm_checkpoint,
     packaged_checkpoint,
-    save_backbone,
 )
-
-SUFFIXES = (".safetensors", ".pth")
 
 
 def find_checkpoint(model: str) -> Path:
@@ -42,23 +37,6 @@ def find_checkpoint(model: str) -> Path:
     return path
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint; timm's own training script keeps it under ``state_dict``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no state dict, or more than data.
-    """
-    content = read_checkpoint(path)["model"]
-    content = content.get("state_dict", content)
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(
-            f"{path} holds no state dict: expected names with tensors, found "
-            f"{', '.join(map(str, list(content)[:5])) or 'nothing'}."
-        )
-    return content
-
-
 def convert(model: str, checkpoint: Path | None, output: Path) -> int:
     """Write the backbone's weights to ``output``. Returns the number of entries.
 
@@ -66,14 +44,12 @@ def convert(model: str, checkpoint: Path | None, output: Path) -> int:
         FileNotFoundError: if there is no checkpoint.
         ValueError: for an unknown model, a checkpoint that does not fit it, or a wrong suffix.
     """
-    if output.suffix not in SUFFIXES:
-        raise ValueError(f"--output is {output}; it must end in {' or '.join(SUFFIXES)}.")
     path = checkpoint or find_checkpoint(model)
     try:
-        weights = convert_timm_checkpoint(model, read_weights(path))
+        weights = convert_timm_checkpoint(model, as_tensors(read_checkpoint(path)["model"], path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    save_backbone(weights, output)
+    write_weights(weights, output)
     return len(weights)
 
 
@@ -97,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, help="timm's name of the model")
     parser.add_argument("--checkpoint", type=Path, help="its weights: .pth, .pkl or .safetensors")
-    parser.add_argument("--output", required=True, type=Path, help="a .safetensors or .pth file")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="a .safetensors, .pth or .pkl file"
+    )
     args = parser.parse_args(arguments)
     try:
         count = convert(args.model, args.checkpoint, args.output)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make of a training checkpoint the file to give away: the weights alone, in half precision.
+"""Make of a training checkpoint the file to give away: halved weights and the classes' names.
 
     python tools/publish_weights.py output/camvid_semantic/model_final.pth weights.safetensors
 
@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from mask_former.checkpoint import read_checkpoint
-from mask_former.engine.checkpointer import replace_file
+from mask_former.checkpoint import CLASS_NAMES, as_tensors, read_checkpoint, write_weights
 
 
 def half(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -45,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.output.suffix != ".safetensors":
             raise ValueError(f"{args.output}: the output must end in .safetensors")
-        weights = read_checkpoint(args.checkpoint)["model"]
+        content = read_checkpoint(args.checkpoint)
+        weights = as_tensors(content["model"], args.checkpoint)
         if not args.keep_precision:
             weights = {name: half(name, value) for name, value in weights.items()}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(args.output, lambda part: save_file(weights, part))
+        write_weights(weights, args.output, content.get(CLASS_NAMES))
     except (ValueError, OSError) as error:
         print(f"publish_weights: {error}", file=sys.stderr)
         return 1

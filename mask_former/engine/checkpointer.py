@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import Tensor, nn
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import (
+    CLASS_NAMES,
+    as_tensors,
+    read_checkpoint,
+    rename_old_layout,
+    replace_file,
+)
+from .finetuning import CLASS_TENSORS, Finetuning, match_classes
+from .weights_fit import WeightsFit, compare
 
 __all__ = ["Checkpointer", "remove_parts", "replace_file"]
-
-
-def replace_file(path: Path, write: Any) -> None:
-    """Write a file beside ``path`` with ``write(part)``, then put it in its place at once."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
@@ -33,17 +35,52 @@ def remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+_FROM_CONFIG = "criterion.empty_weight"
+"""A buffer of the published weights that the config decides: the file's is never taken."""
+
+
 class Checkpointer(DetectionCheckpointer):
     """Atomic, and safe to point at a file of unknown origin.
 
-    Beside detectron2's formats it takes ``.safetensors``, and ``timm://NAME``.
+    Beside detectron2's formats it takes ``.safetensors``, ``timm://NAME``, and early MaskFormer
+    checkpoints. What was loaded and what not stands in one record of the log; a file of which less
+    than half fits the model is refused.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        whole: bool = False,
+        class_names: Sequence[str] | None = None,
+        finetuning: Finetuning | None = None,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: what is saved and loaded.
+            save_dir: where checkpoints are saved and looked for.
+            whole: refuse a checkpoint that leaves a part of the model as it was.
+            class_names: of the model's classes; they are saved with it.
+            finetuning: how the classes and queries of a checkpoint become the model's.
+            save_to_disk: by default, only in the main process.
+            checkpointables: what else has a state to save, by name.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.whole = whole
+        self.class_names = class_names
+        self.finetuning = finetuning
+        self._source = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth`` and then point ``last_checkpoint`` to it."""
         if not self.save_dir or not self.save_to_disk:
             return
         data: dict[str, Any] = {"model": self.model.state_dict()}
+        if self.class_names is not None:
+            data[CLASS_NAMES] = list(self.class_names)
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
@@ -60,8 +97,12 @@ class Checkpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is broken, or asks for more than data.
+            ValueError: if it is broken, asks for more than data, or does not fit the model; if it
+                is not set though the model shall be ``whole``.
         """
+        if self.whole and not path:
+            raise ValueError("MODEL.WEIGHTS is not set: give the checkpoint of a trained model.")
+        self._source = path
         if path:
             plain = urlparse(path)._replace(query="").geturl()
             if not os.path.isfile(self.path_manager.get_local_path(plain)):
@@ -71,14 +112,87 @@ class Checkpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None  # detectron2 forgets it after an error
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the last checkpoint of ``save_dir`` and all it holds, or the weights of ``path``."""
+        if resume and self.has_checkpoint():
+            self.finetuning = None  # the checkpoint is of this run, and so are its classes
+        return super().resume_or_load(path, resume=resume)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pyth"):
-            return super()._load_file(filename)  # pycls: torch.load, which reads weights only
         content = read_checkpoint(filename)
-        if filename.endswith(".pkl") and "__author__" not in content:
-            # Caffe2's layout: names are matched by detectron2's heuristics.
+        blobs = content["model"].get("blobs", content["model"])
+        is_caffe2 = "__author__" not in content and not any("." in str(name) for name in blobs)
+        if filename.endswith(".pkl") and is_caffe2:
+            # Names such as res2_0_branch2a_w, matched by detectron2's heuristics.
             content.update(__author__="Caffe2", matching_heuristics=True)
-            content["model"] = content["model"].get("blobs", content["model"])
-        if "matching_heuristics=True" in getattr(self._parsed_url_during_load, "query", ""):
+            content["model"] = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+        query = getattr(self._parsed_url_during_load, "query", "")
+        if filename.endswith(".pyth") or "matching_heuristics=True" in query:
             content["matching_heuristics"] = True
         return content
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        """Load ``checkpoint["model"]`` and say how it fits, or refuse it and change nothing."""
+        metadata = getattr(checkpoint["model"], "_metadata", None)
+        state = self.model.state_dict()
+        weights = self._named_as(state, checkpoint)
+        for side in (state, weights):
+            side.pop(_FROM_CONFIG, None)
+        notes: list[str] = []
+        if self.finetuning is not None:
+            weights, notes = self.finetuning.adapt(weights, state, checkpoint.get(CLASS_NAMES))
+        fit = compare(weights, state)
+        fit.check_share(self._source)
+        if self.whole:
+            self._check_whole(fit, state)
+        checkpoint["model"] = OrderedDict(weights)
+        if metadata is not None:  # versions of modules, for those that convert old weights
+            checkpoint["model"]._metadata = metadata
+        lacking = super()._load_model(checkpoint).missing_keys
+        # A module may know what to do without a weight, as detectron2's frozen norms do.
+        fit = replace(fit, missing=[name for name in fit.missing if name in lacking])
+        advice = self._advice(fit, checkpoint.get(CLASS_NAMES))
+        level = logging.INFO if fit.is_complete and not advice else logging.WARNING
+        text = fit.summary(self._source, [*notes, *advice])
+        logging.getLogger(__name__).log(level, text)
+
+    def _named_as(
+        self, state: Mapping[str, Tensor], checkpoint: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The checkpoint's weights under the model's names."""
+        weights = as_tensors(checkpoint["model"], self._source)
+        if checkpoint.pop("matching_heuristics", False):
+            is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            weights = align_and_update_state_dicts(state, weights, c2_conversion=is_caffe2)
+        return rename_old_layout(weights, keep=state)
+
+    def _check_whole(self, fit: WeightsFit, state: Mapping[str, Tensor]) -> None:
+        # The losses' weights come from the config, and whole numbers (indices, counts) with the
+        # architecture.
+        needed = [k for k, v in state.items() if v.is_floating_point() and "criterion." not in k]
+        absent = set(fit.missing) | set(fit.reshaped)
+        missing = [k for k in needed if k in absent]
+        if not missing:
+            return
+        detail = f"{missing[0]} is not in it"
+        if fit.reshaped:
+            name, (found, expected) = next(iter(fit.reshaped.items()))
+            detail = f"{name} has shape {found}, the model's is {expected}"
+        raise ValueError(
+            f"{self._source} does not fit the model: {len(missing)} of {len(needed)} weights are "
+            f"missing or have another shape ({detail}). MODEL.WEIGHTS must be a checkpoint of the "
+            "whole model, trained with this config (the same MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
+        )
+
+    def _advice(self, fit: WeightsFit, file_classes: Sequence[str] | None) -> list[str]:
+        """Where a checkpoint of other classes or queries was not loaded as one: how it may be."""
+        if self.finetuning is not None:
+            return []
+        how = "set MODEL.MASK_FORMER.FINETUNE True to carry over"
+        if any(name in CLASS_TENSORS for name in fit.reshaped):
+            return [f"It has other classes or queries: {how} what is the same."]
+        if file_classes is not None and self.class_names is not None:
+            same_places = list(range(len(file_classes)))
+            if match_classes(self.class_names, file_classes) != same_places:
+                return [f"Its classes have other names or another order: {how} by name."]
+        return []

@@ -77,37 +77,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
         raise FileNotFoundError(f"There is no checkpoint {weights} (MODEL.WEIGHTS).")
     model = build_model(cfg)
     try:
-        _WholeCheckpointer(model).load(weights)
+        Checkpointer(model, whole=True).load(weights)
     except (OSError, AssertionError) as error:  # fvcore asserts that there is a file
         raise OSError(f"MODEL.WEIGHTS {weights} cannot be read: {error}") from error
     return model.eval()
-
-
-class _WholeCheckpointer(Checkpointer):
-    """Refuses a checkpoint that leaves a part of the model as it was."""
-
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self._path = path
-        return super().load(path, *args, **kwargs)
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        state = self.model.state_dict()
-        # The losses' weights come from the config, and whole numbers (indices, counts) with the
-        # architecture.
-        needed = [k for k, v in state.items() if v.is_floating_point() and "criterion." not in k]
-        shapes = {k: (found, expected) for k, found, expected in incompatible.incorrect_shapes}
-        absent = set(incompatible.missing_keys) | set(shapes)
-        missing = [k for k in needed if k in absent]
-        if not missing:
-            super()._log_incompatible_keys(incompatible)
-            return
-        first = missing[0]
-        detail = f"{first} is not in it"
-        if shapes:
-            first, (found, expected) = next(iter(shapes.items()))
-            detail = f"{first} has shape {tuple(found)}, the model's is {tuple(expected)}"
-        raise ValueError(
-            f"{self._path} does not fit the model: {len(missing)} of {len(needed)} weights are "
-            f"missing or have another shape ({detail}). MODEL.WEIGHTS must be a checkpoint of the "
-            "whole model, trained with this config (the same MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
-        )

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
 from safetensors.torch import save_file
 from torch import nn
 
+from mask_former.checkpoint import write_weights
 from mask_former.engine.checkpointer import Checkpointer, remove_parts, replace_file
+from mask_former.engine.setup import load_cfg
+from tests.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def small_model(value):
@@ -130,6 +136,12 @@ def test_safetensors_in_half_precision_are_loaded(tmp_path):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+def test_a_pkl_with_names_of_torch_needs_no_author(tmp_path):
+    model = small_model(0.0)
+    Checkpointer(model).load(write_pkl(tmp_path / "x.pkl", {"model": arrays(2.0)}))
+    assert values(model) == {2.0}
+
+
 def write_pkl(path, data):
     path.write_bytes(pickle.dumps(data))
     return str(path)
@@ -152,7 +164,10 @@ def test_a_pkl_of_the_model_zoo_with_matching_heuristics_is_matched_by_suffix(tm
 def test_without_the_heuristics_names_must_be_the_same(tmp_path):
     model = nn.ModuleDict({"backbone": small_model(0.0)})
     data = {"model": arrays(2.0), "__author__": "me"}
-    Checkpointer(model).load(write_pkl(tmp_path / "x.pkl", data))
+    with pytest.raises(
+        ValueError, match=r"x\.pkl does not fit .* 0 of its 4 .*matching_heuristics"
+    ):
+        Checkpointer(model).load(write_pkl(tmp_path / "x.pkl", data))
     assert values(model) == {0.0}
 
 
@@ -225,3 +240,173 @@ def test_a_pointer_to_a_file_that_is_gone_is_an_error_that_names_it(tmp_path):
     (tmp_path / "a.pth").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.pth"):
         checkpointer.resume_or_load("", resume=True)
+
+
+# What fits and what does not
+
+
+def records(caplog):
+    """What the project itself has said."""
+    return [record for record in caplog.records if record.name.startswith("mask_former")]
+
+
+def test_loading_is_one_record_and_detectron2_does_not_repeat_it(tmp_path, caplog):
+    weights = small_model(2.0).state_dict()
+    weights["first.bias"], weights["fc.weight"] = torch.zeros(7), torch.zeros(1)
+    del weights["second.bias"]
+    torch.save(weights, tmp_path / "x.pth")
+    with caplog.at_level("INFO"):
+        Checkpointer(small_model(0.0)).load(str(tmp_path / "x.pth"))
+    (record,) = records(caplog)
+    assert record.levelname == "WARNING"
+    for text in (
+        "x.pth: loaded 2 of the model's 4 tensors",
+        "first.bias: (7,), the model's is (3,)",
+        "second.bias",
+        "fc.* (1)",
+    ):
+        assert text in record.message
+    others = [record.message for record in caplog.records if record is not records(caplog)[0]]
+    assert all("Loading from" in message for message in others)
+
+
+def test_what_fits_altogether_is_no_warning(tmp_path, caplog):
+    torch.save(small_model(2.0).state_dict(), tmp_path / "x.pth")
+    with caplog.at_level("INFO"):
+        Checkpointer(small_model(0.0)).load(str(tmp_path / "x.pth"))
+    (record,) = records(caplog)
+    assert record.levelname == "INFO"
+    assert record.message == f"{tmp_path / 'x.pth'}: loaded 4 of the model's 4 tensors."
+
+
+def test_a_file_of_which_less_than_half_fits_changes_nothing(tmp_path):
+    weights = {**small_model(2.0).state_dict(), **{f"x{i}": torch.zeros(1) for i in range(5)}}
+    torch.save(weights, tmp_path / "x.pth")
+    model = small_model(0.0)
+    with pytest.raises(ValueError, match=r"x\.pth does not fit the model: 4 of its 9 tensors do"):
+        Checkpointer(model).load(str(tmp_path / "x.pth"))
+    assert values(model) == {0.0}
+    del weights["x0"]
+    torch.save(weights, tmp_path / "x.pth")
+    Checkpointer(model).load(str(tmp_path / "x.pth"))
+    assert values(model) == {2.0}
+
+
+def test_a_backbone_alone_fits_a_model_of_which_it_is_a_small_part(tmp_path):
+    model = nn.ModuleDict(
+        {"backbone": small_model(0.0), "head": nn.ModuleList([nn.Linear(1, 1) for _ in range(20)])}
+    )
+    weights = {f"backbone.{name}": v for name, v in small_model(2.0).state_dict().items()}
+    torch.save(weights, tmp_path / "x.pth")
+    Checkpointer(model).load(str(tmp_path / "x.pth"))
+    assert values(model["backbone"]) == {2.0}
+    with pytest.raises(ValueError, match="40 of 44 weights are missing"):
+        Checkpointer(model, whole=True).load(str(tmp_path / "x.pth"))
+
+
+def test_a_whole_model_needs_a_file():
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is not set"):
+        Checkpointer(small_model(0.0), whole=True).load("")
+    assert Checkpointer(small_model(0.0)).load("") == {}
+
+
+def test_the_momentum_of_caffe2_does_not_count(tmp_path, cfg):
+    model = nn.ModuleDict({"stem": nn.ModuleDict({"conv1": nn.Conv2d(3, 4, 3, bias=False)})})
+    weights = np.full((4, 3, 3, 3), 2.0, np.float32)
+    data = {"conv1_w": weights, "conv1_w_momentum": weights, "x_momentum": weights}
+    Checkpointer(model).load(write_pkl(tmp_path / "x.pkl", data))
+    assert values(model) == {2.0}
+
+
+def test_a_file_without_a_state_dict_is_named(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth holds no state dict: .* found epoch"):
+        Checkpointer(small_model(0.0)).load(str(tmp_path / "x.pth"))
+
+
+class Versioned(nn.Linear):
+    """A module that mends weights of before its version 2."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *args):
+        if metadata.get("version", None) is None:
+            state[prefix + "weight"] = state[prefix + "weight"] + 1
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+@pytest.mark.parametrize("keeps_versions", [True, False])
+def test_versions_of_modules_are_kept(tmp_path, keeps_versions):
+    model = nn.Sequential(Versioned(1, 1, bias=False))
+    nn.init.constant_(model[0].weight, 2.0)
+    weights = model.state_dict()
+    torch.save(weights if keeps_versions else dict(weights), tmp_path / "x.pth")
+    Checkpointer(model).load(str(tmp_path / "x.pth"))
+    assert model[0].weight.item() == (2.0 if keeps_versions else 3.0)
+
+
+# The whole model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model, and a file of its weights."""
+    config, weights = write_tiny_model(tmp_path_factory.mktemp("model"))
+    cfg = load_cfg(str(config))
+    return cfg, torch.load(weights, weights_only=True)["model"]
+
+
+def test_an_early_checkpoint_is_loaded_whole(tiny, tmp_path, caplog):
+    cfg, weights = tiny
+    old = {k.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): v for k, v in weights.items()}
+    assert old.keys() != weights.keys()
+    torch.save({"model": {f"module.{name}": v for name, v in old.items()}}, tmp_path / "old.pth")
+    model = build_model(cfg)
+    with caplog.at_level("INFO"):
+        Checkpointer(model, whole=True).load(str(tmp_path / "old.pth"))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert [record.levelname for record in records(caplog)] == ["INFO"]
+
+
+def test_the_weight_of_no_object_is_the_configs_and_no_complaint(tiny, tmp_path, caplog):
+    cfg, weights = tiny
+    for value in (torch.full((5,), 7.0), torch.full((9,), 7.0), None):
+        changed = {k: v for k, v in weights.items() if k != "criterion.empty_weight"}
+        changed.update({} if value is None else {"criterion.empty_weight": value})
+        torch.save(changed, tmp_path / "x.pth")
+        model = build_model(cfg)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            Checkpointer(model, whole=True).load(str(tmp_path / "x.pth"))
+        assert torch.equal(model.criterion.empty_weight, weights["criterion.empty_weight"])
+        assert [record.levelname for record in records(caplog)] == ["INFO"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_a_whole_model_is_loaded_from_each_format(tiny, tmp_path, suffix):
+    cfg, weights = tiny
+    path = tmp_path / f"x{suffix}"
+    write_weights(weights, path)
+    model = build_model(cfg)
+    Checkpointer(model, whole=True).load(str(path))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_the_model_of_the_zoo_is_loaded_whole(caplog):
+    config = ROOT / "model_zoo" / "camvid_semantic.yaml"
+    cfg = load_cfg(str(config), ["MODEL.DEVICE", "cpu"])
+    with caplog.at_level("INFO"):
+        Checkpointer(build_model(cfg), whole=True).load(cfg.MODEL.WEIGHTS)
+    (record,) = [one for one in records(caplog) if "loaded" in one.message]
+    assert record.levelname == "INFO"
+
+
+# Names of classes
+
+
+def test_the_names_of_the_classes_are_saved_and_given_back(tmp_path):
+    model = small_model(1.0)
+    Checkpointer(model, str(tmp_path), class_names=("sky", "road")).save("a")
+    Checkpointer(model, str(tmp_path)).save("b")
+    assert Checkpointer(model).load(str(tmp_path / "a.pth"))["class_names"] == ["sky", "road"]
+    assert "class_names" not in Checkpointer(model).load(str(tmp_path / "b.pth"))

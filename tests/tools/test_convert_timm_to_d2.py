@@ -120,7 +120,7 @@ def test_each_mistake_gets_one_line_and_exit_code_1(resnet, tmp_path, capsys):
         ("test_resnet", broken, output, str(broken), "is no readable checkpoint"),
         ("test_resnet", tmp_path / "absent.pth", output, "There is no checkpoint", "absent.pth"),
         ("test_resnet", None, output, "No installed package carries weights", "--checkpoint"),
-        ("test_resnet", good, tmp_path / "out.pkl", "out.pkl", "must end in .safetensors or .pth"),
+        ("test_resnet", good, tmp_path / "out.bin", "out.bin", "must end in .safetensors, .pth"),
     ]
     for model, checkpoint, path, *expected in cases:
         source = ["--checkpoint", checkpoint] if checkpoint else []

@@ -45,3 +45,11 @@ def test_a_value_beyond_half_precision_is_refused_and_may_be_kept(tmp_path, caps
 def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
     assert publish_weights.main([str(tmp_path / "no.pth"), str(tmp_path / "w.safetensors")]) == 1
     assert "no.pth" in capsys.readouterr().err
+
+
+def test_the_names_of_the_classes_go_with_the_weights(tmp_path):
+    source, output = checkpoint(tmp_path, weight=torch.zeros(1)), tmp_path / "w.safetensors"
+    content = torch.load(source, weights_only=True)
+    torch.save({**content, "class_names": ["wall, building", "sky"]}, source)
+    assert publish_weights.main([str(source), str(output)]) == 0
+    assert read_checkpoint(output)["class_names"] == ["wall, building", "sky"]

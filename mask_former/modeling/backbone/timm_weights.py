@@ -7,21 +7,18 @@ weights come from a package where one carries them, else from timm's own downloa
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, get_cache_dir
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...checkpoint import read_checkpoint
+from ...checkpoint import read_checkpoint, write_weights
 from .timm_backbone import PREFIX, TimmBackbone
 
-__all__ = ["convert_timm_checkpoint", "packaged_checkpoint", "save_backbone"]
+__all__ = ["convert_timm_checkpoint", "packaged_checkpoint"]
 
 
 def packaged_checkpoint(name: str) -> Path | None:
@@ -76,18 +73,6 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
     return {f"backbone.{PREFIX}{key}": weights[source[key]].clone() for key in body}
 
 
-def save_backbone(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights as ``.safetensors`` (or ``.pth``), whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {key: value.contiguous() for key, value in weights.items()}
-    if path.suffix == ".safetensors":
-        save_file(tensors, part)
-    else:
-        torch.save({"model": tensors}, part)
-    part.replace(path)
-
-
 class _TimmWeights(PathHandler):
     """Resolves ``timm://NAME`` to a file in the cache, made on first use."""
 
@@ -98,7 +83,7 @@ class _TimmWeights(PathHandler):
         name = path[len("timm://") :]
         target = Path(get_cache_dir()) / "mask_former" / f"timm-{name}.safetensors"
         if force or not target.is_file():
-            save_backbone(convert_timm_checkpoint(name, self._weights(name)), target)
+            write_weights(convert_timm_checkpoint(name, self._weights(name)), target)
         return str(target)
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:

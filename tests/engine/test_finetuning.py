@@ -1,0 +1,226 @@
+"""Classes are carried over by name, "no object" always, and queries are cut or repeated."""
+
+import logging
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from mask_former.engine.checkpointer import Checkpointer
+from mask_former.engine.finetuning import Finetuning, class_names, match_classes
+from mask_former.engine.setup import load_cfg
+from tests.tiny_model import write_tiny_model
+
+PREDICTOR = "sem_seg_head.predictor."
+CLASS = PREDICTOR + "class_embed."
+QUERIES = PREDICTOR + "query_embed.weight"
+OLD = ["sky", "road", "car", "bicyclist"]
+NEW = ["dog", "Car ", "sky", "cat", "tree"]
+SOURCES = [None, 2, 0, None, None]  # of NEW in OLD
+
+MetadataCatalog.get("finetuning_old").stuff_classes = OLD
+MetadataCatalog.get("finetuning_new").stuff_classes = NEW
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "names, others, expected",
+    [
+        (NEW, OLD, SOURCES),
+        (["wall"], ["sky", "wall, building"], [1]),
+        (["Wall, brick"], ["wall"], [0]),
+        (["building"], ["wall, building"], [None]),
+        (["wall", "wall, brick"], ["wall, brick", "wall"], [1, 0]),  # the whole name goes first
+        (["screen"], ["screen, projector", "screen, door"], [None]),  # which of them?
+        (["screen, a", "screen, b"], ["screen"], [None, None]),
+        (["a"], ["a", "A"], [0]),
+        ([], ["a"], []),
+    ],
+)
+def test_classes_are_matched_by_name(names, others, expected):
+    assert match_classes(names, others) == expected
+
+
+def test_the_names_are_those_of_the_list_with_as_many_classes(cfg):
+    MetadataCatalog.get("finetuning_two").set(stuff_classes=["a", "b", "c"], thing_classes=["b"])
+    cfg.DATASETS.TRAIN = ("finetuning_two",)
+    for count, names in ((3, ["a", "b", "c"]), (1, ["b"]), (2, None)):
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
+        assert class_names(cfg) == names
+    cfg.DATASETS.TRAIN = ()
+    assert class_names(cfg) is None
+
+
+# Weights
+
+
+def weights_of(classes, queries, seed, *, no_object=1):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {CLASS + "weight": (classes + no_object, 3), CLASS + "bias": (classes + no_object,)}
+    shapes[QUERIES] = (queries, 3)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_rows_of_the_class_layer_follow_their_class(name):
+    file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
+    found = Finetuning(NEW).adapt(file, model, OLD)[0][CLASS + name]
+    old, new = file[CLASS + name], model[CLASS + name]
+    expected = [new[0], old[2], old[0], new[3], new[4], old[4]]  # the last is "no object"
+    assert torch.equal(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 14])
+def test_queries_are_cut_or_repeated(count):
+    file, model = weights_of(4, 6, 0), weights_of(4, count, 1)
+    found = Finetuning(OLD).adapt(file, model, OLD)[0][QUERIES]
+    assert len(found) == count
+    assert all(torch.equal(row, file[QUERIES][i % 6]) for i, row in enumerate(found))
+
+
+def test_the_same_classes_and_queries_stay_as_they_are():
+    file = weights_of(4, 6, 0)
+    found, notes = Finetuning(OLD).adapt(file, weights_of(4, 6, 1), OLD)
+    assert found.keys() == file.keys() and all(torch.equal(found[k], file[k]) for k in file)
+    assert notes == ["classes: 4 of 4 carried over by name."]
+
+
+def test_as_many_classes_of_other_names_are_not_the_same():
+    file, model = weights_of(4, 6, 0), weights_of(4, 6, 1)
+    found = Finetuning(["a", "road", "b", "c"]).adapt(file, model, OLD)[0][CLASS + "bias"]
+    old, new = file[CLASS + "bias"], model[CLASS + "bias"]
+    assert found.tolist() == [new[0], old[1], new[2], new[3], old[4]]
+
+
+@pytest.mark.parametrize("names, classes", [(None, NEW), (OLD, None)])
+def test_without_names_only_no_object_is_carried_over(names, classes):
+    file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
+    found, notes = Finetuning(classes).adapt(file, model, names)
+    expected = [*model[CLASS + "bias"][:5], file[CLASS + "bias"][4]]
+    assert found[CLASS + "bias"].tolist() == expected
+    assert ("FINETUNE_CLASSES_FROM" in notes[0]) is (names is None)
+
+
+def test_a_1x1_convolution_to_classes_has_no_row_for_no_object():
+    name = PREDICTOR + "weight"
+    file, model = {name: torch.randn(4, 3, 1, 1)}, {name: torch.randn(5, 3, 1, 1)}
+    found = Finetuning(NEW).adapt(file, model, OLD)[0][name]
+    rows = [model[name][0], file[name][2], file[name][0], model[name][3], model[name][4]]
+    assert torch.equal(found, torch.stack(rows))
+
+
+def test_one_query_a_class_follows_its_class():
+    file, model = {QUERIES: torch.randn(4, 3)}, {QUERIES: torch.randn(5, 3)}
+    found = Finetuning(NEW).adapt(file, model, OLD)[0][QUERIES]
+    rows = [model[QUERIES][0], file[QUERIES][2], file[QUERIES][0], *model[QUERIES][3:]]
+    assert torch.equal(found, torch.stack(rows))
+
+
+def test_queries_of_a_classifying_file_have_no_class_in_a_model_that_does_not_classify():
+    file, model = weights_of(4, 6, 0), {QUERIES: torch.randn(5, 3)}
+    assert torch.equal(Finetuning(NEW).adapt(file, model, OLD)[0][QUERIES], file[QUERIES][:5])
+
+
+def test_what_is_given_is_not_changed():
+    file, model = weights_of(4, 6, 0), weights_of(5, 3, 1)
+    copies = [{name: value.clone() for name, value in side.items()} for side in (file, model)]
+    Finetuning(NEW).adapt(file, model, OLD)
+    for side, copy in zip((file, model), copies, strict=True):
+        assert all(torch.equal(side[name], copy[name]) for name in copy)
+
+
+def test_the_dataset_of_the_checkpoint_names_classes_that_it_does_not():
+    file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
+    adapt = Finetuning(NEW, "finetuning_old").adapt
+    by_dataset, by_file = adapt(file, model, None)[0], adapt(file, model, OLD)[0]
+    assert all(torch.equal(by_dataset[name], by_file[name]) for name in file)
+    # What the file says itself goes first.
+    own = adapt(file, model, ["dog", "x", "y", "z"])[0][CLASS + "bias"]
+    assert own[0] == file[CLASS + "bias"][0] and own[1] == model[CLASS + "bias"][1]
+
+
+def test_names_that_are_not_as_many_as_the_classes_are_refused():
+    file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
+    with pytest.raises(ValueError, match=r"'finetuning_new', which has no list of 4 classes"):
+        Finetuning(NEW, "finetuning_new").adapt(file, model, None)
+    with pytest.raises(ValueError, match="has 4 classes but 3 class names"):
+        Finetuning(NEW).adapt(file, model, OLD[:3])
+
+
+def test_a_dataset_that_is_not_registered_is_named_with_those_near_it(cfg):
+    cfg.MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM = "finetuning_odl"
+    assert Finetuning.from_config(cfg) is None  # FINETUNE is off
+    cfg.MODEL.MASK_FORMER.FINETUNE = True
+    with pytest.raises(KeyError, match=r"'finetuning_odl', which is no .* near it: finetuning_old"):
+        Finetuning.from_config(cfg)
+
+
+# Through the checkpointer
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A config, and a checkpoint of 4 classes and 6 queries that names its classes."""
+    config, weights = write_tiny_model(tmp_path_factory.mktemp("model"))
+    content = torch.load(weights, weights_only=True)
+    torch.save({**content, "class_names": OLD}, weights)
+    return config, weights
+
+
+def load(tiny, *opts, save_dir="", **options):
+    """A model with 5 classes and 9 queries that has loaded the checkpoint, and what it was."""
+    settings = {"SEM_SEG_HEAD.NUM_CLASSES": 5, "MASK_FORMER.NUM_OBJECT_QUERIES": 9}
+    words = [str(word) for key, value in settings.items() for word in (f"MODEL.{key}", value)]
+    cfg = load_cfg(str(tiny[0]), [*words, "DATASETS.TRAIN", "('finetuning_new',)", *opts])
+    model = build_model(cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    finetuning = Finetuning.from_config(cfg)
+    checkpointer = Checkpointer(model, str(save_dir), finetuning=finetuning, **options)
+    checkpointer.resume_or_load(str(tiny[1]), resume=bool(save_dir))
+    return model, before
+
+
+def test_a_model_of_other_classes_and_queries_takes_over_all_it_can(tiny, caplog):
+    with caplog.at_level(logging.INFO):
+        model, before = load(tiny, "MODEL.MASK_FORMER.FINETUNE", "True")
+    saved, found = torch.load(tiny[1], weights_only=True)["model"], model.state_dict()
+    special = {CLASS + "weight", CLASS + "bias", QUERIES, "criterion.empty_weight"}
+    assert all(torch.equal(found[k], saved[k]) for k in found if k not in special)
+    for name in (CLASS + "weight", CLASS + "bias"):
+        rows = [before[name][i] if j is None else saved[name][j] for i, j in enumerate(SOURCES)]
+        assert torch.equal(found[name], torch.stack([*rows, saved[name][4]]))
+    assert torch.equal(found[QUERIES], torch.cat([saved[QUERIES], saved[QUERIES][:3]]))
+    assert torch.equal(found["criterion.empty_weight"], before["criterion.empty_weight"])
+    assert "classes: 2 of 5 carried over by name; new: dog, cat, tree." in caplog.text
+    assert "queries repeated from 6 to 9" in caplog.text
+
+
+def test_without_it_they_begin_anew_and_the_log_names_the_key(tiny, caplog):
+    model, before = load(tiny)
+    found = model.state_dict()
+    assert all(
+        torch.equal(found[k], before[k]) for k in (CLASS + "weight", CLASS + "bias", QUERIES)
+    )
+    assert "set MODEL.MASK_FORMER.FINETUNE True" in caplog.text
+    assert f"{CLASS}weight: (5, 16), the model's is (6, 16)" in caplog.text
+
+
+def test_what_is_resumed_is_not_fine_tuned_again(tiny, tmp_path):
+    first, _ = load(tiny, "MODEL.MASK_FORMER.FINETUNE", "True")
+    # Without names a fine-tuning would begin the class layer anew.
+    Checkpointer(first, str(tmp_path)).save("model_0000001")
+    resumed, _ = load(tiny, "MODEL.MASK_FORMER.FINETUNE", "True", save_dir=tmp_path)
+    found, expected = resumed.state_dict(), first.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_classes_of_as_many_but_other_names_are_not_taken_for_the_same_silently(tiny, caplog):
+    keys = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "6"]
+    load(tiny, *keys, class_names=["road", "sky", "car", "bicyclist"])
+    assert "have other names or another order: set MODEL.MASK_FORMER.FINETUNE True" in caplog.text
+    caplog.clear()
+    load(tiny, *keys, class_names=OLD)
+    assert "FINETUNE" not in caplog.text

@@ -1,0 +1,94 @@
+"""What of a file fits a model is counted, named and judged."""
+
+import pytest
+import torch
+
+from mask_former.engine.weights_fit import compare, grouped
+
+
+def zeros(**shapes):
+    return {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
+
+
+MODEL = zeros(backbone__a=(2,), backbone__b=(3,), head__class=(4, 5), head__mask=(6,), extra=(1,))
+
+
+def test_every_name_has_one_fate():
+    fit = compare(zeros(backbone__a=(2,), head__class=(9, 5), fc__weight=(1,)), MODEL)
+    assert fit.loaded == ["backbone.a"]
+    assert fit.reshaped == {"head.class": ((9, 5), (4, 5))}
+    assert fit.missing == ["backbone.b", "head.mask", "extra"]
+    assert fit.unused == ["fc.weight"]
+    assert not fit.is_complete and compare(MODEL, MODEL).is_complete
+
+
+def test_the_summary_says_what_became_of_each():
+    file = zeros(backbone__a=(2,), backbone__b=(3,), head__class=(9, 5), fc__w=(1,), fc__b=(1,))
+    assert compare(file, MODEL).summary("x.pth", ["A hint."]).splitlines() == [
+        "x.pth: loaded 2 of the model's 5 tensors.",
+        "  re-initialised, for the file has another shape:",
+        "    head.class: (9, 5), the model's is (4, 5)",
+        "  not in the file, left as they were:",
+        "    head.mask",
+        "    extra",
+        "  not in the model, unused:",
+        "    fc.* (2)",
+        "  A hint.",
+    ]
+
+
+def test_a_complete_fit_is_one_line():
+    assert compare(MODEL, MODEL).summary("x.pth") == "x.pth: loaded 5 of the model's 5 tensors."
+
+
+def test_long_lists_are_cut():
+    file = {f"w{i}": torch.zeros(1) for i in range(100)}
+    lines = compare({**MODEL, **file}, MODEL).summary("x").splitlines()
+    assert len(lines) < 20 and lines[-1] == "    … and 88 more"
+
+
+def test_a_module_of_which_nothing_else_is_there_is_named_once():
+    names = ["head.a.w", "head.a.b", "body.new.w", "body.old.extra", "single"]
+    assert grouped(names, ["body.old.w"]) == [
+        "head.* (2)",
+        "body.new.* (1)",
+        "body.old.extra",
+        "single",
+    ]
+
+
+@pytest.mark.parametrize("unused, fits", [(0, True), (1, True), (2, True), (3, False), (50, False)])
+def test_a_file_must_fit_by_half(unused, fits):
+    file = zeros(backbone__a=(2,), backbone__b=(3,))
+    fit = compare({**file, **{f"foreign{i}": torch.zeros(1) for i in range(unused)}}, MODEL)
+    if fits:
+        fit.check_share("x.pth")
+        return
+    with pytest.raises(ValueError, match=rf"x\.pth does not fit .* 2 of its {2 + unused} tensors"):
+        fit.check_share("x.pth")
+
+
+def test_what_has_another_shape_does_not_fit():
+    file = {name: torch.zeros(7, 7) for name in MODEL}
+    with pytest.raises(ValueError, match=r"0 of its 5 .*\(backbone\.a \(7, 7\) for \(2,\), .*size"):
+        compare(file, MODEL).check_share("x.pth")
+
+
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("layer1.0.conv1.weight", "tools/convert_torchvision_to_d2.py"),
+        ("layers.0.blocks.0.attn.qkv.weight", "tools/convert_pretrained_swin_model_to_d2.py"),
+        ("model.pixel_level_module.encoder.weight", "tools/convert_hf_maskformer.py"),
+        ("a", "matching_heuristics=True"),
+        ("transformer.weight", "of another model"),
+    ],
+)
+def test_the_likely_reason_is_told(name, advice):
+    with pytest.raises(ValueError, match=advice.replace("?", r"\?")):
+        compare({name: torch.zeros(2)}, MODEL).check_share("x.pth")
+
+
+def test_an_empty_file_does_not_fit():
+    with pytest.raises(ValueError, match="0 of its 0 tensors"):
+        compare({}, MODEL).check_share("x.pth")
