@@ -1,0 +1,125 @@
+"""A model of ours as files of ``transformers``. Nothing here needs that library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from . import tables
+from .tables import RESNET_DEPTHS, STAGES, check, get, nest
+
+__all__ = ["to_huggingface_config", "to_huggingface_processor"]
+
+_HOLDER = "transformers' MaskFormer"
+
+
+def to_huggingface_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
+    """The ``config.json`` of a ``MaskFormerForInstanceSegmentation``.
+
+    Args:
+        cfg: the config of the model.
+        class_names: by contiguous id, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of them.
+
+    Raises:
+        ValueError: for what their model cannot hold, and names that are too few or too many.
+    """
+    check(cfg, tables.OURS_NEEDED, "", _HOLDER)
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if len(class_names) != classes:
+        raise ValueError(
+            f"There are {len(class_names)} class names, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+            f"{classes}: give one a class."
+        )
+    backbone = _swin_config(cfg) if _has_swin(cfg) else _resnet_config(cfg)
+    _check_input_projection(cfg)
+    dropout = cfg.MODEL.MASK_FORMER.DROPOUT
+    return nest(
+        {
+            "architectures": ["MaskFormerForInstanceSegmentation"],
+            "model_type": "maskformer",
+            **backbone,
+            "backbone_config.num_channels": 3,
+            "backbone_config.out_features": list(STAGES),
+            "decoder_config.model_type": "detr",
+            # theirs has three of them where ours has one
+            "decoder_config.attention_dropout": dropout,
+            "decoder_config.activation_dropout": dropout,
+            # with it their forward pass fails unless it is asked for hidden states
+            "use_auxiliary_loss": False,
+            **_values(cfg, tables.VALUES),
+            "id2label": {str(index): name for index, name in enumerate(class_names)},
+            "label2id": {name: index for index, name in enumerate(class_names)},
+        }
+    )
+
+
+def _has_swin(cfg: CfgNode) -> bool:
+    return cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer"
+
+
+def _values(cfg: CfgNode, rows: tuple[tables.Value, ...]) -> dict[str, Any]:
+    values = {theirs: get(cfg, ours) for ours, theirs, _ in rows}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _swin_config(cfg: CfgNode) -> dict[str, Any]:
+    check(cfg, tables.OUR_SWIN_NEEDED, "", _HOLDER)
+    return {"backbone_config.model_type": "swin", **_values(cfg, tables.SWIN_VALUES)}
+
+
+def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
+    check(cfg, tables.OUR_RESNET_NEEDED, "", _HOLDER)
+    resnet = cfg.MODEL.RESNETS
+    layer_type, depths = RESNET_DEPTHS[resnet.DEPTH]
+    first = resnet.RES2_OUT_CHANNELS
+    if layer_type == "bottleneck" and first != 4 * resnet.WIDTH_PER_GROUP:
+        raise ValueError(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {first} and WIDTH_PER_GROUP "
+            f"{resnet.WIDTH_PER_GROUP}; {_HOLDER} has bottlenecks of a quarter of the width only."
+        )
+    return {
+        "backbone_config.model_type": "resnet",
+        "backbone_config.layer_type": layer_type,
+        "backbone_config.depths": depths,
+        "backbone_config.hidden_sizes": [first * 2**stage for stage in range(4)],
+        **_values(cfg, tables.RESNET_VALUES),
+    }
+
+
+def _check_input_projection(cfg: CfgNode) -> None:
+    last = 8 * (cfg.MODEL.SWIN.EMBED_DIM if _has_swin(cfg) else cfg.MODEL.RESNETS.RES2_OUT_CHANNELS)
+    if cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ and last == cfg.MODEL.MASK_FORMER.HIDDEN_DIM:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ is True and HIDDEN_DIM {last}, the width of the "
+            f"backbone's last map; {_HOLDER} projects only where the two differ."
+        )
+
+
+def to_huggingface_processor(cfg: CfgNode) -> dict[str, Any]:
+    """The ``preprocessor_config.json`` of a ``MaskFormerImageProcessor``.
+
+    Theirs enlarges images to a multiple of ``size_divisor``; ours pads them to it.
+    """
+    divisor = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+    if divisor < 0:  # the backbone's
+        divisor = 32 if _has_swin(cfg) else 0
+    resize = cfg.INPUT.MIN_SIZE_TEST > 0
+    shortest = cfg.INPUT.MIN_SIZE_TEST or 800
+    return {
+        "image_processor_type": "MaskFormerImageProcessor",
+        "do_resize": resize,
+        "size": {"shortest_edge": shortest, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
+        "size_divisor": divisor,
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        # digits enough for six of ours behind the point
+        "image_mean": [round(value / 255, 9) for value in cfg.MODEL.PIXEL_MEAN],
+        "image_std": [round(value / 255, 9) for value in cfg.MODEL.PIXEL_STD],
+        "ignore_index": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        "do_reduce_labels": False,
+        "num_labels": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    }

@@ -1,0 +1,223 @@
+"""A checkpoint of ``transformers`` as one of ours. Nothing here needs that library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..checkpoint import read_checkpoint
+from . import tables
+from .names import from_huggingface_names
+from .tables import MAPS, RESNET_DEPTHS, check, get, nest
+
+__all__ = ["ConvertedCheckpoint", "read_huggingface_folder", "settings_from_huggingface"]
+
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# What MaskFormerImageProcessor does where its file is silent; the mean and deviation are ImageNet's
+_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+# Theirs are arguments of a function, not in the files; these are the published panoptic configs'.
+_THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}
+
+
+class ConvertedCheckpoint(NamedTuple):
+    """What a checkpoint of theirs holds, in our terms."""
+
+    settings: dict[str, Any]  # of a config file, without MODEL.WEIGHTS
+    weights: dict[str, Tensor]
+    class_names: list[str]  # by contiguous id
+
+
+def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
+    """Read a folder that ``MaskFormerForInstanceSegmentation.save_pretrained`` wrote.
+
+    Args:
+        folder: with ``config.json``, ``preprocessor_config.json``, and ``model.safetensors`` or
+            ``pytorch_model.bin``, of which only data is read.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if one is broken, or holds what our model cannot.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "config.json")
+    try:
+        settings = settings_from_huggingface(
+            config, _read_json(folder / "preprocessor_config.json")
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    path = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder} has neither {' nor '.join(WEIGHTS_FILES)}. Weights in several files "
+            "(*.index.json) must be saved as one: save_pretrained(…, max_shard_size='100GB')."
+        )
+    try:
+        weights = from_huggingface_names(read_checkpoint(path)["model"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return ConvertedCheckpoint(settings, weights, class_names(config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {path}: expected the folder of a transformers MaskFormer, as the "
+            "save_pretrained of its model and of its image processor write it."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not keys and values.")
+    return content
+
+
+def settings_from_huggingface(
+    config: Mapping[str, Any], processor: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of our config file: plain values of every key that the two files decide.
+
+    A ResNet's batch norms are frozen, which gives the same results. The panoptic thresholds are
+    the published ones, for theirs are not in the files. Deep supervision stays on, as published,
+    whatever ``use_auxiliary_loss`` is: published checkpoints trained with it have it off.
+
+    Args:
+        config: ``config.json``. What it leaves out has transformers' defaults.
+        processor: ``preprocessor_config.json``; likewise.
+
+    Raises:
+        ValueError: for what our model cannot hold.
+    """
+    check(config, tables.THEIRS_NEEDED, "config.json: ", "this MaskFormer")
+    kind = get(config, "backbone_config.model_type")
+    if kind is None:
+        raise ValueError("config.json: backbone_config has no model_type; expected 'swin' or so.")
+    backbone = _resnet_settings(config) if kind == "resnet" else _swin_settings(config)
+    return nest(
+        {
+            "VERSION": 2,
+            "MODEL.META_ARCHITECTURE": "MaskFormer",
+            **_input_settings(processor),
+            **backbone,
+            "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
+            "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES": list(MAPS),
+            "MODEL.SEM_SEG_HEAD.NORM": "GN",
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(class_names(config)),
+            **_values(config, tables.VALUES),
+            **{f"MODEL.MASK_FORMER.TEST.{key}": value for key, value in _THRESHOLDS.items()},
+        }
+    )
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """The class names of ``config.json`` by id.
+
+    Raises:
+        ValueError: if the ids are not 0, 1, 2 …
+    """
+    count = config.get("num_labels") or 2  # transformers' default
+    labels = config.get("id2label") or {index: f"LABEL_{index}" for index in range(count)}
+    by_id = {int(index): str(name) for index, name in labels.items()}
+    if sorted(by_id) != list(range(len(by_id))):
+        raise ValueError(
+            f"config.json: id2label has {len(by_id)} classes with ids {min(by_id)} … {max(by_id)}; "
+            f"expected 0 … {len(by_id) - 1}."
+        )
+    return [by_id[index] for index in range(len(by_id))]
+
+
+def _values(config: Mapping[str, Any], rows: tuple[tables.Value, ...]) -> dict[str, Any]:
+    return {ours: _value(config, theirs, default) for ours, theirs, default in rows}
+
+
+def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A value of theirs, in the type that our config has."""
+    value = get(config, key, default)
+    if isinstance(value, list) and not isinstance(default, list):  # a height and a width
+        if len(set(value)) != 1:
+            raise ValueError(f"config.json: {key} is {value}; this MaskFormer has one number.")
+        value = value[0]
+    return type(default)(value)
+
+
+def _swin_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    check(config, tables.THEIR_SWIN_NEEDED, "config.json: ", "this MaskFormer")
+    values = _values(config, tables.SWIN_VALUES)
+    for key in ("DEPTHS", "NUM_HEADS"):
+        if len(values[f"MODEL.SWIN.{key}"]) != 4:
+            raise ValueError(
+                f"config.json: backbone_config.{key.lower()} is {values[f'MODEL.SWIN.{key}']}; "
+                "this MaskFormer has four stages."
+            )
+    return {
+        "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+        **values,
+        "MODEL.SWIN.OUT_FEATURES": list(MAPS),
+    }
+
+
+def _resnet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    check(config, tables.THEIR_RESNET_NEEDED, "config.json: ", "this MaskFormer")
+    backbone = config["backbone_config"]
+    layers = (backbone.get("layer_type", "bottleneck"), backbone.get("depths", [3, 4, 6, 3]))
+    depth = next((depth for depth, known in RESNET_DEPTHS.items() if known == layers), None)
+    if depth is None:
+        raise ValueError(
+            f"config.json: backbone_config has {layers[0]} layers and depths {layers[1]}; "
+            f"detectron2's ResNets have one of {list(RESNET_DEPTHS.values())}."
+        )
+    widths = backbone.get("hidden_sizes", [256, 512, 1024, 2048])
+    bottleneck = layers[0] == "bottleneck"
+    first = widths[0]
+    if widths != [first, 2 * first, 4 * first, 8 * first] or (not bottleneck and first != 64):
+        expected = "each stage twice as wide as the one before"
+        raise ValueError(
+            f"config.json: backbone_config.hidden_sizes is {widths}; detectron2's ResNet has "
+            f"{expected if bottleneck else f'64 channels first and {expected}'}."
+        )
+    return {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": first,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": first // 4 if bottleneck else 64,
+        **_values(config, tables.RESNET_VALUES),
+        "MODEL.RESNETS.OUT_FEATURES": list(MAPS),
+    }
+
+
+def _input_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Theirs normalise ``image × rescale_factor``, ours the image of 0 … 255."""
+    rescale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+    normalize = processor.get("do_normalize", True)
+    mean = processor.get("image_mean", _MEAN) if normalize else [0, 0, 0]
+    std = processor.get("image_std", _STD) if normalize else [1, 1, 1]
+    size = processor.get("size", _SIZE)
+    if isinstance(size, int):  # files of 2022
+        size = {"shortest_edge": size, "longest_edge": processor.get("max_size", 1333)}
+    if processor.get("do_resize", True) is False:
+        size = {"shortest_edge": 0, "longest_edge": _SIZE["longest_edge"]}  # 0: as the image is
+    elif not size.get("shortest_edge") or not size.get("longest_edge"):
+        raise ValueError(
+            f"preprocessor_config.json: size is {size}; this MaskFormer keeps the shape of images "
+            "and needs shortest_edge and longest_edge."
+        )
+    divisor = processor.get("size_divisor", processor.get("size_divisibility", 32))
+    return {
+        "MODEL.PIXEL_MEAN": [round(value / rescale, 6) for value in mean],
+        "MODEL.PIXEL_STD": [round(value / rescale, 6) for value in std],
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": divisor,
+        "INPUT.FORMAT": "RGB",
+        "INPUT.MIN_SIZE_TEST": size["shortest_edge"],
+        "INPUT.MAX_SIZE_TEST": size["longest_edge"],
+    }

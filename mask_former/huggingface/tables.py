@@ -1,0 +1,174 @@
+"""What settings are called on both sides, and what either cannot hold.
+
+Theirs are dotted keys of ``config.json``: transformers' ``MaskFormerConfig`` with ``SwinConfig`` or
+``ResNetConfig`` as ``backbone_config`` and ``DetrConfig`` as ``decoder_config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["MAPS", "RESNET_DEPTHS", "STAGES", "Need", "Value", "check", "get", "nest"]
+
+
+class Value(NamedTuple):
+    """A setting that both sides have."""
+
+    ours: str
+    theirs: str
+    default: Any  # what theirs is where its file leaves it out
+
+
+class Need(NamedTuple):
+    """A setting that one side has and the other does not."""
+
+    key: str
+    allowed: tuple[Any, ...]  # the values that the other side can hold; the first where left out
+    reason: str
+
+
+MAPS = ["res2", "res3", "res4", "res5"]
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+RESNET_DEPTHS = {
+    18: ("basic", [2, 2, 2, 2]),
+    34: ("basic", [3, 4, 6, 3]),
+    50: ("bottleneck", [3, 4, 6, 3]),
+    101: ("bottleneck", [3, 4, 23, 3]),
+    152: ("bottleneck", [3, 8, 36, 3]),
+}
+"""detectron2's ``MODEL.RESNETS.DEPTH`` to their ``layer_type`` and ``depths``."""
+
+VALUES = (
+    Value("MODEL.SEM_SEG_HEAD.CONVS_DIM", "fpn_feature_size", 256),
+    Value("MODEL.SEM_SEG_HEAD.MASK_DIM", "mask_feature_size", 256),
+    Value("MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "no_object_weight", 0.1),
+    Value("MODEL.MASK_FORMER.CLASS_WEIGHT", "cross_entropy_weight", 1.0),
+    Value("MODEL.MASK_FORMER.MASK_WEIGHT", "mask_weight", 20.0),
+    Value("MODEL.MASK_FORMER.DICE_WEIGHT", "dice_weight", 1.0),
+    Value("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "decoder_config.num_queries", 100),
+    Value("MODEL.MASK_FORMER.HIDDEN_DIM", "decoder_config.d_model", 256),
+    Value("MODEL.MASK_FORMER.NHEADS", "decoder_config.decoder_attention_heads", 8),
+    Value("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "decoder_config.decoder_ffn_dim", 2048),
+    Value("MODEL.MASK_FORMER.DEC_LAYERS", "decoder_config.decoder_layers", 6),
+    Value("MODEL.MASK_FORMER.DROPOUT", "decoder_config.dropout", 0.1),
+)
+SWIN_VALUES = (
+    Value("MODEL.SWIN.PRETRAIN_IMG_SIZE", "backbone_config.image_size", 224),
+    Value("MODEL.SWIN.PATCH_SIZE", "backbone_config.patch_size", 4),
+    Value("MODEL.SWIN.EMBED_DIM", "backbone_config.embed_dim", 96),
+    Value("MODEL.SWIN.DEPTHS", "backbone_config.depths", [2, 2, 6, 2]),
+    Value("MODEL.SWIN.NUM_HEADS", "backbone_config.num_heads", [3, 6, 12, 24]),
+    Value("MODEL.SWIN.WINDOW_SIZE", "backbone_config.window_size", 7),
+    Value("MODEL.SWIN.MLP_RATIO", "backbone_config.mlp_ratio", 4.0),
+    Value("MODEL.SWIN.QKV_BIAS", "backbone_config.qkv_bias", True),
+    Value("MODEL.SWIN.DROP_RATE", "backbone_config.hidden_dropout_prob", 0.0),
+    Value("MODEL.SWIN.ATTN_DROP_RATE", "backbone_config.attention_probs_dropout_prob", 0.0),
+    Value("MODEL.SWIN.DROP_PATH_RATE", "backbone_config.drop_path_rate", 0.1),
+)
+RESNET_VALUES = (
+    Value("MODEL.RESNETS.STEM_OUT_CHANNELS", "backbone_config.embedding_size", 64),
+    Value("MODEL.RESNETS.STRIDE_IN_1X1", "backbone_config.downsample_in_bottleneck", False),
+)
+
+THEIRS_NEEDED = (
+    Need("model_type", ("maskformer",), "it is another model"),
+    Need(
+        "backbone_config.model_type",
+        ("swin", "maskformer-swin", "resnet"),
+        "weights of other backbones are not converted",
+    ),
+    Need("backbone_config.num_channels", (3,), "images have 3 channels"),
+    Need("backbone_config.out_features", (STAGES,), "the pixel decoder takes all four maps"),
+    Need("decoder_config.model_type", ("detr",), "the predictor is DETR's decoder"),
+    Need("decoder_config.activation_function", ("relu",), "the decoder has no other"),
+)
+THEIR_SWIN_NEEDED = (
+    Need("backbone_config.use_absolute_embeddings", (False,), "theirs are not converted"),
+    Need("backbone_config.layer_norm_eps", (1e-5,), "detectron2's Swin has no other"),
+    Need("backbone_config.hidden_act", ("gelu",), "detectron2's Swin has no other"),
+)
+THEIR_RESNET_NEEDED = (
+    Need("backbone_config.downsample_in_first_stage", (False,), "detectron2's ResNet does not"),
+    Need("backbone_config.hidden_act", ("relu",), "detectron2's ResNet has no other"),
+)
+
+OURS_NEEDED = (
+    Need("MODEL.META_ARCHITECTURE", ("MaskFormer",), "it has no per-pixel models"),
+    Need("MODEL.SEM_SEG_HEAD.NAME", ("MaskFormerHead",), "it has no other head"),
+    Need(
+        "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
+        ("BasePixelDecoder",),
+        "its pixel decoder is the plain pyramid, without a transformer encoder",
+    ),
+    Need("MODEL.SEM_SEG_HEAD.IN_FEATURES", (MAPS,), "its pixel decoder takes all four maps"),
+    Need("MODEL.SEM_SEG_HEAD.NORM", ("GN",), "its pixel decoder has group norms"),
+    Need(
+        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+        ("TransformerPredictor",),
+        "it has no other predictor",
+    ),
+    Need(
+        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
+        ("res5",),
+        "its queries look at the backbone's last map",
+    ),
+    Need("MODEL.MASK_FORMER.ENC_LAYERS", (0,), "it has no encoder before the decoder"),
+    Need("MODEL.MASK_FORMER.PRE_NORM", (False,), "its norms come after each block"),
+    Need(
+        "MODEL.BACKBONE.NAME",
+        ("D2SwinTransformer", "build_resnet_backbone"),
+        "weights of other backbones, and of ResNets with DeepLab's stem, have no place there",
+    ),
+    Need("INPUT.FORMAT", ("RGB",), "its image processor gives RGB"),
+)
+OUR_SWIN_NEEDED = (
+    Need("MODEL.SWIN.OUT_FEATURES", (MAPS,), "its pixel decoder takes all four maps"),
+    Need("MODEL.SWIN.APE", (False,), "absolute position embeddings are not converted"),
+    Need("MODEL.SWIN.PATCH_NORM", (True,), "its patches are always normalised"),
+    Need("MODEL.SWIN.QK_SCALE", (None,), "it scales by the width of a head"),
+)
+OUR_RESNET_NEEDED = (
+    Need("MODEL.RESNETS.OUT_FEATURES", (MAPS,), "its pixel decoder takes all four maps"),
+    Need("MODEL.RESNETS.NORM", ("FrozenBN", "BN", "SyncBN"), "its ResNet has batch norms"),
+    Need("MODEL.RESNETS.NUM_GROUPS", (1,), "its ResNet has no groups"),
+    Need("MODEL.RESNETS.RES5_DILATION", (1,), "its ResNet is not dilated"),
+    Need("MODEL.RESNETS.DEFORM_ON_PER_STAGE", ([False] * 4,), "it has no deformable convolutions"),
+)
+
+
+def get(tree: Any, key: str, default: Any = None) -> Any:
+    """The value of a dotted key in nested mappings; ``default`` where it is absent or None."""
+    for part in key.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return default
+        tree = tree[part]
+    return default if tree is None else tree
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to nested dicts."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = value
+    return tree
+
+
+def check(tree: Any, needs: Iterable[Need], where: str, holder: str) -> None:
+    """See that a config has only what the other side can hold.
+
+    Raises:
+        ValueError: for the first value that ``holder`` cannot hold, with the reason.
+    """
+    for key, allowed, reason in needs:
+        value = get(tree, key, allowed[0])
+        if (list(value) if isinstance(value, tuple) else value) not in allowed:
+            expected = " or ".join(map(repr, allowed))
+            raise ValueError(
+                f"{where}{key} is {value!r}, which {holder} cannot hold, only {expected}: {reason}."
+            )

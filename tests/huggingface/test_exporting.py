@@ -1,0 +1,164 @@
+"""A model of ours in their library gives the same logits; what theirs cannot hold is refused."""
+
+import json
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from safetensors.torch import save_file
+
+from mask_former.engine.setup import load_cfg
+from mask_former.huggingface import (
+    read_huggingface_folder,
+    to_huggingface_config,
+    to_huggingface_names,
+    to_huggingface_processor,
+)
+from mask_former.huggingface.tables import get
+from tests.golden_cases import ROOT, fill_weights
+from tests.huggingface_models import load_theirs, random_images, worst_difference
+from tests.tiny_model import tiny_settings
+
+CONFIGS = ROOT / "configs"
+REFUSED = {
+    "*/per_pixel*": "no per-pixel models",
+    "*/*R101c*": "DeepLab's stem",
+    "*panoptic*/*panoptic_R*": "without a transformer encoder",
+    "camvid/*": "weights of other backbones",
+    "shapes/*": "queries look at the backbone's last map",
+}
+
+
+def names_of(cfg):
+    return [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+
+
+def write_theirs(cfg, model, folder):
+    save_file(
+        to_huggingface_names(model.state_dict()), folder / "model.safetensors", {"format": "pt"}
+    )
+    (folder / "config.json").write_text(json.dumps(to_huggingface_config(cfg, names_of(cfg))))
+    (folder / "preprocessor_config.json").write_text(json.dumps(to_huggingface_processor(cfg)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "ade20k-150/swin/maskformer_swin_tiny_bs16_160k",
+        "coco-panoptic/swin/maskformer_panoptic_swin_tiny_bs64_554k",
+        "ade20k-150/maskformer_R50_bs16_160k",
+    ],
+)
+def test_a_published_model_gives_the_same_logits_and_comes_back_unchanged(config, tmp_path):
+    cfg = load_cfg(str(CONFIGS / f"{config}.yaml"), ["MODEL.DEVICE", "cpu"])
+    ours = build_model(cfg).eval()
+    fill_weights(ours)
+    theirs = load_theirs(write_theirs(cfg, ours, tmp_path))
+    assert worst_difference(theirs, ours, random_images(128, 96)) < 1e-4
+    assert theirs.config.id2label == dict(enumerate(names_of(cfg)))
+
+    back = read_huggingface_folder(tmp_path)
+    assert back.class_names == names_of(cfg)
+    state = {k: v for k, v in ours.state_dict().items() if "num_batches_tracked" not in k}
+    assert set(back.weights) == set(state)
+    for name, value in state.items():
+        assert torch.equal(back.weights[name], value), name
+    for key, value in flat(back.settings):
+        if "TEST." not in key and key != "MODEL.RESNETS.NORM":
+            assert value == get(cfg, key), key
+
+
+def flat(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def test_of_the_published_configs_16_are_converted():
+    refused = {file for pattern in REFUSED for file in CONFIGS.glob(f"{pattern}.yaml")}
+    others = set(CONFIGS.glob("*/**/*maskformer*.yaml")) - refused
+    assert len(others) == 16
+    for file in others:
+        cfg = load_cfg(str(file))
+        assert to_huggingface_config(cfg, names_of(cfg))["model_type"] == "maskformer"
+
+
+@pytest.mark.parametrize("pattern", REFUSED)
+def test_configs_that_theirs_cannot_hold_are_refused_with_the_reason(pattern):
+    files = [file for file in CONFIGS.glob(f"{pattern}.yaml") if "Base" not in file.name]
+    assert files
+    for file in files:
+        cfg = load_cfg(str(file))
+        with pytest.raises(ValueError) as error:
+            to_huggingface_config(cfg, names_of(cfg))
+        assert "transformers' MaskFormer cannot hold" in str(error.value)
+        assert REFUSED[pattern] in str(error.value), file
+
+
+@pytest.mark.parametrize("backbone", ["D2SwinTransformer", "build_resnet_backbone"])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.MASK_FORMER.PRE_NORM", True),
+        ("MODEL.MASK_FORMER.ENC_LAYERS", 2),
+        ("MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "pixel_embedding"),
+        ("MODEL.SEM_SEG_HEAD.NORM", ""),
+        ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res3", "res4", "res5"]),
+        ("INPUT.FORMAT", "BGR"),
+        ("MODEL.SWIN.APE", True),
+        ("MODEL.SWIN.PATCH_NORM", False),
+        ("MODEL.SWIN.QK_SCALE", 0.1),
+        ("MODEL.SWIN.OUT_FEATURES", ["res5"]),
+        ("MODEL.RESNETS.NORM", "GN"),
+        ("MODEL.RESNETS.NUM_GROUPS", 32),
+        ("MODEL.RESNETS.RES5_DILATION", 2),
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
+        ("MODEL.RESNETS.WIDTH_PER_GROUP", 32),
+    ],
+)
+def test_settings_that_theirs_lacks_are_refused_where_they_matter(cfg, backbone, key, value):
+    cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
+    cfg.MODEL.BACKBONE.NAME = backbone
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    to_huggingface_config(cfg, names_of(cfg))
+    cfg.merge_from_list([key, value])
+    other = {"D2SwinTransformer": "RESNETS", "build_resnet_backbone": "SWIN"}[backbone]
+    if f".{other}." in key:
+        to_huggingface_config(cfg, names_of(cfg))
+        return
+    with pytest.raises(ValueError) as error:
+        to_huggingface_config(cfg, names_of(cfg))
+    assert key.rpartition(".")[2] in str(error.value)
+
+
+def test_a_projection_between_equal_widths_is_refused(cfg):
+    cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
+    cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = True  # 64 to 16: there anyway
+    to_huggingface_config(cfg, names_of(cfg))
+    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 64
+    with pytest.raises(ValueError, match="projects only where the two differ"):
+        to_huggingface_config(cfg, names_of(cfg))
+
+
+def test_there_must_be_a_name_for_each_class(cfg):
+    cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
+    with pytest.raises(ValueError, match=r"There are 3 class names, but .*NUM_CLASSES is 4"):
+        to_huggingface_config(cfg, ["sky", "road", "car"])
+
+
+def test_norms_that_count_and_a_size_that_is_the_backbones(cfg):
+    cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = -1
+    assert to_huggingface_processor(cfg)["size_divisor"] == 32
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    assert to_huggingface_processor(cfg)["size_divisor"] == 0
+    for norm in ("BN", "SyncBN"):
+        cfg.MODEL.RESNETS.NORM = norm
+        to_huggingface_config(cfg, names_of(cfg))
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    assert to_huggingface_processor(cfg)["do_resize"] is False

@@ -1,0 +1,169 @@
+"""A checkpoint of theirs gives the same logits as ours, and its settings are all read."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mask_former.huggingface import read_huggingface_folder, settings_from_huggingface, tables
+from tests.huggingface_models import (
+    NAMES,
+    SMALL,
+    model_of,
+    random_images,
+    save_theirs,
+    small_config,
+    their_model,
+    transformers,
+    worst_difference,
+)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_converted_model_gives_the_same_logits(kind, tmp_path):
+    theirs = their_model(kind)
+    checkpoint = read_huggingface_folder(save_theirs(theirs, tmp_path))
+    assert checkpoint.class_names == NAMES
+    ours = model_of(checkpoint)
+    for size in ((64, 96), (160, 32), (75, 101)):  # the last is no multiple of any stride
+        assert worst_difference(theirs, ours, random_images(*size)) < 1e-4
+
+
+def test_a_pickled_file_is_read_and_one_with_code_refused(tmp_path):
+    theirs = their_model("ResNet")
+    folder = save_theirs(theirs, tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    ours = model_of(read_huggingface_folder(folder))
+    assert worst_difference(theirs, ours, random_images(64, 64)) < 1e-4
+    torch.save({"model": print}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is no readable checkpoint"):
+        read_huggingface_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "backbone, rows",
+    [
+        ("SwinConfig", tables.VALUES + tables.SWIN_VALUES),
+        ("ResNetConfig", tables.VALUES + tables.RESNET_VALUES),
+    ],
+)
+def test_what_a_file_leaves_out_has_the_defaults_of_transformers(backbone, rows):
+    config = transformers.MaskFormerConfig(backbone_config=getattr(transformers, backbone)())
+    values = config.to_dict()
+    for _, theirs, default in rows:
+        value = tables.get(values, theirs)
+        assert (list(value) if isinstance(value, tuple) else value) == default, theirs
+
+
+@pytest.mark.parametrize("backbone", ["SwinConfig", "ResNetConfig"])
+def test_the_shortest_config_means_what_the_whole_one_does(backbone):
+    model_type = getattr(transformers, backbone).model_type
+    short = {"model_type": "maskformer", "backbone_config": {"model_type": model_type}}
+    whole = transformers.MaskFormerConfig(
+        backbone_config=getattr(transformers, backbone)(
+            out_features=["stage1", "stage2", "stage3", "stage4"]
+        )
+    )
+    processor = transformers.MaskFormerImageProcessor().to_dict()
+    whole = json.loads(whole.to_json_string(use_diff=False))
+    assert settings_from_huggingface(short, {}) == settings_from_huggingface(whole, processor)
+
+
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("model_type", "mask2former", "it is another model"),
+        ("backbone_config.model_type", "timm_backbone", "'swin' or 'maskformer-swin' or 'resnet'"),
+        ("backbone_config.num_channels", 4, "images have 3 channels"),
+        ("backbone_config.out_features", ["stage3", "stage4"], "all four maps"),
+        ("backbone_config.use_absolute_embeddings", True, "not converted"),
+        ("backbone_config.layer_norm_eps", 1e-6, "1e-06"),
+        ("backbone_config.hidden_act", "relu", "gelu"),
+        ("backbone_config.depths", [2, 2, 2], "four stages"),
+        ("backbone_config.image_size", [224, 448], "one number"),
+        ("decoder_config.model_type", "bart", "DETR"),
+        ("decoder_config.activation_function", "gelu", "relu"),
+        ("id2label", {"0": "sky", "2": "sea"}, "2 classes with ids 0 … 2"),
+    ],
+)
+def test_a_swin_that_ours_cannot_hold_is_refused(key, value, expected):
+    refuse("Swin", key, value, expected)
+
+
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("backbone_config.downsample_in_first_stage", True, "detectron2's ResNet does not"),
+        ("backbone_config.hidden_act", "gelu", "relu"),
+        ("backbone_config.depths", [1, 1, 1, 1], "depths [1, 1, 1, 1]"),
+        ("backbone_config.hidden_sizes", [32, 64, 96, 128], "twice as wide"),
+        ("backbone_config.layer_type", "basic", "64 channels first"),
+    ],
+)
+def test_a_resnet_that_ours_cannot_hold_is_refused(key, value, expected):
+    refuse("ResNet", key, value, expected)
+
+
+def refuse(kind, key, value, expected):
+    config = json.loads(small_config(kind).to_json_string(use_diff=False))
+    settings_from_huggingface(copy.deepcopy(config), {})
+    *groups, name = key.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    node[name] = value
+    with pytest.raises(ValueError) as error:
+        settings_from_huggingface(config, {})
+    assert f"config.json: {key}" in str(error.value) or "backbone_config" in str(error.value)
+    assert expected in str(error.value)
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 1.0, 2.0]},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 70.0]},
+        {"do_normalize": False},
+    ],
+)
+def test_images_are_normalised_alike(processor):
+    image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    theirs = transformers.MaskFormerImageProcessor(do_resize=False, **processor)
+    expected = theirs(images=image, return_tensors="pt")["pixel_values"][0]
+    config = {"model_type": "maskformer", "backbone_config": {"model_type": "swin"}}
+    model = settings_from_huggingface(config, theirs.to_dict())["MODEL"]
+    mean, std = (torch.tensor(model[f"PIXEL_{key}"])[:, None, None] for key in ("MEAN", "STD"))
+    found = (torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)) - mean) / std
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "processor, shortest, longest, divisibility",
+    [
+        ({}, 800, 1333, 32),
+        ({"size": {"shortest_edge": 640, "longest_edge": 2560}, "size_divisor": 0}, 640, 2560, 0),
+        ({"size": 640, "max_size": 2560, "size_divisibility": 64}, 640, 2560, 64),
+        ({"do_resize": False}, 0, 1333, 32),
+    ],
+    ids=["nothing said", "of today", "of 2022", "no resize"],
+)
+def test_sizes_are_read(processor, shortest, longest, divisibility):
+    config = {"model_type": "maskformer", "backbone_config": {"model_type": "swin"}}
+    settings = settings_from_huggingface(config, processor)
+    found = settings["INPUT"]["MIN_SIZE_TEST"], settings["INPUT"]["MAX_SIZE_TEST"]
+    assert found == (shortest, longest)
+    assert settings["MODEL"]["MASK_FORMER"]["SIZE_DIVISIBILITY"] == divisibility
+
+
+def test_a_size_that_would_change_the_shape_of_images_is_refused():
+    config = {"model_type": "maskformer", "backbone_config": {"model_type": "swin"}}
+    with pytest.raises(ValueError, match="needs shortest_edge and longest_edge"):
+        settings_from_huggingface(config, {"size": {"height": 512, "width": 512}})

@@ -1,0 +1,89 @@
+"""Names both ways: every weight has one place on either side, and no value changes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from mask_former.huggingface import from_huggingface_names, to_huggingface_names
+from tests.huggingface_models import SMALL, their_model
+
+UNUSED = ("encoder.model.layernorm.weight", "encoder.model.layernorm.bias")
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_there_and_back_changes_no_weight(kind):
+    theirs = their_model(kind).state_dict()
+    ours = from_huggingface_names(theirs)
+    back = to_huggingface_names(ours)
+    assert_same(from_huggingface_names(back), ours)
+    kept = {name for name in theirs if not name.endswith((*UNUSED, "num_batches_tracked"))}
+    again = to_huggingface_names(from_huggingface_names(back))
+    assert_same(again, back)
+    saved = from_huggingface_names({name: theirs[name] for name in kept})
+    assert_same(saved, ours)
+
+
+def test_names_in_memory_and_names_in_files_are_read_alike(tmp_path):
+    from safetensors.torch import load_file
+
+    model = their_model("Swin")
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) != set(model.state_dict())
+    assert_same(from_huggingface_names(saved), from_huggingface_names(model.state_dict()))
+    written = to_huggingface_names(from_huggingface_names(saved))
+    assert_same(
+        {k: v for k, v in written.items() if not k.endswith(UNUSED)},
+        {k: v for k, v in saved.items() if not k.endswith(UNUSED)},
+    )
+
+
+def test_the_norm_that_is_left_out_is_read_by_nothing():
+    model = their_model("Swin")
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        before = model(image).masks_queries_logits
+        for name in UNUSED:
+            model.get_parameter(f"model.pixel_level_module.{name}").normal_()
+        assert torch.equal(model(image).masks_queries_logits, before)
+
+
+def test_the_counters_of_our_batch_norms_are_kept():
+    ours = {
+        "backbone.stem.conv1.norm.running_mean": torch.zeros(2),
+        "backbone.stem.conv1.norm.num_batches_tracked": torch.tensor(7),
+    }
+    stem = "model.pixel_level_module.encoder.embedder.embedder.normalization."
+    assert to_huggingface_names(ours)[stem + "num_batches_tracked"] == 7
+    del ours["backbone.stem.conv1.norm.num_batches_tracked"]
+    assert to_huggingface_names(ours)[stem + "num_batches_tracked"] == 0
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"1 of 1 names are none of .*: bert\.weight"):
+        from_huggingface_names({"bert.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"1 of 1 weights have no place .*pixel_decoder\.input_pr"):
+        to_huggingface_names({"sem_seg_head.pixel_decoder.input_proj.weight": torch.zeros(1)})
+
+
+def test_a_value_without_its_query_and_key_is_refused():
+    name = "model.transformer_module.decoder.layers.0.self_attn.v_proj.weight"
+    with pytest.raises(ValueError, match=r"self_attn\.in_proj_weight is made of is missing"):
+        from_huggingface_names({name: torch.zeros(2, 2)})
+
+
+def test_no_file_of_the_package_imports_transformers():
+    package = Path(__file__).resolve().parents[2] / "mask_former"
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
+                assert "transformers" not in {str(name).split(".")[0] for name in names}, file

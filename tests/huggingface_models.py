@@ -1,0 +1,113 @@
+"""transformers' MaskFormer with random weights, and its outputs beside ours."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here comes from anywhere
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from mask_former.config import get_mask_former_cfg
+from mask_former.huggingface import ConvertedCheckpoint
+from tests.golden_cases import fill_weights
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+NAMES = ["sky", "road", "car", "tram", "sea"]
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+SWIN = {"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}
+RESNET = {"depths": [3, 4, 6, 3], "embedding_size": 8, "hidden_sizes": [32, 64, 128, 256]}
+BASIC = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+DECODER = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+
+# What differs between backbones: config class, its settings, settings of the decoder.
+SMALL: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Swin": ("SwinConfig", SWIN, {"d_model": 32}),
+    "Swin without biases, odd window": (
+        "SwinConfig",
+        {**SWIN, "qkv_bias": False, "window_size": 3, "mlp_ratio": 2.5},
+        {"d_model": 32},
+    ),
+    "Swin as wide as the decoder": ("SwinConfig", {**SWIN, "embed_dim": 8}, {"d_model": 64}),
+    "ResNet": ("ResNetConfig", RESNET, {"d_model": 32}),
+    "ResNet, stride in 1×1": (
+        "ResNetConfig",
+        {**RESNET, "downsample_in_bottleneck": True},
+        {"d_model": 32},
+    ),
+    "ResNet of basic blocks": ("ResNetConfig", BASIC, {"d_model": 32}),
+}
+
+
+def small_config(kind: str) -> Any:
+    """A ``MaskFormerConfig`` of a few channels and five classes."""
+    backbone_class, backbone, decoder = SMALL[kind]
+    return transformers.MaskFormerConfig(
+        backbone_config=getattr(transformers, backbone_class)(**backbone, out_features=STAGES),
+        decoder_config=transformers.DetrConfig(num_queries=7, **DECODER, **decoder),
+        fpn_feature_size=64,
+        mask_feature_size=24,
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: index for index, name in enumerate(NAMES)},
+    )
+
+
+def their_model(kind: str) -> Any:
+    """A small model of theirs; every weight is random, norms and their statistics too."""
+    model = transformers.MaskFormerForInstanceSegmentation(small_config(kind)).eval()
+    with torch.no_grad():
+        fill_weights(model)
+    return model
+
+
+def save_theirs(model: nn.Module, folder: Path, **processor: Any) -> Path:
+    """The folder that their users have of a model."""
+    model.save_pretrained(folder)
+    transformers.MaskFormerImageProcessor(**processor).save_pretrained(folder)
+    return folder
+
+
+def load_theirs(folder: Path) -> Any:
+    """Their model of a folder, which must hold every weight and no other."""
+    model, report = transformers.MaskFormerForInstanceSegmentation.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert {name: found for name, found in report.items() if found} == {}
+    return model.eval()
+
+
+def model_of(checkpoint: ConvertedCheckpoint) -> nn.Module:
+    """Our model of a converted checkpoint, which must hold every weight and no other."""
+    cfg = get_mask_former_cfg()
+    cfg.merge_from_other_cfg(CfgNode(checkpoint.settings))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg).eval()
+    model.load_state_dict(checkpoint.weights, strict=True)
+    return model
+
+
+def random_images(height: int, width: int) -> Tensor:
+    """Two normalised images, 2×3×H×W."""
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def worst_difference(theirs: Any, ours: Any, images: Tensor) -> float:
+    """The largest difference of any class or mask logit."""
+    expected = theirs(pixel_values=images)
+    found = ours.sem_seg_head(ours.backbone(images))
+    pairs = (
+        (found["pred_logits"], expected.class_queries_logits),
+        (found["pred_masks"], expected.masks_queries_logits),
+    )
+    for one, other in pairs:
+        assert one.shape == other.shape
+        assert one.std() > 0.1, "the outputs say nothing"
+    return max(float((one - other).abs().max()) for one, other in pairs)
