@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from .colors import Color, text_color
 
-__all__ = ["draw_labels", "outlines"]
+__all__ = ["draw_labels", "font", "outlines"]
 
 _THUMBNAIL = 320
 """Longer side, in pixels, of the map on which places for labels are looked for."""
@@ -71,15 +71,15 @@ def draw_labels(
         ids: of its size; region ``i`` has the name and colour ``labels[i - 1]``, 0 has none.
         labels: names, and the colour of the box that each stands in.
     """
-    font = _font(max(11, round((canvas.width * canvas.height) ** 0.5 / 40)))
+    face = font(max(11, round((canvas.width * canvas.height) ** 0.5 / 40)))
     pen = ImageDraw.Draw(canvas)
-    ascent, descent = font.getmetrics()
-    margin = font.size / 4
+    ascent, descent = face.getmetrics()
+    margin = face.size / 4
     height = ascent + descent + margin
     taken: list[tuple[float, float, float, float]] = []
     for place in _places(ids):
         label, color = labels[place.region]
-        width = font.getlength(label) + 2 * margin
+        width = face.getlength(label) + 2 * margin
         hidden = min(width, 2 * place.radius) * min(height, 2 * place.radius)
         if 3 * place.radius < height or 2 * hidden > place.area:
             continue
@@ -92,7 +92,7 @@ def draw_labels(
             continue
         taken.append(box)
         pen.rounded_rectangle(box, margin, fill=color)
-        pen.text((x + margin, y + margin / 2), label, text_color(color), font)
+        pen.text((x + margin, y + margin / 2), label, text_color(color), face)
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -100,8 +100,8 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows more than ASCII."""
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and knows more than ASCII; ``size`` in pixels."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -36,6 +36,7 @@ __all__ = [
     "confident_classes",
     "draw",
     "instance_overlay",
+    "mask_overlay",
     "overlay_of",
     "panoptic_overlay",
     "semantic_overlay",
@@ -197,14 +198,31 @@ def instance_overlay(instances: Instances, classes: Classes, min_score: float) -
     """
     kept = instances[instances.scores >= min_score]
     kept = kept[kept.scores.argsort(descending=True, stable=True)]
-    masks = kept.pred_masks.numpy()
+    class_ids, scores = kept.pred_classes.tolist(), kept.scores.tolist()
+    return mask_overlay(kept.pred_masks.numpy(), class_ids, classes, scores)
+
+
+def mask_overlay(
+    masks: NDArray[np.bool_],
+    class_ids: Sequence[int],
+    classes: Classes,
+    scores: Sequence[float | None] | None = None,
+) -> Overlay:
+    """One region a mask, in their order; small ones lie on large ones, else earlier ones on top.
+
+    Args:
+        masks: n×H×W; they may overlap.
+        class_ids: of each mask.
+        classes: of the K classes.
+        scores: in [0, 1], of each mask, to stand in its label; None: no score does.
+    """
     areas = masks.sum((1, 2))
-    ids = np.zeros(instances.image_size, np.int32)
-    for i in sorted(range(len(kept)), key=lambda i: (-areas[i], -i)):
+    ids = np.zeros(masks.shape[1:], np.int32)
+    for i in sorted(range(len(masks)), key=lambda i: (-areas[i], -i)):
         ids[masks[i]] = i + 1
     regions = []
     seen: Counter[int] = Counter()
-    for category, score in zip(kept.pred_classes.tolist(), kept.scores.tolist(), strict=True):
+    for category, score in zip(class_ids, scores or [None] * len(masks), strict=True):
         color = instance_color(classes.colors[category], seen[category])
         seen[category] += 1
         regions.append(Region(_with_score(classes.names[category], score), color))

@@ -300,7 +300,7 @@ def test_a_label_goes_to_the_widest_part_of_a_region_in_parts(monkeypatch):
 
 
 def test_names_beyond_ascii_are_drawn():
-    assert labels._font(12).getmask("ß").getbbox() != labels._font(12).getmask("\uffff").getbbox()
+    assert labels.font(12).getmask("ß").getbbox() != labels.font(12).getmask("\uffff").getbbox()
 
 
 def test_the_same_result_is_always_drawn_the_same():

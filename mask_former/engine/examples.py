@@ -1,0 +1,211 @@
+"""Training examples to look at: as the mapper makes them, or as the dataset's files have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.structures import BitMasks, Instances
+from numpy.typing import NDArray
+
+from ..data.mappers.base import ignore_label_of
+from ..data.mappers.readers import check_classes, check_same_size, read_image, read_segment_map
+from ..data.mappers.semantic import read_sem_seg
+from ..registries import DATASET_MAPPER_REGISTRY, lookup
+from ..visualization import Classes, Overlay, mask_overlay, panoptic_overlay
+
+__all__ = ["Example", "FedExamples", "Record", "annotated_example"]
+
+Record = dict[str, Any]
+"""detectron2's dict of an image of a dataset."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image and its N targets."""
+
+    image: NDArray[np.uint8]
+    """H×W×3, RGB."""
+    overlay: Overlay
+    """A region a target."""
+    class_ids: list[int]
+    """N."""
+    areas: list[int]
+    """N, in pixels."""
+    padding: NDArray[np.bool_]
+    """H×W: the pixels that the mapper has added."""
+    has_targets: bool = True
+    """False for test images: they are fed without."""
+
+    @property
+    def void(self) -> NDArray[np.bool_]:
+        """H×W: the pixels of the image that are in no target."""
+        return (self.overlay.ids == 0) & ~self.padding & self.has_targets
+
+
+def annotated_example(record: Record, classes: Classes, dataset: str) -> Example:
+    """An image as it is on disk, with its panoptic, semantic or instance annotation.
+
+    Args:
+        record: of the image.
+        classes: of the K classes.
+        dataset: whose metadata knows the ignore label.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: there is no annotation, or a damaged one.
+    """
+    image = read_image(record["file_name"], "file_name", "RGB")
+    for key, read in _READERS.items():
+        if key in record:
+            overlay, class_ids = read(record, image, classes, dataset)
+            areas = np.bincount(overlay.ids.ravel(), minlength=len(class_ids) + 1)[1:].tolist()
+            return Example(image, overlay, class_ids, areas, np.zeros(image.shape[:2], bool))
+    raise KeyError(
+        f"{record['file_name']}: expected one of {list(_READERS)} in the dataset dict, found "
+        f"{sorted(record)}."
+    )
+
+
+def _panoptic(
+    record: Record, image: NDArray[np.uint8], classes: Classes, dataset: str
+) -> tuple[Overlay, list[int]]:
+    file, infos = record["pan_seg_file_name"], record["segments_info"]
+    class_ids = _checked_classes(infos, classes, file)
+    ids = read_segment_map(file, [info["id"] for info in infos])
+    check_same_size(image, record["file_name"], ids, file)
+    things = [info.get("isthing", True) for info in infos]
+    overlay = _overlay_of_map(ids, range(1, len(infos) + 1), class_ids, things, classes)
+    return _crowds_named(overlay, infos), class_ids
+
+
+def _semantic(
+    record: Record, image: NDArray[np.uint8], classes: Classes, dataset: str
+) -> tuple[Overlay, list[int]]:
+    ignore_label = ignore_label_of((dataset,))
+    labels, present = read_sem_seg(record, image, ignore_label, len(classes.names))
+    class_ids = present.tolist()
+    ids = labels.astype(np.int32) + 1  # 0 is painted nowhere, and neither is the ignore label
+    things = [False] * len(class_ids)
+    return _overlay_of_map(ids, present + 1, class_ids, things, classes), class_ids
+
+
+def _instances(
+    record: Record, image: NDArray[np.uint8], classes: Classes, dataset: str
+) -> tuple[Overlay, list[int]]:
+    annotations = record["annotations"]
+    _checked_classes(annotations, classes, f"'annotations' of {record['file_name']}")
+    size = image.shape[:2]
+    instances = detection_utils.annotations_to_instances(annotations, size, mask_format="bitmask")
+    class_ids, masks = _masks_of(instances)
+    return _crowds_named(mask_overlay(masks, class_ids, classes), annotations), class_ids
+
+
+_READERS = {
+    "pan_seg_file_name": _panoptic,
+    "sem_seg_file_name": _semantic,
+    "annotations": _instances,
+}
+"""By the key of the dataset dict, the richest first."""
+
+
+def _checked_classes(infos: Sequence[Record], classes: Classes, where: str) -> list[int]:
+    class_ids = [info["category_id"] for info in infos]
+    hint = "Is it another dataset's config?"
+    check_classes(class_ids, len(classes.names), where, hint)
+    return class_ids
+
+
+def _crowds_named(overlay: Overlay, infos: Sequence[Record]) -> Overlay:
+    """Crowds, which training leaves out, say so in their label."""
+    regions = [
+        region._replace(label=f"{region.label} (crowd)") if info.get("iscrowd", 0) else region
+        for region, info in zip(overlay.regions, infos, strict=True)
+    ]
+    return replace(overlay, regions=regions)
+
+
+def _overlay_of_map(
+    ids: NDArray[Any],
+    segment_ids: Iterable[int],
+    class_ids: Sequence[int],
+    things: Sequence[bool],
+    classes: Classes,
+) -> Overlay:
+    segments: Any = [  # without a score: it is the truth
+        {"id": int(i), "category_id": class_id, "isthing": thing}
+        for i, class_id, thing in zip(segment_ids, class_ids, things, strict=True)
+    ]
+    return panoptic_overlay(ids, segments, classes)
+
+
+def _with_masks(
+    image: NDArray[np.uint8],
+    class_ids: list[int],
+    masks: NDArray[np.bool_],
+    classes: Classes,
+    size: tuple[int, ...],
+) -> Example:
+    """Targets N×H×W over an image H×W×3, of which all outside of ``size`` is padding."""
+    padding = np.ones(image.shape[:2], bool)
+    padding[: size[0], : size[1]] = False
+    areas = masks.sum((1, 2)).tolist()
+    return Example(image, mask_overlay(masks, class_ids, classes), class_ids, areas, padding)
+
+
+def _masks_of(instances: Instances) -> tuple[list[int], NDArray[np.bool_]]:
+    """Class ids (N) and masks (N×H×W) of training instances."""
+    if not len(instances):  # detectron2 makes no masks then
+        return [], np.zeros((0, *instances.image_size), bool)
+    masks = instances.gt_masks
+    masks = masks.tensor if isinstance(masks, BitMasks) else masks
+    return instances.gt_classes.tolist(), masks.numpy().astype(bool)
+
+
+class FedExamples:
+    """What training (or, of the test set, evaluation) makes of an image before the model has it."""
+
+    def __init__(self, cfg: CfgNode, classes: Classes, is_train: bool) -> None:
+        """
+        Raises:
+            KeyError: there is no mapper of the name that the config gives.
+        """
+        key = "INPUT.DATASET_MAPPER_NAME"
+        mapper_type: Any = DatasetMapper
+        if is_train:
+            mapper_type = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
+        self.mapper = mapper_type(cfg, is_train=is_train)
+        self.classes = classes
+        self.is_train = is_train
+        self.datasets = cfg.DATASETS.TRAIN
+        self.is_bgr = cfg.INPUT.FORMAT == "BGR"
+        self.size: tuple[int, ...] | None = None
+        augment = getattr(self.mapper, "augmentations", None)
+
+        if augment is not None:
+            self.mapper.augmentations = partial(self._augment, augment)
+
+    def _augment(self, augment: Callable[[Any], Any], inputs: Any) -> Any:
+        transforms = augment(inputs)
+        self.size = inputs.image.shape[:2]  # before the mapper pads
+        return transforms
+
+    def __call__(self, record: Record) -> Example:
+        """Read, augment and pad; see the mappers for what that may raise."""
+        example = self.mapper(record)
+        image = example["image"].numpy().transpose(1, 2, 0)
+        image = np.ascontiguousarray(image[..., ::-1] if self.is_bgr else image)
+        if self.is_train and "instances" in example:
+            targets = _masks_of(example["instances"])
+        elif self.is_train and "sem_seg" in example:
+            labels = example["sem_seg"].numpy()
+            present = np.setdiff1d(labels, [ignore_label_of(self.datasets)])
+            targets = present.tolist(), labels == present[:, None, None]
+        else:  # a label map may be there, but the model does not look at it
+            nothing = Overlay(np.zeros(image.shape[:2], np.int32), [])
+            return Example(image, nothing, [], [], nothing.ids > 0, has_targets=False)
+        return _with_masks(image, *targets, self.classes, self.size or image.shape[:2])

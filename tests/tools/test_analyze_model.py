@@ -1,0 +1,137 @@
+"""tools/analyze_model.py: tables and JSON of what a model costs, without weights or data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from tests.tiny_model import tiny_settings
+
+PATH = Path(__file__).resolve().parents[2] / "tools" / "analyze_model.py"
+spec = importlib.util.spec_from_file_location("analyze_model", PATH)
+assert spec is not None and spec.loader is not None
+analyze_model = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(analyze_model)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings()))
+    return path
+
+
+def run(*arguments):
+    return analyze_model.main([str(argument) for argument in arguments])
+
+
+def numbers(text, row):
+    """The numbers of a table's row."""
+    lines = [line.split() for line in text.splitlines()]
+    return next([float(word) for word in line[1:]] for line in lines if line[:1] == [row])
+
+
+def test_the_tables_hold_what_the_json_does(config, tmp_path, capsys):
+    output = tmp_path / "new" / "counts.json"
+    assert run("--config-file", config, "--size", 64, 96, "--json", output) == 0
+    content = json.loads(output.read_text())
+    assert content["config_file"] == str(config) and content["input_sizes"] == [[64, 96]]
+    parameters, flops, activations = (
+        content[key] for key in ("parameters", "flops", "activations")
+    )
+    text = capsys.readouterr().out
+    for row, module in (("network", ""), ("sem_seg_head.predictor",) * 2):
+        expected = [
+            parameters[module] / 1e6,
+            sum(flops[module].values()) / 1e9,
+            sum(activations[module].values()) / 1e6,
+        ]
+        assert numbers(text, row) == pytest.approx(expected, abs=0.005)
+    conv = [flops[""]["conv"] / 1e9, activations[""]["conv"] / 1e6]
+    assert numbers(text, "conv") == pytest.approx(conv, abs=0.005)
+    assert [name for name in content["skipped"] if name.split("::")[1] not in text] == []
+
+
+def test_the_depth_says_which_modules_are_listed(config, capsys):
+    for depth, shown, hidden in (
+        (1, "sem_seg_head ", "sem_seg_head.predictor"),
+        (2, "sem_seg_head.predictor", "sem_seg_head.predictor.transformer"),
+    ):
+        options = ("--tasks", "parameter", "--depth", depth)
+        assert run("--config-file", config, *options) == 0
+        text = capsys.readouterr().out
+        assert shown in text and hidden not in text
+
+
+def test_only_the_tasks_that_are_asked_for_are_done(config, tmp_path, capsys):
+    output = tmp_path / "counts.json"
+    options = ("--tasks", "activation", "structure", "speed", "--size", 64, "--json", output)
+    assert run("--config-file", config, *options) == 0
+    content = json.loads(output.read_text())
+    assert content["parameters"] is content["flops"] is None
+    assert content["activations"] and content["seconds"] > 0 and content["device"] == "cpu"
+    text = capsys.readouterr().out
+    assert "D2SwinTransformer(" in text and " ms an image (cpu, fp32)" in text
+    assert "activations (M)" in text and "parameters (M)" not in text
+
+
+def test_keys_may_follow_options_of_several_values(config, tmp_path):
+    output = tmp_path / "counts.json"
+    queries = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+    counts = []
+    for number in (6, 60):
+        options = ("--json", output, "--tasks", "parameter", "--size", 64, queries, number)
+        assert run("--config-file", config, *options) == 0
+        parameters = json.loads(output.read_text())["parameters"]
+        counts.append(parameters["sem_seg_head.predictor.query_embed"])
+    assert counts == [6 * 16, 60 * 16]
+
+
+def test_the_sizes_may_be_those_of_the_test_images(config, tmp_path, capsys):
+    records = []
+    for index, size in enumerate([(64, 64), (128, 64), (64, 64), (30, 20)]):
+        records.append({"file_name": str(tmp_path / f"{index}.png")})
+        Image.new("RGB", size).save(records[-1]["file_name"])
+    DatasetCatalog.register("analyzed_images", lambda: records)
+    output = tmp_path / "counts.json"
+    options = ("--tasks", "activation", "--num-images", 3, "--json", output)
+    assert run("--config-file", config, *options, "DATASETS.TEST", "['analyzed_images']") == 0
+    content = json.loads(output.read_text())
+    assert content["input_sizes"] == [[64, 64], [64, 128], [64, 64]]
+    assert "counts are the mean of 3 images" in capsys.readouterr().out
+    totals = []
+    for size in ((64, 64), (64, 128)):
+        assert run("--config-file", config, "--size", *size, "--json", output) == 0
+        totals.append(sum(json.loads(output.read_text())["activations"][""].values()))
+    DatasetCatalog.remove("analyzed_images")
+    found = sum(content["activations"][""].values())
+    assert found == pytest.approx((2 * totals[0] + totals[1]) / 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--config-file", "no.yaml"], "There is no config file no.yaml"),
+        (["MODEL.DEVICEE", "cpu"], "did you mean MODEL.DEVICE"),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "GeneralizedRCNN"),
+        (["--num-images", 2, "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        (["--num-images", 2, "DATASETS.TEST", "('nowhere',)"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(config, options, expected, capsys):
+    assert run("--config-file", config, *options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("analyze_model: ") and expected in error
+
+
+@pytest.mark.parametrize("options", [["--size", 1, 2, 3], ["--size", 0], ["--num-images", 0]])
+def test_sizes_that_are_none_are_refused(config, options, capsys):
+    with pytest.raises(SystemExit):
+        run("--config-file", config, *options)
+    assert options[0] in capsys.readouterr().err
