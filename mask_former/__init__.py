@@ -11,12 +11,14 @@ from .data.mappers import (
 from .modeling.mask_former import MaskFormer
 from .modeling.transformer_predictor import TransformerPredictor
 from .registration import register_all
+from .test_time_augmentation import SemanticSegmentorWithTTA
 
 __all__ = [
     "DETRPanopticDatasetMapper",
     "MaskFormer",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
+    "SemanticSegmentorWithTTA",
     "TransformerPredictor",
     "add_mask_former_config",
 ]

@@ -3,6 +3,7 @@
 
 tools/train_net.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml
 tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
+tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True    # also over scales and flips
 tools/train_net.py --config-file F --num-gpus 8 OUTPUT_DIR out SOLVER.BASE_LR 0.0002
 torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 """
@@ -26,9 +27,10 @@ def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return Trainer.test(cfg, model)
+        test = Trainer.test_with_TTA if cfg.TEST.AUG.ENABLED else Trainer.test
+        return test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -23,8 +23,10 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ..registries import DATASET_MAPPER_REGISTRY, lookup
+from ..test_time_augmentation import SemanticSegmentorWithTTA
 from .checkpointer import Checkpointer, remove_parts
 from .evaluation import build_evaluator, write_results
+from .finetuning import Finetuning, class_names
 from .optimizer import build_optimizer
 from .progress import CpuMetricPrinter, mend_metrics_file
 from .train_loop import TrainLoop
@@ -52,7 +54,13 @@ class Trainer(DefaultTrainer):
             device=device,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            class_names=class_names(cfg),
+            finetuning=Finetuning.from_config(cfg),
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -97,12 +105,43 @@ class Trainer(DefaultTrainer):
         Returns:
             Metrics by task; by dataset and task where there are several datasets.
         """
-        results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.DATASETS.TEST:
-            names = cfg.DATASETS.TEST
-            by_dataset = results if len(names) > 1 else {names[0]: results}
-            write_results(Path(cfg.OUTPUT_DIR) / "results.json", by_dataset)
-        return results if comm.is_main_process() else OrderedDict()
+        return _keep_results(cfg, super().test(cfg, model, evaluators))
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
+        """Evaluate as :meth:`test` does, then the semantic result with test-time augmentation.
+
+        Returns:
+            As :meth:`test`; beside ``sem_seg`` there is ``sem_seg_TTA``. Its predictions lie in
+            ``inference_TTA``.
+
+        Raises:
+            ValueError: before anything runs, if the model gives no semantic result or a dataset
+                does not measure it.
+        """
+        with_tta = SemanticSegmentorWithTTA(cfg, model)
+        evaluators = cls._build_semantic_evaluators(cfg, Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        results = cls.test(cfg, model)
+        averaged = super().test(cfg, with_tta, evaluators)
+        if comm.is_main_process():
+            by_dataset = _by_dataset(cfg, results)
+            for name, tasks in _by_dataset(cfg, averaged).items():
+                by_dataset[name].update({f"{task}_TTA": tasks[task] for task in tasks})
+        return _keep_results(cfg, results)
+
+    @classmethod
+    def _build_semantic_evaluators(cls, cfg: CfgNode, folder: Path) -> list[DatasetEvaluator]:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+        cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+        try:
+            return [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
+        except ValueError as error:
+            raise ValueError(
+                "With test-time augmentation (TEST.AUG.ENABLED), which gives the semantic result "
+                f"alone: {error}"
+            ) from error
 
     def build_writers(self) -> list[EventWriter]:
         writers = super().build_writers()
@@ -127,3 +166,18 @@ class Trainer(DefaultTrainer):
             # Else the sampler would begin again with the images the run began with.
             seed_all_rng(self.cfg.SEED + comm.get_rank() + self.start_iter)
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+
+
+def _keep_results(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write ``results.json``; the results are the main process's alone."""
+    if not comm.is_main_process():
+        return OrderedDict()
+    if cfg.DATASETS.TEST:
+        write_results(Path(cfg.OUTPUT_DIR) / "results.json", _by_dataset(cfg, results))
+    return results
+
+
+def _by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Undo detectron2's leaving out of the dataset's name where there is one dataset."""
+    names = cfg.DATASETS.TEST
+    return {names[0]: results} if len(names) == 1 else results

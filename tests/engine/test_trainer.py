@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
@@ -20,7 +21,7 @@ from mask_former.engine import Trainer, trainer
 from mask_former.engine.optimizer import build_optimizer
 from mask_former.engine.setup import load_cfg
 from mask_former.engine.train_loop import TrainLoop
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import NAMES, write_tiny_model
 
 SIZE = 64  # pixels: group norms need more than one cell of the coarsest map
 
@@ -335,3 +336,22 @@ def test_the_schedule_is_deeplabs_polynomial(config):
     note = NoteRates()
     train(cfg, hook=note)
     assert note.rates == pytest.approx([0.01 * (1 - step / 4) ** 0.9 for step in range(4)])
+
+
+# Classes
+
+
+def test_a_checkpoint_names_its_classes_and_is_fine_tuned_by_them(config, tmp_path):
+    train(config("SOLVER.MAX_ITER", 1))
+    saved = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    assert saved["class_names"] == NAMES
+    MetadataCatalog.get("fine_tuned_train").stuff_classes = ["dog", "Car", "sky"]
+    keys = ["DATASETS.TRAIN", "('fine_tuned_train',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3]
+    keys += ["MODEL.WEIGHTS", tmp_path / "output" / "model_final.pth", "OUTPUT_DIR", tmp_path / "b"]
+    made = TinyTrainer(config(*keys, "MODEL.MASK_FORMER.FINETUNE", True))
+    made.resume_or_load(resume=False)
+    name = "sem_seg_head.predictor.class_embed.bias"
+    found, old = made.model.state_dict()[name], saved["model"][name]
+    assert found[1:].tolist() == [old[2], old[0], old[4]] and found[0] not in old
+    assert made.start_iter == 0
+    assert made.optimizer.state_dict()["state"] == {}  # the other run's is not taken over

@@ -1,0 +1,195 @@
+"""Semantic segmentation as the mean over scales and flips (``TEST.AUG``), one view at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeTransform
+from detectron2.modeling import DatasetMapperTTA, SemanticSegmentor
+from fvcore.transforms.transform import (
+    BlendTransform,
+    HFlipTransform,
+    NoOpTransform,
+    TransformList,
+)
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["LazyDatasetMapperTTA", "SemanticSegmentorWithTTA"]
+
+# What a view may have been through: the output's size undoes resizing, colours stay where they are.
+_KNOWN_TRANSFORMS = (NoOpTransform, ResizeTransform, HFlipTransform, BlendTransform)
+
+
+class LazyDatasetMapperTTA(DatasetMapperTTA):
+    """detectron2's views, each made when it is asked for instead of all at once."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """
+        Args:
+            dataset_dict: ``image`` 3×H×W, 0 … 255; ``height`` and ``width`` of the output.
+
+        Yields:
+            A copy for each of ``min_sizes``, and after it with ``flip`` its mirror image:
+            ``image`` resized, and ``transforms``, the ``TransformList`` that led to it.
+        """
+        for min_size in self.min_sizes:
+            resize = DatasetMapperTTA(min_sizes=[min_size], max_size=self.max_size, flip=False)
+            (view,) = resize(dataset_dict)
+            yield view
+            if self.flip:
+                flip = HFlipTransform(view["image"].shape[-1])
+                transforms = view["transforms"] + flip
+                view = {**view, "image": view["image"].flip(-1), "transforms": transforms}
+                yield view
+
+
+class SemanticSegmentorWithTTA(nn.Module):
+    """A model whose semantic result is the mean of those of several views of the image.
+
+    Class scores are averaged: MaskFormer's class×mask scores as they are, the logits of
+    detectron2's ``SemanticSegmentor`` after a softmax. One K×H×W sum is kept, however many views
+    there are.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        tta_mapper: Callable[[dict[str, Any]], Iterable[dict[str, Any]]] | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            cfg: ``TEST.AUG`` says which views, ``INPUT.FORMAT`` how image files are read.
+            model: gives ``sem_seg``; it is not changed, and its other results are left out.
+            tta_mapper: as ``DatasetMapperTTA(cfg)``; may be a generator, as the default,
+                :class:`LazyDatasetMapperTTA`, is. Its views may be resized, mirrored and
+                recoloured.
+            batch_size: views that are run at once; only views of one size are, since padding
+                changes results.
+
+        Raises:
+            ValueError: if the model gives no semantic result, or there are no views.
+        """
+        super().__init__()
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        if not getattr(model, "semantic_on", True):
+            raise ValueError(
+                "Test-time augmentation averages the semantic result, which this model does not "
+                "give: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True, or TEST.AUG.ENABLED False."
+            )
+        if tta_mapper is None and not cfg.TEST.AUG.MIN_SIZES:
+            raise ValueError("TEST.AUG.MIN_SIZES is empty: name at least one shorter side.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+        self.model = model
+        self.training = model.training  # whoever evaluates restores the mode that is found here
+        self.tta_mapper = LazyDatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
+        self.batch_size = batch_size
+        self.image_format = cfg.INPUT.FORMAT
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """
+        Args:
+            batched_inputs: one dict an image: ``file_name``, the original image, or without it
+                ``image`` 3×H×W, values 0 … 255 in the channel order of ``INPUT.FORMAT``;
+                optionally the output's ``height`` and ``width``, else the image's own. Where both
+                are there, the file counts: a test loader's ``image`` is already resized.
+
+        Returns:
+            One dict an image with ``sem_seg``, scores K×``height``×``width``.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: for an image without ``file_name`` and ``image``, for a view that cannot
+                be turned back, or in training mode.
+        """
+        if self.model.training:
+            raise ValueError("Test-time augmentation is for inference: call .eval() on the model.")
+        return [{"sem_seg": self._mean_scores(example)} for example in batched_inputs]
+
+    def _mean_scores(self, example: dict[str, Any]) -> Tensor:
+        total: Tensor | None = None
+        count = 0
+        for scores in self._view_scores(self._original(example)):
+            total = scores.to(torch.float32, copy=True) if total is None else total.add_(scores)
+            count += 1
+            del scores  # before the next view is run
+        if total is None:
+            raise ValueError("The tta_mapper gave no view of an image; expected one or more.")
+        return total.div_(count)
+
+    def _view_scores(self, example: dict[str, Any]) -> Iterator[Tensor]:
+        """The class scores of each view, turned back to how the image stands."""
+        model = _semantic_only(self.model)
+        size = {"height": example["height"], "width": example["width"]}
+        for _, views in groupby(self.tta_mapper(example), key=lambda view: view["image"].shape):
+            while batch := list(islice(views, self.batch_size)):
+                transforms = [view["transforms"] for view in batch]
+                results = model([{"image": view["image"], **size} for view in batch])
+                while results:  # which leaves none alive when the next view is run
+                    yield self._turn_back(results.pop()["sem_seg"], transforms.pop())
+
+    def _turn_back(self, scores: Tensor, transforms: TransformList) -> Tensor:
+        if isinstance(self.model, SemanticSegmentor):
+            scores = scores.softmax(dim=0)
+        return scores.flip(-1) if _is_mirrored(transforms) else scores
+
+    def _original(self, example: dict[str, Any]) -> dict[str, Any]:
+        """``image`` as it was before any resizing, and the output's ``height`` and ``width``."""
+        if "file_name" in example:
+            image = self._read(example["file_name"])
+        elif "image" in example:
+            image = example["image"].cpu()
+        else:
+            raise ValueError(
+                f"An example has the keys {sorted(example)}; expected `file_name` or `image`."
+            )
+        height, width = image.shape[-2:]
+        return {
+            "image": image,
+            "height": example.get("height", height),
+            "width": example.get("width", width),
+        }
+
+    def _read(self, file_name: str) -> Tensor:
+        """3×H×W, turned as its EXIF orientation says."""
+        try:
+            pixels = read_image(file_name, self.image_format)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"There is no image {file_name} (`file_name`), which test-time augmentation starts "
+                "from; leave `file_name` out to start from the tensor `image`."
+            ) from error
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _semantic_only(model: nn.Module) -> nn.Module:
+    """The same modules and weights, without the panoptic and the instance result."""
+    twin = copy.copy(model)
+    for switch in ("panoptic_on", "instance_on"):
+        if hasattr(twin, switch):
+            setattr(twin, switch, False)
+    return twin
+
+
+def _is_mirrored(transforms: TransformList) -> bool:
+    mirrored = False
+    for transform in transforms.transforms:
+        if not isinstance(transform, _KNOWN_TRANSFORMS):
+            raise ValueError(
+                f"A view was made with {type(transform).__name__}, which cannot be undone on class "
+                f"scores; a tta_mapper may use {', '.join(t.__name__ for t in _KNOWN_TRANSFORMS)}."
+            )
+        mirrored ^= isinstance(transform, HFlipTransform)
+    return mirrored
