@@ -1,10 +1,14 @@
 """Semantic, panoptic and instance results are the published figures and what the formulas say."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 
 from mask_former import inference
 from mask_former.inference import (
@@ -14,6 +18,7 @@ from mask_former.inference import (
     semantic_inference,
     semantic_map,
 )
+from mask_former.layers import LazyMasks, lazy_masks
 from tests import references
 from tests.core_cases import (
     FULL_SIZE,
@@ -22,6 +27,7 @@ from tests.core_cases import (
     LargestTensor,
     inference_figures,
     inference_inputs,
+    random_masks,
 )
 from tests.golden_cases import load_case
 
@@ -136,29 +142,208 @@ def test_the_instances_are_those_of_the_loop(case, topk, thing_ids):
 # The map of best classes
 
 
-@pytest.mark.parametrize("size", [None, FULL_SIZE, (300, 401)], ids=str)
-def test_the_map_has_the_best_class_of_the_semantic_result(case, size):
-    if size and size[0] > 100:
-        assert size[0] * size[1] > inference._BAND_PIXELS
-    found = semantic_map(case.cls, case.pred, size)
-    semantic = semantic_inference(case.cls, case.pred, size)
+def assert_is_the_best_class(found, semantic):
     assert found.dtype == torch.int64 and found.shape == semantic.shape[1:]
     reached = semantic.gather(0, found[None])[0]  # the best, but for rounding at a tie
     torch.testing.assert_close(reached, semantic.amax(0), rtol=1e-5, atol=0)
     assert (found != semantic.argmax(0)).float().mean() <= 1e-4
 
 
-@pytest.mark.parametrize("band", [1, 100, 743, 744, 745])
-def test_the_map_does_not_depend_on_its_bands(case, band, monkeypatch):
-    expected = semantic_map(case.cls, case.pred, FULL_SIZE)
-    monkeypatch.setattr(inference, "_BAND_PIXELS", band)
-    assert torch.equal(semantic_map(case.cls, case.pred, FULL_SIZE), expected)
+@pytest.mark.parametrize("size", [None, FULL_SIZE, (300, 401)], ids=str)
+def test_the_map_has_the_best_class_of_the_semantic_result(case, size):
+    found = semantic_map(case.cls, case.pred, size)
+    assert_is_the_best_class(found, semantic_inference(case.cls, case.pred, size))
 
 
-def test_the_map_never_holds_every_class_of_every_pixel(monkeypatch):
-    monkeypatch.setattr(inference, "_BAND_PIXELS", 64)
-    classes, queries, pixels = 50, 3, 32 * 32
-    mask_cls, mask_pred = torch.randn(queries, classes + 1), torch.randn(queries, 8, 8)
+def trained_like(queries=40, classes=9, sure=8, rest=5.0, seed=3):
+    """Most queries say "no object", with a logit ``rest`` above the classes'."""
+    g = torch.Generator().manual_seed(seed)
+    mask_cls = torch.randn(queries, classes + 1, generator=g)
+    mask_cls[:, -1] += rest
+    label = torch.randint(classes, (sure,), generator=g)
+    mask_cls[torch.randperm(queries, generator=g)[:sure], label] += rest + 7
+    return mask_cls, random_masks(queries, (10, 13), seed, scale=8.0) - 2
+
+
+# where the rest adds little, some, so much that it has to be counted from the start
+@pytest.mark.parametrize("rest, left_out", [(14.0, True), (8.6, True), (3.0, False)])
+@pytest.mark.parametrize("size", [FULL_SIZE, (97, 120)], ids=str)
+def test_the_map_counts_what_it_left_out_at_first(rest, left_out, size, monkeypatch):
+    mask_cls, mask_pred = trained_like(rest=rest)
+    kept, spare = inference._queries_that_matter(inference._class_probability(mask_cls))
+    assert (len(kept) < 20) == left_out == (spare > 0)
+    semantic = semantic_inference(mask_cls, mask_pred, size)
+    assert_is_the_best_class(semantic_map(mask_cls, mask_pred, size), semantic)
+
+
+@pytest.mark.parametrize("share", ["few pixels", "whole bands"])
+def test_pixels_that_the_first_queries_do_not_settle_are_done_with_all(share, monkeypatch):
+    # Query 0 is for class 0 where it has a mask, and 1 to 19 are for class 1, each a little.
+    mask_cls = torch.full((20, 3), -20.0)
+    mask_cls[0, 0] = 0.0
+    mask_cls[1:, 1], mask_cls[:, 2] = -7.6, 0.0
+    mask_pred = torch.full((20, 8, 16), 9.0)
+    covered = 15 if share == "few pixels" else 4
+    mask_pred[0, :, covered:] = -9.0
+    kept, spare = inference._queries_that_matter(inference._class_probability(mask_cls))
+    assert kept.tolist() == [0] and 0.009 < spare < 0.011
+    calls = []
+    at = LazyMasks.at
+    monkeypatch.setattr(LazyMasks, "at", lambda *args: calls.append(1) or at(*args))
+    found = semantic_map(mask_cls, mask_pred)
+    assert found.tolist() == [[0] * covered + [1] * (16 - covered)] * 8
+    assert bool(calls) == (share == "few pixels")
+
+
+@pytest.mark.parametrize("elements", [1, 100, 743, 744, 745])
+def test_no_result_depends_on_its_bands(case, elements, monkeypatch):
+    def results():
+        options = {"thing_ids": THINGS, **PANOPTIC_CASES["loose"]}
+        found = instance_inference(case.cls, case.pred, topk=9, size=FULL_SIZE)
+        return [
+            semantic_inference(case.cls, case.pred, FULL_SIZE),
+            semantic_map(case.cls, case.pred, FULL_SIZE),
+            panoptic_inference(case.cls, case.pred, size=FULL_SIZE, **options)[0],
+            found.pred_masks,
+            found.pred_boxes.tensor,
+            found.scores,
+        ]
+
+    expected = results()
+    monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", elements)
+    torch.testing.assert_close(results(), expected, rtol=1e-5, atol=1e-6)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("function", ["map", "panoptic", "instances"])
+def test_no_tensor_has_every_mask_or_class_at_full_size(function, monkeypatch):
+    monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", 64 * 50)
+    queries, pixels = 30, 64 * 64
+    mask_cls, mask_pred = 3 * torch.randn(queries, 51), torch.randn(queries, 8, 8)
+    calls = {
+        "map": lambda: semantic_map(mask_cls, mask_pred, (64, 64)),
+        "panoptic": lambda: panoptic_inference(
+            mask_cls,
+            mask_pred,
+            thing_ids=(),
+            object_mask_threshold=0.0,
+            overlap_threshold=0.0,
+            size=(64, 64),
+        ),
+        "instances": lambda: instance_inference(mask_cls, mask_pred, topk=3, size=(64, 64)),
+    }
+    results = 3 * pixels if function == "instances" else pixels
     with LargestTensor() as largest:
-        semantic_map(mask_cls, mask_pred, (32, 32))
-    assert 0 < largest.elements <= max(queries * pixels, classes * 64)
+        calls[function]()
+    assert 0 < largest.elements <= results
+
+
+PEAK = """
+import torch
+from mask_former.inference import semantic_inference
+def memory(key):
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines[key].split()[0]) * 1024
+torch.manual_seed(0)
+mask_cls, mask_pred = torch.randn(100, 151), torch.randn(100, 128, 128)
+semantic_inference(mask_cls, mask_pred, (4, 4))  # what is loaded once
+before = memory("VmRSS")
+result = semantic_inference(mask_cls, mask_pred, (512, 512))
+print((memory("VmHWM") - before) / (result.numel() * 4))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_semantic_result_takes_little_more_memory_than_it_has():
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert 1.0 <= float(run.stdout) < 1.5
+
+
+# Number formats, layouts, gradients
+
+
+@pytest.mark.parametrize("result_size", [None, (20, 30), (9, 11), (50, 60)], ids=str)
+def test_a_semantic_result_can_be_resized(case, result_size):
+    masks = LazyMasks(case.pred).resize(FULL_SIZE).crop((20, 30))
+    found = semantic_inference(case.cls, masks, result_size=result_size)
+    whole = semantic_inference(case.cls, case.pred, FULL_SIZE)
+    expected = sem_seg_postprocess(whole, (20, 30), *(result_size or (20, 30)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "dtype, rtol", [(torch.bfloat16, 0.02), (torch.float16, 1e-4), (torch.float64, 1e-4)]
+)
+def test_results_are_fp32_whatever_comes_in(case, dtype, rtol):
+    mask_cls, mask_pred = case.cls.to(dtype), case.pred.to(dtype)
+    exact = mask_cls.float(), mask_pred.float()
+    found = semantic_inference(mask_cls, mask_pred, FULL_SIZE)
+    assert found.dtype == torch.float32
+    expected = semantic_inference(*exact, FULL_SIZE)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-6)
+    assert torch.equal(
+        semantic_map(mask_cls, mask_pred, FULL_SIZE), semantic_map(*exact, FULL_SIZE)
+    )
+    instances, expected = (
+        instance_inference(*inputs, topk=9, size=FULL_SIZE)
+        for inputs in ((mask_cls, mask_pred), exact)
+    )
+    assert instances.scores.dtype == torch.float32
+    assert torch.equal(instances.scores, expected.scores)
+
+
+def test_a_callers_autocast_changes_nothing(case):
+    expected = semantic_inference(case.cls, case.pred, FULL_SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = semantic_inference(case.cls, mask_pred=case.pred, size=FULL_SIZE)
+        assert torch.equal(
+            semantic_map(mask_cls=case.cls, mask_pred=case.pred, size=FULL_SIZE),
+            expected.argmax(0),
+        )
+    assert torch.equal(found, expected)
+
+
+def test_no_input_is_written_to(case):
+    # a single query, or row, is laid out alike before and after the transposing of a band
+    for queries, rows in ((1, 10), (14, 1)):
+        mask_cls, mask_pred = case.cls[:queries].clone(), case.pred[:queries, :rows].clone()
+        before = mask_cls.clone(), mask_pred.clone()
+        semantic_inference(mask_cls, mask_pred)
+        semantic_map(mask_cls, mask_pred)
+        panoptic_inference(
+            mask_cls, mask_pred, thing_ids=(), object_mask_threshold=0, overlap_threshold=0
+        )
+        instance_inference(mask_cls, mask_pred, topk=5)
+        assert torch.equal(mask_cls, before[0]) and torch.equal(mask_pred, before[1])
+
+
+def test_the_semantic_result_can_be_differentiated(case):
+    mask_cls, mask_pred = case.cls.clone().requires_grad_(), case.pred.clone().requires_grad_()
+    found = semantic_inference(mask_cls, mask_pred, FULL_SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(found, semantic_inference(mask_cls, mask_pred, FULL_SIZE))
+    found.square().sum().backward()
+    other_cls, other_pred = case.cls.clone().requires_grad_(), case.pred.clone().requires_grad_()
+    masks = resize_masks(other_pred, FULL_SIZE).sigmoid()
+    plain = torch.einsum("qc,qhw->chw", other_cls.softmax(-1)[:, :-1], masks)
+    plain.square().sum().backward()
+    torch.testing.assert_close(mask_cls.grad, other_cls.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mask_pred.grad, other_pred.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_map_can_be_exported(case):
+    class Map(torch.nn.Module):
+        def forward(self, mask_cls, mask_pred):
+            return semantic_map(mask_cls, mask_pred, FULL_SIZE)
+
+    program = torch.export.export(Map(), (case.cls, case.pred))
+    found = program.module()(case.cls, case.pred)
+    assert torch.equal(found, semantic_map(case.cls, case.pred, FULL_SIZE))

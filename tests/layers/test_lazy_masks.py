@@ -1,0 +1,135 @@
+"""Bands of rows of lazy masks are the rows of the whole, however it was resized and cropped."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mask_former.layers import LazyMasks, lazy_masks
+from tests import references
+
+SIZES = [(24, 31), (10, 13), (7, 5), (1, 1), (11, 200), (3, 14)]
+
+
+def make_masks(queries=5, size=(10, 13), seed=0):
+    return 6 * torch.randn(queries, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def interpolate(masks, size):
+    return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+# torch finds a pixel's place in fp32, so do we: the loop, in fp64, is a little off
+TO_THE_LOOP = {"rtol": 1e-4, "atol": 5e-5}
+
+
+def assert_same(lazy, expected):
+    """All at once, by the row and by the pixel."""
+    assert lazy.size == tuple(expected.shape[-2:])
+    torch.testing.assert_close(lazy.tensor(), expected, rtol=1e-5, atol=1e-5)
+    for y in range(lazy.size[0]):
+        row = lazy.rows(y, y + 1)
+        torch.testing.assert_close(row[0], expected[:, y], rtol=1e-5, atol=1e-5)
+    if isinstance(lazy.source, torch.Tensor):
+        y, x = torch.ones(lazy.size).nonzero(as_tuple=True)
+        pixels = lazy.at(y, x).T.view_as(expected)
+        torch.testing.assert_close(pixels, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_are_enlarged_as_the_loop_does():
+    masks = make_masks()
+    expected = references.enlarge(masks.double(), (24, 31)).float()
+    found = LazyMasks(masks).resize((24, 31)).tensor()
+    torch.testing.assert_close(found, expected, **TO_THE_LOOP)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("source", [(10, 13), (1, 1)], ids=str)
+def test_resizing_is_that_of_torch(source, size):
+    masks = make_masks(size=source)
+    assert_same(LazyMasks(masks).resize(size), interpolate(masks, size))
+
+
+@pytest.mark.parametrize("last", SIZES, ids=str)
+@pytest.mark.parametrize("first", SIZES, ids=str)
+def test_any_chain_of_steps_is_that_of_torch(first, last):
+    masks = make_masks()
+    kept = (max(1, first[0] - 3), max(1, first[1] - 2))
+    lazy = LazyMasks(masks).resize(first).crop(kept).resize(last)
+    cropped = interpolate(masks, first)[:, : kept[0], : kept[1]]
+    assert_same(lazy, interpolate(cropped, last))
+    assert_same(lazy.crop((5, 9)), interpolate(cropped, last)[:, :5, :9])
+    probabilities = LazyMasks(masks).resize(first).crop(kept).sigmoid().resize(last)
+    assert_same(probabilities, interpolate(cropped.sigmoid(), last))
+
+
+def test_a_crop_without_a_resize_needs_none():
+    masks = make_masks()
+    assert_same(LazyMasks(masks).crop((4, 20)), masks[:, :4])
+    assert torch.equal(LazyMasks(masks).crop((4, 6)).tensor(), masks[:, :4, :6])
+
+
+def test_no_step_gives_the_masks_themselves():
+    masks = make_masks()
+    lazy = LazyMasks(masks)
+    assert (
+        lazy.resize(None) is lazy and lazy.resize((10, 13)) is lazy and lazy.crop((50, 60)) is lazy
+    )
+    assert LazyMasks.of(lazy) is lazy
+    assert torch.equal(lazy.tensor(), masks)
+
+
+@pytest.mark.parametrize("elements", [1, 100, 744, 745, 1 << 20])
+@pytest.mark.parametrize("channels", [0, 20])
+def test_bands_hold_every_row_once_and_no_more_than_fits(elements, channels, monkeypatch):
+    monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", elements)
+    lazy = LazyMasks(make_masks()).resize((24, 31))
+    bands = list(lazy.bands(channels))
+    rows = [y for where, _ in bands for y in range(where.start, where.stop)]
+    assert rows == list(range(24))
+    for where, band in bands:
+        assert len(band) == where.stop - where.start
+        assert len(band) == 1 or len(band) * max(5, channels) * 31 <= elements
+    found = torch.cat([band for _, band in bands]).transpose(0, 1)
+    torch.testing.assert_close(found, lazy.tensor(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_floating_type_is_resized_in_fp32(dtype):
+    masks = make_masks().to(dtype)
+    found = LazyMasks(masks).resize((24, 31)).tensor()
+    assert found.dtype == torch.float32
+    expected = references.enlarge(masks.double(), (24, 31)).float()
+    torch.testing.assert_close(found, expected, **TO_THE_LOOP)
+
+
+@pytest.mark.parametrize("size", [None, (24, 31)], ids=str)
+def test_memory_layout_is_irrelevant(size):
+    masks = make_masks()
+    expected = LazyMasks(masks).resize(size).tensor()
+    strided = make_masks(size=(20, 26))
+    strided[:, ::2, ::2] = masks
+    layouts = [
+        masks[None].contiguous(memory_format=torch.channels_last)[0],
+        masks.transpose(1, 2).contiguous().transpose(1, 2),
+        strided[:, ::2, ::2],
+    ]
+    for other in layouts:
+        assert not other.is_contiguous()
+        assert torch.equal(LazyMasks(other).resize(size).tensor(), expected)
+
+
+def test_some_masks_are_those_of_all():
+    lazy = LazyMasks(make_masks()).resize((24, 31)).crop((20, 30))
+    keep = torch.tensor([True, False, True, True, False])
+    assert_same(lazy[keep], lazy.tensor()[keep])
+    assert_same(lazy[torch.tensor([3, 0])], lazy.tensor()[[3, 0]])
+    assert lazy[keep & False].tensor().shape == (0, 20, 30)
+
+
+def test_an_infinite_logit_disturbs_no_pixel_that_it_is_not_a_part_of():
+    masks = make_masks(queries=1, size=(4, 4))
+    expected = LazyMasks(masks).resize((16, 16)).tensor()
+    masks[0, 3, 3] = float("inf")
+    found = LazyMasks(masks).resize((16, 16)).tensor()
+    assert torch.equal(found[:, :10], expected[:, :10])
+    assert not found.isnan().any() and (found[0, 14:, 14:] > 1e6).all()
