@@ -5,11 +5,14 @@ Defaults are the published ones; what is ours beside them leaves published behav
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.config import CfgNode as CN
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
+from .losses import PointSampling
 from .registration import plugins
 from .registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY, lookup
 
@@ -22,6 +25,8 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     _add_solver(cfg)
     _add_pixel_decoder(cfg)
     _add_mask_former(cfg)
+    _add_finetuning(cfg)
+    _add_acceleration(cfg)
     _add_swin(cfg)
     for plugin in plugins():
         if hasattr(plugin, "add_config"):
@@ -52,6 +57,8 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # the backbone's learning rate, × BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings (the queries')
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # of SOLVER.AMP.ENABLED: bfloat16 or float16
+    # Batches of IMS_PER_BATCH images whose gradients one step adds up.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
 
 
 def _add_pixel_decoder(cfg: CfgNode) -> None:
@@ -70,6 +77,12 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 1.0  # of the cross-entropy, and of the class in matching
     node.MASK_WEIGHT = 20.0  # of the focal loss, and of focal in matching
     node.DICE_WEIGHT = 1.0  # of the dice loss, and of dice in matching
+    # Mask losses and matching at so many points of an image; 0: at all pixels (published).
+    node.TRAIN_NUM_POINTS = 0
+    node.OVERSAMPLE_RATIO = 3.0  # random points that the losses choose theirs from, × their number
+    node.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of uncertain points in the losses'; others random
+    # Leave pixels without a label and padding out of mask losses and matching. False: published.
+    node.MASK_IGNORE = False
     # Transformer
     node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered predictor
     # What the queries look at: a backbone map, "transformer_encoder" or "pixel_embedding".
@@ -95,6 +108,27 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.TEST.OVERLAP_THRESHOLD = 0.0  # share of its own mask a panoptic segment must win
     # Resize mask logits to the output size before the semantic result, not the result after it.
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+
+def _add_finetuning(cfg: CfgNode) -> None:
+    node = cfg.MODEL.MASK_FORMER
+    # MODEL.WEIGHTS may be of other classes or another number of queries: the class layer keeps the
+    # rows of classes of the same name and of "no object", queries are cut or repeated.
+    node.FINETUNE = False
+    # A registered dataset with the classes of MODEL.WEIGHTS, for a file that does not name them.
+    node.FINETUNE_CLASSES_FROM = ""
+
+
+def _add_acceleration(cfg: CfgNode) -> None:
+    # torch.compile for the backbone and the head, anew for each input size; needs a C++ compiler.
+    cfg.MODEL.COMPILE = False
+    # Keep the inputs of the backbone's blocks alone and run them twice: less memory, more time.
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = False
+    # Write sem_seg_predictions.json and predictions.json. False: faster, the metrics alone.
+    cfg.TEST.SAVE_PREDICTIONS = True
+    cfg.TEST.AMP = CN()
+    cfg.TEST.AMP.ENABLED = False  # mixed precision in inference
+    cfg.TEST.AMP.DTYPE = "bfloat16"  # or float16
 
 
 def _add_swin(cfg: CfgNode) -> None:
@@ -140,13 +174,32 @@ def validate(cfg: CfgNode) -> None:
             f"INPUT.CROP.SIZE is {list(crop.SIZE)}, larger than INPUT.SIZE_DIVISIBILITY = {side}, "
             f"the side that crops are padded to: set INPUT.SIZE_DIVISIBILITY to {max(crop.SIZE)}."
         )
+    finetuning = cfg.MODEL.MASK_FORMER
+    if finetuning.FINETUNE_CLASSES_FROM and not finetuning.FINETUNE:
+        raise ValueError(
+            "MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is "
+            f"{finetuning.FINETUNE_CLASSES_FROM!r}, but MODEL.MASK_FORMER.FINETUNE is False: set "
+            "it to True, or leave the other empty."
+        )
+    points = cfg.MODEL.MASK_FORMER
+    if points.TRAIN_NUM_POINTS:  # its own check
+        PointSampling(
+            points.TRAIN_NUM_POINTS, points.OVERSAMPLE_RATIO, points.IMPORTANCE_SAMPLE_RATIO
+        )
+    if cfg.MODEL.META_ARCHITECTURE != "MaskFormer":
+        for key in ("MODEL.COMPILE", "MODEL.ACTIVATION_CHECKPOINTING", "TEST.AMP.ENABLED"):
+            if _get(cfg, key):
+                raise ValueError(
+                    f"{key} is True, which does nothing for MODEL.META_ARCHITECTURE "
+                    f"{cfg.MODEL.META_ARCHITECTURE!r}: it is for 'MaskFormer'. Set it to False."
+                )
     for key in ("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"):
         value = cfg.MODEL.MASK_FORMER.TEST[key]
         if not 0 <= value <= 1:
             raise ValueError(f"MODEL.MASK_FORMER.TEST.{key} is {value}; it must lie in [0, 1].")
 
 
-def _get(cfg: CfgNode, key: str) -> str:
+def _get(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
     return cfg

@@ -43,13 +43,18 @@ class Outputs(Prediction, total=False):
     """The earlier layers, first to last; empty without deep supervision."""
 
 
-class Target(TypedDict):
-    """The ground truth of one image."""
-
+class _Target(TypedDict):
     labels: Tensor
     """N, int64, class ids in 0 … K-1."""
     masks: Tensor
     """N×H×W, bool."""
+
+
+class Target(_Target, total=False):
+    """The ground truth of one image."""
+
+    valid: Tensor
+    """H×W, bool: the pixels that count in mask losses and matching. Absent: all do."""
 
 
 class Match(NamedTuple):

@@ -132,7 +132,8 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, list | tuple) else [out]:
-            self.elements = max(self.elements, value.numel())
+            if isinstance(value, Tensor):  # not what .item() gives
+                self.elements = max(self.elements, value.numel())
         return out
 
 

@@ -18,9 +18,15 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDI
 OURS = {
     "INPUT.MIN_MASK_AREA": 0,
     "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,
+    "MODEL.MASK_FORMER.FINETUNE": False,
+    "MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM": "",
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,
     "MODEL.MASK_FORMER.LOSSES": ["labels", "masks"],
+    "MODEL.MASK_FORMER.MASK_IGNORE": False,
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,
     "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
     "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 0,
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "TransformerPredictor",
 }
 
@@ -138,9 +144,28 @@ def test_a_threshold_lies_between_0_and_1(valid, key):
         assert text == f"MODEL.MASK_FORMER.TEST.{key} is {value}; it must lie in [0, 1]."
 
 
+def test_the_sampling_of_points_must_make_sense_where_it_is_on(valid):
+    valid.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 0.5
+    validate(valid)
+    valid.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
+    text = "MODEL.MASK_FORMER.OVERSAMPLE_RATIO is 0.5, expected 1 or more."
+    assert complaint(valid, ValueError) == text
+    valid.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
+    validate(valid)
+
+
 def test_validating_changes_nothing(valid):
     before = valid.clone()
     validate(valid)
     valid.freeze()
     validate(valid)
     assert valid == before
+
+
+def test_the_classes_of_a_checkpoint_are_of_use_in_fine_tuning_only(valid):
+    valid.MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM = "somewhere_train"
+    assert "'somewhere_train', but MODEL.MASK_FORMER.FINETUNE is False" in complaint(
+        valid, ValueError
+    )
+    valid.MODEL.MASK_FORMER.FINETUNE = True
+    validate(valid)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
@@ -22,6 +22,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
+from ..data.mappers import InferenceMapper
+from ..precision import amp_dtype
 from ..registries import DATASET_MAPPER_REGISTRY, lookup
 from ..test_time_augmentation import SemanticSegmentorWithTTA
 from .checkpointer import Checkpointer, remove_parts
@@ -50,8 +52,9 @@ class Trainer(DefaultTrainer):
             model,
             self.build_train_loader(cfg),
             optimizer,
-            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            amp_dtype=amp_dtype(cfg.SOLVER.AMP, "SOLVER.AMP"),
             device=device,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -91,6 +94,12 @@ class Trainer(DefaultTrainer):
         key = "INPUT.DATASET_MAPPER_NAME"
         mapper = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
         return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """detectron2's loader of images alone."""
+        mapper = InferenceMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

@@ -3,9 +3,11 @@
 from .criterion import SetCriterion
 from .mask_losses import dice_loss, pairwise_dice_cost, pairwise_focal_cost, sigmoid_focal_loss
 from .matcher import HungarianMatcher
+from .point_sampling import PointSampling
 
 __all__ = [
     "HungarianMatcher",
+    "PointSampling",
     "SetCriterion",
     "dice_loss",
     "pairwise_dice_cost",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..registries import LOSS_REGISTRY, lookup
 from ..structures import Outputs, Target, layer_predictions
 from .matcher import HungarianMatcher
+from .point_sampling import PointSampling
 from .set_losses import MatchedBatch
 
 __all__ = ["SetCriterion"]
@@ -30,6 +32,7 @@ class SetCriterion(nn.Module):
         *,
         no_object_weight: float,
         losses: Sequence[str] = DEFAULT_LOSSES,
+        sampling: PointSampling | None = None,
     ) -> None:
         """
         Args:
@@ -37,6 +40,7 @@ class SetCriterion(nn.Module):
             matcher: solves the assignment of each layer.
             no_object_weight: weight of "no object" in the cross-entropy; the classes weigh 1.
             losses: registered names of the set losses.
+            sampling: the points of the mask losses. None: all pixels.
 
         Raises:
             KeyError: for an unknown loss.
@@ -44,6 +48,7 @@ class SetCriterion(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.matcher = matcher
+        self.sampling = sampling
         self.losses = {
             name: lookup(LOSS_REGISTRY, name, "MODEL.MASK_FORMER.LOSSES") for name in losses
         }
@@ -51,6 +56,22 @@ class SetCriterion(nn.Module):
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
         self.register_buffer("empty_weight", weight)
+        self._whole_batch: Sequence[int] | None = None
+
+    @contextmanager
+    def part_of(self, counts: Sequence[int]) -> Iterator[None]:
+        """Within it, a batch is a part of a larger one, and its losses are normalised over that.
+
+        The losses of the parts then add up to those of the whole.
+
+        Args:
+            counts: targets of each image of the whole batch of this rank.
+        """
+        self._whole_batch = counts
+        try:
+            yield
+        finally:
+            self._whole_batch = None
 
     def forward(self, outputs: Outputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """The unweighted losses.
@@ -64,7 +85,7 @@ class SetCriterion(nn.Module):
             ``loss_mask``, ``loss_dice``), those of earlier layers with ``_0 … _{L-2}`` behind it.
 
         Raises:
-            ValueError: if a label or the number of targets does not fit the model.
+            ValueError: if a label, the number of targets or the pixels that count do not fit.
         """
         self._check(outputs, targets)
         layers = layer_predictions(outputs)
@@ -74,6 +95,8 @@ class SetCriterion(nn.Module):
             matches=self.matcher.match_layers(layers, targets),
             num_targets=self._average_num_targets(targets),
             class_weight=self.empty_weight,
+            total_weight=self._total_weight(outputs),
+            sampling=self.sampling,
         )
         suffixes = [*(f"_{index}" for index in range(len(layers) - 1)), ""]
         with torch.autocast(self.empty_weight.device.type, enabled=False):
@@ -86,11 +109,22 @@ class SetCriterion(nn.Module):
 
     def _average_num_targets(self, targets: Sequence[Target]) -> Tensor:
         """Targets a rank has on average, at least 1: so ranks with few targets weigh no more."""
-        count = self.empty_weight.new_tensor(float(sum(len(t["labels"]) for t in targets)))
+        own = [len(target["labels"]) for target in targets]
+        # full, not tensor: a GPU fills it in without waiting
+        count = self.empty_weight.new_full((), sum(self._whole_batch or own))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             count = count / dist.get_world_size()
         return count.clamp(min=1)
+
+    def _total_weight(self, outputs: Outputs) -> Tensor | None:
+        """The weights in the cross-entropy of the whole batch that this one is a part of."""
+        if self._whole_batch is None:
+            return None
+        queries = outputs["pred_logits"].shape[1]
+        matched = sum(min(count, queries) for count in self._whole_batch)
+        unmatched = queries * len(self._whole_batch) - matched
+        return matched + self.empty_weight[-1] * unmatched  # classes weigh 1
 
     def _check(self, outputs: Outputs, targets: Sequence[Target]) -> None:
         images = len(outputs["pred_logits"])
@@ -101,24 +135,26 @@ class SetCriterion(nn.Module):
         sizes = {tuple(target["masks"].shape[-2:]) for target in targets}
         if len(sizes) > 1:
             raise ValueError(f"All target masks of a batch must have one size, got {sorted(sizes)}")
+        self._check_valid(targets)
         classes = outputs["pred_logits"].shape[-1] - 1
         if classes != self.num_classes:
             raise ValueError(
                 f"The predictor has {classes} classes and the criterion {self.num_classes}; both "
                 "come from MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
-        self._check_labels([target["labels"] for target in targets])
 
-    def _check_labels(self, labels: Sequence[Tensor]) -> None:
-        # K would quietly train as "no object", and a larger label bring a GPU to a halt.
-        flat = torch.cat(list(labels))
-        if not ((flat < 0) | (flat >= self.num_classes)).any():
+    def _check_valid(self, targets: Sequence[Target]) -> None:
+        if not any("valid" in target for target in targets):
             return
-        for image, of_image in enumerate(labels):
-            wrong = {label for label in of_image.tolist() if not 0 <= label < self.num_classes}
-            if wrong:
+        for index, target in enumerate(targets):
+            if "valid" not in target:
                 raise ValueError(
-                    f"The targets of image {image} of the batch have the labels {sorted(wrong)}, "
-                    f"but class ids are 0 … {self.num_classes - 1}; set "
-                    "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or mend the data."
+                    f"Target {index} has no 'valid' map, but others have; give it to all targets "
+                    "of a batch or to none."
+                )
+            found, size = tuple(target["valid"].shape), tuple(target["masks"].shape[-2:])
+            if found != size:
+                raise ValueError(
+                    f"The 'valid' map of target {index} is {found}, and its masks are {size}; both "
+                    "must have one size."
                 )

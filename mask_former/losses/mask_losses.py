@@ -6,29 +6,66 @@ The focal loss is that of RetinaNet (arXiv 1708.02002), the dice loss that of V-
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = [
-    "dense_mask_losses",
     "dice_loss",
+    "dice_of_sums",
+    "leave_out",
     "pairwise_dice_cost",
     "pairwise_focal_cost",
+    "pairwise_mask_costs",
     "sigmoid_focal_loss",
+    "softplus",
+    "tile_elements",
+    "to_float",
 ]
 
-_ALPHA = 0.25
-_GAMMA = 2.0
-_CHUNK_PIXELS = 1 << 17
-"""Pixels of matched pairs that are worked on at a time: a few such tensors fit a CPU's cache."""
+ALPHA = 0.25
+GAMMA = 2.0
+_SURELY_OUTSIDE = -1e4
+"""A logit whose sigmoid, and so every term of it outside a mask, is exactly 0 in fp32."""
+
+
+def tile_elements(device: torch.device) -> int:
+    """How many elements of a large tensor are worked on at a time.
+
+    On a CPU each thread's share of a few such tiles fits its cache; on a GPU they are large enough
+    to fill it, and small beside its memory.
+    """
+    return torch.get_num_threads() << 17 if device.type == "cpu" else 1 << 22
+
+
+def to_float(masks: Tensor) -> Tensor:
+    """Bool masks as fp32; several times as fast on a CPU as ``masks.float()``."""
+    return masks.view(torch.uint8).float()
+
+
+def leave_out(logits: Tensor, valid: Tensor) -> Tensor:
+    """Mask logits that add nothing to any sum where ``valid`` (bool, broadcast) is False.
+
+    They say "surely outside" there: with a target that is 0 there too, focal and dice terms and
+    their gradients are exactly 0.
+    """
+    return logits.masked_fill(~valid, _SURELY_OUTSIDE)
+
+
+def softplus(logits: Tensor, other: Tensor) -> Tensor:
+    """``log(1 + exp x)``, given ``other = σ(-x)``, within 1e-6 of ``F.softplus`` in fp32.
+
+    It is ``-log σ(-x)``, and ``x`` itself where σ(-x) underflows: 5 times as fast on a CPU, where
+    torch has vector code for ``log`` and none for ``log1p``.
+    """
+    tiny = torch.finfo(other.dtype).tiny
+    return torch.maximum(other.clamp(min=tiny).log_().neg_(), logits)
 
 
 def sigmoid_focal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = _ALPHA, gamma: float = _GAMMA
+    logits: Tensor, targets: Tensor, alpha: float = ALPHA, gamma: float = GAMMA
 ) -> Tensor:
     """The focal loss of each pair, averaged over its pixels.
 
@@ -61,97 +98,27 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     probability = logits.float().sigmoid()
     overlap = (probability * targets).sum(1)
-    return 1 - (2 * overlap + 1) / (probability.sum(1) + targets.sum(1) + 1)
+    return dice_of_sums(overlap, probability.sum(1), targets.sum(1))
 
 
-def dense_mask_losses(logits: Tensor, masks: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal and dice loss of matched pairs at the targets' full size.
-
-    The same as enlarging ``logits`` to H×W (bilinear) and calling :func:`sigmoid_focal_loss` and
-    :func:`dice_loss`, with α 0.25 and γ 2, but no tensor of M full-size masks is ever held: a few
-    pairs at a time are enlarged, and their gradient is brought back to h×w at once.
-
-    Args:
-        logits: M×h×w, fp32, mask logits.
-        masks: N×H×W, bool, all targets of the batch.
-        target: M, the target of each pair.
-
-    Returns:
-        Two tensors of M values, focal and dice.
-    """
-    return _DenseMaskLosses.apply(logits, masks, target)
+def dice_of_sums(overlap: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+    """``1 - (2 Σpt + 1) / (Σp + Σt + 1)``, given Σpt, Σp and Σt."""
+    return 1 - (2 * overlap + 1) / (predicted + true + 1)
 
 
-class _DenseMaskLosses(torch.autograd.Function):
-    """Keeps two gradients at h×w for the backward pass, and nothing at H×W."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, masks: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        focal, dice = logits.new_empty(2, len(logits)).unbind()
-        grad_focal, grad_dice = torch.empty_like(logits), torch.empty_like(logits)
-        rows = _interpolation(logits.shape[1], masks.shape[1], logits)
-        columns = _interpolation(logits.shape[2], masks.shape[2], logits)
-        pairs = max(1, _CHUNK_PIXELS // (masks.shape[1] * masks.shape[2]))
-        for start in range(0, len(logits), pairs):
-            chunk = slice(start, start + pairs)
-            full = rows @ (logits[chunk] @ columns.T)
-            truth = masks[target[chunk]].flatten(1)
-            values, gradients = _losses_and_gradients(full.flatten(1), truth)
-            focal[chunk], dice[chunk] = values
-            for grad, of_full in zip((grad_focal, grad_dice), gradients, strict=True):
-                grad[chunk] = (rows.T @ of_full.view_as(full)) @ columns
-        ctx.save_for_backward(grad_focal, grad_dice)
-        return focal, dice
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Tensor, None, None]:
-        grad_focal, grad_dice = ctx.saved_tensors
-        grad = focal[:, None, None] * grad_focal + dice[:, None, None] * grad_dice
-        return grad, None, None
-
-
-def _interpolation(source: int, size: int, like: Tensor) -> Tensor:
-    """``size × source``: the matrix that resizes one axis linearly, as ``F.interpolate`` does.
-
-    Bilinear resizing is a product with one such matrix a side, and its gradient with their
-    transposes: on a CPU several times as fast as the interpolation's own backward pass.
-    """
-    basis = torch.eye(source, dtype=like.dtype, device=like.device)[None]
-    return F.interpolate(basis, size, mode="linear", align_corners=False)[0].T
-
-
-def _losses_and_gradients(
-    logits: Tensor, masks: Tensor
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Focal and dice of M×P logits and bool masks, and their derivatives by the logits.
-
-    With ``s = x`` outside the mask and ``-x`` inside, the probability of the wrong answer is
-    ``q = σ(s)`` and the cross-entropy ``softplus(s)``: both sides of a mask are one formula.
-    """
-    pixels = logits.shape[1]
-    truth = masks.to(logits.dtype)
-    sign = 1 - 2 * truth
-    wrong_logits = sign * logits
-    wrong = wrong_logits.sigmoid()
-    entropy = F.softplus(wrong_logits)
-    weighted = (wrong * wrong).mul_((1 - _ALPHA) + (2 * _ALPHA - 1) * truth)
-    focal = (weighted * entropy).sum(1) / pixels
-    # d/ds [w q² softplus(s)] = w q² (2 (1 - q) softplus(s) + q)
-    slope = (1 - wrong).mul_(entropy).mul_(2).add_(wrong)
-    focal_grad = slope.mul_(weighted).mul_(sign).div_(pixels)
-
-    probability = sign * wrong + truth  # 1 - q inside, q outside
-    area = probability.sum(1) + truth.sum(1) + 1
-    score = (2 * (probability * truth).sum(1) + 1) / area
-    # d(dice)/dp = (score - 2t) / area, and dp/dx = q (1 - q)
-    dice_grad = (score[:, None] - 2 * truth).div_(area[:, None])
-    dice_grad.mul_(wrong).mul_(1 - wrong)
-    return (focal, 1 - score), (focal_grad, dice_grad)
+def _focal_terms(
+    logits: Tensor, probability: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """What a pixel costs outside a mask, and what it costs more inside."""
+    other = logits.neg().sigmoid_()  # 1 - p, exact where p is nearly 1
+    entropy = softplus(logits, other)
+    outside = probability.pow(gamma).mul_(entropy).mul_(1 - alpha)
+    inside = entropy.sub_(logits).mul_(other.pow_(gamma)).mul_(alpha)
+    return outside, inside.sub_(outside)
 
 
 def pairwise_focal_cost(
-    logits: Tensor, targets: Tensor, alpha: float = _ALPHA, gamma: float = _GAMMA
+    logits: Tensor, targets: Tensor, alpha: float = ALPHA, gamma: float = GAMMA
 ) -> Tensor:
     """The focal loss of every prediction with every target.
 
@@ -166,11 +133,8 @@ def pairwise_focal_cost(
         R×N, each ≥ 0.
     """
     logits = logits.float()
-    probability = logits.sigmoid()
-    inside = alpha * (1 - probability).pow(gamma) * F.softplus(-logits)
-    outside = (1 - alpha) * probability.pow(gamma) * F.softplus(logits)
-    cost = outside.sum(1, keepdim=True) + (inside - outside) @ targets.T
-    return cost / logits.shape[1]
+    outside, more = _focal_terms(logits, logits.sigmoid(), alpha, gamma)
+    return (outside.sum(1, keepdim=True) + more @ targets.T) / logits.shape[1]
 
 
 def pairwise_dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
@@ -184,5 +148,44 @@ def pairwise_dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
         R×N, each in [0, 1).
     """
     probability = logits.float().sigmoid()
-    overlap = probability @ targets.T
-    return 1 - (2 * overlap + 1) / (probability.sum(1, keepdim=True) + targets.sum(1)[None] + 1)
+    return dice_of_sums(probability @ targets.T, probability.sum(1, keepdim=True), targets.sum(1))
+
+
+def pairwise_mask_costs(
+    logits: Sequence[Tensor], masks: Tensor, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`pairwise_focal_cost` and :func:`pairwise_dice_cost` at once, tile by tile.
+
+    Both come from one matrix product a tile of pixels, and nothing else of R×P or of N×P in fp32
+    is ever held.
+
+    Args:
+        logits: mask logits at P pixels, in parts R₁×P, R₂×P, … of any float type.
+        masks: N×P, bool.
+        valid: P, bool; pixels where it is False do not count. None: all count.
+
+    Returns:
+        Two R×N tensors, fp32, R = R₁ + R₂ + …
+    """
+    rows = sum(len(part) for part in logits)
+    pixels = masks.shape[1]
+    product = torch.zeros(2 * rows, len(masks), device=masks.device)
+    outside, predicted = torch.zeros(2, rows, 1, device=masks.device)
+    true = torch.zeros(len(masks), device=masks.device)
+    step = max(1, tile_elements(masks.device) // max(1, rows))
+    for start in range(0, pixels, step):
+        tile = slice(start, start + step)
+        x = torch.cat([part[:, tile] for part in logits]).float()
+        t = masks[:, tile]
+        if valid is not None:
+            x, t = leave_out(x, valid[tile]), t & valid[tile]
+        t = to_float(t)
+        probability = x.sigmoid()
+        cost, more = _focal_terms(x, probability, ALPHA, GAMMA)
+        product.addmm_(torch.cat([more, probability]), t.T)
+        outside += cost.sum(1, keepdim=True)
+        predicted += probability.sum(1, keepdim=True)
+        true += t.sum(1)
+    counted = pixels if valid is None else valid.sum().clamp(min=1)
+    more, overlap = product.view(2, rows, len(masks))
+    return (outside + more) / counted, dice_of_sums(overlap, predicted, true)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 
-from ..inference import instance_inference, panoptic_inference, resize_masks, semantic_inference
-from ..losses import HungarianMatcher, SetCriterion
-from ..structures import Target
+from ..inference import instance_inference, panoptic_inference, semantic_inference
+from ..layers import LazyMasks
+from ..losses import HungarianMatcher, PointSampling, SetCriterion
+from ..precision import amp_dtype
+from ..structures import Outputs, Target
+from .activation_checkpointing import checkpoint_activations
 
 __all__ = ["MaskFormer"]
 
@@ -48,6 +51,8 @@ class MaskFormer(nn.Module):
         overlap_threshold: float,
         topk_per_image: int,
         resize_before_inference: bool,
+        inference_dtype: torch.dtype | None = None,
+        mask_ignore: bool = False,
     ) -> None:
         """
         Args:
@@ -64,6 +69,9 @@ class MaskFormer(nn.Module):
             resize_before_inference: bring mask logits to the output size before the semantic
                 result is computed instead of resizing the result. Always so where a panoptic or
                 instance result is given.
+            inference_dtype: of the network's mixed precision in inference; None for fp32.
+            mask_ignore: leave pixels that have no label, and padding, out of the mask losses; an
+                example's ``valid`` says which do have one.
         """
         super().__init__()
         self.backbone = backbone
@@ -83,25 +91,35 @@ class MaskFormer(nn.Module):
         self.overlap_threshold = overlap_threshold
         self.topk_per_image = topk_per_image
         self.resize_before_inference = resize_before_inference or panoptic_on or instance_on
+        self.inference_dtype = inference_dtype
+        self.mask_ignore = mask_ignore
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        backbone = build_backbone(cfg)
+        backbone, head = _build_network(cfg)
         mask_former = cfg.MODEL.MASK_FORMER
         weights = {
             "loss_ce": mask_former.CLASS_WEIGHT,
             "loss_mask": mask_former.MASK_WEIGHT,
             "loss_dice": mask_former.DICE_WEIGHT,
         }
+        sampling = None
+        if mask_former.TRAIN_NUM_POINTS:
+            sampling = PointSampling(
+                mask_former.TRAIN_NUM_POINTS,
+                mask_former.OVERSAMPLE_RATIO,
+                mask_former.IMPORTANCE_SAMPLE_RATIO,
+            )
         criterion = SetCriterion(
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            HungarianMatcher(*weights.values()),
+            HungarianMatcher(*weights.values(), sampling=sampling),
             no_object_weight=mask_former.NO_OBJECT_WEIGHT,
             losses=mask_former.LOSSES,
+            sampling=sampling,
         )
         return {
             "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "sem_seg_head": head,
             "criterion": criterion,
             "loss_weights": weights,
             "size_divisibility": mask_former.SIZE_DIVISIBILITY,
@@ -115,6 +133,8 @@ class MaskFormer(nn.Module):
             "overlap_threshold": mask_former.TEST.OVERLAP_THRESHOLD,
             "topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "resize_before_inference": mask_former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            "inference_dtype": amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
+            "mask_ignore": mask_former.MASK_IGNORE,
         }
 
     @property
@@ -127,37 +147,45 @@ class MaskFormer(nn.Module):
         Args:
             batched_inputs: one dict an image: ``image`` 3×H×W, values 0 … 255 in the channel order
                 of ``INPUT.FORMAT``; in training ``instances`` with ``gt_classes`` and ``gt_masks``
-                (bool N×H×W or ``BitMasks``); for inference optionally the output's ``height`` and
-                ``width``.
+                (bool N×H×W or ``BitMasks``), and ``valid`` (bool H×W) with ``mask_ignore``; for
+                inference optionally the output's ``height`` and ``width``.
 
         Returns:
             In training the weighted losses by name. Otherwise one dict an image with, as switched
             on, ``sem_seg`` (K×H×W), ``panoptic_seg`` (ids H×W, segments_info) and ``instances``.
         """
         images = self._preprocess(batched_inputs)
-        outputs = self.sem_seg_head(self.backbone(images.tensor))
+        outputs = self._network(images.tensor)
         if self.training:
             targets = self._prepare_targets(batched_inputs, images)
             losses = self.criterion(outputs, targets)
             return {name: self._weight(name) * value for name, value in losses.items()}
 
         padded = tuple(images.tensor.shape[-2:])
-        return [
-            self._infer(
-                mask_cls,
-                mask_pred,
-                padded=padded,
-                image=image,
-                output=(example.get("height", image[0]), example.get("width", image[1])),
-            )
-            for mask_cls, mask_pred, example, image in zip(
-                outputs["pred_logits"],
-                outputs["pred_masks"],
-                batched_inputs,
-                images.image_sizes,
-                strict=True,
-            )
-        ]
+        with torch.autocast(self.device.type, enabled=False):  # a caller's own, too
+            return [
+                self._infer(
+                    mask_cls,
+                    mask_pred,
+                    padded=padded,
+                    image=image,
+                    output=(example.get("height", image[0]), example.get("width", image[1])),
+                )
+                for mask_cls, mask_pred, example, image in zip(
+                    outputs["pred_logits"],
+                    outputs["pred_masks"],
+                    batched_inputs,
+                    images.image_sizes,
+                    strict=True,
+                )
+            ]
+
+    def _network(self, images: Tensor) -> Outputs:
+        """Backbone and head; training's precision is the training loop's."""
+        with ExitStack() as stack:
+            if not self.training and self.inference_dtype is not None:
+                stack.enter_context(torch.autocast(self.device.type, self.inference_dtype))
+            return self.sem_seg_head(self.backbone(images))
 
     def _weight(self, name: str) -> float:
         """The weight of a loss, whichever layer it is of: ``loss_ce_0`` weighs as ``loss_ce``."""
@@ -191,8 +219,24 @@ class MaskFormer(nn.Module):
                     f"{tuple(masks.shape[-2:])} (height, width), larger than the batch's images "
                     f"{(height, width)}; the mapper must transform both alike."
                 )
-            targets.append(Target(labels=instances.gt_classes, masks=F.pad(masks.bool(), padding)))
+            target = Target(labels=instances.gt_classes, masks=F.pad(masks.bool(), padding))
+            if self.mask_ignore:
+                target["valid"] = F.pad(self._valid(example, masks), padding)
+            targets.append(target)
         return targets
+
+    def _valid(self, example: dict[str, Any], masks: Tensor) -> Tensor:
+        """Which pixels count in the mask losses: H×W, bool, of the size of N×H×W ``masks``."""
+        valid, size = example.get("valid"), tuple(masks.shape[-2:])
+        if valid is None or tuple(valid.shape) != size:
+            found = "there is none" if valid is None else f"its size is {tuple(valid.shape)}"
+            raise ValueError(
+                f"{example.get('file_name', 'An image')}: MODEL.MASK_FORMER.MASK_IGNORE needs a "
+                f"'valid' map of size {size} (height, width) in the training example, and {found}. "
+                "The project's mappers make it where that key is True; add it to your own, or set "
+                "the key to False."
+            )
+        return valid.to(self.device).bool()
 
     def _infer(
         self,
@@ -208,15 +252,12 @@ class MaskFormer(nn.Module):
         The masks are enlarged to the ``padded`` input, cropped to the ``image``, brought to the
         ``output`` size: before inference or (semantic alone) after it.
         """
-        masks = resize_masks(mask_pred, (padded[0], padded[1]))
+        masks = LazyMasks.of(mask_pred).resize((padded[0], padded[1])).crop(image)
         if self.resize_before_inference:
-            masks = sem_seg_postprocess(masks, image, *output)
+            masks = masks.resize(output)
         result: dict[str, Any] = {}
         if self.semantic_on:
-            semantic = semantic_inference(mask_cls, masks)
-            if not self.resize_before_inference:
-                semantic = sem_seg_postprocess(semantic, image, *output)
-            result["sem_seg"] = semantic
+            result["sem_seg"] = semantic_inference(mask_cls, masks, result_size=output)
         if self.panoptic_on:
             result["panoptic_seg"] = panoptic_inference(
                 mask_cls,
@@ -230,6 +271,17 @@ class MaskFormer(nn.Module):
                 mask_cls, masks, topk=self.topk_per_image, thing_ids=self.thing_ids or None
             )
         return result
+
+
+def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
+    backbone = build_backbone(cfg)
+    head = build_sem_seg_head(cfg, backbone.output_shape())
+    if cfg.MODEL.ACTIVATION_CHECKPOINTING:
+        checkpoint_activations(backbone)
+    if cfg.MODEL.COMPILE:  # in place: the names of parameters stay
+        for module in (backbone, head):
+            module.compile(dynamic=False)  # Swin with sizes left open does not come to an end
+    return backbone, head
 
 
 def _thing_ids(cfg: CfgNode) -> list[int]:

@@ -140,7 +140,7 @@ def test_an_unknown_precision_is_an_error_that_names_the_key(config):
         TinyTrainer(config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float8"))
 
 
-@pytest.mark.parametrize("amp_dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
 def test_the_gradient_is_clipped_as_it_is_and_not_as_it_is_scaled(cfg, amp_dtype):
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"

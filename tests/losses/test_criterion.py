@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mask_former.losses import HungarianMatcher, SetCriterion
+from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
 from tests import references
 from tests.core_cases import (
     NO_OBJECT_WEIGHT,
@@ -166,6 +166,13 @@ def test_a_batch_without_targets_has_finite_losses_and_every_gradient():
         assert (layer["pred_masks"].grad == 0).all()  # there, so that DDP waits for no one
 
 
+def test_no_targets_and_a_weightless_no_object_are_a_loss_of_0():
+    outputs, targets = random_batch(counts=(0, 0))
+    found = run_criterion(build_criterion(no_object_weight=0.0), outputs, targets)
+    assert set(found["losses"].values()) == {0.0}
+    assert (found["grad_logits"] == 0).all() and (found["grad_masks"] == 0).all()
+
+
 def test_confident_predictions_have_finite_losses_and_gradients():
     outputs, targets = random_batch(counts=(3, 0, 7))
     extreme = [{k: 1e4 * v.sign() for k, v in layer.items()} for layer in layers_of(outputs)]
@@ -189,10 +196,101 @@ def test_losses_under_autocast_are_those_of_full_precision():
         assert found[name].item() == pytest.approx(value.item(), rel=1e-6), name
 
 
+@pytest.mark.parametrize("sampling", [None, PointSampling(50)], ids=["dense", "points"])
+def test_gradients_under_autocast_are_those_of_full_precision(sampling):
+    gradients = []
+    criterion = build_criterion()
+    criterion.sampling = sampling
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            gradients.append(run_criterion(criterion, *random_batch(seed=8))["grad_masks"])
+    np.testing.assert_allclose(*gradients, rtol=1e-6)
+
+
 def test_the_class_weights_are_a_buffer_of_the_published_name():
     (name, weight), *others = build_criterion(classes=4).state_dict().items()
     assert name == "empty_weight" and not others
     assert weight.tolist() == pytest.approx([1, 1, 1, 1, NO_OBJECT_WEIGHT])
+
+
+# Pixels that do not count
+
+
+def ignoring(*, sampling=None):
+    """Three layers, two images; the right third of the first one and nothing of the second is left
+    out. Returns the criterion, the outputs, the targets."""
+    outputs, targets = random_batch(seed=9, counts=(3, 5), grid=(6, 9), size=(24, 36))
+    for target in targets:
+        target["valid"] = torch.ones(24, 36, dtype=torch.bool)
+    targets[0]["valid"][:, 24:] = False
+    criterion = build_criterion()
+    criterion.sampling = criterion.matcher.sampling = sampling
+    return criterion, outputs, targets
+
+
+@pytest.mark.parametrize("sampling", [None, PointSampling(200)], ids=["dense", "points"])
+def test_what_is_said_at_pixels_that_do_not_count_changes_nothing(sampling):
+    criterion, outputs, targets = ignoring(sampling=sampling)
+    torch.manual_seed(0)
+    before = run_criterion(criterion, outputs, targets)
+    for layer in layers_of(outputs):  # column 6 still bears on the pixels 22 and 23
+        layer["pred_masks"][0, ..., 7:] += 9 * torch.randn(6, 6, 2)
+    targets[0]["masks"][:, :, 24:] ^= True
+    torch.manual_seed(0)
+    after = run_criterion(criterion, outputs, targets)
+    assert after["losses"] == before["losses"]
+    assert after["matches_per_layer"] == before["matches_per_layer"]
+    assert np.array_equal(after["grad_masks"], before["grad_masks"])
+    assert (after["grad_masks"][:, 0, ..., 7:] == 0).all()
+    assert (after["grad_masks"][:, 1, ..., 7:] != 0).any()
+
+
+@pytest.mark.parametrize("sampling", [None, PointSampling(200)], ids=["dense", "points"])
+def test_a_map_that_counts_every_pixel_is_none(sampling):
+    criterion, outputs, targets = ignoring(sampling=sampling)
+    targets[0]["valid"][:] = True
+    torch.manual_seed(0)
+    counted = run_criterion(criterion, outputs, targets)
+    for target in targets:
+        del target["valid"]
+    torch.manual_seed(0)
+    plain = run_criterion(criterion, outputs, targets)
+    assert counted["losses"] == pytest.approx(plain["losses"], rel=1e-6)
+    assert counted["matches_per_layer"] == plain["matches_per_layer"]
+    np.testing.assert_allclose(counted["grad_masks"], plain["grad_masks"], rtol=1e-5, atol=1e-9)
+
+
+def test_losses_of_an_image_with_a_left_out_part_are_those_of_the_rest_of_it():
+    # The cells of the rest do not look beyond it: its last column of cells repeats itself.
+    criterion, outputs, targets = ignoring()
+    for layer in layers_of(outputs):
+        layer["pred_masks"][0, ..., 6:] = layer["pred_masks"][0, ..., 5:6]
+    rest = [
+        {k: v[:1, ..., :6] if k == "pred_masks" else v[:1] for k, v in layer.items()}
+        for layer in layers_of(outputs)
+    ]
+    whole = [{k: v[:1] for k, v in layer.items()} for layer in layers_of(outputs)]
+    cut = {"labels": targets[0]["labels"], "masks": targets[0]["masks"][..., :24]}
+    found = criterion({**whole[-1], "aux_outputs": whole[:-1]}, targets[:1])
+    expected = criterion({**rest[-1], "aux_outputs": rest[:-1]}, [cut])
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_batch_says_for_all_images_what_counts_or_for_none(which):
+    criterion, outputs, targets = ignoring()
+    del targets[which]["valid"]
+    with pytest.raises(ValueError, match=rf"Target {which} has no 'valid' map, but others have"):
+        criterion(outputs, targets)
+
+
+def test_a_map_of_another_size_is_an_error_that_names_both():
+    criterion, outputs, targets = ignoring()
+    targets[1]["valid"] = targets[1]["valid"][:, 1:]
+    with pytest.raises(ValueError, match=r"'valid' map of target 1 is \(24, 35\), .*\(24, 36\)"):
+        criterion(outputs, targets)
 
 
 # The number of targets

@@ -11,9 +11,10 @@ from mask_former.losses import (
     pairwise_focal_cost,
     sigmoid_focal_loss,
 )
-from mask_former.losses.mask_losses import dense_mask_losses
+from mask_former.losses.mask_losses import leave_out, pairwise_mask_costs, softplus
+from mask_former.losses.pair_losses import Section, dense_mask_losses
 from tests import references
-from tests.core_cases import LargestTensor, random_masks
+from tests.core_cases import LargestTensor
 
 LOSSES = [
     pytest.param(sigmoid_focal_loss, references.focal, id="focal"),
@@ -85,7 +86,8 @@ def test_confident_logits_give_finite_losses_costs_and_gradients(magnitude):
     signs = torch.sign(torch.randn(4, 6, 7, generator=g))
     logits = (magnitude * signs).requires_grad_()
     flat, truth = logits.flatten(1), masks.flatten(1)
-    dense = dense_mask_losses(logits, masks.bool(), torch.arange(4))
+    pairs = Section(0, 0, torch.arange(4), torch.arange(4))
+    dense = dense_mask_losses([logits[None]], [masks.bool()], [pairs])
     values = [sigmoid_focal_loss(flat, truth), dice_loss(flat, truth), *dense]
     (gradient,) = torch.autograd.grad(torch.stack(values).sum(), logits)
     for value in (*values, pairwise_focal_cost(flat, truth), pairwise_dice_cost(flat, truth)):
@@ -97,86 +99,57 @@ def test_confident_logits_give_finite_losses_costs_and_gradients(magnitude):
     torch.testing.assert_close(dense[0], expected, rtol=1e-5, atol=1e-6)
 
 
-# dense_mask_losses: the same without holding full-size masks
-
-SIZES = [
-    pytest.param((8, 8), (32, 32), id="x4"),
-    pytest.param((5, 7), (12, 17), id="non-integer factors"),
-    pytest.param((6, 5), (6, 5), id="same size"),
-    pytest.param((1, 9), (7, 20), id="one row"),
-    pytest.param((9, 8), (5, 4), id="smaller targets"),
-]
+# pairwise_mask_costs: both costs at once
 
 
-def dense_case(grid, size, seed=0):
-    """Six pairs of four targets; the last two are one pixel and the full image."""
-    logits = random_masks(6, grid, seed)
-    masks = random_masks(4, size, seed + 1) > 0
-    masks[2], masks[3] = False, True
-    masks[2, size[0] // 2, size[1] - 1] = True
-    return logits, masks, torch.tensor([1, 0, 2, 2, 3, 0])
+@pytest.mark.parametrize("elements", [1, 40, 1 << 17])
+def test_both_costs_at_once_are_each_alone(elements, monkeypatch):
+    monkeypatch.setattr(mask_losses, "tile_elements", lambda device: elements)
+    logits, _ = logits_and_masks(pairs=6)
+    _, masks = logits_and_masks(pairs=4, seed=1)
+    found = pairwise_mask_costs([logits[:2], logits[2:2], logits[2:]], masks.bool())
+    expected = pairwise_focal_cost(logits, masks), pairwise_dice_cost(logits, masks)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def enlarged_losses(logits, masks, target):
-    full = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)
-    full, truth = full.flatten(1), masks[target].flatten(1).float()
-    return sigmoid_focal_loss(full, truth), dice_loss(full, truth)
+@pytest.mark.parametrize("elements", [1, 40, 1 << 17])
+def test_pixels_that_do_not_count_are_as_if_they_were_not_there(elements, monkeypatch):
+    monkeypatch.setattr(mask_losses, "tile_elements", lambda device: elements)
+    logits, masks = logits_and_masks(pairs=6)
+    valid = torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(2)) > 0.5
+    found = pairwise_mask_costs([logits], masks.bool(), valid)
+    expected = pairwise_mask_costs([logits[:, valid]], masks[:, valid].bool())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    none = pairwise_mask_costs([logits], masks.bool(), torch.zeros_like(valid))
+    assert all((cost == 0).all() for cost in none)
 
 
-@pytest.mark.parametrize("chunk_pixels", [1, 500, 1 << 18])
-@pytest.mark.parametrize("grid, size", SIZES)
-def test_dense_losses_are_those_of_enlarged_masks(grid, size, chunk_pixels, monkeypatch):
-    monkeypatch.setattr(mask_losses, "_CHUNK_PIXELS", chunk_pixels)
-    logits, masks, target = dense_case(grid, size)
-    logits.requires_grad_()
-    found = dense_mask_losses(logits, masks, target)
-    expected = enlarged_losses(logits, masks, target)
-    weights = torch.linspace(0.5, 2, 12).view(2, 6)  # each pair and term pulls differently
-    gradients = [
-        torch.autograd.grad((weights * torch.stack(losses)).sum(), logits)[0]
-        for losses in (found, expected)
-    ]
-    for value, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, reference, rtol=1e-5, atol=1e-6)
-    scale = gradients[1].abs().max().item()
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6 * scale)
+def test_costs_never_hold_more_than_a_tile_of_all_pixels(monkeypatch):
+    monkeypatch.setattr(mask_losses, "tile_elements", lambda device: 64)
+    logits, masks = torch.randn(8, 4096).bfloat16(), torch.rand(5, 4096) > 0.5
+    with LargestTensor() as largest:
+        pairwise_mask_costs([logits], masks)
+    assert largest.elements == 2 * 8 * 8  # two factors of 8 rows by 8 pixels
 
 
-def test_dense_losses_are_those_of_the_loops():
-    logits, masks, target = dense_case((4, 5), (10, 13))
-    focal, dice = dense_mask_losses(logits, masks, target)
-    full = references.enlarge(logits.double(), (10, 13))
-    for i, number in enumerate(target):
-        truth = masks[number]
-        assert focal[i].item() == pytest.approx(float(references.focal(full[i], truth)), rel=1e-5)
-        assert dice[i].item() == pytest.approx(float(references.dice(full[i], truth)), rel=1e-5)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_costs_of_a_mask_of_a_million_pixels_are_finite_in_half_precision(dtype):
+    masks = torch.stack([torch.ones(800 * 1344), torch.zeros(800 * 1344)]).bool()
+    logits = torch.full((1, 800 * 1344), -9.0, dtype=dtype)
+    focal, dice = pairwise_mask_costs([logits], masks)
+    assert focal[0].tolist() == pytest.approx([0.25 * 9, 0], abs=1e-3)
+    assert dice.isfinite().all() and dice[0, 0].item() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("chunk_pixels", [1, 1 << 18])
-def test_the_written_gradient_is_the_numerical_one(chunk_pixels, monkeypatch):
-    monkeypatch.setattr(mask_losses, "_CHUNK_PIXELS", chunk_pixels)
-    logits, masks, target = dense_case((3, 4), (5, 9))
-    logits = logits.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: dense_mask_losses(x, masks, target), logits)
+def test_softplus_is_accurate_over_all_of_fp32():
+    x = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor([-1e4, 1e4, 3e38, -3e38])])
+    expected = F.softplus(x.double())
+    found = softplus(x, x.neg().sigmoid()).double()
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-7)
 
 
-def test_no_pair_gives_no_loss_and_still_a_gradient():
-    logits = torch.zeros(0, 4, 5, requires_grad=True)
-    for masks in (torch.zeros(0, 9, 9, dtype=torch.bool), torch.ones(2, 9, 9, dtype=torch.bool)):
-        focal, dice = dense_mask_losses(logits, masks, torch.zeros(0, dtype=torch.int64))
-        assert focal.shape == dice.shape == (0,)
-        (gradient,) = torch.autograd.grad(focal.sum() + dice.sum(), logits)
-        assert gradient.shape == logits.shape
-
-
-def test_dense_losses_never_hold_more_than_a_chunk_of_full_size_masks(monkeypatch):
-    monkeypatch.setattr(mask_losses, "_CHUNK_PIXELS", 64 * 64)
-    logits, masks, target = dense_case((8, 8), (64, 64))
-    kept = []
-    with (
-        LargestTensor() as largest,
-        torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x),
-    ):
-        dense_mask_losses(logits.requires_grad_(), masks, target)
-    assert largest.elements == 64 * 64
-    assert [tuple(tensor.shape) for tensor in kept] == [(6, 8, 8)] * 2
+def test_what_is_left_out_adds_exactly_nothing():
+    logits = leave_out(torch.randn(2, 5, requires_grad=True), torch.zeros(5).bool())
+    nothing = torch.zeros(2, 5)
+    assert sigmoid_focal_loss(logits, nothing).tolist() == [0.0, 0.0]
+    assert logits.sigmoid().sum().item() == 0.0

@@ -155,6 +155,52 @@ def test_masks_larger_than_the_batch_are_refused_not_cropped(tiny):
         model([wrong])
 
 
+def with_valid(example):
+    """The example, its pixels left of column 30 counting."""
+    valid = torch.zeros(example["instances"].gt_masks.shape[-2:], dtype=torch.bool)
+    valid[:, :30] = True
+    return {**example, "valid": valid}
+
+
+def test_pixels_that_do_not_count_reach_the_losses_and_padding_is_among_them(tiny):
+    tiny.MODEL.MASK_FORMER.MASK_IGNORE = True
+    model = build(tiny)
+    example = with_valid(make_example((48, 60)))
+    (target,) = model._prepare_targets([example], model._preprocess([example]))
+    expected = torch.zeros(64, 64, dtype=torch.bool)
+    expected[:48, :30] = True
+    assert torch.equal(target["valid"], expected)
+    losses = losses_of(model, [example])
+    changed = make_example((48, 60))
+    changed["instances"].gt_masks[..., 30:] ^= True
+    assert losses_of(model, [with_valid(changed)]) == losses
+    model.mask_ignore = False  # the published losses, whatever the example says
+    assert losses_of(model, [example]) == losses_of(model, [make_example((48, 60))]) != losses
+
+
+def test_an_example_that_does_not_say_which_pixels_count_is_named(tiny):
+    tiny.MODEL.MASK_FORMER.MASK_IGNORE = True
+    model = build(tiny).train()
+    example = {**make_example((48, 60)), "file_name": "street.png"}
+    with pytest.raises(ValueError, match=r"street\.png: .*MASK_IGNORE.*\(48, 60\).*there is none"):
+        model([example])
+    example["valid"] = torch.ones(48, 61, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"street\.png: .*its size is \(48, 61\)"):
+        model([example])
+
+
+def test_a_model_trains_with_sampled_points(tiny):
+    dense = losses_of(build(tiny), [make_example()])
+    tiny.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 500
+    model = build(tiny)
+    assert model.criterion.sampling == model.criterion.matcher.sampling
+    torch.manual_seed(0)
+    losses = losses_of(model, [make_example()])
+    assert losses.keys() == dense.keys() and losses != dense
+    sum(model([make_example()]).values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_an_image_without_targets_trains(tiny, others):
     model = build(tiny).train()

@@ -1,7 +1,8 @@
 """Swin Transformer (arXiv 2103.14030): detectron2's, with the published names and settings.
 
 Parameters, their names and the results are detectron2's. What runs is not: a window attention
-there copies its tokens a dozen times, here twice.
+there copies its tokens a dozen times, here twice. When it is compiled or traced, detectron2's
+own code runs: a compiler makes of its copies what is needed.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ _STAGES = ("res2", "res3", "res4", "res5")
 
 
 class _WindowAttention(WindowAttention):
-    """Attention within windows, over tokens that are projected where they stand."""
+    def on_map(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        """Attention within windows, over the tokens where they stand.
 
-    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
-        """``x`` B×HW×C. Returns the same shape."""
+        ``x`` B×HW×C. Returns the same shape.
+        """
         query, key, value = to_windows(self.qkv(x), self.qkv.bias, layout, self.num_heads)
         attend = self._fused if x.is_cuda else self._plain
         attended = attend(query, key, value, self._bias().to(query.dtype), layout)
@@ -71,17 +73,19 @@ class _WindowAttention(WindowAttention):
 
 
 class _Block(SwinTransformerBlock):
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
-        """``x`` B×HW×C. Returns the same shape."""
+    def forward(self, x: Tensor, where: Tensor | tuple[int, int]) -> Tensor:
+        """``x`` B×HW×C; ``where`` is (H, W), or the mask if detectron2's stage calls."""
+        if isinstance(where, Tensor):
+            return super().forward(x, where)
         layout = window_layout(
-            len(x), height, width, self.num_heads, self.window_size, self.shift_size, x.device
+            len(x), *where, self.num_heads, self.window_size, self.shift_size, x.device
         )
-        x = x + self.drop_path(self.attn(self.norm1(x), layout))
+        x = x + self.drop_path(self.attn.on_map(self.norm1(x), layout))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class _PatchMerging(PatchMerging):
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """``x`` B×HW×C. Returns a quarter of the tokens with twice the channels."""
         channels = x.shape[-1]
         x = F.pad(x.view(-1, height, width, channels), (0, 0, 0, width % 2, 0, height % 2))
@@ -95,10 +99,12 @@ class _Stage(BasicLayer):
     def forward(
         self, x: Tensor, height: int, width: int
     ) -> tuple[Tensor, int, int, Tensor, int, int]:
-        """``x`` B×HW×C. Returns it after the blocks, its size, and the next stage's input and
+        """``x`` B×HW×C. Returns it after the blocks, its size, and the next stage's input, its
         size."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return super().forward(x, height, width)
         for block in self.blocks:
-            x = block(x, height, width)
+            x = block(x, (height, width))
         if self.downsample is None:
             return x, height, width, x, height, width
         merged = self.downsample(x, height, width)

@@ -1,0 +1,74 @@
+"""Trading a backbone's activations for a second forward pass of each block (arXiv 1604.06174)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.modeling.backbone.swin import BasicLayer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["checkpoint_activations"]
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Let the backbone's blocks keep their inputs alone, and run again in the backward pass.
+
+    Gradients and the statistics of norms are as ever.
+
+    Raises:
+        ValueError: if no blocks are found.
+    """
+    blocks = list(_blocks(backbone))
+    if not blocks:
+        raise ValueError(
+            f"MODEL.ACTIVATION_CHECKPOINTING is True, but {type(backbone).__name__} has no series "
+            "of blocks to run again: set it to False."
+        )
+    for block in blocks:
+        block.forward = partial(_run, block, block.forward)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts that stand in a series: residual blocks, transformer blocks; not single layers."""
+    in_series = isinstance(module, (nn.Sequential, nn.ModuleList))
+    for child in module.children():
+        is_block = in_series and any(True for _ in child.children())
+        if is_block and not isinstance(child, (nn.Sequential, nn.ModuleList, BasicLayer)):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def _run(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*args)
+    contexts = partial(_contexts, block)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What the first and the second forward pass run in."""
+    return nullcontext(), _resting_statistics(block)
+
+
+@contextmanager
+def _resting_statistics(block: nn.Module) -> Iterator[None]:
+    """The second pass sees the same batch: running statistics must not move again."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
