@@ -1,0 +1,159 @@
+"""Each part of a step is timed as the stage that it is."""
+
+import time
+
+import pytest
+import torch
+
+from mask_former.engine.benchmarking import Spec, Work, build_contenders
+from mask_former.engine.benchmarking.stopwatch import Stopwatch
+from mask_former.engine.benchmarking.work import be_sure, random_batch
+from mask_former.engine.setup import load_cfg
+from tests.tiny_model import write_tiny_model
+
+WORK = Work(size=(32, 64), images=2, targets=3)
+SLEEP = 0.3
+FORWARD = ["input", "backbone", "pixel decoder", "predictor"]
+
+
+class SlowBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(SLEEP)
+        return gradient
+
+
+@pytest.fixture
+def contender(tmp_path):
+    def contender(training, kind="ours", *opts, work=WORK):
+        cfg = load_cfg(str(write_tiny_model(tmp_path)[0]), list(opts))
+        (one,) = build_contenders([Spec("one", cfg, kind)], work)
+        one.prepare(training)
+        return one
+
+    return contender
+
+
+def run(part):
+    watch = Stopwatch(torch.device("cpu"))
+    start = time.perf_counter()
+    part(watch)
+    return watch.read(), time.perf_counter() - start
+
+
+def slow_after(owner, method, slow):
+    original = getattr(owner, method)
+    setattr(owner, method, lambda *args, **kwargs: slow(original(*args, **kwargs)))
+
+
+def slow_backward(result):
+    """A tensor, or the first of several, whose gradient takes its time."""
+    if isinstance(result, torch.Tensor):
+        return SlowBackward.apply(result)
+    name = next(iter(result))
+    return {**result, name: SlowBackward.apply(result[name])}
+
+
+def coverage(part):
+    """How much of a run the stages are, at best: other processes may come in between."""
+    runs = [run(part) for _ in range(5)]
+    return max(sum(stages.values()) / seconds for stages, seconds in runs)
+
+
+@pytest.mark.parametrize("kind", ["ours", "textbook"])
+def test_the_stages_of_inference(contender, kind):
+    one = contender(False, kind)
+    assert list(run(one.step)[0]) == [*FORWARD, "semantic", "rest"]
+    assert 0.8 < coverage(one.step) <= 1
+
+
+@pytest.mark.parametrize("kind", ["ours", "textbook"])
+def test_the_stages_of_training(contender, kind):
+    one = contender(True, kind)
+    after = ["targets", "matching", "losses", "criterion backward", "backward", "optimizer"]
+    assert list(run(one.step)[0]) == FORWARD + after
+    assert 0.8 < coverage(one.step) <= 1
+
+
+@pytest.mark.parametrize("part", ["backbone", "sem_seg_head.predictor.class_embed"])
+def test_the_networks_backward_pass_begins_at_its_outputs(contender, part):
+    one = contender(True)
+    run(one.step)
+    slow_after(one.model.get_submodule(part), "forward", slow_backward)
+    stages, _ = run(one.step)
+    assert stages["backward"] > SLEEP > stages["criterion backward"]
+
+
+def test_the_criterions_backward_pass_ends_there(contender):
+    one = contender(True)
+    run(one.step)
+    slow_after(one.model.criterion, "forward", slow_backward)
+    stages, _ = run(one.step)
+    assert stages["criterion backward"] > SLEEP > stages["backward"]
+
+
+def test_a_step_trains_and_the_network_alone_does_not(contender):
+    one = contender(True)
+    weight = one.model.sem_seg_head.predictor.query_embed.weight
+    before = weight.clone()
+    assert one.network(Stopwatch(torch.device("cpu")))
+    assert weight.grad is None and torch.equal(weight, before)
+    run(one.step)
+    assert not torch.equal(weight, before)
+
+
+def test_accumulation_runs_the_network_more_often(contender):
+    one = contender(True, "ours", "SOLVER.ACCUMULATE_STEPS", "3")
+    calls = []
+    slow_after(one.model.backbone, "forward", lambda x: calls.append(1) or x)
+    run(one.step)
+    assert len(calls) == 3
+    run(one.network)
+    assert len(calls) == 6
+
+
+def test_the_network_computes_in_the_format_of_the_config(contender):
+    options = [
+        "TEST.AMP.ENABLED",
+        "True",
+        "SOLVER.AMP.ENABLED",
+        "True",
+        "SOLVER.AMP.DTYPE",
+        "float16",
+    ]
+    for training, expected in ((False, torch.bfloat16), (True, torch.float16)):
+        one = contender(training, "ours", *options)
+        assert one.amp_dtype is expected and one.scaler.is_enabled() is training
+        found = []
+        slow_after(
+            one.model, "_network", lambda x, found=found: found.append(x["pred_masks"].dtype) or x
+        )
+        run(one.step)
+        run(one.network)
+        assert found == [expected] * 2
+
+
+def test_a_compiled_head_is_one_stage(contender):
+    one = contender(False)
+    one.model.sem_seg_head._compiled_call_impl = one.model.sem_seg_head._call_impl
+    stages, _ = run(one.step)
+    assert list(stages) == ["input", "backbone", "head", "semantic", "rest"]
+
+
+def test_so_many_queries_are_sure_of_a_class():
+    logits = 20 * torch.randn(2, 5, 4)
+    be_sure(logits, 2)
+    probability = logits.softmax(-1)
+    assert probability.argmax(-1).tolist() == [[0, 1, 3, 3, 3]] * 2
+    assert probability.amax(-1).min() > 0.99
+
+
+def test_targets_cover_an_image_once():
+    for example in random_batch(WORK, 7):
+        masks = example["instances"].gt_masks
+        assert masks.shape == (3, 32, 64) and masks.dtype == torch.bool
+        assert (masks.sum(0) == 1).all()

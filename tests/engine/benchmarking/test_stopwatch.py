@@ -1,0 +1,81 @@
+"""Stages, memory and the machine's rate."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mask_former.engine.benchmarking.stopwatch import (
+    Stopwatch,
+    lap_after,
+    matrix_product_rate,
+    peak_memory,
+    then,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on when it is told to."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_laps_of_one_name_are_added_and_a_start_forgets(clock):
+    watch = Stopwatch(CPU)
+    for _ in range(2):
+        watch.start()
+        for stage, seconds in (("a", 1.0), ("b", 2.0), ("a", 4.0)):
+            clock.now += seconds
+            watch.lap(stage)
+    assert watch.read() == {"a": 5.0, "b": 2.0}
+
+
+def test_a_stage_ends_when_a_method_has_run(clock):
+    class Worker:
+        def work(self, seconds):
+            clock.now += seconds
+            return seconds
+
+    worker, watch = Worker(), Stopwatch(CPU)
+    with lap_after(watch, "work", worker, "work"):
+        watch.start()
+        assert worker.work(3.0) == 3.0
+        clock.now += 1.0
+        watch.lap("rest")
+    assert watch.read() == {"work": 3.0, "rest": 1.0}
+    assert "work" not in vars(worker)
+
+
+def test_an_attribute_of_ones_own_comes_back_after_an_error():
+    owner = SimpleNamespace(f=len)
+    with pytest.raises(TypeError), then(owner, "f", print):
+        owner.f(1)
+    assert owner.f is len
+
+
+def test_the_peak_is_that_of_the_step_alone():
+    mebibytes = 64
+    kept = torch.ones(mebibytes << 18)
+
+    def step():
+        torch.ones(2 * mebibytes << 18).sum()
+
+    step()
+    found = peak_memory(step, CPU)
+    if found.step is None:
+        pytest.skip("this system does not tell a process its peak of memory")
+    assert 2 * mebibytes == pytest.approx(found.step, rel=0.1)
+    assert found.process > 3 * mebibytes and len(kept)
+
+
+def test_the_rate_counts_two_operations_a_multiply_add(monkeypatch):
+    rate = matrix_product_rate(CPU, torch.float32, size=256, rounds=3)
+    assert 0.01 < rate < 1e6
+    ticks = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    assert matrix_product_rate(CPU, torch.float32, size=10) == 2 * 10**3 / 1e9

@@ -1,0 +1,117 @@
+"""The plain version gives what ours gives: what is compared does the same work."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import swin
+
+from mask_former.engine.benchmarking.textbook import build_textbook_model
+from mask_former.engine.benchmarking.work import Work, be_sure, random_batch
+from mask_former.engine.setup import load_cfg
+from mask_former.structures import layer_predictions
+from tests.tiny_model import write_tiny_model
+
+EVERYTHING = {"PANOPTIC_ON": True, "INSTANCE_ON": True, "OVERLAP_THRESHOLD": 0.3}
+TARGETS = Work(size=(64, 80), output_size=(50, 90), images=2, targets=3)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Ours and the plain one, of the same weights."""
+
+    def build(*opts, **test):
+        config, weights = write_tiny_model(tmp_path, **test)
+        cfg = load_cfg(str(config), list(opts))
+        ours, plain = build_model(cfg), build_textbook_model(cfg)
+        ours.load_state_dict(torch.load(weights)["model"], strict=False)  # layers there may be more
+        plain.load_state_dict(ours.state_dict())
+        return ours, plain
+
+    return build
+
+
+def results(model, *, segments=None):
+    model.eval()
+    if segments:
+        model.sem_seg_head.register_forward_hook(
+            lambda *call: be_sure(call[-1]["pred_logits"], segments)
+        )
+    with torch.no_grad():
+        return model(random_batch(TARGETS, 4))
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["resized after", "resized before"])
+def test_the_semantic_result_is_ours(build, before):
+    ours, plain = build(SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE=before)
+    for found, expected in zip(results(plain), results(ours), strict=True):
+        assert found["sem_seg"].shape == (4, 50, 90)
+        torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("segments", [None, 5], ids=["as it is", "sure queries"])
+def test_panoptic_and_instance_results_are_ours(build, segments):
+    ours, plain = build(**EVERYTHING)
+    found, expected = results(plain, segments=segments), results(ours, segments=segments)
+    for one, other in zip(found, expected, strict=True):
+        ids, info = one["panoptic_seg"]
+        assert (ids == other["panoptic_seg"][0]).float().mean() > 0.999  # rounding of ties
+        assert [tuple(segment.values())[:3] for segment in info] == [
+            tuple(segment.values())[:3] for segment in other["panoptic_seg"][1]
+        ]
+        assert segments is None or len(info) > 1
+        one, other = one["instances"], other["instances"]
+        assert len(one) == len(other) > 0
+        assert one.pred_classes.tolist() == other.pred_classes.tolist()
+        torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
+        assert (one.pred_masks == other.pred_masks).float().mean() > 0.999
+
+
+def test_losses_and_gradients_are_ours(build):
+    gradients = []
+    losses = []
+    for model in build("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.DROPOUT", "0.0"):
+        model.backbone.eval()  # no dropped paths
+        values = model(random_batch(TARGETS, 4))
+        sum(values.values()).backward()
+        losses.append({name: value.item() for name, value in values.items()})
+        gradients.append(model.sem_seg_head.predictor.query_embed.weight.grad)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert set(losses[0]) == {f"loss_{n}{s}" for n in ("ce", "mask", "dice") for s in ("", "_0")}
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_matches_are_ours(build):
+    ours, plain = build()
+    torch.manual_seed(0)
+    found = {"pred_logits": 10 * torch.randn(2, 6, 5), "pred_masks": 3 * torch.randn(2, 6, 16, 20)}
+    targets = [
+        {"labels": torch.tensor([3, 0, 1]), "masks": torch.rand(3, 64, 80) > 0.5} for _ in range(2)
+    ]
+    for image, expected in enumerate(ours.criterion.matcher(found, targets)):
+        of_image = (value[image] for value in found.values())
+        match = plain.criterion.match(*of_image, targets[image])
+        assert [one.tolist() for one in match] == [one.tolist() for one in expected]
+
+
+def test_every_layer_predicts_in_inference(build):
+    ours, plain = (model.eval() for model in build("MODEL.MASK_FORMER.DEC_LAYERS", "2"))
+    with torch.no_grad():
+        layers = [
+            len(layer_predictions(m._network(torch.zeros(1, 3, 64, 64)))) for m in (ours, plain)
+        ]
+    assert layers == [1, 2]
+    assert not any(module.training for module in plain.sem_seg_head.predictor.children())
+
+
+def test_the_swin_is_detectron2s(build):
+    ours, plain = build()
+    for kind in (swin.WindowAttention, swin.SwinTransformerBlock, swin.BasicLayer):
+        assert kind in {type(module) for module in plain.backbone.modules()}
+        assert kind not in {type(module) for module in ours.backbone.modules()}
+
+
+def test_losses_that_it_does_not_have_are_refused(build):
+    with pytest.raises(ValueError, match=r"TRAIN_NUM_POINTS is 64.*set it to 0"):
+        build("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64")
+    with pytest.raises(ValueError, match=r"MASK_IGNORE is True.*set it to False"):
+        build("MODEL.MASK_FORMER.MASK_IGNORE", "True")
