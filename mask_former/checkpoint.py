@@ -22,7 +22,9 @@ from torch import Tensor
 
 __all__ = [
     "CLASS_NAMES",
+    "EMA",
     "as_tensors",
+    "averaged_weights",
     "read_checkpoint",
     "rename_old_layout",
     "replace_file",
@@ -47,6 +49,8 @@ _NUMPY_CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "nump
 
 CLASS_NAMES = "class_names"
 """The key of a checkpoint's class names."""
+EMA = "ema"
+"""The key of the state of the averaged weights (torch's ``AveragedModel``)."""
 
 _OLD_PIXEL_DECODER = re.compile(
     r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
@@ -141,6 +145,26 @@ def as_tensors(weights: Mapping[str, Any], source: str | Path) -> dict[str, Tens
     return {
         k: v if isinstance(v, Tensor) else torch.from_numpy(np.array(v)) for k, v in weights.items()
     }
+
+
+def averaged_weights(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """The averaged weights in a checkpoint, under the model's own names.
+
+    Args:
+        content: of the checkpoint.
+        source: its name, for the error.
+
+    Raises:
+        ValueError: if it holds none.
+    """
+    if EMA not in content:
+        raise ValueError(
+            f"{source} holds no averaged weights, only {', '.join(map(str, content))}: a run with "
+            "MODEL.EMA.ENABLED True keeps them. To use the file as it is, set that to False, and "
+            "leave out --ema and ?ema=True."
+        )
+    state = as_tensors(content[EMA], source)
+    return {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
 
 
 def _is_numeric(value: Any) -> bool:

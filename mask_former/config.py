@@ -5,28 +5,26 @@ Defaults are the published ones; what is ours beside them leaves published behav
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.config import CfgNode
 from detectron2.config import CfgNode as CN
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
-from .losses import PointSampling
 from .registration import plugins
-from .registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY, lookup
+from .validation import validate
 
 __all__ = ["add_mask_former_config", "get_mask_former_cfg", "validate"]
 
 
 def add_mask_former_config(cfg: CfgNode) -> None:
     """Add the keys below, and those of the plug-ins, to ``cfg`` (after ``add_deeplab_config``)."""
+    _add_datasets(cfg)
     _add_input(cfg)
     _add_solver(cfg)
     _add_pixel_decoder(cfg)
     _add_mask_former(cfg)
     _add_finetuning(cfg)
     _add_acceleration(cfg)
+    _add_training_comforts(cfg)
     _add_swin(cfg)
     for plugin in plugins():
         if hasattr(plugin, "add_config"):
@@ -43,6 +41,11 @@ def get_mask_former_cfg() -> CfgNode:
     return cfg
 
 
+def _add_datasets(cfg: CfgNode) -> None:
+    # Files of JSON tables (see data/catalog.py) whose datasets are registered, beside our own.
+    cfg.DATASETS.TABLES = ()
+
+
 def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"  # a registered training mapper
     cfg.INPUT.COLOR_AUG_SSD = False  # SSD's colour jitter
@@ -50,6 +53,8 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.SIZE_DIVISIBILITY = -1
     # Pixels: targets that a crop left smaller are dropped. 0: none is (published).
     cfg.INPUT.MIN_MASK_AREA = 0
+    # "quick": before training, see that all files are there and read 20 images a dataset; "off".
+    cfg.DATASETS.CHECK = "quick"
 
 
 def _add_solver(cfg: CfgNode) -> None:
@@ -83,6 +88,9 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of uncertain points in the losses'; others random
     # Leave pixels without a label and padding out of mask losses and matching. False: published.
     node.MASK_IGNORE = False
+    node.MATCHER = CN()
+    # A cost that is NaN or infinite: "raise" an error, or "sanitize": match with a high cost.
+    node.MATCHER.ON_NONFINITE = "raise"
     # Transformer
     node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered predictor
     # What the queries look at: a backbone map, "transformer_encoder" or "pixel_embedding".
@@ -131,6 +139,23 @@ def _add_acceleration(cfg: CfgNode) -> None:
     cfg.TEST.AMP.DTYPE = "bfloat16"  # or float16
 
 
+def _add_training_comforts(cfg: CfgNode) -> None:
+    # Shell patterns of names of parameters or modules, such as "backbone", that are not trained.
+    cfg.MODEL.FREEZE = []
+    # [[pattern, factor], …] on the learning rate, beside BACKBONE_MULTIPLIER; factors multiply.
+    cfg.SOLVER.LR_MULTIPLIERS = []
+    # An exponential moving average of the weights, evaluated and saved beside them.
+    cfg.MODEL.EMA = CN()
+    cfg.MODEL.EMA.ENABLED = False
+    cfg.MODEL.EMA.DECAY = 0.999  # the average's share in the new one, each iteration
+    cfg.MODEL.EMA.START_ITER = 0  # the iteration whose weights it begins with
+    # The losses on DATASETS.TEST (val_…) each TEST.EVAL_PERIOD iterations and at the end.
+    cfg.TEST.VAL_LOSS = False
+    # A metric such as "sem_seg/mIoU": the model that was best in it stays in model_best.pth.
+    cfg.TEST.BEST_METRIC = ""
+    cfg.LOGGERS = ["json", "tensorboard"]  # and "wandb", where it is installed
+
+
 def _add_swin(cfg: CfgNode) -> None:
     swin = cfg.MODEL.SWIN = CN()
     swin.PRETRAIN_IMG_SIZE = 224  # pixels; of the absolute position embedding
@@ -148,58 +173,3 @@ def _add_swin(cfg: CfgNode) -> None:
     swin.APE = False  # absolute position embedding
     swin.PATCH_NORM = True
     swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-
-
-def validate(cfg: CfgNode) -> None:
-    """Find the mistakes that a config alone shows, before anything is built.
-
-    Raises:
-        KeyError: for a name that is not registered; lists those that are.
-        ValueError: for values that contradict each other; names the keys and the fix.
-    """
-    for registry, key in (
-        (META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE"),
-        (BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME"),
-        (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME"),
-        (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"),
-        (PREDICTOR_REGISTRY, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"),
-        (DATASET_MAPPER_REGISTRY, "INPUT.DATASET_MAPPER_NAME"),
-    ):
-        lookup(registry, _get(cfg, key), key)
-    for name in cfg.MODEL.MASK_FORMER.LOSSES:
-        lookup(LOSS_REGISTRY, name, "MODEL.MASK_FORMER.LOSSES")
-    crop, side = cfg.INPUT.CROP, cfg.INPUT.SIZE_DIVISIBILITY
-    if crop.ENABLED and crop.TYPE == "absolute" and 0 < side < max(crop.SIZE):
-        raise ValueError(
-            f"INPUT.CROP.SIZE is {list(crop.SIZE)}, larger than INPUT.SIZE_DIVISIBILITY = {side}, "
-            f"the side that crops are padded to: set INPUT.SIZE_DIVISIBILITY to {max(crop.SIZE)}."
-        )
-    finetuning = cfg.MODEL.MASK_FORMER
-    if finetuning.FINETUNE_CLASSES_FROM and not finetuning.FINETUNE:
-        raise ValueError(
-            "MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is "
-            f"{finetuning.FINETUNE_CLASSES_FROM!r}, but MODEL.MASK_FORMER.FINETUNE is False: set "
-            "it to True, or leave the other empty."
-        )
-    points = cfg.MODEL.MASK_FORMER
-    if points.TRAIN_NUM_POINTS:  # its own check
-        PointSampling(
-            points.TRAIN_NUM_POINTS, points.OVERSAMPLE_RATIO, points.IMPORTANCE_SAMPLE_RATIO
-        )
-    if cfg.MODEL.META_ARCHITECTURE != "MaskFormer":
-        for key in ("MODEL.COMPILE", "MODEL.ACTIVATION_CHECKPOINTING", "TEST.AMP.ENABLED"):
-            if _get(cfg, key):
-                raise ValueError(
-                    f"{key} is True, which does nothing for MODEL.META_ARCHITECTURE "
-                    f"{cfg.MODEL.META_ARCHITECTURE!r}: it is for 'MaskFormer'. Set it to False."
-                )
-    for key in ("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"):
-        value = cfg.MODEL.MASK_FORMER.TEST[key]
-        if not 0 <= value <= 1:
-            raise ValueError(f"MODEL.MASK_FORMER.TEST.{key} is {value}; it must lie in [0, 1].")
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -16,7 +16,10 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDI
 
 # Keys beside the published ones, with the values that leave published behaviour as it is.
 OURS = {
+    "LOGGERS": ["json", "tensorboard"],
     "INPUT.MIN_MASK_AREA": 0,
+    "MODEL.EMA.ENABLED": False,
+    "MODEL.FREEZE": [],
     "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,
     "MODEL.MASK_FORMER.FINETUNE": False,
     "MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM": "",
@@ -28,6 +31,9 @@ OURS = {
     "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
     "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 0,
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "TransformerPredictor",
+    "SOLVER.LR_MULTIPLIERS": [],
+    "TEST.BEST_METRIC": "",
+    "TEST.VAL_LOSS": False,
 }
 
 REGISTERED = {

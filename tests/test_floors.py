@@ -27,6 +27,7 @@ FLOORS = {
     "visualization": 2,
     "huggingface": 2,
     "registration": 3,
+    "validation": 3,
     "config": 4,
     "engine": 5,
     "test_time_augmentation": 5,

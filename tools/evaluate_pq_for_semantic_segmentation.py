@@ -5,8 +5,8 @@ tools/evaluate_pq_for_semantic_segmentation.py --dataset ade20k_sem_seg_val \\
     --predictions output/inference/sem_seg_predictions.json --json pq.json
 
 Every class is stuff: its pixels in an image are one segment, in the labels as in the prediction.
---predictions is what detectron2's SemSegEvaluator writes, or a folder with one PNG of contiguous
-class ids for each image, of the image's stem.
+--predictions is the file that an evaluation with TEST.SAVE_PREDICTIONS writes, or a folder with one
+PNG of contiguous class ids for each image, of the image's stem.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers the datasets)
+from mask_former.data.mappers.readers import read_class_map
 from mask_former.engine.evaluation import write_results
+from mask_former.engine.panoptic_quality import METRICS, PanopticQuality, match_classes
 
-METRICS = ("PQ", "SQ", "RQ")
 LabelMap = NDArray[np.int64]  # H×W: 0 … K-1, and K where a pixel has no class
 Segment = tuple[int, dict[str, Any]]  # category_id and COCO's run-length encoding
 
@@ -61,58 +61,16 @@ class Classes(NamedTuple):
         return cls(names, ignored, metadata.get("stuff_dataset_id_to_contiguous_id", own))
 
 
-class PanopticQuality:
-    """Counts segments that match; see :meth:`add` and :meth:`result`."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.iou = np.zeros(num_classes)  # sum over the true positives
-        self.true_positives = np.zeros(num_classes, int)
-        self.false_positives = np.zeros(num_classes, int)
-        self.false_negatives = np.zeros(num_classes, int)
-
-    def add(self, truth: LabelMap, prediction: LabelMap) -> None:
-        """One image. Two segments of a class match where their IoU is above ½.
-
-        As in panopticapi, pixels without a label leave the union, and an unmatched segment that
-        lies more than half on them is not counted.
-        """
-        void = len(self.iou)
-        true_area, area = _areas(truth, void), _areas(prediction, void)
-        common = _areas(truth[truth == prediction], void)
-        unlabeled = _areas(prediction[truth == void], void)
-        union = true_area + area - common - unlabeled
-        iou = common / np.maximum(union, 1)
-        match = iou > 0.5
-        self.iou += np.where(match, iou, 0)
-        self.true_positives += match
-        self.false_negatives += (true_area > 0) & ~match
-        self.false_positives += (area > 0) & ~match & (2 * unlabeled <= area)
-
-    def result(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """PQ, SQ and RQ in percent, 3×K, and which classes there are segments of."""
-        tp, fp, fn = self.true_positives, self.false_positives, self.false_negatives
-        recognition = tp / np.maximum(tp + (fp + fn) / 2, 0.5)
-        segmentation = self.iou / np.maximum(tp, 1)
-        quality = 100 * np.stack([segmentation * recognition, segmentation, recognition])
-        return quality, tp + fp + fn > 0
-
-
-def _areas(labels: LabelMap, num_classes: int) -> NDArray[np.int64]:
-    """Pixels of each class."""
-    return np.bincount(labels.ravel(), minlength=num_classes)[:num_classes]
-
-
-def read_labels(path: str | Path, classes: Classes) -> LabelMap:
-    """A file of contiguous class ids.
+def read_labels(
+    path: str | Path, classes: Classes, label_map: Mapping[int, int] | None = None
+) -> LabelMap:
+    """A file of contiguous class ids, or of pixel values to which `label_map` gives them.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no label map, or has a label that is neither class nor ignore label.
     """
-    with Image.open(path) as image:
-        labels = np.array(image, dtype=np.int64)
-    if labels.ndim != 2:
-        raise ValueError(f"{path} has {labels.shape[2]} channels; a label map has one.")
+    labels = read_class_map(str(path), label_map).astype(np.int64)
     known = len(classes.names)
     is_void = labels == classes.ignore_label
     wrong = np.unique(labels[~is_void & ((labels < 0) | (labels >= known))])
@@ -189,7 +147,7 @@ def pairs(dataset: str, predictions: Path, classes: Classes) -> Iterator[tuple[L
     for example in tqdm(DatasetCatalog.get(dataset), unit="image", disable=None):
         if "sem_seg_file_name" not in example:
             raise ValueError(f"{dataset!r}: {example['file_name']} has no `sem_seg_file_name`.")
-        truth = read_labels(example["sem_seg_file_name"], classes)
+        truth = read_labels(example["sem_seg_file_name"], classes, example.get("label_map"))
         prediction = prediction_of(example["file_name"])
         if truth.shape != prediction.shape:
             raise ValueError(
@@ -211,16 +169,16 @@ def evaluate(images: Iterable[tuple[LabelMap, LabelMap]], names: Sequence[str]) 
     """
     quality = PanopticQuality(len(names))
     for truth, prediction in images:
-        quality.add(truth, prediction)
-    values, present = quality.result()
-    if not present.any():
+        quality.add(match_classes(truth, prediction, len(names)))
+    means, count = quality.mean()
+    if not count:
         raise ValueError("There is no labelled pixel in the dataset: nothing to evaluate.")
-    means = values[:, present].mean(axis=1)
-    result = {name: float(mean) for name, mean in zip(METRICS, means, strict=True)}
-    result["classes"] = int(present.sum())
+    values, present = quality.by_class()
+    result = {name: 100 * float(mean) for name, mean in zip(METRICS, means, strict=True)}
+    result["classes"] = count
     for index in np.flatnonzero(present).tolist():
         for metric, value in zip(METRICS, values[:, index], strict=True):
-            result[f"{metric}-{names[index]}"] = float(value)
+            result[f"{metric}-{names[index]}"] = 100 * float(value)
     return result
 
 

@@ -15,7 +15,13 @@ from pathlib import Path
 
 import torch
 
-from mask_former.checkpoint import CLASS_NAMES, as_tensors, read_checkpoint, write_weights
+from mask_former.checkpoint import (
+    CLASS_NAMES,
+    as_tensors,
+    averaged_weights,
+    read_checkpoint,
+    write_weights,
+)
 
 
 def half(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -39,12 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path, help="a .safetensors file")
     parser.add_argument("--keep-precision", action="store_true", help="do not halve")
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights (MODEL.EMA) instead"
+    )
     args = parser.parse_args(argv)
     try:
         if args.output.suffix != ".safetensors":
             raise ValueError(f"{args.output}: the output must end in .safetensors")
         content = read_checkpoint(args.checkpoint)
-        weights = as_tensors(content["model"], args.checkpoint)
+        if args.ema:
+            weights = averaged_weights(content, args.checkpoint)
+        else:
+            weights = as_tensors(content["model"], args.checkpoint)
         if not args.keep_precision:
             weights = {name: half(name, value) for name, value in weights.items()}
         write_weights(weights, args.output, content.get(CLASS_NAMES))

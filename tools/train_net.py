@@ -6,6 +6,13 @@ tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
 tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True    # also over scales and flips
 tools/train_net.py --config-file F --num-gpus 8 OUTPUT_DIR out SOLVER.BASE_LR 0.0002
 torchrun --nproc-per-node 8 tools/train_net.py --config-file F
+
+Your own data, with --val-images and --val-labels to evaluate on (docs/own_data.md):
+
+tools/train_net.py --config-file configs/custom/maskformer_semantic.yaml --train-images A \
+    --train-labels B --classes classes.txt
+tools/train_net.py --config-file configs/custom/maskformer_instance.yaml --train-images A \
+    --train-json x.json
 """
 
 from __future__ import annotations
@@ -17,8 +24,10 @@ from typing import Any
 from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
+from mask_former.checkpoint import averaged_weights
 from mask_former.engine import Trainer
 from mask_former.engine.checkpointer import Checkpointer
+from mask_former.engine.custom_data import add_arguments, use_own_data
 from mask_former.engine.setup import run, setup
 
 
@@ -28,14 +37,23 @@ def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        content = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        # Before hours of evaluation, for the file may have none.
+        averaged = averaged_weights(content, cfg.MODEL.WEIGHTS) if cfg.MODEL.EMA.ENABLED else None
         test = Trainer.test_with_TTA if cfg.TEST.AUG.ENABLED else Trainer.test
-        return test(cfg, model)
+        results = test(cfg, model)
+        if averaged is not None:
+            model.load_state_dict(averaged)
+            results = Trainer.test_average(cfg, model, results)
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    parser = default_argument_parser(epilog=__doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    use_own_data(arguments)
     run(main, arguments)

@@ -19,7 +19,6 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,56 +33,28 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
+from mask_former.engine.contact_sheet import (
+    GAP,
+    PADDING,
+    TEXT,
+    VOID,
+    draw_sheet,
+    hatch,
+    paint,
+    sheet_cell,
+)
 from mask_former.engine.examples import Example, FedExamples, Record, annotated_example
 from mask_former.engine.outputs import PICTURE_SUFFIXES, plan_outputs
 from mask_former.engine.setup import load_cfg
 from mask_former.labels import font
-from mask_former.visualization import Classes, draw
+from mask_former.visualization import Classes
 
 MIN_SIDE, MAX_SIDE = 600, 960
 """Smaller images are drawn enlarged by a whole factor, larger ones reduced; in pixels."""
-CELL = 360
-"""The longer side of an image in the contact sheet, in pixels."""
-TEXT, GAP = 15, 8
-"""The size of letters, and what is left free around things, in pixels."""
 
 
 FAILURES = (ImportError, KeyError, OSError, ValueError)
 """What a wrong option, config or file raises."""
-
-
-class Hatch(NamedTuple):
-    """How pixels without a target are marked: grey values 0 … 255, and the lines' direction."""
-
-    ground: int
-    line: int
-    slope: int
-
-
-VOID, PADDING = Hatch(128, 255, 1), Hatch(0, 96, -1)
-
-
-def hatch(pixels: NDArray[np.uint8], where: NDArray[np.bool_], style: Hatch) -> None:
-    """Mark pixels (H×W×3, in place) ``where`` a mask H×W is true; what is there shines through."""
-    y, x = np.ogrid[: where.shape[0], : where.shape[1]]
-    lines = (x + style.slope * y) % 10 < 2
-    gray = np.where(lines, style.line, style.ground).astype(np.uint8)[..., None]
-    pixels[where] = (pixels // 2 + gray // 2)[where]
-
-
-def paint(example: Example, factor: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The image, scaled by a factor, without and with its targets; both h×w×3, RGB."""
-    height, width = example.padding.shape
-    h, w = max(1, round(height * factor)), max(1, round(width * factor))
-    rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
-    ids, padding = (a[rows][:, columns] for a in (example.overlay.ids, example.padding))
-    image = np.asarray(Image.fromarray(example.image).resize((w, h)))
-    overlay = replace(example.overlay, ids=ids)
-    scaled = replace(example, image=image, overlay=overlay, padding=padding)
-    marked = image.copy()
-    hatch(marked, scaled.void, VOID)
-    hatch(marked, padding, PADDING)
-    return image, draw(marked, overlay)
 
 
 def page_factor(height: int, width: int) -> float:
@@ -171,23 +142,6 @@ def draw_page(example: Example, record: Record, classes: Classes) -> Image.Image
     return page
 
 
-def draw_sheet(cells: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
-    """Small pictures (h×w×3) under their names, in rows and columns of one size."""
-    columns = math.ceil(math.sqrt(len(cells)))
-    face, top = font(TEXT), TEXT + 2 * GAP
-    height, width = (max(picture.shape[axis] for _, picture in cells) + GAP for axis in (0, 1))
-    size = (columns * width + GAP, math.ceil(len(cells) / columns) * (height + top) + GAP)
-    sheet = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, (name, picture) in enumerate(cells):
-        x, y = GAP + index % columns * width, GAP + index // columns * (height + top)
-        while face.getlength(name) > width - GAP:
-            name = f"…{name[2:]}"
-        pen.text((x, y), name, "black", face)
-        sheet.paste(Image.fromarray(picture), (x, y + TEXT + GAP))
-    return sheet
-
-
 def read_records(cfg: CfgNode, split: str, num: int) -> tuple[str, list[Record]]:
     """The first dataset of the split, and ``num`` records spread evenly over all of its datasets.
 
@@ -247,9 +201,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         draw_page(example, record, classes).save(outputs["png"])
         if args.sheet:
-            cells.append(
-                (outputs["png"].stem, paint(example, CELL / max(example.padding.shape))[1])
-            )
+            cells.append((outputs["png"].stem, sheet_cell(example)))
     if cells:
         draw_sheet(cells).save(plan[-1]["png"])
     print(f"{args.output}: {len(records) - failed} of {len(records)} images drawn")

@@ -68,7 +68,9 @@ class ResizeCropTransform(T.Transform):
         assert segmentation.shape == (self.h, self.w)
         rows = _nearest(self.y0, self.crop_h, self.h, self.new_h)
         columns = _nearest(self.x0, self.crop_w, self.w, self.new_w)
-        return segmentation.take(columns, axis=1)[rows]  # the fastest way that ends contiguous
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        window = segmentation[top:bottom].take(columns, axis=1)
+        return window[rows - top]  # the fastest way that ends contiguous
 
     def apply_coords(self, coords: NDArray) -> NDArray:
         """Args: coords: N×2 (x, y) in pixels, float."""
@@ -105,10 +107,29 @@ class ResizeAndCrop(T.Augmentation):
         # Crops look at the labels, but of the image only at its shape.
         canvas = np.broadcast_to(np.uint8(0), (new_h, new_w))
         labels = None
-        if sem_seg is not None:  # a crop counts labels by sorting them: fastest for 32 bit
+        # A crop with a limit counts labels, by sorting them: fastest for 32 bit.
+        if sem_seg is not None and getattr(self.crop, "single_category_max_area", 1) < 1:
             labels = whole.apply_segmentation(sem_seg).astype(np.int32)
         window = self.crop(T.AugInput(canvas, sem_seg=labels))
         return ResizeCropTransform(h, w, new_h, new_w, window.x0, window.y0, window.w, window.h)
+
+
+class HFlipTransform(T.HFlipTransform):
+    """detectron2's, contiguous: to copy the view that it returns takes longer than the flip."""
+
+    def apply_image(self, img: NDArray) -> NDArray:
+        """Args: img: H×W or H×W×3, 8 or 16 bit. Returns: the same, left and right exchanged."""
+        return cv2.flip(img, 1)
+
+
+class RandomFlip(T.RandomFlip):
+    """detectron2's, with the same draws."""
+
+    def get_transform(self, image: NDArray) -> T.Transform:
+        """Args: image: H×W×3."""
+        transform = super().get_transform(image)
+        is_horizontal = isinstance(transform, T.HFlipTransform)
+        return HFlipTransform(transform.width) if is_horizontal else transform
 
 
 class ColorAugSSD(T.Augmentation):
@@ -189,12 +210,12 @@ def _look_up(image: NDArray, tables: list[NDArray], img_format: str) -> NDArray:
     return image
 
 
-def build_augmentation(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation]:
+def build_augmentation(cfg: CfgNode, ignore_label: int | None) -> list[T.Augmentation]:
     """MaskFormer's: resize, crop with a limit on a category's area, colour jitter, flip.
 
     Args:
         cfg: its `INPUT` says how; see `mask_former.config`.
-        ignore_label: the label that the area limit does not count.
+        ignore_label: the label that the area limit does not count; None: there is none.
 
     Raises:
         ValueError: a key of `INPUT` has a value that does not exist.
@@ -246,7 +267,7 @@ def _flip(cfg: CfgNode) -> list[T.Augmentation]:
     direction = _one_of(cfg.INPUT.RANDOM_FLIP, "RANDOM_FLIP", _FLIPS)
     if direction == "none":
         return []
-    return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]
+    return [RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]
 
 
 _SAMPLINGS = ("choice", "range")

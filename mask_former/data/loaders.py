@@ -1,4 +1,7 @@
-"""From files on disk to detectron2's standard dataset dicts. Nothing here opens an image."""
+"""From files on disk to detectron2's standard dataset dicts.
+
+No image is opened here, but for the PNGs of panoptic annotations that instances are made from.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from detectron2.structures import BoxMode
+
+from mask_former.data.instance_files import check_segmentation, complete, instances_of_panoptic
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -82,7 +89,7 @@ def load_panoptic(
         FileNotFoundError: a file that the JSON names is not there.
         ValueError: the JSON is broken, or has a category that is not in `contiguous_ids`.
     """
-    content = _read_json(panoptic_json)
+    content = read_json(panoptic_json, "COCO panoptic format")
     images = {image["id"]: image for image in content["images"]}
     records = []
     for annotation in content["annotations"]:
@@ -106,14 +113,21 @@ def load_panoptic(
     return records
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """The content of a JSON of COCO's.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no JSON, or one without `images` and `annotations`; `expected` is the
+            format that the message names.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no JSON ({error}): prepare the dataset again.") from error
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not content.get(key):
-            raise ValueError(f"{path}: expected COCO panoptic format, but `{key}` is missing.")
+            raise ValueError(f"{path}: expected {expected}, but `{key}` is missing.")
     return content
 
 
@@ -153,4 +167,104 @@ def _segment(
         **segment,
         "category_id": contiguous_ids[category],
         "isthing": category in thing_ids,
+    }
+
+
+def load_instances(
+    image_root: Path,
+    json_file: Path | None = None,
+    *,
+    contiguous_ids: Mapping[int, int],
+    panoptic_json: Path | None = None,
+    panoptic_root: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Read annotations in COCO instance format, polygons and RLE.
+
+    Args:
+        image_root: the folder of the images.
+        json_file: the annotations; or None, and these are the things of a panoptic annotation:
+        contiguous_ids: category id in the JSON -> contiguous id.
+        panoptic_json, panoptic_root: its JSON and its PNGs, each of which is read.
+
+    Returns:
+        dicts with `file_name`, `image_id`, `height`, `width` and `annotations`: dicts of `id`,
+        `category_id` (contiguous), `segmentation`, `iscrowd`, `bbox` and `bbox_mode`.
+
+    Raises:
+        FileNotFoundError: a file that the JSON names is not there.
+        ValueError: the JSON is broken; names the annotation.
+    """
+    if json_file is None:
+        if panoptic_json is None or panoptic_root is None:
+            raise ValueError("Instances need a json_file, or panoptic_json and panoptic_root.")
+        source = panoptic_json
+        content = instances_of_panoptic(read_json(source, "COCO panoptic format"), panoptic_root)
+    else:
+        source = json_file
+        content = read_json(source, "COCO instance format")
+    records = {image["id"]: _image_record(image, image_root, source) for image in content["images"]}
+    seen: set[Any] = set()
+    for annotation in content["annotations"]:
+        where = f"{source}: annotation id {annotation.get('id')!r}"
+        _check_annotation(annotation, records, contiguous_ids, where)
+        if annotation["id"] in seen:
+            raise ValueError(f"{where} is there twice: give each annotation an id of its own.")
+        seen.add(annotation["id"])
+        record = records[annotation["image_id"]]
+        record["annotations"].append(_instance(annotation, record, contiguous_ids, where))
+    return list(records.values())
+
+
+def _image_record(image: Mapping[str, Any], image_root: Path, source: Path) -> dict[str, Any]:
+    missing = [key for key in ("file_name", "height", "width") if key not in image]
+    if missing:
+        raise ValueError(f"{source}: the image with the id {image['id']!r} lacks {missing}.")
+    record = {
+        "file_name": str(image_root / image["file_name"]),
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "annotations": [],
+    }
+    _check_files(record, source)
+    return record
+
+
+def _check_annotation(
+    annotation: Mapping[str, Any],
+    records: Mapping[Any, Any],
+    contiguous_ids: Mapping[int, int],
+    where: str,
+) -> None:
+    missing = [k for k in ("id", "image_id", "category_id", "segmentation") if k not in annotation]
+    if missing:
+        raise ValueError(f"{where} of image_id {annotation.get('image_id')!r} lacks {missing}.")
+    if annotation["image_id"] not in records:
+        raise ValueError(
+            f"{where} has the image_id {annotation['image_id']!r}, which is not in `images`: take "
+            "it out, or list the image."
+        )
+    if annotation["category_id"] not in contiguous_ids:
+        raise ValueError(
+            f"{where} has category_id {annotation['category_id']}, which is no thing of the table; "
+            f"expected one of {sorted(contiguous_ids)}."
+        )
+
+
+def _instance(
+    annotation: Mapping[str, Any],
+    record: Mapping[str, Any],
+    contiguous_ids: Mapping[int, int],
+    where: str,
+) -> dict[str, Any]:
+    size = (record["height"], record["width"])
+    check_segmentation(annotation["segmentation"], size, f"{where} of {record['file_name']}")
+    full = complete(annotation, size, where)
+    return {
+        "id": annotation["id"],
+        "category_id": contiguous_ids[annotation["category_id"]],
+        "segmentation": annotation["segmentation"],
+        "iscrowd": full["iscrowd"],
+        "bbox": full["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
     }

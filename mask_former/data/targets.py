@@ -17,8 +17,10 @@ from torch import Tensor
 
 __all__ = [
     "MAX_SEGMENT_ID",
+    "InstanceMasks",
     "NDArray",
     "SegmentMap",
+    "count_values",
     "decode_segment_ids",
     "index_segments",
     "masks_from_index_map",
@@ -67,6 +69,18 @@ def index_segments(ids: NDArray, segment_ids: Sequence[int]) -> tuple[NDArray, N
     index_of_value = np.array(indices, dtype=np.min_scalar_type(len(segment_ids)))
     lengths = np.diff(starts, append=pixels.size)
     return np.repeat(index_of_value[run_value], lengths).reshape(ids.shape), present
+
+
+def count_values(index_map: NDArray) -> NDArray:
+    """How many pixels of an H×W map, uint8 or uint16, have each value its type can hold."""
+    pixels = index_map.ravel()
+    if pixels.dtype != np.uint8:
+        return np.bincount(pixels, minlength=np.iinfo(pixels.dtype).max + 1)
+    even = pixels.size // 2 * 2
+    pairs = np.bincount(pixels[:even].view(np.uint16), minlength=256**2).reshape(256, 256)
+    counts = pairs.sum(axis=0) + pairs.sum(axis=1)  # two pixels at once: half the time
+    counts[pixels[even:]] += 1
+    return counts
 
 
 def pad_map(index_map: NDArray, size: tuple[int, int], value: int) -> NDArray:
@@ -131,8 +145,54 @@ class SegmentMap:
         if index_map.shape != size:
             index_map = pad_map(index_map, size, self.void)
         if min_area > 0 and len(indices):
-            areas = np.bincount(index_map.ravel(), minlength=int(indices.max()) + 1)
-            keep = areas[indices] >= min_area
+            keep = count_values(index_map)[indices] >= min_area
             indices, labels = indices[keep], labels[keep]
         masks = masks_from_index_map(index_map, indices)
         return torch.as_tensor(labels, dtype=torch.int64), masks
+
+    def labelled(self, size: tuple[int, int]) -> Tensor:
+        """Which pixels belong to a target, however small: H×W, bool, padded to `size` with False.
+
+        The others have no label or are a crowd's.
+        """
+        is_target = np.zeros(np.iinfo(self.index_map.dtype).max + 1, dtype=bool)
+        is_target[self.indices] = True
+        labelled = is_target.take(self.index_map).view(np.uint8)
+        return torch.from_numpy(pad_map(labelled, size, 0)).view(torch.bool)
+
+
+@dataclass(frozen=True)
+class InstanceMasks:
+    """The ground truth of one image, as masks that may overlap.
+
+    Everything that is no instance's is background, not unlabelled.
+    """
+
+    masks: NDArray
+    """N×H×W, uint8, 0 or 1: one a target."""
+    labels: NDArray
+    """N, the class id of each target."""
+    crowd: NDArray
+    """H×W, uint8: 1 where a crowd is, which says neither what is there nor how many."""
+
+    def transform(self, apply: Callable[[NDArray], NDArray]) -> InstanceMasks:
+        """The same instances after `apply`, a transform's `apply_segmentation`."""
+        crowd = apply(self.crowd)
+        masks = np.empty((len(self.masks), *crowd.shape), dtype=np.uint8)
+        for place, mask in enumerate(self.masks):
+            masks[place] = apply(mask)
+        return replace(self, masks=masks, crowd=crowd)
+
+    def targets(self, size: tuple[int, int], min_area: int = 0) -> tuple[Tensor, Tensor]:
+        """Labels (N, int64) and masks (N×H×W, bool): see `SegmentMap.targets`."""
+        keep = np.count_nonzero(self.masks, axis=(1, 2)) >= min_area
+        height, width = self.crowd.shape
+        masks = np.zeros((np.count_nonzero(keep), *size), dtype=np.uint8)
+        masks[:, :height, :width] = self.masks[keep]
+        labels = torch.as_tensor(self.labels[keep], dtype=torch.int64)
+        return labels, torch.from_numpy(masks).view(torch.bool)
+
+    def labelled(self, size: tuple[int, int]) -> Tensor:
+        """All pixels but those of a crowd alone and of padding: H×W, bool."""
+        labelled = (self.crowd == 0) | self.masks.any(axis=0)
+        return torch.from_numpy(pad_map(labelled.view(np.uint8), size, 0)).view(torch.bool)

@@ -15,10 +15,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import (
     CLASS_NAMES,
     as_tensors,
+    averaged_weights,
     read_checkpoint,
     rename_old_layout,
     replace_file,
@@ -26,7 +28,12 @@ from ..checkpoint import (
 from .finetuning import CLASS_TENSORS, Finetuning, match_classes
 from .weights_fit import WeightsFit, compare
 
-__all__ = ["Checkpointer", "remove_parts", "replace_file"]
+__all__ = ["Checkpointer", "remove_parts", "replace_file", "unwrapped"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, where several processes train it."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def remove_parts(folder: Path) -> None:
@@ -43,8 +50,9 @@ class Checkpointer(DetectionCheckpointer):
     """Atomic, and safe to point at a file of unknown origin.
 
     Beside detectron2's formats it takes ``.safetensors``, ``timm://NAME``, and early MaskFormer
-    checkpoints. What was loaded and what not stands in one record of the log; a file of which less
-    than half fits the model is refused.
+    checkpoints; with ``?ema=True`` behind a file's name, the averaged weights in it. What was
+    loaded and what not stands in one record of the log; a file of which less than half fits the
+    model is refused.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Checkpointer(DetectionCheckpointer):
         whole: bool = False,
         class_names: Sequence[str] | None = None,
         finetuning: Finetuning | None = None,
+        metadata: Mapping[str, Any] | None = None,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
@@ -65,6 +74,7 @@ class Checkpointer(DetectionCheckpointer):
             whole: refuse a checkpoint that leaves a part of the model as it was.
             class_names: of the model's classes; they are saved with it.
             finetuning: how the classes and queries of a checkpoint become the model's.
+            metadata: of the run, as plain data; it is saved with the model.
             save_to_disk: by default, only in the main process.
             checkpointables: what else has a state to save, by name.
         """
@@ -72,21 +82,33 @@ class Checkpointer(DetectionCheckpointer):
         self.whole = whole
         self.class_names = class_names
         self.finetuning = finetuning
+        self.metadata = metadata
         self._source = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth`` and then point ``last_checkpoint`` to it."""
+        if self.write(name, **kwargs):
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def write(self, name: str, **kwargs: Any) -> bool:
+        """Write ``name.pth`` with ``kwargs`` beside the model and all that has a state.
+
+        Returns:
+            Whether this process is one that writes.
+        """
         if not self.save_dir or not self.save_to_disk:
-            return
+            return False
         data: dict[str, Any] = {"model": self.model.state_dict()}
         if self.class_names is not None:
             data[CLASS_NAMES] = list(self.class_names)
+        if self.metadata is not None:
+            data["metadata"] = dict(self.metadata)
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {path}")
         replace_file(path, lambda part: torch.save(data, part))
-        self.tag_last_checkpoint(path.name)
+        return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pointer = Path(self.save_dir) / "last_checkpoint"
@@ -127,6 +149,8 @@ class Checkpointer(DetectionCheckpointer):
             content.update(__author__="Caffe2", matching_heuristics=True)
             content["model"] = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
         query = getattr(self._parsed_url_during_load, "query", "")
+        if "ema=True" in query:
+            content["model"] = averaged_weights(content, filename)
         if filename.endswith(".pyth") or "matching_heuristics=True" in query:
             content["matching_heuristics"] = True
         return content

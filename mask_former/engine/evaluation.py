@@ -8,28 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    COCOEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
-from detectron2.utils.file_io import PathManager
-from PIL import Image
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from .checkpointer import replace_file
 from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from .instance_evaluation import COCOEvaluator
+from .panoptic_evaluation import COCOPanopticEvaluator
+from .semantic_evaluation import SemSegEvaluator
 
 __all__ = ["build_evaluator", "write_results"]
 
 _KNOWN_TYPES = {
     "sem_seg": ("semantic",),
-    "coco_panoptic_seg": ("panoptic",),
-    "ade20k_panoptic_seg": ("semantic", "panoptic"),
+    "coco_panoptic_seg": ("panoptic", "instance"),
+    "ade20k_panoptic_seg": ("semantic", "panoptic", "instance"),
     "coco": ("instance",),
     "cityscapes_sem_seg": ("cityscapes_semantic",),
     "cityscapes_instance": ("cityscapes_instance",),
@@ -44,7 +38,8 @@ def build_evaluator(
     """The evaluators of a dataset by its ``evaluator_type``, where the model gives the result.
 
     Args:
-        cfg: says with ``MODEL.MASK_FORMER.TEST.*_ON`` which results there are.
+        cfg: says with ``MODEL.MASK_FORMER.TEST.*_ON`` which results there are, and with
+            ``TEST.SAVE_PREDICTIONS`` whether semantic and panoptic predictions are written.
         dataset_name: a registered dataset.
         output_folder: for predictions; by default ``OUTPUT_DIR/inference``.
 
@@ -60,14 +55,16 @@ def build_evaluator(
             f"{sorted(_KNOWN_TYPES)}."
         )
     test = cfg.MODEL.MASK_FORMER.TEST
+    saved = folder if cfg.TEST.SAVE_PREDICTIONS else None
     makers = {
         "semantic": (
             test.SEMANTIC_ON,
-            lambda: SemSegEvaluator(
-                dataset_name, output_dir=folder, sem_seg_loading_fn=_read_label_map
-            ),
+            lambda: SemSegEvaluator(dataset_name, output_dir=saved),
         ),
-        "panoptic": (test.PANOPTIC_ON, lambda: COCOPanopticEvaluator(dataset_name, folder)),
+        "panoptic": (
+            test.PANOPTIC_ON,
+            lambda: COCOPanopticEvaluator(dataset_name, output_dir=saved),
+        ),
         "instance": (test.INSTANCE_ON, lambda: COCOEvaluator(dataset_name, output_dir=folder)),
         "cityscapes_semantic": (test.SEMANTIC_ON, lambda: CityscapesSemSegEvaluator(dataset_name)),
         "cityscapes_instance": (
@@ -82,12 +79,6 @@ def build_evaluator(
             "none of it: turn on MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON."
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
-
-
-def _read_label_map(path: str, dtype: Any = int) -> np.ndarray:
-    # detectron2's own reader asks numpy not to copy, which numpy 2 refuses.
-    with PathManager.open(path, "rb") as file:
-        return np.array(Image.open(file), dtype=dtype)
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

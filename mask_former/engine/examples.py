@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, Instances
 from numpy.typing import NDArray
 
+from ..data.instance_files import decode_segmentation
 from ..data.mappers.base import ignore_label_of
 from ..data.mappers.readers import check_classes, check_same_size, read_image, read_segment_map
 from ..data.mappers.semantic import read_sem_seg
@@ -87,7 +88,8 @@ def _semantic(
     record: Record, image: NDArray[np.uint8], classes: Classes, dataset: str
 ) -> tuple[Overlay, list[int]]:
     ignore_label = ignore_label_of((dataset,))
-    labels, present = read_sem_seg(record, image, ignore_label, len(classes.names))
+    labels = read_sem_seg(record, image, ignore_label, len(classes.names))
+    present = np.setdiff1d(labels, [ignore_label])
     class_ids = present.tolist()
     ids = labels.astype(np.int32) + 1  # 0 is painted nowhere, and neither is the ignore label
     things = [False] * len(class_ids)
@@ -98,10 +100,13 @@ def _instances(
     record: Record, image: NDArray[np.uint8], classes: Classes, dataset: str
 ) -> tuple[Overlay, list[int]]:
     annotations = record["annotations"]
-    _checked_classes(annotations, classes, f"'annotations' of {record['file_name']}")
+    where = f"'annotations' of {record['file_name']}"
+    class_ids = _checked_classes(annotations, classes, where)
     size = image.shape[:2]
-    instances = detection_utils.annotations_to_instances(annotations, size, mask_format="bitmask")
-    class_ids, masks = _masks_of(instances)
+    masks = np.zeros((len(annotations), *size), bool)
+    for mask, annotation in zip(masks, annotations, strict=True):
+        where = f"{record['file_name']}: annotation {annotation.get('id', '')}"
+        mask[:] = decode_segmentation(annotation.get("segmentation"), size, where)
     return _crowds_named(mask_overlay(masks, class_ids, classes), annotations), class_ids
 
 

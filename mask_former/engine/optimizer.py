@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-__all__ = ["build_optimizer", "parameter_groups"]
+from .name_patterns import matching
 
-_NORMS = (
+__all__ = ["NORMS", "build_optimizer", "parameter_groups"]
+
+NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
@@ -35,19 +38,27 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Para
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """One group a parameter.
 
-    The backbone's learning rate is ``BASE_LR × BACKBONE_MULTIPLIER``. Norms decay by
+    The backbone's learning rate is ``BASE_LR × BACKBONE_MULTIPLIER``; the factors of all patterns
+    of ``LR_MULTIPLIERS`` that match a parameter's name come on top. Norms decay by
     ``WEIGHT_DECAY_NORM``, embeddings by ``WEIGHT_DECAY_EMBED``, position biases not at all, the
     rest by ``WEIGHT_DECAY``.
+
+    Raises:
+        ValueError: if ``LR_MULTIPLIERS`` holds anything but pairs of a pattern that matches
+            something and a positive number.
     """
     solver = cfg.SOLVER
+    names = [name for name, _ in model.named_parameters()]
+    multipliers = _multipliers(solver.LR_MULTIPLIERS, names)
     groups = []
     for module_name, name, module, parameter in _parameters(model):
         lr, weight_decay = solver.BASE_LR, solver.WEIGHT_DECAY
         if "backbone" in module_name.split("."):
             lr *= solver.BACKBONE_MULTIPLIER
+        lr *= multipliers.get(f"{module_name}.{name}" if module_name else name, 1.0)
         if name in _POSITION_BIASES:
             weight_decay = 0.0
-        elif isinstance(module, _NORMS):
+        elif isinstance(module, NORMS):
             weight_decay = solver.WEIGHT_DECAY_NORM
         elif isinstance(module, nn.Embedding):
             weight_decay = solver.WEIGHT_DECAY_EMBED
@@ -55,11 +66,32 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     return groups
 
 
+def _multipliers(entries: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
+    """The product of the factors for each parameter that a pattern of ``entries`` matches."""
+    key = "SOLVER.LR_MULTIPLIERS"
+    multipliers: dict[str, float] = {}
+    for entry in entries:
+        is_pair = isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2
+        if not is_pair or not isinstance(entry[0], str) or not _is_positive(entry[1]):
+            raise ValueError(
+                f"{key} has the entry {entry!r}; expected a pattern and a positive number, such as "
+                "['*.query_embed', 2.0]. What shall not be trained belongs into MODEL.FREEZE."
+            )
+        for name in matching(entry[0], names, key):
+            multipliers[name] = multipliers.get(name, 1.0) * entry[1]
+    return multipliers
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD, as ``SOLVER.OPTIMIZER`` says; its ``step()`` clips the gradient first.
 
     With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" the norm over all parameters is clipped
-    to ``CLIP_VALUE``; other types are detectron2's.
+    to ``CLIP_VALUE``, and stays readable as ``optimizer.gradient_norm``; other types are
+    detectron2's.
 
     Raises:
         ValueError: for another optimizer.
@@ -79,10 +111,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return maybe_add_gradient_clipping(cfg, optimizer)
     if clip.CLIP_VALUE > 0:
         parameters = [group["params"][0] for group in groups]
-        optimizer.register_step_pre_hook(lambda *_: _clip(parameters, clip.CLIP_VALUE))
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *_: _clip(optimizer, parameters, clip.CLIP_VALUE)
+        )
     return optimizer
 
 
-def _clip(parameters: list[nn.Parameter], max_norm: float) -> None:
+def _clip(optimizer: Any, parameters: list[nn.Parameter], max_norm: float) -> None:
     # A hook that returned something would replace the optimizer's arguments.
-    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -22,8 +22,9 @@ from detectron2.utils.logger import setup_logger
 from fvcore.common.config import BASE_KEY
 
 from ..config import get_mask_former_cfg, validate
+from .datasets import register_own_tables
 
-__all__ = ["load_cfg", "resolve_device", "run", "setup"]
+__all__ = ["load_cfg", "read_cfg", "resolve_device", "run", "setup"]
 
 
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -34,34 +35,39 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         FileNotFoundError: if there is no such file, or none that its ``_BASE_`` names.
         ValueError: if a file is no YAML mapping, or a value does not fit its key.
     """
-    cfg = _read_cfg(config_file, opts)
+    cfg = read_cfg(config_file, opts)
     _finish_cfg(cfg)
     return cfg
 
 
-def _read_cfg(config_file: str, opts: list[str] | None) -> CfgNode:
+def read_cfg(config_file: str, opts: list[str] | None) -> CfgNode:
+    """As :func:`load_cfg`, but neither checked nor frozen, and without its tables registered."""
     cfg = get_mask_former_cfg()
     if config_file:
         _check_file(Path(config_file), "--config-file")
         with _naming_mistakes(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
-            _find_weights_beside(cfg, Path(config_file))
+            _find_files_beside(cfg, Path(config_file))
     _merge_options(cfg, opts or [])
     return cfg
 
 
 def _finish_cfg(cfg: CfgNode) -> None:
+    register_own_tables(cfg)
     resolve_device(cfg)
     validate(cfg)
     cfg.freeze()
 
 
-def _find_weights_beside(cfg: CfgNode, config_file: Path) -> None:
-    """Weights that a config names without a folder may lie beside it, wherever one stands."""
-    weights = cfg.MODEL.WEIGHTS
-    beside = config_file.parent / weights
-    if weights and not os.path.exists(weights) and beside.is_file():
-        cfg.MODEL.WEIGHTS = str(beside)
+def _find_files_beside(cfg: CfgNode, config_file: Path) -> None:
+    """Weights and tables that a config names by a relative path may lie beside it."""
+
+    def find(name: str) -> str:
+        beside = config_file.parent / name
+        return str(beside) if name and not os.path.exists(name) and beside.is_file() else name
+
+    cfg.MODEL.WEIGHTS = find(cfg.MODEL.WEIGHTS)
+    cfg.DATASETS.TABLES = tuple(find(name) for name in cfg.DATASETS.TABLES)
 
 
 def _check_file(path: Path, named_by: str) -> None:
@@ -134,7 +140,7 @@ def resolve_device(cfg: CfgNode) -> None:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """detectron2's ``default_setup`` with our config and loggers."""
-    cfg = _read_cfg(args.config_file, args.opts)
+    cfg = read_cfg(args.config_file, args.opts)
     # The log is there before the config is finished, so that what that has to say is kept.
     setup_logger(cfg.OUTPUT_DIR, name="mask_former", distributed_rank=comm.get_rank())
     _finish_cfg(cfg)
@@ -151,7 +157,7 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     Raises:
         KeyError, FileNotFoundError, ValueError: see :func:`load_cfg`; before any process starts.
     """
-    if _read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cpu"):
+    if read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _run_under_torchrun(main, args)

@@ -6,12 +6,16 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from ..losses import NonFiniteError
+from .nonfinite import check_losses, explained
 
 __all__ = ["TrainLoop"]
 
@@ -23,6 +27,9 @@ class TrainLoop(SimpleTrainer):
 
     Several batches may make one step. Losses of a model with a ``criterion`` are normalised over
     all of them, so the gradient is that of one large batch; those of others are averaged.
+
+    A loss or a matching cost that is not finite ends the run, before it has changed a weight, with
+    a :class:`~mask_former.losses.NonFiniteError`.
     """
 
     def __init__(
@@ -31,6 +38,7 @@ class TrainLoop(SimpleTrainer):
         amp_dtype: torch.dtype | None = None,
         device: torch.device,
         accumulate_steps: int = 1,
+        output_dir: Path | None = None,
     ) -> None:
         """
         Args:
@@ -38,6 +46,7 @@ class TrainLoop(SimpleTrainer):
             amp_dtype: of mixed precision; None for fp32.
             device: where the model lives.
             accumulate_steps: batches a step.
+            output_dir: where a batch whose losses are not finite is kept.
 
         Raises:
             ValueError: if ``accumulate_steps`` is less than 1.
@@ -48,6 +57,7 @@ class TrainLoop(SimpleTrainer):
         self.device = device
         self.amp_dtype = amp_dtype
         self.accumulate_steps = accumulate_steps
+        self.output_dir = output_dir
         # bf16 has fp32's range and needs no scaling.
         scale = self.amp_dtype is torch.float16
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=scale)
@@ -62,23 +72,53 @@ class TrainLoop(SimpleTrainer):
         # Fused optimizers would otherwise clip the scaled gradient.
         self.grad_scaler.unscale_(self.optimizer)
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        self._write_metrics(self._read(losses, batches), data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _read(self, losses: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
+        """The losses on the CPU, in one transfer; those of this rank are seen to be finite."""
+        values = torch.stack(list(losses.values())).cpu()
+        try:
+            check_losses(dict(zip(losses, values.tolist(), strict=True)))
+        except NonFiniteError as error:
+            batch = [example for batch in batches for example in batch]
+            raise self._explained(error, batch) from error
+        return dict(zip(losses, values, strict=True))
+
+    def _explained(self, error: NonFiniteError, batch: Batch, scale: float = 1.0) -> NonFiniteError:
+        precision = str(self.amp_dtype or torch.float32).removeprefix("torch.")
+        if self.grad_scaler.is_enabled():
+            precision += f", losses scaled by {self.grad_scaler.get_scale():g}"
+        return explained(
+            error,
+            batch,
+            iteration=self.iter,
+            model=self.model,
+            optimizer=self.optimizer,
+            precision=precision,
+            output_dir=self.output_dir,
+            gradient_scale=scale,
+        )
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        dtype = self.amp_dtype or torch.bfloat16
+        with torch.autocast(self.device.type, dtype, enabled=self.amp_dtype is not None):
+            try:
+                losses: dict[str, Tensor] = self.model(batch)
+            except NonFiniteError as error:
+                scale = self.grad_scaler.get_scale()
+                raise self._explained(error, batch, scale) from error
+        return losses
 
     def _add_gradients(self, batches: list[Batch]) -> dict[str, Tensor]:
         """Forward and backward of each batch. Returns the losses of all of them together."""
         total: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for index, batch in enumerate(batches):
             with self._part_of(batches, is_last=index == len(batches) - 1) as weight:
-                with torch.autocast(
-                    self.device.type,
-                    self.amp_dtype or torch.bfloat16,
-                    enabled=self.amp_dtype is not None,
-                ):
-                    losses = self.model(batch)
-                losses = {name: weight * value for name, value in losses.items()}
-                self.grad_scaler.scale(sum(losses.values())).backward()
+                losses = {k: weight * value for k, value in self._forward(batch).items()}
+                total_loss = sum(losses.values(), start=torch.zeros((), device=self.device))
+                self.grad_scaler.scale(total_loss).backward()
             for name, value in losses.items():
                 total[name] = total[name] + value.detach()
         return total

@@ -12,26 +12,35 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import CommonMetricPrinter, EventWriter
+from detectron2.utils.events import EventWriter
 from torch import nn
 
+from ..checkpoint import EMA
 from ..data.mappers import InferenceMapper
 from ..precision import amp_dtype
 from ..registries import DATASET_MAPPER_REGISTRY, lookup
 from ..test_time_augmentation import SemanticSegmentorWithTTA
-from .checkpointer import Checkpointer, remove_parts
+from .checkpointer import Checkpointer, remove_parts, unwrapped
+from .dataset_checks import check_classes, check_registered
+from .ema import WeightAverage
 from .evaluation import build_evaluator, write_results
+from .file_checks import checked_training_set
 from .finetuning import Finetuning, class_names
+from .freezing import freeze
+from .hooks import AverageWeights, BestCheckpointer, DrawPredictions
 from .optimizer import build_optimizer
-from .progress import CpuMetricPrinter, mend_metrics_file
+from .progress import mend_metrics_file
+from .provenance import run_metadata
 from .train_loop import TrainLoop
+from .validation_losses import build_validation_loader, validation_losses
+from .writers import build_writers
 
 __all__ = ["Trainer"]
 
@@ -42,9 +51,11 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         # Not DefaultTrainer's: it wraps the model for a GPU, and its mixed precision needs one.
         TrainerBase.__init__(self)
+        check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        self.average = WeightAverage.from_config(cfg, model)
         device = torch.device(cfg.MODEL.DEVICE)
         ddp_options = {"device_ids": None} if device.type == "cpu" else {}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
@@ -55,6 +66,7 @@ class Trainer(DefaultTrainer):
             amp_dtype=amp_dtype(cfg.SOLVER.AMP, "SOLVER.AMP"),
             device=device,
             accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            output_dir=Path(cfg.OUTPUT_DIR),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -62,16 +74,41 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             class_names=class_names(cfg),
             finetuning=Finetuning.from_config(cfg),
+            metadata=run_metadata(cfg),
             trainer=weakref.proxy(self),
         )
+        if self.average is not None:
+            self.checkpointer.add_checkpointable(EMA, self.average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """detectron2's scaling from ``SOLVER.REFERENCE_WORLD_SIZE`` processes to ``num_workers``.
+
+        Raises:
+            ValueError: if the batch cannot be shared among so many processes.
+        """
+        reference, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+        if reference < 0 or (reference and images % reference):
+            raise ValueError(
+                f"SOLVER.REFERENCE_WORLD_SIZE is {reference} and SOLVER.IMS_PER_BATCH {images}; "
+                "expected 0 (no scaling), or a number of processes that divides the batch."
+            )
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is not cfg:
+            scaled.defrost()
+            for node, key in ((scaled.MODEL.EMA, "START_ITER"), (scaled, "VIS_PERIOD")):
+                node[key] = round(node[key] * reference / num_workers)
+            scaled.freeze()
+        return scaled
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
+        freeze(model, cfg.MODEL.FREEZE)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         logging.getLogger(__name__).info(
@@ -93,13 +130,21 @@ class Trainer(DefaultTrainer):
         """detectron2's loader with the mapper that ``INPUT.DATASET_MAPPER_NAME`` names."""
         key = "INPUT.DATASET_MAPPER_NAME"
         mapper = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
-        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True))
+        check_registered(cfg)
+        mapper = mapper(cfg, is_train=True)
+        dataset = checked_training_set(cfg, mapper)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """detectron2's loader of images alone."""
         mapper = InferenceMapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Examples of a test dataset with targets, for ``TEST.VAL_LOSS``."""
+        return build_validation_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(
@@ -114,6 +159,7 @@ class Trainer(DefaultTrainer):
         Returns:
             Metrics by task; by dataset and task where there are several datasets.
         """
+        check_classes(cfg, cfg.DATASETS.TEST)
         return _keep_results(cfg, super().test(cfg, model, evaluators))
 
     @classmethod
@@ -131,12 +177,21 @@ class Trainer(DefaultTrainer):
         with_tta = SemanticSegmentorWithTTA(cfg, model)
         evaluators = cls._build_semantic_evaluators(cfg, Path(cfg.OUTPUT_DIR) / "inference_TTA")
         results = cls.test(cfg, model)
-        averaged = super().test(cfg, with_tta, evaluators)
-        if comm.is_main_process():
-            by_dataset = _by_dataset(cfg, results)
-            for name, tasks in _by_dataset(cfg, averaged).items():
-                by_dataset[name].update({f"{task}_TTA": tasks[task] for task in tasks})
-        return _keep_results(cfg, results)
+        return _add_results(cfg, results, super().test(cfg, with_tta, evaluators), "TTA")
+
+    @classmethod
+    def test_average(
+        cls, cfg: CfgNode, averaged: nn.Module, results: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Evaluate the model with averaged weights beside the ``results`` of those trained.
+
+        Returns:
+            ``results``, with ``sem_seg_EMA`` beside ``sem_seg`` and so on. The predictions lie in
+            ``inference_EMA``.
+        """
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_EMA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        return _add_results(cfg, results, super().test(cfg, averaged, evaluators), "EMA")
 
     @classmethod
     def _build_semantic_evaluators(cls, cfg: CfgNode, folder: Path) -> list[DatasetEvaluator]:
@@ -152,12 +207,37 @@ class Trainer(DefaultTrainer):
                 f"alone: {error}"
             ) from error
 
+    def build_hooks(self) -> list[HookBase]:
+        """detectron2's, and what the config asks for beside them."""
+        cfg = self.cfg
+        made = super().build_hooks()
+        (place,) = (i for i, hook in enumerate(made) if isinstance(hook, hooks.EvalHook))
+        made[place] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        if cfg.TEST.VAL_LOSS:
+            made.insert(place, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._validate))
+        if self.average is not None:
+            made.insert(2, AverageWeights(self.average))  # after the timer and the schedule
+        if not comm.is_main_process():
+            return made
+        if cfg.VIS_PERIOD > 0 and cfg.DATASETS.TEST:
+            name = cfg.DATASETS.TEST[0]
+            made.insert(-1, DrawPredictions(cfg, lambda: self.build_test_loader(cfg, name)))
+        if cfg.TEST.BEST_METRIC:
+            made.append(BestCheckpointer(cfg, self.checkpointer))
+        return made
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        results = self.test(self.cfg, self.model)
+        if self.average is not None:
+            results = self.test_average(self.cfg, self.average.module, results)
+        self._last_eval_results = results
+        return results
+
+    def _validate(self) -> Mapping[str, Any]:
+        return validation_losses(self.cfg, unwrapped(self.model), self.build_validation_loader)
+
     def build_writers(self) -> list[EventWriter]:
-        writers = super().build_writers()
-        if self.cfg.MODEL.DEVICE == "cpu":
-            is_printer = [isinstance(writer, CommonMetricPrinter) for writer in writers]
-            writers[is_printer.index(True)] = CpuMetricPrinter(self.max_iter)
-        return writers
+        return build_writers(self.cfg, self.max_iter)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``."""
@@ -184,6 +264,17 @@ def _keep_results(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]
     if cfg.DATASETS.TEST:
         write_results(Path(cfg.OUTPUT_DIR) / "results.json", _by_dataset(cfg, results))
     return results
+
+
+def _add_results(
+    cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any], suffix: str
+) -> Mapping[str, Any]:
+    """Put other results of the same tasks beside ``results``: ``sem_seg_<suffix>``."""
+    if comm.is_main_process():
+        by_dataset = _by_dataset(cfg, results)
+        for name, tasks in _by_dataset(cfg, others).items():
+            by_dataset[name].update({f"{task}_{suffix}": tasks[task] for task in tasks})
+    return _keep_results(cfg, results)
 
 
 def _by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:

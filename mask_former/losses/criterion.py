@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -57,6 +58,7 @@ class SetCriterion(nn.Module):
         weight[-1] = no_object_weight
         self.register_buffer("empty_weight", weight)
         self._whole_batch: Sequence[int] | None = None
+        self._said_surplus = False
 
     @contextmanager
     def part_of(self, counts: Sequence[int]) -> Iterator[None]:
@@ -86,8 +88,10 @@ class SetCriterion(nn.Module):
 
         Raises:
             ValueError: if a label, the number of targets or the pixels that count do not fit.
+            NonFiniteError: where a matching cost is not finite; see the matcher.
         """
         self._check(outputs, targets)
+        self._warn_of_surplus(outputs["pred_logits"].shape[1], targets)
         layers = layer_predictions(outputs)
         batch = MatchedBatch(
             layers=layers,
@@ -107,12 +111,26 @@ class SetCriterion(nn.Module):
             for suffix, value in zip(suffixes, values.unbind(), strict=True)
         }
 
+    def _warn_of_surplus(self, queries: int, targets: Sequence[Target]) -> None:
+        """Say once that an image has more targets than there are queries to predict them."""
+        most = max((len(target["labels"]) for target in targets), default=0)
+        if most > queries and not self._said_surplus:
+            self._said_surplus = True
+            logging.getLogger(__name__).warning(
+                f"An image has {most} targets, and MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is "
+                f"{queries}: {most - queries} of them are left out of the losses, and no result "
+                f"could have them all. Set it to {most} or more. (This is said once.)"
+            )
+
     def _average_num_targets(self, targets: Sequence[Target]) -> Tensor:
-        """Targets a rank has on average, at least 1: so ranks with few targets weigh no more."""
+        """Targets a rank has on average, at least 1: so ranks with few targets weigh no more.
+
+        In eval mode those of this rank alone: in validation ranks may have no batch in common.
+        """
         own = [len(target["labels"]) for target in targets]
         # full, not tensor: a GPU fills it in without waiting
         count = self.empty_weight.new_full((), sum(self._whole_batch or own))
-        if dist.is_available() and dist.is_initialized():
+        if self.training and dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             count = count / dist.get_world_size()
         return count.clamp(min=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..structures import Match, Prediction, Target
 from .mask_losses import pairwise_mask_costs
+from .nonfinite import ON_NONFINITE, NonFiniteError, mend_costs
 from .point_sampling import PointSampling, random_points, read_logits, read_masks
 
 __all__ = ["HungarianMatcher", "resize_targets"]
@@ -40,23 +42,34 @@ class HungarianMatcher(nn.Module):
         dice_weight: float = 1.0,
         *,
         sampling: PointSampling | None = None,
+        on_nonfinite: str = "raise",
     ) -> None:
         """
         Args:
             class_weight, mask_weight, dice_weight: the weight of each term of the cost.
             sampling: compare masks at that many random points, the same for everything in an
                 image. None: at all pixels of the prediction.
+            on_nonfinite: "raise" an error where a cost is NaN or infinite, or "sanitize": replace
+                it by a high one. `mended` counts those.
 
         Raises:
-            ValueError: if all weights are 0, for then every assignment costs the same.
+            ValueError: if all weights are 0, for then every assignment costs the same, or for
+                another ``on_nonfinite``.
         """
         super().__init__()
+        if on_nonfinite not in ON_NONFINITE:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.MATCHER.ON_NONFINITE is {on_nonfinite!r}; it must be in "
+                f"{list(ON_NONFINITE)}."
+            )
         if not (class_weight or mask_weight or dice_weight):
             raise ValueError("All matching weights are 0: nothing would decide the assignment.")
         self.class_weight = class_weight
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
         self.sampling = sampling
+        self.on_nonfinite = on_nonfinite
+        self.mended = 0
 
     def forward(self, outputs: Prediction, targets: Sequence[Target]) -> list[Match]:
         """Match one layer's prediction. Returns a match for each image."""
@@ -79,7 +92,8 @@ class HungarianMatcher(nn.Module):
             L lists of B matches.
 
         Raises:
-            ValueError: if a label is no class, or where a cost is not finite.
+            ValueError: if a label is no class.
+            NonFiniteError: where a cost is not finite, unless costs are sanitized.
         """
         costs = [self._image_costs(layers, index, target) for index, target in enumerate(targets)]
         parts = [
@@ -93,18 +107,59 @@ class HungarianMatcher(nn.Module):
             values.view(cost.shape).numpy()
             for values, cost in zip(labels_and_costs[len(targets) :], costs, strict=True)
         ]
+        for image, matrix in enumerate(matrices):
+            if not np.isfinite(matrix).all():
+                self._handle_nonfinite(matrix, layers, image, targets[image])
         return [[_assign(matrix[index]) for matrix in matrices] for index in range(len(layers))]
+
+    def _handle_nonfinite(
+        self, costs: np.ndarray, layers: Sequence[Prediction], image: int, target: Target
+    ) -> None:
+        """Mend the costs of an image, L×Q×N, or raise an error that says which are broken."""
+        count = (~np.isfinite(costs)).sum((1, 2))
+        layer = int(count.argmax())
+        which = (
+            f"Image {image} of the batch, decoder layer {layer + 1} of {len(layers)}: "
+            f"{count[layer]} of {costs[layer].size} matching costs are NaN or infinite"
+        )
+        if self.on_nonfinite == "raise":
+            terms = self._cost_terms([layers[layer]], image, target)
+            broken = [name for name, term in terms.items() if not term.isfinite().all()]
+            raise NonFiniteError(
+                f"{which} (terms: {', '.join(broken) or 'their sum'}). The predictions are broken, "
+                "which usually means that training diverged: lower SOLVER.BASE_LR, or look for "
+                "broken images. MODEL.MASK_FORMER.MATCHER.ON_NONFINITE 'sanitize' matches all the "
+                "same.",
+                image=image,
+            )
+        before = self.mended
+        self.mended += mend_costs(costs)
+        if self.mended.bit_length() > before.bit_length():  # each time the number has doubled
+            logging.getLogger(__name__).warning(
+                f"{which}; replaced by a high cost, as MODEL.MASK_FORMER.MATCHER.ON_NONFINITE is "
+                f"'sanitize'. {self.mended} were mended so far."
+            )
 
     def _image_costs(self, layers: Sequence[Prediction], index: int, target: Target) -> Tensor:
         """L×Q×N, fp32: what each query of each layer would cost for each target of one image."""
+        terms = self._cost_terms(layers, index, target)
+        return terms["class"] + (terms["focal"] + terms["dice"])
+
+    def _cost_terms(
+        self, layers: Sequence[Prediction], index: int, target: Target
+    ) -> dict[str, Tensor]:
+        """What the cost is the sum of, each term weighted and of the cost's shape."""
         logits = torch.stack([layer["pred_logits"][index] for layer in layers]).float()
         # A label that is no class is found later on; here it must not bring a GPU to a halt.
         labels = target["labels"].to(logits.device).clamp(0, logits.shape[-1] - 1)
-        cost = -self.class_weight * logits.softmax(-1)[..., labels]
+        classes = -self.class_weight * logits.softmax(-1)[..., labels]
         with torch.autocast(logits.device.type, enabled=False):
             focal, dice = self._mask_costs([layer["pred_masks"][index] for layer in layers], target)
-        mask_cost = self.mask_weight * focal + self.dice_weight * dice
-        return cost + mask_cost.view_as(cost)
+        return {
+            "class": classes,
+            "focal": (self.mask_weight * focal).view_as(classes),
+            "dice": (self.dice_weight * dice).view_as(classes),
+        }
 
     def _mask_costs(self, maps: Sequence[Tensor], target: Target) -> tuple[Tensor, Tensor]:
         """Focal and dice, LQ×N, of L maps Q×h×w with the targets of one image."""
@@ -138,16 +193,6 @@ def _check_labels(labels: Sequence[Tensor], num_classes: int) -> None:
 
 
 def _assign(cost: np.ndarray) -> Match:
-    """The cheapest assignment of a Q×N cost matrix.
-
-    Raises:
-        ValueError: where a cost is not finite.
-    """
-    if not np.isfinite(cost).all():
-        raise ValueError(
-            f"{int((~np.isfinite(cost)).sum())} of {cost.size} matching costs are NaN or infinite: "
-            "the predictions are broken, which usually means that training diverged. Lower "
-            "SOLVER.BASE_LR, or look for broken images."
-        )
+    """The cheapest assignment of a Q×N cost matrix."""
     queries, targets = linear_sum_assignment(cost)
     return Match(torch.as_tensor(queries), torch.as_tensor(targets))

@@ -112,7 +112,11 @@ class MaskFormer(nn.Module):
             )
         criterion = SetCriterion(
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            HungarianMatcher(*weights.values(), sampling=sampling),
+            HungarianMatcher(
+                *weights.values(),
+                sampling=sampling,
+                on_nonfinite=mask_former.MATCHER.ON_NONFINITE,
+            ),
             no_object_weight=mask_former.NO_OBJECT_WEIGHT,
             losses=mask_former.LOSSES,
             sampling=sampling,

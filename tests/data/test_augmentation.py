@@ -11,6 +11,7 @@ from detectron2.projects.point_rend import ColorAugSSDTransform, color_augmentat
 
 from mask_former.data.augmentation import (
     ColorAugSSD,
+    RandomFlip,
     ResizeAndCrop,
     ResizeCropTransform,
     build_augmentation,
@@ -167,7 +168,7 @@ def test_colour_jitter_is_fixed_once_drawn_and_leaves_labels_alone():
 def test_maskformer_resizes_crops_jitters_and_flips_in_this_order():
     cfg = make_cfg(CROP__ENABLED=True, COLOR_AUG_SSD=True)
     steps = build_augmentation(cfg, IGNORE)
-    assert [type(s) for s in steps] == [ResizeAndCrop, ColorAugSSD, T.RandomFlip]
+    assert [type(s) for s in steps] == [ResizeAndCrop, ColorAugSSD, RandomFlip]
     assert isinstance(steps[0].crop, T.RandomCrop_CategoryAreaConstraint)
     assert steps[0].crop.ignored_category == IGNORE
 
@@ -193,6 +194,26 @@ def test_the_flip_goes_in_the_direction_of_the_config(direction, axis):
     assert 0 < flipped < 10
 
 
+def test_the_horizontal_flip_is_detectron2s_and_contiguous():
+    image = noise(7, 9)
+    maps = [image, *(image[..., 0].astype(dtype) * 200 for dtype in (np.uint8, np.uint16))]
+    flipped = 0
+    for seed in range(8):
+        np.random.seed(seed)
+        expected = T.RandomFlip().get_transform(image)
+        np.random.seed(seed)
+        transform = RandomFlip().get_transform(image)
+        for array in maps:
+            found = transform.apply_segmentation(array)
+            assert found.flags.c_contiguous and found.dtype == array.dtype
+            assert (found == expected.apply_segmentation(array)).all()
+        assert (transform.apply_image(image) == expected.apply_image(image)).all()
+        points = np.array([[1.0, 2.0]])
+        assert (transform.apply_coords(points.copy()) == expected.apply_coords(points)).all()
+        flipped += isinstance(transform, T.HFlipTransform)
+    assert 0 < flipped < 8
+
+
 def test_detr_crops_half_of_the_images_between_two_resizes():
     cfg = make_cfg(
         MIN_SIZE_TRAIN=(48, 60), CROP__ENABLED=True, CROP__TYPE="absolute", CROP__SIZE=[200, 200]
@@ -214,7 +235,7 @@ def test_detr_crops_half_of_the_images_between_two_resizes():
 
 def test_detr_does_not_crop_where_the_config_has_no_crop():
     steps = build_detr_augmentation(make_cfg(CROP__ENABLED=False))
-    assert [type(s) for s in steps] == [T.RandomFlip, ResizeAndCrop]
+    assert [type(s) for s in steps] == [RandomFlip, ResizeAndCrop]
 
 
 @pytest.mark.parametrize("build", [lambda c: build_augmentation(c, 0), build_detr_augmentation])

@@ -183,7 +183,7 @@ def test_missing_files_are_an_error_on_loading_that_says_how_to_get_them(tmp_pat
     [
         ({"categories": None}, "the key 'categories' is missing"),
         ({"colours": 1}, "unexpected keyword argument 'colours'"),
-        ({"prepare": None}, "missing.*'prepare'"),
+        ({"datasets": None}, "'datasets' is missing"),
         ({"categories": [{"name": "a", "colour": []}]}, "'colour'"),
         ({"categories": [{"name": "a", "id": 1}, {"name": "b", "id": 1}]}, "`id` of its own"),
         ({"categories": [{"name": "a", "id": 1}, {"name": "b"}]}, "`id` of its own"),

@@ -11,12 +11,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.projects.deeplab import add_deeplab_config
 from PIL import Image
 
-import mask_former.data.mappers  # noqa: F401  (registers them)
+from mask_former.data.mappers import InferenceMapper
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 
 HEIGHT, WIDTH, IGNORE = 40, 60, 255
@@ -97,6 +97,7 @@ def make_cfg(**settings):
     )
     cfg.DATASETS.TRAIN = ("mapper_scene",)
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
+    cfg.MODEL.MASK_FORMER = CfgNode({"MASK_IGNORE": False})
     for key, value in settings.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     return cfg
@@ -247,6 +248,22 @@ def test_masks_that_a_crop_empties_stay_targets_unless_an_area_is_asked_for(name
 
 
 @each_mapper
+@pytest.mark.parametrize("seed", range(4))
+def test_on_request_the_example_says_which_pixels_belong_to_a_target(name, seed, scene):
+    assert "valid" not in run(make(name), scene)
+    settings = {"MODEL__MASK_FORMER__MASK_IGNORE": True}
+    example = run(make(name, make_cfg(**settings)), scene, seed)
+    masks = example["instances"].gt_masks
+    assert example["valid"].dtype == torch.bool
+    assert torch.equal(example["valid"], masks.any(0))
+    assert name == DETR or not example["valid"].all()  # the padding does not count
+    without_small = make_cfg(**settings, INPUT__MIN_MASK_AREA=int(masks.sum((1, 2)).max()))
+    fewer = run(make(name, without_small), scene, seed)
+    assert len(fewer["instances"]) < len(masks)
+    assert torch.equal(fewer["valid"], example["valid"])  # a small target has a label still
+
+
+@each_mapper
 def test_an_image_without_any_label_gives_no_target(name, scene, tmp_path):
     scene["sem_seg_file_name"] = save(tmp_path / "l.png", np.full((HEIGHT, WIDTH), IGNORE, "uint8"))
     scene["pan_seg_file_name"] = save(tmp_path / "p.png", np.zeros((HEIGHT, WIDTH, 3), "uint8"))
@@ -313,6 +330,9 @@ def test_a_dict_of_another_task_names_the_mapper_that_fits(name, scene):
     with pytest.raises(KeyError, match=message):
         run(make(name), scene)
     scene = {"file_name": scene["file_name"], "annotations": []}
+    with pytest.raises(KeyError, match=r"DATASET_MAPPER_NAME that fits: mask_former_instance"):
+        run(make(name), scene)
+    del scene["annotations"]
     with pytest.raises(KeyError, match=r"No mapper for mask targets fits"):
         run(make(name), scene)
 
@@ -588,3 +608,35 @@ def test_detr_neither_pads_nor_makes_a_label_map(scene):
 
 def test_detr_needs_no_ignore_label(scene):
     assert len(run(make(DETR, make_cfg(DATASETS__TRAIN=("nobodys_dataset",))), scene)) > 0
+
+
+@pytest.mark.parametrize("num_classes", [None, 5, 300])
+def test_an_8_bit_map_may_be_of_more_classes_than_it_can_hold(scene, num_classes):
+    mapper = make(SEMANTIC, plain(INPUT__SIZE_DIVISIBILITY=-1))
+    mapper.num_classes = num_classes
+    instances = run(mapper, scene)["instances"]
+    classes, masks = expected_targets(SEMANTIC, scene_segments())
+    assert instances.gt_classes.tolist() == classes
+    assert (instances.gt_masks.numpy() == masks).all()
+
+
+# ---- inference -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_for_inference_an_example_is_detectron2s_without_annotations(scene, image_format):
+    cfg = make_cfg(INPUT__FORMAT=image_format, INPUT__MIN_SIZE_TEST=50, INPUT__MAX_SIZE_TEST=70)
+    before = copy.deepcopy(scene)
+    expected = DatasetMapper(cfg, is_train=False)(scene | {"annotations": []})
+    found = InferenceMapper(cfg, is_train=False)(scene | {"annotations": []})
+    assert "sem_seg" in expected  # what it costs detectron2
+    assert set(found) == {"file_name", "image_id", "image", "height", "width"}
+    assert found["image"].shape == (3, 47, 70) and torch.equal(found["image"], expected["image"])
+    for key in set(found) - {"image"}:
+        assert found[key] == expected[key]
+    assert scene == before
+
+
+def test_for_inference_no_annotation_is_opened(scene):
+    gone = scene | dict.fromkeys(("sem_seg_file_name", "pan_seg_file_name"), "/gone.png")
+    assert InferenceMapper(make_cfg(), is_train=False)(gone)["image"].shape[0] == 3

@@ -6,7 +6,9 @@ import torch
 
 from mask_former.data.targets import (
     MAX_SEGMENT_ID,
+    InstanceMasks,
     SegmentMap,
+    count_values,
     decode_segment_ids,
     index_segments,
     masks_from_index_map,
@@ -121,6 +123,15 @@ def test_padding_belongs_to_no_segment(segments):
     assert not masks[:, 2:].any() and not masks[:, :, 4:].any()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_labelled_pixels_are_those_of_a_target(segments, dtype):
+    some = SegmentMap(segments.index_map.astype(dtype), np.array([4, 2]), np.array([0, 1]), void=0)
+    expected = [[0, 0, 0, 1, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
+    assert some.labelled((3, 5)).tolist() == (np.array(expected) > 0).tolist()
+    nothing = SegmentMap(segments.index_map, np.zeros(0, np.int64), np.zeros(0, np.int64), void=0)
+    assert not nothing.labelled((2, 4)).any()
+
+
 def test_an_image_without_targets_has_empty_labels_and_masks(segments):
     nothing = SegmentMap(segments.index_map, np.zeros(0, np.int64), np.zeros(0, np.int64), void=0)
     for min_area in (0, 1):
@@ -134,3 +145,54 @@ def test_a_transform_acts_on_the_map_alone(segments):
     labels, masks = flipped.targets((2, 4))
     assert labels.tolist() == [40, 10, 30, 20]
     assert torch.equal(masks, segments.targets((2, 4))[1].flip(-1))
+
+
+def overlapping_instances(count=3):
+    rng = np.random.default_rng(0)
+    masks = (rng.random((count, 5, 7)) < 0.4).astype(np.uint8)
+    crowd = (rng.random((5, 7)) < 0.3).astype(np.uint8)
+    return InstanceMasks(masks, np.arange(count), crowd)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_instances_are_transformed_each_by_itself_and_padded_with_nothing(count):
+    instances = overlapping_instances(count)
+    flipped = instances.transform(np.fliplr)
+    labels, masks = flipped.targets((6, 9))
+    assert labels.tolist() == list(range(count))
+    assert masks.dtype == torch.bool and masks.shape == (count, 6, 9)
+    for n in range(count):
+        assert (masks[n, :5, :7].numpy() == instances.masks[n, :, ::-1]).all()
+    assert not masks[:, 5:].any() and not masks[:, :, 7:].any()
+
+
+def test_instances_of_fewer_pixels_than_the_least_area_are_left_out():
+    instances = overlapping_instances()
+    instances.masks[1] = 0
+    areas = instances.masks.sum((1, 2))
+    assert instances.targets((5, 7), 0)[0].tolist() == [0, 1, 2]
+    assert instances.targets((5, 7), 1)[0].tolist() == [0, 2]
+    least = int(max(areas))
+    labels, masks = instances.targets((5, 7), least)
+    assert labels.tolist() == [n for n in range(3) if areas[n] >= least]
+    assert int(masks.sum((1, 2)).min()) >= least
+
+
+def test_a_crowd_and_padding_have_no_label_but_background_has():
+    instances = overlapping_instances()
+    labelled = instances.labelled((6, 9))
+    for y in range(6):
+        for x in range(9):
+            inside = y < 5 and x < 7
+            expected = inside and (not instances.crowd[y, x] or instances.masks[:, y, x].any())
+            assert bool(labelled[y, x]) == bool(expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 6), (0, 3)])
+def test_values_are_counted_whether_there_is_a_last_pixel_without_a_partner_or_not(dtype, shape):
+    map_ = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    counts = count_values(map_)
+    assert len(counts) == np.iinfo(dtype).max + 1
+    assert counts.tolist() == [(map_ == value).sum() for value in range(len(counts))]
+    assert count_values(map_[:, ::2]).sum() == map_[:, ::2].size

@@ -68,6 +68,7 @@ def gradients(model, batch):
     for kind in ("class", "mask"):
         model.zero_grad()
         losses = model(batch)
+        assert all(value.isfinite() for value in losses.values()), losses
         # All losses, so that each parameter has a gradient; those of the other kind weigh nothing.
         weights = {name: float(("_ce" in name) == (kind == "class")) for name in losses}
         assert 0 < sum(weights.values()) < len(weights)
@@ -124,3 +125,15 @@ def test_with_unequally_many_targets_the_class_loss_alone_differs(counts, tmp_pa
     one, two = one_and_two_processes(counts, tmp_path)
     assert difference(one, two, "mask") < 1e-3
     assert difference(one, two, "class") > 1e-2
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 0, 0), (0, 0, 3, 1), (0, 0, 0, 0)])
+def test_a_rank_or_a_batch_without_any_target_learns_that_nothing_is_there(counts, tmp_path):
+    one, two = one_and_two_processes(counts, tmp_path)
+    assert all(gradient.isfinite().all() for gradient in two.values())
+    no_object = two["class", "sem_seg_head.predictor.class_embed.bias"][-1]
+    assert no_object < 0  # its score rises
+    if not any(counts):
+        assert difference(one, two, "class") < 1e-3
+        masks = [gradient for (kind, _), gradient in two.items() if kind == "mask"]
+        assert all(not gradient.any() for gradient in masks) and len(masks) > 50

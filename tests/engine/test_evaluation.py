@@ -73,9 +73,10 @@ ALL = ("semantic", "panoptic", "instance")
     "kind, on, expected",
     [
         ("sem_seg", ALL, ["semantic"]),
-        ("coco_panoptic_seg", ALL, ["panoptic"]),
+        ("coco_panoptic_seg", ALL, ["panoptic", "instance"]),
+        ("coco_panoptic_seg", ("panoptic",), ["panoptic"]),
         ("coco", ALL, ["instance"]),
-        ("ade20k_panoptic_seg", ALL, ["semantic", "panoptic"]),
+        ("ade20k_panoptic_seg", ALL, ["semantic", "panoptic", "instance"]),
         ("ade20k_panoptic_seg", ("semantic",), ["semantic"]),
         ("ade20k_panoptic_seg", ("panoptic",), ["panoptic"]),
         ("cityscapes_sem_seg", ALL, ["cityscapes semantic"]),
@@ -104,7 +105,17 @@ def test_predictions_go_to_the_output_folder(cfg, dataset, made, folder, expecte
     turn_on(cfg, *ALL)
     for kind in ("sem_seg", "coco_panoptic_seg", "coco"):
         build_evaluator(cfg, dataset(kind), folder)
-    assert [output for _, output in made] == [expected] * 3
+    assert [output for _, output in made] == [expected] * 4
+
+
+def test_semantic_and_panoptic_predictions_are_written_unless_they_are_not_wanted(
+    cfg, dataset, made
+):
+    cfg.OUTPUT_DIR = "run"
+    cfg.TEST.SAVE_PREDICTIONS = False
+    turn_on(cfg, "semantic", "panoptic")
+    build_evaluator(cfg, dataset("ade20k_panoptic_seg"))
+    assert made == [("semantic", None), ("panoptic", None)]
 
 
 @pytest.mark.parametrize("kind", [None, "lvis"])

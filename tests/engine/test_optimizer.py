@@ -104,6 +104,33 @@ def test_every_parameter_of_the_model_is_trained_by_the_rules(solver, tmp_path):
     assert {decay for _, decay in found.values()} == {0.0, 0.01, 0.02, 0.03}
 
 
+def test_factors_of_all_patterns_that_match_multiply(solver):
+    solver.SOLVER.LR_MULTIPLIERS = [["backbone", 2.0], ["*.conv.*", 3], ["head.query_embed", 0.5]]
+    model = nn.ModuleDict({"backbone": Body(), "head": Body()})
+    for name, (lr, decay) in settings_by_name(solver, model).items():
+        expected = 0.5 * 0.25 * 2 if name.startswith("backbone") else 0.5
+        expected *= 3 if ".conv." in name else 1
+        expected *= 0.5 if name == "head.query_embed.weight" else 1
+        assert lr == expected, name
+        assert decay == DECAY[name.partition(".")[2]], name
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["head", ["head"], ["head", "2"], ["head", 0], ["head", -1.0], [2.0, "head"], ["head", True]],
+)
+def test_an_entry_that_is_no_pattern_with_a_factor_is_shown(solver, entry):
+    solver.SOLVER.LR_MULTIPLIERS = [["head", 1.0], entry]
+    with pytest.raises(ValueError, match=r"SOLVER.LR_MULTIPLIERS has the entry .*expected a"):
+        parameter_groups(solver, nn.ModuleDict({"head": Body()}))
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(solver):
+    solver.SOLVER.LR_MULTIPLIERS = [["haed", 2.0]]
+    with pytest.raises(ValueError, match=r"SOLVER.LR_MULTIPLIERS: 'haed' .*near it: head"):
+        parameter_groups(solver, nn.ModuleDict({"head": Body()}))
+
+
 # Steps
 
 

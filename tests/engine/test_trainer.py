@@ -13,17 +13,13 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Instances
-from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from mask_former.engine import Trainer, trainer
 from mask_former.engine.optimizer import build_optimizer
-from mask_former.engine.setup import load_cfg
 from mask_former.engine.train_loop import TrainLoop
-from tests.tiny_model import NAMES, write_tiny_model
-
-SIZE = 64  # pixels: group norms need more than one cell of the coarsest map
+from tests.tiny_model import NAMES
+from tests.tiny_trainer import SIZE, Kill, TinyTrainer, train
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,78 +29,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_example(seed):
-    g = torch.Generator().manual_seed(seed)
-    instances = Instances((SIZE, SIZE))
-    instances.gt_classes = torch.randint(4, (2,), generator=g)
-    instances.gt_masks = torch.rand(2, SIZE, SIZE, generator=g) > 0.5
-    image = torch.randint(256, (3, SIZE, SIZE), generator=g, dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": SIZE, "width": SIZE}
-
-
-class Loader:
-    """Always the same two images, or a number drawn when it was built, for the tests to see."""
-
-    def __init__(self):
-        self.drawn = np.random.randint(2**31)
-
-    def __iter__(self):
-        while True:
-            yield [make_example(0), make_example(1)]
-
-
-class TinyTrainer(Trainer):
-    """The trainer, but for the data."""
-
-    loaders: list[Loader]
-
-    @classmethod
-    def build_train_loader(cls, cfg):
-        cls.loaders.append(Loader())
-        return cls.loaders[-1]
-
-    @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        return [[make_example(2)], [make_example(3)]]
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    """A function that gives the tiny model's config with ``KEY VALUE …``."""
-    monkeypatch.setattr(TinyTrainer, "loaders", [], raising=False)
-    path, weights = write_tiny_model(tmp_path, SEMANTIC_ON=True)
-    base = {
-        "OUTPUT_DIR": tmp_path / "output",
-        "MODEL.WEIGHTS": weights,
-        "DATASETS.TEST": "()",
-        "SOLVER.MAX_ITER": 4,
-        "SOLVER.CHECKPOINT_PERIOD": 2,
-        "SOLVER.IMS_PER_BATCH": 2,
-        "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
-        "MODEL.MASK_FORMER.DROPOUT": 0.0,
-        "MODEL.SWIN.DROP_PATH_RATE": 0.0,
-        "SEED": 3,
-    }
-
-    def config(*opts):
-        words = [str(word) for pair in base.items() for word in pair]
-        (tmp_path / "output").mkdir(exist_ok=True)
-        cfg = load_cfg(str(path), [*words, *map(str, opts)])
-        seed_all_rng(cfg.SEED)
-        return cfg
-
-    return config
-
-
-def train(cfg, resume=False, hook=None):
-    made = TinyTrainer(cfg)
-    made.resume_or_load(resume)
-    if hook is not None:
-        made.register_hooks([hook])
-    made.train()
-    return made
 
 
 # Mixed precision
@@ -158,18 +82,6 @@ def test_the_gradient_is_clipped_as_it_is_and_not_as_it_is_scaled(cfg, amp_dtype
 
 
 # Checkpoints
-
-
-class Kill(HookBase):
-    """Ends the run before iteration ``at``, as a kill would: nothing more is written."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def before_step(self):
-        if self.trainer.iter == self.at:
-            self.trainer.after_train = lambda: None
-            raise KeyboardInterrupt
 
 
 class NoteRates(HookBase):
@@ -318,10 +230,13 @@ def test_the_training_data_come_through_the_mapper_that_the_config_names(config,
         return "mapped"
 
     monkeypatch.setitem(trainer.DATASET_MAPPER_REGISTRY._obj_map, "test_mapper", mapper)
-    monkeypatch.setattr(trainer, "build_detection_train_loader", lambda cfg, mapper: mapper)
-    assert (
-        Trainer.build_train_loader(config("INPUT.DATASET_MAPPER_NAME", "test_mapper")) == "mapped"
-    )
+    def loader(cfg, mapper, dataset):
+        return mapper
+
+    monkeypatch.setattr(trainer, "build_detection_train_loader", loader)
+    keys = ["INPUT.DATASET_MAPPER_NAME", "test_mapper", "DATASETS.CHECK", "off"]
+    keys += ["DATASETS.TRAIN", "('shapes_panoptic_train',)"]
+    assert Trainer.build_train_loader(config(*keys)) == "mapped"
     assert made == [True]
 
 
@@ -336,6 +251,29 @@ def test_the_schedule_is_deeplabs_polynomial(config):
     note = NoteRates()
     train(cfg, hook=note)
     assert note.rates == pytest.approx([0.01 * (1 - step / 4) ** 0.9 for step in range(4)])
+
+
+# Numbers of processes
+
+
+def test_a_config_for_more_processes_is_scaled_to_those_there_are(config):
+    keys = ["SOLVER.REFERENCE_WORLD_SIZE", 4, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.008]
+    keys += ["SOLVER.WARMUP_ITERS", 1, "TEST.EVAL_PERIOD", 2, "VIS_PERIOD", 3]
+    made = TinyTrainer(config(*keys, "MODEL.EMA.START_ITER", 2))
+    solver = made.cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (2, 0.002, 16)
+    assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD) == (4, 8)
+    assert (made.cfg.TEST.EVAL_PERIOD, made.cfg.VIS_PERIOD) == (8, 12)
+    assert made.cfg.MODEL.EMA.START_ITER == 8 and made.max_iter == 16
+    assert made.optimizer.param_groups[-1]["initial_lr"] == 0.002
+    assert TinyTrainer(config("VIS_PERIOD", 3)).cfg.VIS_PERIOD == 3
+
+
+@pytest.mark.parametrize("reference", [3, -1])
+def test_a_batch_that_the_processes_cannot_share_is_an_error(config, reference):
+    keys = ["SOLVER.REFERENCE_WORLD_SIZE", reference, "SOLVER.IMS_PER_BATCH", 8]
+    with pytest.raises(ValueError, match=r"REFERENCE_WORLD_SIZE is .*IMS_PER_BATCH 8; expected 0"):
+        TinyTrainer(config(*keys))
 
 
 # Classes

@@ -53,3 +53,18 @@ def test_the_names_of_the_classes_go_with_the_weights(tmp_path):
     torch.save({**content, "class_names": ["wall, building", "sky"]}, source)
     assert publish_weights.main([str(source), str(output)]) == 0
     assert read_checkpoint(output)["class_names"] == ["wall, building", "sky"]
+
+
+def test_the_averaged_weights_are_taken_where_they_are_asked_for(tmp_path, capsys):
+    trained, averaged = torch.zeros(2), torch.ones(2)
+    source, output = checkpoint(tmp_path, **{"a.weight": trained}), tmp_path / "w.safetensors"
+    assert publish_weights.main([str(source), str(output), "--ema"]) == 1
+    assert "holds no averaged weights, only model, iteration, trainer" in capsys.readouterr().err
+    assert not output.exists()
+    content = torch.load(source, weights_only=True)
+    ema = {"n_averaged": torch.tensor(3), "module.a.weight": averaged}
+    torch.save({**content, "ema": ema}, source)
+    for flags, expected in (([], trained), (["--ema"], averaged)):
+        assert publish_weights.main([str(source), str(output), *flags]) == 0
+        weights = read_checkpoint(output)["model"]
+        assert weights.keys() == {"a.weight"} and torch.equal(weights["a.weight"], expected.half())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,13 +18,13 @@ from detectron2.structures import Instances
 
 from mask_former.data.augmentation import build_augmentation
 from mask_former.data.mappers.readers import read_image
-from mask_former.data.targets import NDArray, SegmentMap, pad_map
+from mask_former.data.targets import InstanceMasks, NDArray, SegmentMap, pad_map
 
 __all__ = ["Annotations", "TrainingMapper", "ignore_label_of", "settings"]
 
 IMAGE_PAD_VALUE = 128
 ANNOTATION_KEYS = frozenset(
-    {"annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name"}
+    {"annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name", "label_map"}
 )
 """What a training example does not take over from the dataset dict."""
 
@@ -29,7 +32,7 @@ ANNOTATION_KEYS = frozenset(
 class Annotations(NamedTuple):
     """What a mapper has read of one image's annotation."""
 
-    segments: SegmentMap
+    segments: SegmentMap | InstanceMasks
     sem_seg: NDArray | None
     """H×W class ids, uint8 or uint16, `ignore_label` where there is none; None: not made."""
 
@@ -43,6 +46,8 @@ class TrainingMapper:
     - ``instances``: `Instances((H, W))` with ``gt_classes`` (N, int64) and ``gt_masks``
       (N×H×W, bool);
     - ``sem_seg``: H×W, int64, with the ignore label, where the mapper has a label map;
+    - ``valid``: H×W, bool, with `mask_ignore`: True where a pixel is some target's, False where it
+      has no label, is a crowd's or is padding;
     - ``height``, ``width``: the size of the image on disk.
     """
 
@@ -60,6 +65,7 @@ class TrainingMapper:
         size_divisibility: int = 0,
         num_classes: int | None = None,
         min_mask_area: int = 0,
+        mask_ignore: bool = False,
     ) -> None:
         """
         Args:
@@ -72,6 +78,7 @@ class TrainingMapper:
                 pixels; 0 or less: no padding.
             num_classes: K, to check the annotations against; None: they are not checked.
             min_mask_area: masks that have fewer pixels after augmentation are no targets.
+            mask_ignore: add ``valid`` to the example.
 
         Raises:
             ValueError: a value is out of its range, or `is_train` is False: the annotations of a
@@ -96,6 +103,7 @@ class TrainingMapper:
         self.ignore_label = ignore_label
         self.size_divisibility = size_divisibility
         self.num_classes = num_classes
+        self.mask_ignore = mask_ignore
         self.min_mask_area = min_mask_area if self.keeps_empty_masks else max(1, min_mask_area)
         logging.getLogger(__name__).info(
             "[%s] Augmentations used in training: %s", type(self).__name__, augmentations
@@ -140,7 +148,11 @@ class TrainingMapper:
 
         inputs = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(inputs)
-        segments = segments.transform(transforms.apply_segmentation)
+        if isinstance(segments, SegmentMap) and segments.index_map is sem_seg:
+            # one map serves as both: it is transformed already
+            segments = replace(segments, index_map=inputs.sem_seg)
+        else:
+            segments = segments.transform(transforms.apply_segmentation)
 
         size = self._padded_size(inputs.image, image_file)
         example["image"] = torch.from_numpy(_pad_image(inputs.image, size))
@@ -150,6 +162,8 @@ class TrainingMapper:
             example["sem_seg"] = torch.from_numpy(sem_seg.astype(np.int64))
         labels, masks = segments.targets(size, self.min_mask_area)
         example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
+        if self.mask_ignore:
+            example["valid"] = segments.labelled(size)
         return example
 
     def require(self, dataset_dict: dict[str, Any], *keys: str) -> None:
@@ -185,6 +199,7 @@ def settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         "image_format": cfg.INPUT.FORMAT,
         "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         "min_mask_area": cfg.INPUT.MIN_MASK_AREA,
+        "mask_ignore": cfg.MODEL.MASK_FORMER.MASK_IGNORE,
     }
 
 
@@ -206,8 +221,10 @@ def ignore_label_of(datasets: tuple[str, ...]) -> int:
 def _pad_image(image: NDArray, size: tuple[int, int]) -> NDArray:
     """H×W×3 to 3×`size`, `IMAGE_PAD_VALUE` on the right and at the bottom."""
     height, width, channels = image.shape
-    padded = np.full((channels, *size), IMAGE_PAD_VALUE, dtype=image.dtype)
-    padded[:, :height, :width] = image.transpose(2, 0, 1)
+    make = np.empty if (height, width) == size else partial(np.full, fill_value=IMAGE_PAD_VALUE)
+    padded = make((channels, *size), dtype=image.dtype)
+    for channel, values in enumerate(cv2.split(image)):  # faster than to transpose
+        padded[channel, :height, :width] = values
     return padded
 
 
@@ -217,6 +234,8 @@ def _fitting_mapper(dataset_dict: dict[str, Any]) -> str:
         fitting += ["mask_former_panoptic", "detr_panoptic"]
     if "sem_seg_file_name" in dataset_dict:
         fitting += ["mask_former_semantic"]
+    if "annotations" in dataset_dict:
+        fitting += ["mask_former_instance"]
     if not fitting:
         return "No mapper for mask targets fits such a dict: check what DATASETS.TRAIN loads."
     return f"INPUT.DATASET_MAPPER_NAME that fits: {' or '.join(fitting)}."

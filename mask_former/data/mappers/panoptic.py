@@ -55,6 +55,6 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         if self.ignore_label is None:
             return None
         if "sem_seg_file_name" in dataset_dict:
-            return read_sem_seg(dataset_dict, image, self.ignore_label, self.num_classes)[0]
+            return read_sem_seg(dataset_dict, image, self.ignore_label, self.num_classes)
         label_of = np.array([self.ignore_label, *classes])
         return label_of.astype(np.min_scalar_type(label_of.max())).take(index_map)

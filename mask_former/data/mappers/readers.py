@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from detectron2.data import detection_utils
@@ -14,7 +14,14 @@ from mask_former.data.targets import (
     index_segments,
 )
 
-__all__ = ["check_classes", "check_same_size", "read_image", "read_label_map", "read_segment_map"]
+__all__ = [
+    "check_classes",
+    "check_same_size",
+    "read_class_map",
+    "read_image",
+    "read_label_map",
+    "read_segment_map",
+]
 
 
 def read_image(file_name: str, key: str, image_format: str | None = None) -> NDArray:
@@ -70,8 +77,44 @@ def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray:
     return labels.astype(np.uint16, copy=False)
 
 
-def read_segment_map(file_name: str, segment_ids: list[int]) -> NDArray:
+def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -> NDArray:
+    """A label map as class ids.
+
+    Args:
+        file_name: see `read_label_map`.
+        label_map: pixel value -> class id or ignore label; None: the values are that already.
+
+    Returns:
+        H×W, uint8 or uint16.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_label_map`; also where a value is not in
+            `label_map`.
+    """
+    labels = read_label_map(file_name)
+    if label_map is None:
+        return labels
+    class_of = np.full(np.iinfo(np.uint16).max + 1, -1, dtype=np.int32)
+    class_of[list(label_map)] = list(label_map.values())
+    classes = class_of.take(labels)
+    if classes.min(initial=0) < 0:
+        raise ValueError(
+            f"{file_name}: found the pixel values {_few(np.unique(labels[classes < 0]))}, expected "
+            f"{_few(sorted(label_map))}, the ids of the classes and the ignore label. Give these "
+            "values a class, or convert them to one of the others."
+        )
+    return classes.astype(np.min_scalar_type(max(label_map.values())))
+
+
+def read_segment_map(
+    file_name: str, segment_ids: list[int], *, may_be_absent: bool = False
+) -> NDArray:
     """A COCO panoptic PNG, its ids replaced by their position in `segment_ids`, from 1.
+
+    Args:
+        file_name: the PNG.
+        segment_ids: those of `segments_info`.
+        may_be_absent: whether some of them may be at no pixel.
 
     Returns:
         H×W, uint8 (uint16 for more than 255 segments); 0 where there is no segment.
@@ -99,7 +142,7 @@ def read_segment_map(file_name: str, segment_ids: list[int]) -> NDArray:
             "image's PNG, or one written in greyscale or resized smoothly?"
         )
     absent = sorted(set(segment_ids) - set(present.tolist()))
-    if absent:
+    if absent and not may_be_absent:
         raise ValueError(
             f"{both}: the ids {_few(absent)} are in 'segments_info' but at no pixel of the PNG. "
             "Take them out of the annotation, or restore the PNG that belongs to it."

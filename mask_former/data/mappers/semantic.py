@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mask_former.data.mappers.base import Annotations, TrainingMapper
-from mask_former.data.mappers.readers import check_classes, check_same_size, read_label_map
+from mask_former.data.mappers.readers import check_classes, check_same_size, read_class_map
 from mask_former.data.targets import NDArray, SegmentMap
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 
@@ -27,34 +27,36 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
             raise ValueError(
                 f"{type(self).__name__} needs an ignore_label, found None: pass the dataset's."
             )
-        sem_seg, classes = read_sem_seg(dataset_dict, image, self.ignore_label, self.num_classes)
+        sem_seg = read_sem_seg(dataset_dict, image, self.ignore_label, self.num_classes)
+        # All that there may be: absent classes are dropped with those that the crop empties.
+        known = np.arange(np.iinfo(sem_seg.dtype).max + 1)[: self.num_classes]
+        classes = known[known != self.ignore_label]
         return Annotations(SegmentMap(sem_seg, classes, classes, self.ignore_label), sem_seg)
 
 
 def read_sem_seg(
     dataset_dict: dict[str, Any], image: NDArray, ignore_label: int, num_classes: int | None
-) -> tuple[NDArray, NDArray]:
+) -> NDArray:
     """Read and check the label map of an H×W×3 `image`.
 
     Returns:
-        the map (H×W, uint8 or uint16) and the classes in it, ascending, the ignore label left out.
+        H×W, uint8 or uint16.
 
     Raises:
         FileNotFoundError, ValueError: the file is missing or damaged, its size is not the image's,
-            or a label is outside 0 … `num_classes`-1.
+            or a label is neither the ignore label nor in 0 … `num_classes`-1.
     """
     file_name = dataset_dict["sem_seg_file_name"]
-    labels = read_label_map(file_name)
+    labels = read_class_map(file_name, dataset_dict.get("label_map"))
     check_same_size(image, dataset_dict["file_name"], labels, file_name)
-    present = np.flatnonzero(np.bincount(labels.ravel()))
-    classes = present[present != ignore_label]
     if num_classes is not None:
+        outside = (labels >= num_classes) & (labels != ignore_label)
         check_classes(
-            classes,
+            np.unique(labels[outside]),
             num_classes,
             file_name,
             hint=f"The ignore label, from the dataset's metadata, is {ignore_label}. Do the labels "
             "start at 1, is another value meant to be ignored, or is it a map of other ids "
             "(colours, instances)?",
         )
-    return labels, classes
+    return labels

@@ -1,0 +1,240 @@
+"""Where the images and annotations to check are: folders, a COCO JSON, a registered dataset.
+
+Like `loaders.py`, but what is wrong with a file becomes a finding and the others are read on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask_former.data.checking.images import ClassTable, Finding, Record
+from mask_former.data.classes import classes_of_json
+from mask_former.data.loaders import files_by_stem, read_json
+from mask_former.data.mappers.base import ignore_label_of
+
+__all__ = ["Source", "classes_of_dataset", "from_coco_json", "from_folders", "from_registered"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images to check, and what was wrong already."""
+
+    records: list[Record]
+    classes: ClassTable
+    findings: list[Finding] = field(default_factory=list)
+
+
+def from_folders(
+    images: Path, labels: Path, classes: ClassTable, label_map: Mapping[int, int] | None = None
+) -> Source:
+    """Images and label maps of the same stem.
+
+    Args:
+        images, labels: folders.
+        classes: of the label maps.
+        label_map: pixel value -> class id or ignore label; None: the values are that already.
+
+    Raises:
+        FileNotFoundError: a folder is not there, or holds no image.
+        ValueError: two files of one folder share a stem.
+    """
+    by_stem = [_files_of(folder) for folder in (images, labels)]
+    findings = [
+        Finding(str(ours[stem]), f"has no partner '{stem}.*' in {folder}.")
+        for ours, theirs, folder in zip(by_stem, by_stem[::-1], (labels, images), strict=True)
+        for stem in sorted(ours.keys() - theirs.keys())
+    ]
+    files, label_files = by_stem
+    mapped = {} if label_map is None else {"label_map": label_map}
+    records = [
+        {"file_name": str(files[stem]), "sem_seg_file_name": str(label_files[stem]), **mapped}
+        for stem in sorted(files.keys() & label_files.keys())
+    ]
+    return Source(records, classes, findings)
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there, or no folder: expected a folder of files.")
+    return files_by_stem(folder)
+
+
+def from_registered(name: str) -> Source:
+    """A dataset of detectron2's catalog; `import mask_former` registers ours.
+
+    Where its loader stops at the first mistake, its files are looked for where the metadata says.
+
+    Raises:
+        KeyError: there is no such dataset.
+        FileNotFoundError, ValueError: its loader found it incomplete, and the metadata do not say
+            where its files are, or they are not there at all.
+    """
+    if name not in DatasetCatalog:
+        raise KeyError(f"There is no dataset {name!r}; known are {sorted(DatasetCatalog)}.")
+    try:
+        records = DatasetCatalog.get(name)
+    except (FileNotFoundError, ValueError):
+        source = _from_metadata(name)
+        if source is None or not source.findings:
+            raise
+        return source
+    if not records:
+        raise ValueError(f"The dataset {name!r} has no image.")
+    return Source(records, classes_of_dataset(name, records[0]))
+
+
+def _from_metadata(name: str) -> Source | None:
+    metadata = MetadataCatalog.get(name)
+    keys = ("image_root", "sem_seg_root", "panoptic_root", "panoptic_json", "json_file")
+    paths = {key: Path(value) for key in keys if (value := metadata.get(key)) is not None}
+    if "image_root" not in paths or not all(path.exists() for path in paths.values()):
+        return None
+    images = paths["image_root"]
+    if "panoptic_json" in paths:
+        return from_coco_json(paths["panoptic_json"], images, paths.get("panoptic_root"))
+    if "json_file" in paths:
+        return from_coco_json(paths["json_file"], images)
+    if "sem_seg_root" not in paths:
+        return None
+    classes = classes_of_dataset(name, {"sem_seg_file_name": ""})
+    return from_folders(images, paths["sem_seg_root"], classes, metadata.get("label_map"))
+
+
+def classes_of_dataset(name: str, record: Record) -> ClassTable:
+    """The classes that a dataset's annotations have, from its metadata.
+
+    Args:
+        name: of a registered dataset.
+        record: one of its dicts; it tells the kind of annotation.
+
+    Raises:
+        ValueError: the metadata has no classes, or a label map's ignore label is missing.
+    """
+    has_map = "sem_seg_file_name" in record
+    kinds = ["stuff", "thing"] if has_map or "pan_seg_file_name" in record else ["thing", "stuff"]
+    metadata = MetadataCatalog.get(name)
+    names = next(filter(None, (metadata.get(f"{kind}_classes") for kind in kinds)), None)
+    if names is None:
+        raise ValueError(
+            f"The metadata of {name!r} has no classes. Set them: "
+            f"MetadataCatalog.get({name!r}).set({kinds[0]}_classes=[…])."
+        )
+    return ClassTable(names, ignore_label_of((name,)) if has_map else None)
+
+
+def from_coco_json(path: Path, images: Path, panoptic_root: Path | None = None) -> Source:
+    """COCO's instance format, or, with the folder of its PNGs, its panoptic format.
+
+    Classes are the JSON's `categories`, in the order of their ids.
+
+    Raises:
+        FileNotFoundError: the JSON is not there.
+        ValueError: it is no such JSON, or of the other format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, or no file: expected a COCO JSON.")
+    content = read_json(path, "COCO's format")
+    is_panoptic = "segments_info" in content["annotations"][0]
+    if is_panoptic and panoptic_root is None:
+        raise ValueError(
+            f"{path} is in COCO's panoptic format (it has 'segments_info'): also give the folder "
+            "of its PNGs, --panoptic-root."
+        )
+    if panoptic_root is not None and not is_panoptic:
+        raise ValueError(
+            f"{path} has no 'segments_info', so it is not in COCO's panoptic format: leave out "
+            "--panoptic-root, or give the panoptic JSON."
+        )
+    try:
+        return _Coco(path, content, images, is_panoptic).read(panoptic_root)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not in COCO's format: {type(error).__name__} {error} while reading it. "
+            "https://cocodataset.org/#format-data says what each entry needs."
+        ) from error
+
+
+class _Coco:
+    """One JSON on its way to dataset dicts."""
+
+    def __init__(
+        self, path: Path, content: dict[str, Any], images: Path, is_panoptic: bool
+    ) -> None:
+        self.path = path
+        self.content = content
+        self.images = images
+        self.findings: list[Finding] = []
+        kind = "panoptic" if is_panoptic else "instances"
+        categories = classes_of_json(path, content, kind)
+        self.names = [category.name for category in categories]
+        self.contiguous = {category.dataset_id: i for i, category in enumerate(categories)}
+        self._no_twins("category name", self.names)
+
+    def read(self, panoptic_root: Path | None) -> Source:
+        by_image: dict[Any, list[dict[str, Any]]] = {}
+        for image in self._unique("images"):
+            by_image[image["id"]] = []
+        key = "image_id" if panoptic_root else "id"
+        for annotation in self._unique("annotations", key):
+            by_image.setdefault(annotation["image_id"], []).append(annotation)
+        known = {image["id"] for image in self.content["images"]}
+        if lost := [image_id for image_id in by_image if image_id not in known]:
+            self._note(f"{_few(lost)} is the image_id of annotations, but not in 'images'.")
+        records = [
+            {
+                "file_name": str(self.images / image["file_name"]),
+                "image_id": image["id"],
+                **{side: image[side] for side in ("height", "width") if side in image},
+            }
+            for image in self._unique("images", note=False)
+        ]
+        for record in records:
+            own = by_image[record["image_id"]]
+            if panoptic_root is None:
+                record["annotations"] = self._mapped(own, record)
+            elif own:
+                record["pan_seg_file_name"] = str(panoptic_root / own[0]["file_name"])
+                record["segments_info"] = self._mapped(own[0]["segments_info"], record)
+            else:
+                message = f"is in 'images' of {self.path}, but has no annotation: it is not used."
+                self.findings.append(Finding(record["file_name"], message, is_error=False))
+        used = [r for r in records if panoptic_root is None or "segments_info" in r]
+        return Source(used, ClassTable(self.names), self.findings)
+
+    def _mapped(self, segments: list[dict[str, Any]], record: Record) -> list[dict[str, Any]]:
+        """With contiguous class ids; None for unknown ones."""
+        unknown = sorted({s["category_id"] for s in segments} - self.contiguous.keys(), key=str)
+        if unknown:
+            message = (
+                f"has the category_id {_few(unknown)} in {self.path}, expected the ids of its "
+                f"'categories': {_few(sorted(self.contiguous))}."
+            )
+            self.findings.append(Finding(record["file_name"], message))
+        return [s | {"category_id": self.contiguous.get(s["category_id"])} for s in segments]
+
+    def _unique(self, entries: str, key: str = "id", note: bool = True) -> list[dict[str, Any]]:
+        """Of those that share the value of `key`, the first."""
+        found = self.content[entries]
+        if note:
+            self._no_twins(f"{key} of {entries!r}", [entry[key] for entry in found])
+        return list({entry[key]: entry for entry in reversed(found)}.values())[::-1]
+
+    def _no_twins(self, what: str, values: Iterable[Any]) -> None:
+        twins = [value for value, count in Counter(values).items() if count > 1]
+        if twins:
+            self._note(f"the {what} {_few(twins)} is there more than once, expected once.")
+
+    def _note(self, message: str) -> None:
+        self.findings.append(Finding(str(self.path), message))
+
+
+def _few(values: Sequence[Any], most: int = 8) -> str:
+    """At most the first `most` values, as text."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return f"{', '.join(map(str, values[:most]))}{more}"

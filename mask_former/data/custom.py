@@ -1,0 +1,224 @@
+"""A user's own data: from folders and files to a table of datasets, and from there registered.
+
+The same table (see `mask_former.data.catalog`) is what `register_*` register at once, what
+`tools/train_net.py` writes beside its results, and what a user may write by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mask_former.checkpoint import replace_file
+from mask_former.data.catalog import Category, Dataset, Table, check_table, register
+from mask_former.data.classes import classes_of_json, read_classes
+from mask_former.data.loaders import read_json
+
+__all__ = [
+    "Annotated",
+    "json_table",
+    "register_instances",
+    "register_panoptic",
+    "register_semantic",
+    "semantic_table",
+    "write_table",
+]
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Where one dataset's images and annotations are: `labels` is a folder of label maps,
+    `json_file` in COCO format, `panoptic` the folder of PNGs that a panoptic JSON goes with."""
+
+    images: str | Path
+    labels: str | Path | None = None
+    json_file: str | Path | None = None
+    panoptic: str | Path | None = None
+
+
+def register_semantic(
+    name: str,
+    images: str | Path,
+    labels: str | Path,
+    classes: str | Path | Sequence[str | Category],
+    *,
+    ignore_label: int | None = None,
+) -> Table:
+    """Register images with label maps of the same stem as a detectron2 dataset.
+
+    Doing it twice is doing it once; with other arguments, the later ones count. Each process of a
+    job has to do it.
+
+    Args:
+        name: of the dataset, for `DATASETS.TRAIN` and `DATASETS.TEST`.
+        images: a folder.
+        labels: a folder of single-channel 8-bit or 16-bit images; a pixel is the class's position
+            in `classes`, or the value that `classes` gives it.
+        classes: a file or list of lines `NAME`, `VALUE: NAME`, each with `#RRGGBB` behind it where
+            it has a colour; see `read_classes`.
+        ignore_label: the pixel value that has no class; by default 255, or 65535 where 255 is a
+            class's.
+
+    Returns:
+        the table that was registered.
+
+    Raises:
+        FileNotFoundError: a folder or file is not there.
+        ValueError: the classes are wrong, the ignore label is a class's, or the name is taken.
+    """
+    table = semantic_table(
+        {name: Annotated(images, labels=labels)}, classes, ignore_label=ignore_label
+    )
+    register(table, Path())
+    return table
+
+
+def register_instances(name: str, images: str | Path, json_file: str | Path) -> Table:
+    """Register images with a JSON in COCO's instance format; see `register_semantic`.
+
+    Classes, their names, ids and colours are the JSON's `categories`.
+
+    Raises:
+        FileNotFoundError: a folder or file is not there.
+        ValueError: the JSON is broken or panoptic, or the name is taken.
+    """
+    table = json_table({name: Annotated(images, json_file=json_file)})
+    register(table, Path())
+    return table
+
+
+def register_panoptic(
+    name: str, images: str | Path, json_file: str | Path, panoptic: str | Path
+) -> Table:
+    """Register images with a JSON in COCO's panoptic format and its PNGs; see `register_semantic`.
+
+    Args:
+        panoptic: the folder of the PNGs that the JSON's annotations name.
+
+    Raises:
+        FileNotFoundError: a folder or file is not there.
+        ValueError: the JSON is broken or holds instances, or the name is taken.
+    """
+    table = json_table({name: Annotated(images, json_file=json_file, panoptic=panoptic)})
+    register(table, Path())
+    return table
+
+
+def semantic_table(
+    datasets: Mapping[str, Annotated],
+    classes: str | Path | Sequence[str | Category],
+    *,
+    ignore_label: int | None = None,
+    path: Path = Path("own data"),
+) -> Table:
+    """The table of datasets with label maps. See `register_semantic`; `path` is the table's own."""
+    categories = read_classes(classes)
+    has_values = categories[0].id is not None
+    values = {c.id if has_values else i for i, c in enumerate(categories)}
+    if ignore_label is None:
+        ignore_label = 65535 if 255 in values else 255
+    entries = {
+        name: Dataset(
+            kind="sem_seg",
+            image_root=_existing(data.images),
+            sem_seg_root=_existing(data.labels),
+        )
+        for name, data in datasets.items()
+    }
+    table = Table(
+        path=path,
+        datasets=entries,
+        categories=categories,
+        ignore_label=ignore_label,
+        labels_are_ids=has_values,
+    )
+    check_table(table)
+    return table
+
+
+def json_table(datasets: Mapping[str, Annotated], *, path: Path = Path("own data")) -> Table:
+    """The table of datasets in COCO format, all instances or all panoptic.
+
+    `path` is the table's own. For errors, see `register_instances` and `register_panoptic`; a
+    ValueError also where the JSONs have different categories.
+    """
+    entries: dict[str, Dataset] = {}
+    categories: list[Category] = []
+    first: Path | None = None
+    for name, data in datasets.items():
+        json_file = Path(_existing(data.json_file))
+        entries[name], found = _read_json_dataset(data, json_file)
+        if first is not None and found != categories:
+            raise ValueError(
+                f"{json_file} and {first} differ in their `categories`: "
+                f"{_difference(found, categories)}; expected the same in both."
+            )
+        first, categories = json_file, found
+    table = Table(path=path, datasets=entries, categories=categories)
+    check_table(table)
+    return table
+
+
+def _read_json_dataset(data: Annotated, json_file: Path) -> tuple[Dataset, list[Category]]:
+    content = read_json(json_file, "COCO format")
+    is_panoptic = "segments_info" in content["annotations"][0]
+    if is_panoptic and data.panoptic is None:
+        raise ValueError(
+            f"{json_file} is in COCO's panoptic format: its annotations have `segments_info`. It "
+            "goes with a folder of PNGs: name that, too (--train-panoptic, --val-panoptic; "
+            "register_panoptic)."
+        )
+    if not is_panoptic and data.panoptic is not None:
+        raise ValueError(
+            f"{json_file} is in COCO's instance format: its annotations have no `segments_info`. "
+            f"Leave out the folder of panoptic PNGs, {data.panoptic}."
+        )
+    images = _existing(data.images)
+    if not is_panoptic:
+        dataset = Dataset(kind="instances", image_root=images, json_file=str(json_file))
+        return dataset, classes_of_json(json_file, content, "instances")
+    dataset = Dataset(
+        kind="panoptic",
+        image_root=images,
+        panoptic_root=_existing(data.panoptic),
+        panoptic_json=str(json_file),
+    )
+    return dataset, classes_of_json(json_file, content, "panoptic")
+
+
+def _difference(found: Sequence[Category], expected: Sequence[Category]) -> str:
+    one, other = ({c.id: (c.name, c.isthing) for c in side} for side in (found, expected))
+    for i in [*other, *one]:
+        if one.get(i) != other.get(i):
+            return f"id {i} is {one.get(i, 'not there')} and {other.get(i, 'not there')}"
+    return "their colours"
+
+
+def _existing(path: str | Path | None) -> str:
+    """The absolute path of a file or folder that has to be there."""
+    assert path is not None
+    found = Path(path).expanduser().absolute()
+    if not found.exists():
+        raise FileNotFoundError(f"{path} is not there (looked for as {found}).")
+    return str(found)
+
+
+def write_table(table: Table) -> None:
+    """Write a table to its `path`, whose folder is made, for `register_table` to read."""
+    settings = {"ignore_label": table.ignore_label, "labels_are_ids": table.labels_are_ids}
+    parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
+    datasets = [f"{json.dumps(n)}: {_compact(asdict(d))}" for n, d in table.datasets.items()]
+    categories = [_compact(asdict(category)) for category in table.categories]
+    parts.append('"datasets": {\n' + ",\n".join(datasets) + "\n}")
+    parts.append('"categories": [\n' + ",\n".join(categories) + "\n]")
+    text = "{\n" + ",\n".join(parts) + "\n}\n"
+    table.path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(table.path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _compact(entry: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in entry.items() if value is not None and value is not False}
+    return json.dumps(kept, ensure_ascii=False)

@@ -1,0 +1,152 @@
+"""Annotations in COCO's instance format: polygons and run-length codes (RLE), to masks and back.
+
+The format is that of https://cocodataset.org/#format-data, rasterised as `pycocotools` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.structures.masks import polygons_to_bitmask
+from pycocotools import mask as coco_mask
+
+from mask_former.data.mappers.readers import read_segment_map
+from mask_former.data.targets import NDArray
+
+__all__ = ["check_segmentation", "complete", "decode_segmentation", "instances_of_panoptic"]
+
+Size = tuple[int, int]
+
+
+def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
+    """Raise unless it is one of COCO's forms, without rasterising it.
+
+    Args:
+        segmentation: a list of polygons [x0, y0, x1, y1, …] in pixels, or an RLE: a dict of `size`
+            and `counts` (a list of run lengths, or the compressed text).
+        size: height and width of the image.
+        where: file and annotation, for the message.
+
+    Raises:
+        ValueError: it is empty, a polygon has fewer than three points or half a point, or an RLE is
+            of another size or has no counts.
+    """
+    if isinstance(segmentation, Mapping):
+        found = tuple(segmentation.get("size", ()))
+        if found != size or "counts" not in segmentation:
+            raise ValueError(
+                f"{where}: its RLE has the keys {sorted(segmentation)} and the size {found} "
+                f"(height, width), expected 'counts' and 'size', which is the image's, {size}. Is "
+                "it another image's annotation, or was only the image resized?"
+            )
+        return
+    if not isinstance(segmentation, list | tuple) or not len(segmentation):
+        raise ValueError(
+            f"{where}: its segmentation is {segmentation!r}, expected a list of polygons or an RLE "
+            "dict. Instance segmentation needs a mask for each object, a box is not enough: take "
+            "the annotation out, or draw its mask."
+        )
+    for polygon in segmentation:
+        values = polygon if isinstance(polygon, list | tuple | np.ndarray) else ()
+        if len(values) < 6 or len(values) % 2:
+            raise ValueError(
+                f"{where}: a polygon is {_few(polygon)}, expected [x0, y0, x1, y1, …] with at "
+                "least three points and a y to each x. Take the polygon out, or mend it."
+            )
+
+
+def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray:
+    """The mask of a segmentation: see `check_segmentation`.
+
+    Returns:
+        H×W, uint8, 0 or 1.
+
+    Raises:
+        ValueError: as `check_segmentation`, or the RLE's counts are damaged.
+    """
+    check_segmentation(segmentation, size, where)
+    if not isinstance(segmentation, Mapping):
+        polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
+        return polygons_to_bitmask(polygons, *size).view(np.uint8)
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        if sum(counts) != size[0] * size[1] or min(counts) < 0:
+            raise ValueError(
+                f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected "
+                f"{size[0] * size[1]}, those of {size} (height, width): write it again."
+            )
+        segmentation = coco_mask.frPyObjects(dict(segmentation), *size)
+    try:
+        return coco_mask.decode(segmentation)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: its RLE is damaged ({error}): write it again.") from error
+
+
+def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str, Any]:
+    """A COCO annotation with `iscrowd`, and with `area` and `bbox` of its mask where they lack.
+
+    Args:
+        annotation: with a `segmentation`.
+        size: height and width of the image.
+        where: file and annotation, for messages.
+
+    Raises:
+        ValueError: as `decode_segmentation`.
+    """
+    full = {"iscrowd": 0, **annotation}
+    if "area" not in full or not full.get("bbox"):
+        mask = decode_segmentation(annotation.get("segmentation"), size, where)
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        full["area"] = float(coco_mask.area(rle))
+        full["bbox"] = coco_mask.toBbox(rle).tolist()
+    return full
+
+
+def instances_of_panoptic(content: Mapping[str, Any], panoptic_root: Path) -> dict[str, Any]:
+    """COCO instance annotations of the things of COCO panoptic annotations.
+
+    Args:
+        content: a panoptic JSON.
+        panoptic_root: the folder of its PNGs, each of which is read.
+
+    Returns:
+        `images` (with `height` and `width`), `annotations` (compressed RLE, ids from 1) and
+        `categories`, as an instance JSON has them, image and category ids as they are.
+
+    Raises:
+        FileNotFoundError, ValueError: a PNG is missing, damaged, or does not fit the JSON.
+    """
+    categories = [c for c in content["categories"] if c.get("isthing", 1)]
+    things = {category["id"] for category in categories}
+    entries = {image["id"]: image for image in content["images"]}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for entry in content["annotations"]:
+        image_id, infos = entry["image_id"], entry["segments_info"]
+        png = str(panoptic_root / entry["file_name"])
+        indices = read_segment_map(png, [info["id"] for info in infos])
+        size = dict(zip(("height", "width"), indices.shape, strict=True))
+        images.append({**entries.get(image_id, {"id": image_id}), **size})
+        for index, info in enumerate(infos, start=1):
+            if info["category_id"] in things:
+                mask = np.asfortranarray(indices == index, dtype=np.uint8)
+                rle = coco_mask.encode(mask)
+                annotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": info["category_id"],
+                    "iscrowd": info.get("iscrowd", 0),
+                    "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
+                }
+                annotations.append(complete(annotation, indices.shape, png))
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _few(values: Any, most: int = 6) -> str:
+    """The beginning of a list, as text."""
+    if not isinstance(values, list | tuple) or len(values) <= most:
+        return repr(values)
+    return f"{list(values[:most])} and {len(values) - most} more values"

@@ -1,0 +1,76 @@
+"""`mask_former_instance`: one target an object of a COCO instance annotation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from mask_former.data.augmentation import build_augmentation
+from mask_former.data.instance_files import decode_segmentation
+from mask_former.data.mappers.base import Annotations, TrainingMapper, settings
+from mask_former.data.mappers.readers import check_classes
+from mask_former.data.targets import InstanceMasks, NDArray
+from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+__all__ = ["MaskFormerInstanceDatasetMapper"]
+
+
+@DATASET_MAPPER_REGISTRY.register(name="mask_former_instance")
+class MaskFormerInstanceDatasetMapper(TrainingMapper):
+    """One target for each of the `annotations` that is no crowd, from its polygons or RLE.
+
+    Masks may overlap, and no label map is made. Objects of which nothing is left, be it that a crop
+    has cut them off or that they are smaller than a pixel, are no targets.
+    """
+
+    keeps_empty_masks = False
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The arguments of `__init__`, with MaskFormer's augmentation and padding.
+
+        Raises:
+            ValueError: the crop limits the area of a category, which instances do not tell.
+        """
+        crop = cfg.INPUT.CROP
+        if crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1:
+            raise ValueError(
+                f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {crop.SINGLE_CATEGORY_MAX_AREA}, which "
+                "needs the class of each pixel; mask_former_instance knows objects alone. Set it "
+                "to 1.0."
+            )
+        return settings(cfg, is_train) | {
+            "augmentations": build_augmentation(cfg, ignore_label=None),
+            "ignore_label": None,
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+        }
+
+    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray) -> Annotations:
+        """See `TrainingMapper.read_annotations`."""
+        self.require(dataset_dict, "annotations")
+        size = image.shape[:2]
+        masks: list[NDArray] = []
+        labels: list[int] = []
+        crowd = np.zeros(size, dtype=np.uint8)
+        for place, annotation in enumerate(dataset_dict["annotations"]):
+            name = f"id {annotation['id']!r}" if "id" in annotation else f"number {place}"
+            where = f"{dataset_dict['file_name']}: its annotation {name}"
+            mask = decode_segmentation(annotation.get("segmentation"), size, where)
+            if annotation.get("iscrowd", 0):
+                crowd |= mask
+                continue
+            self._check_class(annotation["category_id"], where)
+            masks.append(mask)
+            labels.append(annotation["category_id"])
+        stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)
+        return Annotations(InstanceMasks(stacked, np.array(labels, dtype=np.int64), crowd), None)
+
+    def _check_class(self, label: int, where: str) -> None:
+        if self.num_classes is not None:
+            hint = (
+                "The category_id must be the contiguous class id: does the dataset's loader map "
+                "the ids of the JSON to it?"
+            )
+            check_classes([label], self.num_classes, where, hint)

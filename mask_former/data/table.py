@@ -1,0 +1,178 @@
+"""Tables of datasets: JSON files, read and checked.
+
+A table (`tables/*.json`) describes a family of datasets that share their categories. Its paths
+are absolute, or relative to `$DETECTRON2_DATASETS` (a user's own table: to the table's folder):
+
+    prepare       optional: how to make the files, told to users who lack them
+    generator     optional: a module whose `generate(folder)` makes them on first use
+    ignore_label  the pixel value that has no class (default 255)
+    labels_are_ids  pixels of label maps are the categories' ids, not their positions
+    datasets      name -> kind ("sem_seg", "panoptic" or "instances"), folders, evaluator_type;
+                  instances have a json_file, or are the things of panoptic_json, panoptic_root
+    categories    one a line, in contiguous order: name, and where they apply
+                  id (in the annotation files), color (RGB), isthing,
+                  source_id (in the original download, for `datasets/prepare_*.py`)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table"]
+
+TABLES = Path(__file__).parent / "tables"
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class. Its contiguous id is its position in the table."""
+
+    name: str
+    id: int | None = None
+    color: list[int] | None = None
+    isthing: bool = False
+    source_id: int | None = None
+
+    @property
+    def dataset_id(self) -> int:
+        """The id in the annotation files, for tables that have ids."""
+        assert self.id is not None, self.name
+        return self.id
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a table; folders and files are relative to the root of all datasets."""
+
+    kind: str
+    image_root: str
+    sem_seg_root: str | None = None
+    panoptic_root: str | None = None
+    panoptic_json: str | None = None
+    json_file: str | None = None
+    evaluator_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A family of datasets over one list of categories."""
+
+    path: Path
+    datasets: dict[str, Dataset]
+    categories: list[Category]
+    prepare: str = "correct the paths in the table, or put the files there"
+    generator: str | None = None
+    ignore_label: int = 255
+    labels_are_ids: bool = False
+    stuff_ids_of_things: bool = False  # ADE20K's stuff id map lists the things, too
+
+    @property
+    def names(self) -> list[str]:
+        return [c.name for c in self.categories]
+
+    def contiguous_ids(self, isthing: bool | None = None) -> dict[int, int]:
+        """Dataset id -> contiguous id, of things, of stuff, or of both (None)."""
+        return {
+            c.id: i
+            for i, c in enumerate(self.categories)
+            if c.id is not None and isthing in (None, c.isthing)
+        }
+
+    @property
+    def ignored(self) -> int:
+        """What takes the place of `ignore_label` once labels are contiguous: no class's id."""
+        free = (self.ignore_label, 255, 65535)
+        return next(i for i in free if i >= len(self.categories) or not self.labels_are_ids)
+
+    @property
+    def label_map(self) -> dict[int, int] | None:
+        """Pixel value -> class id or `ignored`; None where pixels are class ids already."""
+        if not self.labels_are_ids:
+            return None
+        return self.contiguous_ids() | {self.ignore_label: self.ignored}
+
+    @property
+    def instance_ids(self) -> dict[int, int]:
+        """Dataset id -> contiguous id among the things alone, the classes of "instances"."""
+        return {i: place for place, i in enumerate(self.contiguous_ids(isthing=True))}
+
+    @property
+    def source_ids(self) -> dict[int, int]:
+        """Id in the original download -> contiguous id, of the categories that have one."""
+        return {c.source_id: i for i, c in enumerate(self.categories) if c.source_id is not None}
+
+
+def read_table(path: str | Path) -> Table:
+    """Read and check one table; a bare name ("camvid") means one of the package's own.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: the table lacks a key, has an unknown one, or contradicts itself.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        path = TABLES / f"{path}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        datasets = {name: Dataset(**entry) for name, entry in content.pop("datasets").items()}
+        categories = [Category(**entry) for entry in content.pop("categories")]
+        table = Table(path=path, datasets=datasets, categories=categories, **content)
+    except KeyError as error:
+        raise ValueError(f"{path}: the key {error} is missing.") from error
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a table of datasets: {error}.") from error
+    check_table(table)
+    return table
+
+
+def check_table(table: Table) -> None:
+    """Raise ValueError, which names the table, where it contradicts itself."""
+    ids = [c.id for c in table.categories]
+    if any(i is not None for i in ids) and len(set(ids) - {None}) != len(ids):
+        raise ValueError(f"{table.path}: every category needs an `id` of its own, or none has one.")
+    source_ids = [c.source_id for c in table.categories if c.source_id is not None]
+    if len(set(source_ids)) < len(source_ids):
+        raise ValueError(f"{table.path}: two categories share a `source_id`.")
+    _check_labels(table)
+    if len({c.color is None for c in table.categories}) > 1:
+        raise ValueError(f"{table.path}: every category needs a `color`, or none has one.")
+    from_panoptic = ["panoptic_root", "panoptic_json"]
+    needed = {"sem_seg": ["sem_seg_root"], "panoptic": from_panoptic, "instances": ["json_file"]}
+    for name, dataset in table.datasets.items():
+        if dataset.kind not in needed:
+            raise ValueError(
+                f"{table.path}: {name}: found kind {dataset.kind!r}, expected "
+                f"{' or '.join(needed)}."
+            )
+        keys = needed[dataset.kind]
+        if dataset.kind == "instances" and dataset.json_file is None:
+            keys = from_panoptic if dataset.panoptic_json is not None else keys
+        missing = [key for key in keys if getattr(dataset, key) is None]
+        if missing:
+            raise ValueError(f"{table.path}: {name}: a {dataset.kind} dataset needs {missing}.")
+        if dataset.kind != "sem_seg" and None in ids:
+            raise ValueError(f"{table.path}: {name}: {dataset.kind} data needs category ids.")
+        if dataset.kind == "instances" and not table.instance_ids:
+            raise ValueError(
+                f"{table.path}: {name}: instances are of things, and no category is one: set "
+                '"isthing": true.'
+            )
+
+
+def _check_labels(table: Table) -> None:
+    """See that the ignore label is no class's, and that `labels_are_ids` finds ids."""
+    ids = [c.id for c in table.categories]
+    if table.labels_are_ids and not all(i is not None and 0 <= i <= 65535 for i in ids):
+        raise ValueError(
+            f"{table.path}: with `labels_are_ids` every category needs an `id` in 0 … 65535, the "
+            f"pixel value in the label maps; found {ids[:8]}."
+        )
+    values = set(ids) if table.labels_are_ids else set(range(len(ids)))
+    has_label_maps = any(d.sem_seg_root is not None for d in table.datasets.values())
+    if has_label_maps and table.ignore_label in values:
+        raise ValueError(
+            f"{table.path}: `ignore_label` is {table.ignore_label}, the pixel value of a class. "
+            "Set it to a value that no class has: 255, or 65535 in 16-bit label maps."
+        )

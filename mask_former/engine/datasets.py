@@ -1,0 +1,101 @@
+"""Between a config and the datasets that it names: a user's own tables, and keys that fit data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..data.catalog import read_table, register
+
+__all__ = ["fitting_keys", "register_own_tables", "use_datasets"]
+
+_FITTING = {
+    "sem_seg": ("mask_former_semantic", "SEMANTIC_ON"),
+    "coco_panoptic_seg": ("mask_former_panoptic", "PANOPTIC_ON"),
+    "coco": ("mask_former_instance", "INSTANCE_ON"),
+}
+"""By ``evaluator_type``: the mapper, and the result that is measured."""
+
+
+def register_own_tables(cfg: CfgNode) -> None:
+    """Register the datasets of every table in ``DATASETS.TABLES``; paths in it are relative to it.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it is none, or has a dataset whose name is taken.
+    """
+    logger = logging.getLogger(__name__)
+    for name in cfg.DATASETS.TABLES:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"DATASETS.TABLES names {name}, which is not there: put the table back, or leave "
+                "it out (DATASETS.TABLES '()')."
+            )
+        table = read_table(path)
+        register(table, path.parent.absolute())
+        logger.info(
+            f"{', '.join(table.datasets)}: {len(table.categories)} classes "
+            f"({', '.join(table.names[:8])}{', …' if len(table.names) > 8 else ''}), from {path}."
+        )
+    if cfg.DATASETS.TABLES and not cfg.DATASETS.TEST:
+        logger.info("DATASETS.TEST is empty: nothing will be evaluated.")
+
+
+def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, Any]:
+    """The config keys that follow from the data: datasets, classes, mapper, what is measured.
+
+    Args:
+        train: registered datasets, all of one kind.
+        test: likewise; may be empty.
+
+    Returns:
+        full names of keys and their values, such as ``{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 11}``.
+
+    Raises:
+        KeyError: for a dataset that is not registered.
+        ValueError: for a kind of dataset that has no mapper here, or datasets that differ in kind
+            or classes.
+    """
+    described = {name: _describe(name) for name in (*train, *test)}
+    kind, classes, ignore_label = described[train[0]]
+    for name, found in described.items():
+        if found != described[train[0]]:
+            raise ValueError(
+                f"The datasets {train[0]!r} and {name!r} do not go together: their evaluator_type, "
+                f"classes and ignore label are {described[train[0]]} and {found}."
+            )
+    mapper, measured = _FITTING[kind]
+    return {
+        "DATASETS.TRAIN": list(train),
+        "DATASETS.TEST": list(test),
+        "INPUT.DATASET_MAPPER_NAME": mapper,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(classes),
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": ignore_label,
+        f"MODEL.MASK_FORMER.TEST.{measured}": True,
+    }
+
+
+def _describe(name: str) -> tuple[str, tuple[str, ...], int]:
+    if name not in DatasetCatalog:
+        raise KeyError(f"There is no dataset {name!r}; known are {sorted(DatasetCatalog)}.")
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    if kind not in _FITTING:
+        raise ValueError(
+            f"The dataset {name!r} has the evaluator_type {kind!r}; expected one of "
+            f"{sorted(_FITTING)}."
+        )
+    classes = metadata.get("thing_classes" if kind == "coco" else "stuff_classes")
+    return kind, tuple(classes), metadata.get("ignore_label", 255)
+
+
+def use_datasets(cfg: CfgNode, train: Sequence[str], test: Sequence[str] = ()) -> None:
+    """Set in ``cfg`` what :func:`fitting_keys` gives; the rest of it stays."""
+    for key, value in fitting_keys(train, test).items():
+        cfg.merge_from_list([key, value])

@@ -1,0 +1,66 @@
+"""An exponential moving average of the weights, kept beside those that are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+__all__ = ["WeightAverage"]
+
+
+class WeightAverage(AveragedModel):
+    """torch's ``AveragedModel`` of a model's weights and of the statistics of its norms.
+
+    ``averaged = decay · averaged + (1 - decay) · trained`` after each step; ``module`` is the model
+    with the averaged weights. Buffers of whole numbers (indices, counts) are copied: an average of
+    them, rounded down, would be wrong.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, start_iter: int = 0) -> None:
+        """
+        Args:
+            model: that is trained, not wrapped.
+            decay: in [0, 1).
+            start_iter: the iteration whose weights the average begins with; until then it is a
+                copy of them.
+
+        Raises:
+            ValueError: if ``decay`` is not in [0, 1).
+        """
+        if not 0 <= decay < 1:
+            raise ValueError(f"MODEL.EMA.DECAY is {decay}; it must lie in [0, 1), such as 0.999.")
+        super().__init__(model, multi_avg_fn=_average_or_copy(decay), use_buffers=True)
+        self.start_iter = start_iter
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> WeightAverage | None:
+        """That of ``MODEL.EMA``; None where it is not ``ENABLED``."""
+        node = cfg.MODEL.EMA
+        return cls(model, node.DECAY, node.START_ITER) if node.ENABLED else None
+
+    def update(self, model: nn.Module, iteration: int) -> None:
+        """Take in the weights of ``model`` after the step of ``iteration`` (from 0 on)."""
+        if iteration <= self.start_iter:
+            self.n_averaged.zero_()  # torch then copies
+        self.update_parameters(model)
+
+
+def _average_or_copy(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Any], None]:
+    average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Any) -> None:
+        # torch hands over tensors of one type at a time.
+        if averaged[0].is_floating_point():
+            average(averaged, current, count)
+        else:
+            for old, new in zip(averaged, current, strict=True):
+                old.copy_(new)
+
+    return update

@@ -1,0 +1,136 @@
+"""What the trainer does beside its steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.evaluator import inference_context
+from numpy.typing import NDArray
+from torch import nn
+
+from ..checkpoint import read_checkpoint
+from ..visualization import RESULTS, Classes, classes_of, draw, overlay_of, semantic_overlay
+from .checkpointer import Checkpointer, unwrapped
+from .ema import WeightAverage
+
+__all__ = ["AverageWeights", "BestCheckpointer", "DrawPredictions"]
+
+_NUM_DRAWN = 3  # images
+
+
+class AverageWeights(HookBase):
+    """Keeps the average of the weights; stands before what saves or evaluates it."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def after_step(self) -> None:
+        self.average.update(unwrapped(self.trainer.model), self.trainer.iter)
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """detectron2's, which goes on after a resumed run and takes a misspelt metric for an error.
+
+    The file holds ``best``: the metric's name, its value, and the iteration. It is no file that
+    ``--resume`` goes on from. Higher values are better, but of losses (``val_…``) lower ones.
+    """
+
+    def __init__(self, cfg: CfgNode, checkpointer: Checkpointer) -> None:
+        """
+        Args:
+            cfg: with the name of a metric in ``TEST.BEST_METRIC``.
+            checkpointer: writes ``model_best.pth``.
+
+        Raises:
+            ValueError: if nothing is evaluated while training.
+        """
+        metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
+        if not cfg.DATASETS.TEST or period <= 0:
+            raise ValueError(
+                f"TEST.BEST_METRIC is {metric!r}, but with DATASETS.TEST "
+                f"{tuple(cfg.DATASETS.TEST)} and TEST.EVAL_PERIOD {period} nothing is evaluated "
+                "while training: set both, or leave TEST.BEST_METRIC empty."
+            )
+        mode = "min" if "val_" in metric and "loss" in metric else "max"
+        super().__init__(period, checkpointer, metric, mode)
+
+    def before_train(self) -> None:
+        path = Path(self._checkpointer.save_dir) / f"{self._file_prefix}.pth"
+        if self.trainer.start_iter == 0 or not path.is_file():
+            return
+        best = read_checkpoint(path).get("best", {})
+        if best.get("metric") == self._val_metric:
+            self.best_metric, self.best_iter = best["value"], best["iteration"]
+            self._logger.info(f"The best {self._val_metric} so far is {self.best_metric:.5f}.")
+
+    def _best_checking(self) -> None:
+        latest = self.trainer.storage.latest()
+        if self._val_metric not in latest:
+            # What an evaluation gives is named as a path, or is a loss of validation.
+            known = sorted(name for name in latest if "/" in name or name.startswith("val_"))
+            raise KeyError(
+                f"TEST.BEST_METRIC is {self._val_metric!r}, which the evaluation does not give; it "
+                f"gives {', '.join(known)}."
+            )
+        value, iteration = latest[self._val_metric]
+        if self.best_metric is not None and not self._compare(value, self.best_metric):
+            self._logger.info(
+                f"{self._val_metric} is {value:.5f}; the best is {self.best_metric:.5f}, of "
+                f"iteration {self.best_iter}."
+            )
+        elif math.isfinite(value):
+            self._update_best(value, iteration)
+            best = {"metric": self._val_metric, "value": value, "iteration": iteration}
+            self._checkpointer.write(self._file_prefix, iteration=iteration, best=best)
+
+
+class DrawPredictions(HookBase):
+    """Puts what the model says of a few images where TensorBoard shows it."""
+
+    def __init__(
+        self, cfg: CfgNode, build_loader: Callable[[], Iterable[list[dict[str, Any]]]]
+    ) -> None:
+        """
+        Args:
+            cfg: with the iterations between drawings in ``VIS_PERIOD`` (> 0), and ``INPUT.FORMAT``.
+            build_loader: makes the loader of test images; its first few are drawn.
+        """
+        self.period = cfg.VIS_PERIOD
+        self.image_format = cfg.INPUT.FORMAT
+        self.classes = classes_of(cfg)
+        self.build_loader = build_loader
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period:
+            return
+        model = unwrapped(self.trainer.model)
+        with torch.no_grad(), inference_context(model):
+            for number, batch in enumerate(islice(self.build_loader(), _NUM_DRAWN)):
+                picture = _draw(model, batch[0], self.image_format, self.classes)
+                self.trainer.storage.put_image(f"predictions/{number}", picture)
+
+
+def _draw(
+    model: nn.Module, example: dict[str, Any], image_format: str, classes: Classes
+) -> NDArray[np.uint8]:
+    """The richest result over the image, as the network sees it: 3×H×W, RGB."""
+    image = example["image"]
+    results = model([{"image": image}])[0]
+    kind = next(kind for kind, key in RESULTS.items() if key in results)
+    if kind == "semantic":  # scores or logits
+        class_ids = results[RESULTS[kind]].argmax(0).cpu().numpy()
+        overlay = semantic_overlay(class_ids, classes)
+    else:
+        overlay = overlay_of(kind, results, classes)
+    pixels = image.numpy().transpose(1, 2, 0)
+    if image_format == "BGR":
+        pixels = pixels[..., ::-1]
+    return draw(np.ascontiguousarray(pixels), overlay).transpose(2, 0, 1)

@@ -1,0 +1,150 @@
+"""What training says, and keeps, when a loss or a matching cost is NaN or infinite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.structures import BitMasks, Instances
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ..checkpoint import replace_file
+from ..losses import NonFiniteError
+
+__all__ = ["check_losses", "explained", "load_batch"]
+
+Batch = Sequence[dict[str, Any]]
+
+_SHOWN = 8  # image files in the message
+
+
+def check_losses(losses: Mapping[str, float]) -> None:
+    """
+    Args:
+        losses: weighted, by name; those of earlier decoder layers end in ``_0``, ``_1``, ….
+
+    Raises:
+        NonFiniteError: if one is NaN or infinite; names them all, and their layers.
+    """
+    broken = {name: value for name, value in losses.items() if not abs(value) < float("inf")}
+    if broken:
+        named = [f"{_with_layer(name, losses)} is {value}" for name, value in broken.items()]
+        raise NonFiniteError(f"The loss is not finite: {'; '.join(named)}.")
+
+
+def _with_layer(name: str, losses: Mapping[str, float]) -> str:
+    """``loss_mask_2 (decoder layer 3 of 6)``, where the loss has such layers."""
+    term, _, layer = name.rpartition("_")
+    if not layer.isdigit():
+        term, layer = name, ""
+    earlier = sum(other.startswith(f"{term}_") for other in losses)
+    if not earlier:
+        return name
+    number = int(layer) if layer else earlier
+    return f"{name} (decoder layer {number + 1} of {earlier + 1})"
+
+
+def explained(
+    error: NonFiniteError,
+    batch: Batch,
+    *,
+    iteration: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: str,
+    output_dir: Path | None,
+    gradient_scale: float = 1.0,
+) -> NonFiniteError:
+    """The error with all that helps to find the reason; the batch is saved beside it.
+
+    Args:
+        error: what is not finite.
+        batch: the training examples.
+        iteration: number of the step.
+        model: whose weights and, after the backward pass, gradients are looked at.
+        optimizer: its learning rates are told.
+        precision: of the forward pass, in words.
+        output_dir: where ``nonfinite_batch.pth`` is written; None: nowhere.
+        gradient_scale: what the gradients are multiplied by.
+    """
+    files = [str(example.get("file_name", "an image without a file_name")) for example in batch]
+    if error.image is not None:
+        files = [files[error.image]]
+    shown = ", ".join(files[:_SHOWN]) + (f" and {len(files) - _SHOWN} more" * (len(files) > _SHOWN))
+    lines = [
+        f"{error} (iteration {iteration})",
+        f"Images: {shown}.",
+        f"Learning rate: {_rates(optimizer)}. Precision: {precision}. "
+        f"Gradient norm: {_gradient_norm(model, optimizer, gradient_scale)}. {_weights(model)}",
+    ]
+    if output_dir is not None:
+        rank = comm.get_rank()
+        path = output_dir / f"nonfinite_batch{f'_rank{rank}' if rank else ''}.pth"
+        _save(path, batch, str(error), iteration)
+        lines.append(f"The batch is in {path} (mask_former.engine.nonfinite.load_batch reads it).")
+    lines.append(
+        "Where weights are not finite or large, or the gradient norm is, training diverged: lower "
+        "SOLVER.BASE_LR, clip more (SOLVER.CLIP_GRADIENTS), or turn SOLVER.AMP.ENABLED off, and go "
+        "on with --resume from the last checkpoint. Otherwise look at the images and their labels."
+    )
+    return NonFiniteError("\n".join(lines), image=error.image)
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> str:
+    rates = {group["lr"] for group in optimizer.param_groups}
+    low, high = min(rates), max(rates)
+    return f"{high:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _gradient_norm(model: nn.Module, optimizer: torch.optim.Optimizer, scale: float) -> str:
+    """Of this step if it came so far, else of the last one."""
+    gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
+    if gradients:
+        return f"{float(torch.nn.utils.get_total_norm(gradients)) / scale:.4g}"
+    norm: Tensor | None = getattr(optimizer, "gradient_norm", None)
+    if norm is None:
+        return "not known before the first step, or without SOLVER.CLIP_GRADIENTS' full_model"
+    return f"{float(norm):.4g} in the step before, unclipped"
+
+
+def _weights(model: nn.Module) -> str:
+    named = list(model.named_parameters())
+    broken = [name for name, weight in named if not weight.detach().isfinite().all()]
+    if not broken:
+        largest = max(
+            (float(weight.detach().abs().max()) for _, weight in named if weight.numel()),
+            default=0.0,
+        )
+        return f"All weights are finite, the largest is ±{largest:.3g}."
+    return f"{len(broken)} of {len(named)} weight tensors are not finite, {broken[0]} the first."
+
+
+def _save(path: Path, batch: Batch, message: str, iteration: int) -> None:
+    plain = [{key: _plain(value) for key, value in example.items()} for example in batch]
+    content = {"batch": plain, "message": message, "iteration": iteration}
+    replace_file(path, lambda part: torch.save(content, part))
+
+
+def _plain(value: Any) -> Any:
+    """As tensors, numbers and text, which a file can hold that executes nothing."""
+    if isinstance(value, Instances):
+        fields = {key: _plain(field) for key, field in value.get_fields().items()}
+        return {"image_size": list(value.image_size), "fields": fields}
+    if isinstance(value, BitMasks):
+        value = value.tensor
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    return value if isinstance(value, str | int | float | None) else repr(value)
+
+
+def load_batch(path: str | Path) -> list[dict[str, Any]]:
+    """The training examples of a ``nonfinite_batch.pth``, as the model takes them."""
+    batch = torch.load(path, weights_only=True)["batch"]
+    for example in batch:
+        if isinstance(example.get("instances"), dict):
+            stored = example["instances"]
+            example["instances"] = Instances(tuple(stored["image_size"]), **stored["fields"])
+    return list(batch)

@@ -1,0 +1,218 @@
+"""COCO's panoptic evaluation, counted from the id maps in memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import detectron2.evaluation as d2
+import numpy as np
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+from torch import Tensor
+
+from ..data.mappers.readers import read_segment_map
+from ..data.targets import index_segments
+from .panoptic_quality import (
+    METRICS,
+    Matches,
+    NDArray,
+    PanopticQuality,
+    Truth,
+    match_segments,
+    pair_counts,
+)
+
+__all__ = ["COCOPanopticEvaluator"]
+
+
+class Annotation(NamedTuple):
+    """The truth of one image."""
+
+    file_name: str  # its PNG
+    ids: list[int]  # of the segments, ascending
+    truth: Truth  # in the order of `ids`
+
+
+class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
+    """detectron2's PQ, SQ and RQ of all, thing and stuff classes, to the last digit.
+
+    detectron2 writes each prediction as a PNG, which panopticapi reads again and counts by sorting
+    pairs of 64 bit. Here an image is counted as it comes, each rank counts its own, and the ranks
+    gather counts. ``predictions.json`` is detectron2's.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
+        """
+        Args:
+            dataset_name: its metadata names ``panoptic_json`` and ``panoptic_root``.
+            output_dir: where ``predictions.json`` goes; None writes none.
+
+        Raises:
+            FileNotFoundError: if there is no ``panoptic_json``.
+            ValueError: if a segment there lacks a key or has another category than those there.
+        """
+        super().__init__(dataset_name, output_dir)
+        content = self._read_json()
+        categories = {category["id"]: category for category in content["categories"]}
+        self._classes = {category: index for index, category in enumerate(categories)}
+        self._is_thing = np.array([c["isthing"] == 1 for c in categories.values()])
+        self._annotations = {
+            annotation["image_id"]: self._read(annotation) for annotation in content["annotations"]
+        }
+
+    def _read(self, annotation: Mapping[str, Any]) -> Annotation:
+        try:
+            return _annotation(annotation, self._classes, self._metadata.panoptic_root)
+        except KeyError as error:
+            raise ValueError(
+                f"{self._metadata.panoptic_json}: a segment of {annotation['file_name']} has no "
+                f"key or category {error}; expected id, category_id (one of "
+                f"{sorted(self._classes)}), area and iscrowd."
+            ) from error
+
+    def _read_json(self) -> dict[str, Any]:
+        with PathManager.open(self._metadata.panoptic_json, "r") as file:
+            return json.load(file)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._matches: dict[Any, Matches] = {}
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count images.
+
+        Args:
+            inputs: one dict an image, with ``file_name`` and ``image_id``.
+            outputs: one dict an image, with ``panoptic_seg``: ids H×W, 0 where there is no segment,
+                and one dict a segment with ``id``, ``category_id`` and ``isthing``.
+
+        Raises:
+            FileNotFoundError, ValueError: a PNG of the truth is missing or damaged, or an output
+                does not fit it, its own ``segments_info`` or the categories.
+        """
+        for example, output in zip(inputs, outputs, strict=True):
+            ids, infos = output["panoptic_seg"]
+            image_id, file_name = example["image_id"], example["file_name"]
+            if infos is None:
+                raise ValueError(
+                    f"{file_name}: the model's panoptic_seg has no segments_info; expected ids and "
+                    "one dict a segment."
+                )
+            infos = [self._of_dataset(info, file_name) for info in infos]
+            self._matches[image_id] = self._match(image_id, file_name, ids, infos)
+            if self._output_dir is not None:
+                stem = os.path.splitext(os.path.basename(file_name))[0]
+                annotation = {"image_id": image_id, "file_name": f"{stem}.png"}
+                self._predictions.append(annotation | {"segments_info": infos})
+
+    def _of_dataset(self, info: Mapping[str, Any], file_name: str) -> dict[str, Any]:
+        """A copy of a segment's dict, its ``category_id`` the dataset's."""
+        try:
+            converted = self._convert_category_id(dict(info))
+            self._classes[converted["category_id"]]
+        except KeyError as error:
+            raise ValueError(
+                f"{file_name}: a predicted segment has the category_id {info['category_id']} "
+                f"(isthing {info.get('isthing')}), which is no category of "
+                f"{self._metadata.panoptic_json}: was the model trained on other classes?"
+            ) from error
+        return converted
+
+    def _match(
+        self, image_id: Any, file_name: str, ids: Tensor, infos: Sequence[Mapping[str, Any]]
+    ) -> Matches:
+        if image_id not in self._annotations:
+            raise ValueError(
+                f"{file_name}: {self._metadata.panoptic_json} has no annotation of the image_id "
+                f"{image_id!r}; it must be the one that the dataset was loaded from."
+            )
+        png, true_ids, truth = self._annotations[image_id]
+        rows = read_segment_map(png, true_ids, may_be_absent=True)
+        columns = _index_prediction(ids.cpu().numpy(), [info["id"] for info in infos], file_name)
+        if rows.shape != columns.shape:
+            raise ValueError(
+                f"{file_name}: the prediction is {columns.shape} (H, W), its annotation {png} is "
+                f"{rows.shape}; they must be of one size."
+            )
+        common = pair_counts(rows, columns, (len(true_ids) + 1, len(infos) + 1))
+        classes = [self._classes[info["category_id"]] for info in infos]
+        return match_segments(common, truth, np.array(classes, dtype=np.int64))
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """Gather what all ranks have counted.
+
+        Returns:
+            ``panoptic_seg``: PQ, SQ and RQ in percent, of things with ``_th``, of stuff with
+            ``_st``; nan where no class has a segment. None on all ranks but the first.
+
+        Raises:
+            ValueError: if an image of the dataset has no prediction.
+        """
+        comm.synchronize()
+        gathered = comm.gather((self._matches, self._predictions))
+        if not comm.is_main_process():
+            return None
+        matches = {image: found for part, _ in gathered for image, found in part.items()}
+        missing = [image for image in self._annotations if image not in matches]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self._annotations)} images of "
+                f"{self._metadata.panoptic_json} have no prediction, such as image_id "
+                f"{missing[0]!r}: evaluate on the whole dataset."
+            )
+        if self._output_dir is not None:
+            content = self._read_json()
+            content["annotations"] = [image for _, part in gathered for image in part]
+            with PathManager.open(os.path.join(self._output_dir, "predictions.json"), "w") as file:
+                file.write(json.dumps(content))
+        in_order = [matches[image] for image in self._annotations]
+        return self._results(PanopticQuality.of(in_order, len(self._classes)))
+
+    def _results(self, quality: PanopticQuality) -> OrderedDict[str, dict[str, float]]:
+        groups = {"": None, "_th": self._is_thing, "_st": ~self._is_thing}
+        results: dict[str, float] = {}
+        rows = []
+        for name, (suffix, of) in zip(("All", "Things", "Stuff"), groups.items(), strict=True):
+            means, count = quality.mean(of)
+            percent = [100 * float(mean) for mean in means]
+            results |= {f"{m}{suffix}": v for m, v in zip(METRICS, percent, strict=True)}
+            rows.append([name, *percent, count])
+        table = tabulate(rows, ["", *METRICS, "#categories"], tablefmt="pipe", floatfmt=".3f")
+        logging.getLogger(__name__).info("Panoptic evaluation:\n%s", table)
+        return OrderedDict(panoptic_seg=results)
+
+
+def _annotation(
+    annotation: Mapping[str, Any], classes: Mapping[int, int], folder: str
+) -> Annotation:
+    infos = annotation["segments_info"]
+    # Of several crowds of a class, panopticapi looks at the last.
+    crowds = {classes[info["category_id"]]: info["id"] for info in infos if info.get("iscrowd")}
+    infos = sorted(infos, key=lambda info: info["id"])
+    ids = [info["id"] for info in infos]
+    truth = Truth(
+        classes=np.array([classes[info["category_id"]] for info in infos], dtype=np.int64),
+        areas=np.array([info["area"] for info in infos], dtype=np.int64),
+        is_crowd=np.array([info.get("iscrowd", 0) for info in infos], dtype=bool),
+        crowd_of={index: ids.index(crowd) for index, crowd in crowds.items()},
+    )
+    return Annotation(os.path.join(folder, annotation["file_name"]), ids, truth)
+
+
+def _index_prediction(ids: NDArray, segment_ids: list[int], file_name: str) -> NDArray:
+    """Ids H×W to their places in `segment_ids`, from 1; 0 stays."""
+    index_map, present = index_segments(ids, segment_ids)
+    found = set(present.tolist()) - {0}
+    if found != set(segment_ids) or len(found) != len(segment_ids):
+        raise ValueError(
+            f"{file_name}: the predicted ids are {sorted(found)}, those of its segments_info "
+            f"{segment_ids}; they must be the same, each of them once."
+        )
+    return index_map

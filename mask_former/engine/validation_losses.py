@@ -1,0 +1,139 @@
+"""The losses on the test datasets, computed as in training but from images as they are tested."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.utils import comm
+from torch import nn
+
+from ..precision import amp_dtype
+from ..registries import DATASET_MAPPER_REGISTRY, lookup
+
+__all__ = ["build_validation_loader", "loss_mode", "preserved_randomness", "validation_losses"]
+
+Batch = list[dict[str, Any]]
+
+_SEED = 0
+
+
+def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
+    """The examples of a test dataset, one by one, made by the training mapper without randomness.
+
+    Each process has its share. Images are resized as in testing, and are not padded.
+    """
+    cfg = _without_augmentation(cfg)
+    key = "INPUT.DATASET_MAPPER_NAME"
+    mapper = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper(cfg, is_train=True))
+
+
+def _without_augmentation(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.INPUT.COLOR_AUG_SSD = False
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+    return cfg
+
+
+def validation_losses(
+    cfg: CfgNode, model: nn.Module, build_loader: Callable[[CfgNode, str], Iterable[Batch]]
+) -> dict[str, Any]:
+    """The weighted losses, averaged over the batches of all processes.
+
+    The model and the random numbers of the training that goes on are afterwards as they were.
+
+    Args:
+        cfg: names the datasets (``DATASETS.TEST``) and says how precise training is
+            (``SOLVER.AMP``).
+        model: not wrapped: processes may have different numbers of batches.
+        build_loader: makes the loader of a dataset, of this process's share of it.
+
+    Returns:
+        In the main process ``val_<loss>`` and their sum ``val_total_loss``; by dataset where there
+        are several. In others nothing.
+    """
+    device = torch.device(cfg.MODEL.DEVICE)
+    dtype = amp_dtype(cfg.SOLVER.AMP, "SOLVER.AMP")
+    autocast = torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    results = {}
+    with torch.no_grad(), loss_mode(model), preserved_randomness(device):
+        for name in cfg.DATASETS.TEST:
+            results[name] = _averages(_sums(model, build_loader(cfg, name), autocast))
+    if not comm.is_main_process():
+        return {}
+    for name, losses in results.items():
+        text = "  ".join(f"{key}: {value:.4g}" for key, value in losses.items())
+        logging.getLogger(__name__).info(f"Losses on {name}: {text}")
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _sums(model: nn.Module, loader: Iterable[Batch], autocast: Any) -> Counter[str]:
+    """The sums of this process's losses; of no name: the number of its batches."""
+    sums: Counter[str] = Counter()
+    for batch in loader:
+        with autocast:
+            losses = model(batch)
+        sums.update({name: float(value) for name, value in losses.items()})
+        sums[""] += 1
+    return sums
+
+
+def _averages(sums: Counter[str]) -> dict[str, float]:
+    """Those of the losses of all processes."""
+    total: Counter[str] = Counter()
+    for part in comm.all_gather(sums):
+        total.update(part)
+    batches = total.pop("", 0)
+    losses = {f"val_{name}": value / batches for name, value in total.items()}
+    return {**losses, "val_total_loss": sum(losses.values())}
+
+
+@contextmanager
+def loss_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the model gives losses, while what is in it behaves as in inference.
+
+    Nothing is dropped, norms use their statistics and leave them. Only the model, its head and its
+    predictor, whose own mode says what they return, are in training mode.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    head = getattr(model, "sem_seg_head", None)
+    for part in (model, head, getattr(head, "predictor", None)):
+        if part is not None:
+            part.training = True  # not train(), which is for all that is inside
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+@contextmanager
+def preserved_randomness(device: torch.device) -> Iterator[None]:
+    """Within it random numbers are always the same ones; afterwards they go on as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        random.seed(_SEED)
+        np.random.seed(_SEED)
+        torch.manual_seed(_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,107 @@
+"""Where numbers and pictures of a training go: ``LOGGERS``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
+
+from .progress import CpuMetricPrinter
+
+__all__ = ["WandbWriter", "build_writers", "check_loggers"]
+
+LOGGERS = ("json", "tensorboard", "wandb")
+
+
+def check_loggers(cfg: CfgNode) -> None:
+    """See that ``LOGGERS`` are known and installed.
+
+    Raises:
+        ValueError: for an unknown one.
+        ImportError: for one that is not installed; says how to do so.
+    """
+    unknown = [name for name in cfg.LOGGERS if name not in LOGGERS]
+    if unknown:
+        raise ValueError(f"LOGGERS has {unknown[0]!r}; there are {', '.join(LOGGERS)}.")
+    if "wandb" in cfg.LOGGERS:
+        _wandb()
+
+
+def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
+    """The log's lines, then what ``LOGGERS`` names.
+
+    Args:
+        cfg: with ``LOGGERS``, ``OUTPUT_DIR`` and ``MODEL.DEVICE``.
+        max_iter: the number of iterations, for the remaining time.
+
+    Raises:
+        ImportError, ValueError: see :func:`check_loggers`.
+    """
+    check_loggers(cfg)
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    printer = CpuMetricPrinter if cfg.MODEL.DEVICE == "cpu" else CommonMetricPrinter
+    writers: list[EventWriter] = [printer(max_iter)]
+    if "json" in cfg.LOGGERS:
+        writers.append(JSONWriter(str(folder / "metrics.json")))
+    if "wandb" in cfg.LOGGERS:  # before TensorBoard's, which takes the pictures away
+        writers.append(WandbWriter(cfg))
+    if "tensorboard" in cfg.LOGGERS:
+        writers.append(TensorboardXWriter(str(folder)))
+    return writers
+
+
+class WandbWriter(EventWriter):
+    """Numbers and pictures for Weights & Biases, as its own environment variables say where."""
+
+    def __init__(self, cfg: CfgNode, window_size: int = 20) -> None:
+        """
+        Args:
+            cfg: is shown with the run, which is named after ``OUTPUT_DIR``.
+            window_size: iterations over whose median losses are smoothed.
+        """
+        self._wandb = _wandb()
+        self._run = self._wandb.init(
+            dir=cfg.OUTPUT_DIR,
+            name=Path(cfg.OUTPUT_DIR).resolve().name,
+            config=yaml.safe_load(cfg.dump()),
+        )
+        self._window_size = window_size
+        self._last_write = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        by_iteration: dict[int, dict[str, Any]] = {}
+        scalars = storage.latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in scalars.items():
+            if iteration > self._last_write:
+                by_iteration.setdefault(iteration, {})[name] = value
+        for name, picture, iteration in storage._vis_data:
+            if iteration > self._last_write:
+                image = self._wandb.Image(picture.transpose(1, 2, 0))
+                by_iteration.setdefault(iteration, {})[name] = image
+        for iteration, entries in sorted(by_iteration.items()):
+            self._run.log(entries, step=iteration)
+            self._last_write = iteration
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError(
+            "LOGGERS has 'wandb', which is not installed: `pip install wandb`, or take it out."
+        ) from error
+    return wandb

@@ -1,0 +1,178 @@
+"""The mistakes that a config alone shows, found before anything is built."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+
+from .losses import ON_NONFINITE, PointSampling
+from .registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY, lookup
+
+__all__ = ["OWN_ARCHITECTURES", "validate"]
+
+OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
+"""The meta-architectures of the models here; what else a user may train is not looked into."""
+
+_HIGH_ADAMW_RATE = 1e-3
+"""Base learning rate that is beyond what AdamW is used with."""
+
+_OF_BOXES = (
+    "ANCHOR_GENERATOR",
+    "PANOPTIC_FPN",
+    "PROPOSAL_GENERATOR",
+    "RETINANET",
+    "ROI_BOX_CASCADE_HEAD",
+    "ROI_BOX_HEAD",
+    "ROI_HEADS",
+    "ROI_KEYPOINT_HEAD",
+    "ROI_MASK_HEAD",
+    "RPN",
+)
+"""Nodes of ``MODEL`` that only detectron2's box-based models read."""
+
+
+def validate(cfg: CfgNode) -> None:
+    """Find the mistakes that a config alone shows.
+
+    A learning rate that is high for AdamW is a warning in the log.
+
+    Raises:
+        KeyError: for a name that is not registered; lists those that are.
+        ValueError: for values that are out of their range, contradict each other, or do nothing;
+            names the keys and the fix.
+    """
+    _check_names(cfg)
+    _check_input(cfg)
+    _check_finetuning(cfg)
+    _check_numbers(cfg)
+    _check_idle_keys(cfg)
+    _check_optimizer(cfg)
+
+
+def _check_names(cfg: CfgNode) -> None:
+    for registry, key in (
+        (META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE"),
+        (BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME"),
+        (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME"),
+        (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"),
+        (PREDICTOR_REGISTRY, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"),
+        (DATASET_MAPPER_REGISTRY, "INPUT.DATASET_MAPPER_NAME"),
+    ):
+        lookup(registry, _get(cfg, key), key)
+    for name in cfg.MODEL.MASK_FORMER.LOSSES:
+        lookup(LOSS_REGISTRY, name, "MODEL.MASK_FORMER.LOSSES")
+    choice = cfg.MODEL.MASK_FORMER.MATCHER.ON_NONFINITE
+    if choice not in ON_NONFINITE:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.MATCHER.ON_NONFINITE is {choice!r}; it must be in "
+            f"{list(ON_NONFINITE)}."
+        )
+
+
+def _check_input(cfg: CfgNode) -> None:
+    crop, side = cfg.INPUT.CROP, cfg.INPUT.SIZE_DIVISIBILITY
+    if crop.ENABLED and crop.TYPE == "absolute" and 0 < side < max(crop.SIZE):
+        raise ValueError(
+            f"INPUT.CROP.SIZE is {list(crop.SIZE)}, larger than INPUT.SIZE_DIVISIBILITY = {side}, "
+            f"the side that crops are padded to: set INPUT.SIZE_DIVISIBILITY to {max(crop.SIZE)}."
+        )
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if len(mean) != len(std) or min(std) <= 0:
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN is {list(mean)} and MODEL.PIXEL_STD {list(std)}; expected a value "
+            "for each channel in both, and deviations above 0."
+        )
+
+
+def _check_finetuning(cfg: CfgNode) -> None:
+    node = cfg.MODEL.MASK_FORMER
+    if node.FINETUNE_CLASSES_FROM and not node.FINETUNE:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is {node.FINETUNE_CLASSES_FROM!r}, but "
+            "MODEL.MASK_FORMER.FINETUNE is False: set it to True, or leave the other empty."
+        )
+
+
+def _check_numbers(cfg: CfgNode) -> None:
+    for key in ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"):
+        if _get(cfg, key) < 1:
+            raise ValueError(f"{key} is {_get(cfg, key)}; expected 1 or more.")
+    node = cfg.MODEL.MASK_FORMER
+    if node.TRAIN_NUM_POINTS:  # its own check
+        PointSampling(node.TRAIN_NUM_POINTS, node.OVERSAMPLE_RATIO, node.IMPORTANCE_SAMPLE_RATIO)
+    for name in ("NO_OBJECT_WEIGHT", "CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT"):
+        if not node[name] >= 0:  # NaN, too
+            raise ValueError(f"MODEL.MASK_FORMER.{name} is {node[name]}; expected 0 or more.")
+    for name in ("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"):
+        if not 0 <= node.TEST[name] <= 1:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TEST.{name} is {node.TEST[name]}; it must lie in [0, 1]."
+            )
+
+
+def _check_idle_keys(cfg: CfgNode) -> None:
+    """Keys that are set and do nothing for this model: their user expects something of them."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture != "MaskFormer":
+        for key in ("MODEL.COMPILE", "MODEL.ACTIVATION_CHECKPOINTING", "TEST.AMP.ENABLED"):
+            if _get(cfg, key):
+                raise ValueError(
+                    f"{key} is True, which does nothing for MODEL.META_ARCHITECTURE "
+                    f"{architecture!r}: it is for 'MaskFormer'. Set it to False."
+                )
+    if architecture not in OWN_ARCHITECTURES:
+        return
+    defaults = get_cfg().MODEL
+    changed = [
+        f"MODEL.{node}.{key}"
+        for node in _OF_BOXES
+        for key in _changed(cfg.MODEL[node], defaults[node])
+    ]
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if (
+        "MODEL.ROI_HEADS.NUM_CLASSES" in changed
+        and classes == defaults.SEM_SEG_HEAD.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    ):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, which does nothing "
+            f"for MODEL.META_ARCHITECTURE {architecture!r}, and MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+            f"still {classes}, detectron2's default: set that to the number of classes."
+        )
+    if changed:
+        raise ValueError(
+            f"These keys belong to detectron2's box-based models and do nothing for "
+            f"MODEL.META_ARCHITECTURE {architecture!r}: {', '.join(changed)}. Take them out."
+        )
+
+
+def _changed(node: CfgNode, defaults: CfgNode, prefix: str = "") -> Iterator[str]:
+    """The keys of a node that are not as in ``defaults``."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode) and key in defaults:
+            yield from _changed(value, defaults[key], f"{prefix}{key}.")
+        elif key not in defaults or _lists(value) != _lists(defaults[key]):
+            yield f"{prefix}{key}"
+
+
+def _lists(value: Any) -> Any:
+    """A value with its tuples as lists: YAML, as in a run's config.yaml, has no tuples."""
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_optimizer(cfg: CfgNode) -> None:
+    if cfg.SOLVER.OPTIMIZER == "ADAMW" and cfg.SOLVER.BASE_LR > _HIGH_ADAMW_RATE:
+        logging.getLogger(__name__).warning(
+            f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR} with SOLVER.OPTIMIZER 'ADAMW', which is more "
+            f"than {_HIGH_ADAMW_RATE} and a rate for SGD: training may diverge. The published "
+            "models take 0.0001."
+        )
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

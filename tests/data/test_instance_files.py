@@ -1,0 +1,305 @@
+"""COCO's instance annotations, against pycocotools and loops over pixels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from mask_former.data import catalog
+from mask_former.data.instance_files import (
+    complete,
+    decode_segmentation,
+    instances_of_panoptic,
+)
+from mask_former.data.loaders import load_instances
+from mask_former.data.mappers.readers import read_segment_map
+
+SIZE = (20, 30)
+WHERE = "x.json: annotation id 7"
+SQUARE = [2, 3, 12, 3, 12, 9, 2, 9]  # 10 × 6 pixels
+
+
+def random_mask(seed):
+    return (np.random.default_rng(seed).random(SIZE) < 0.3).astype(np.uint8)
+
+
+def runs_of(mask):
+    """Lengths of runs of 0 and 1 in turn, column by column."""
+    counts, value = [0], 0
+    for pixel in mask.T.ravel().tolist():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return counts
+
+
+def forms_of(mask):
+    """The three forms of RLE: run lengths, compressed bytes and compressed text."""
+    compressed = coco_mask.encode(np.asfortranarray(mask))
+    text = compressed["counts"].decode()
+    return [
+        {"size": list(SIZE), "counts": runs_of(mask)},
+        compressed,
+        {"size": list(SIZE), "counts": text},
+    ]
+
+
+def random_polygons(seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(-4, 34, (rng.integers(1, 4), rng.integers(3, 8), 2))
+    return [polygon.ravel().tolist() for polygon in corners]
+
+
+# Masks
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_form_of_rle_gives_its_mask_pixel_by_pixel(seed):
+    mask = random_mask(seed)
+    for rle in forms_of(mask):
+        found = decode_segmentation(rle, SIZE, WHERE)
+        assert found.dtype == np.uint8 and found.shape == SIZE
+        assert (found == mask).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_polygons_give_the_union_that_pycocotools_makes_of_them(seed):
+    polygons = random_polygons(seed)
+    expected = np.zeros(SIZE, bool)
+    for polygon in polygons:
+        expected |= coco_mask.decode(coco_mask.frPyObjects([polygon], *SIZE))[..., 0] > 0
+    assert (decode_segmentation(polygons, SIZE, WHERE) == expected).all()
+
+
+def test_a_polygon_covers_the_pixels_between_its_corners():
+    expected = np.zeros(SIZE, np.uint8)
+    expected[3:9, 2:12] = 1
+    assert (decode_segmentation([SQUARE], SIZE, WHERE) == expected).all()
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ([], r"its segmentation is \[\], expected a list of polygons or an RLE"),
+        (None, r"its segmentation is None, .*a box is not enough"),
+        ([SQUARE, [1, 2, 3, 4]], r"a polygon is \[1, 2, 3, 4\], expected .*three points"),
+        ([SQUARE[:-1]], r"a polygon is \[2, 3, 12, 3, 12, 9\] and 1 more values, expected"),
+        (SQUARE, r"a polygon is 2, expected \[x0, y0"),
+        ({"size": [30, 20], "counts": [600]}, r".*size \(30, 20\) .*the image's, \(20, 30\)"),
+        ({"size": [20, 30]}, r"its RLE has the keys \['size'\].*expected 'counts'"),
+        (
+            {"size": [20, 30], "counts": [5, 594]},
+            r"the counts of its RLE add up to 599 pixels, expected 600",
+        ),
+        ({"size": [20, 30], "counts": 5}, r"its RLE is damaged"),
+    ],
+)
+def test_a_broken_segmentation_is_an_error_that_names_file_and_annotation(segmentation, message):
+    with pytest.raises(ValueError, match=rf"x\.json: annotation id 7: {message}"):
+        decode_segmentation(segmentation, SIZE, WHERE)
+
+
+def test_area_and_box_are_made_of_the_mask_where_they_lack_and_kept_where_not():
+    made = complete({"segmentation": [SQUARE]}, SIZE, WHERE)
+    assert made == {"segmentation": [SQUARE], "iscrowd": 0, "area": 60, "bbox": [2, 3, 10, 6]}
+    given = {"segmentation": [SQUARE], "iscrowd": 1, "area": 1.5, "bbox": [0, 0, 1, 1]}
+    assert complete(given, SIZE, WHERE) == given
+
+
+# Panoptic annotations
+
+
+@pytest.fixture
+def panoptic(tmp_path):
+    """Two images of three things (category 4, one a crowd; 9) and stuff (2); returns the JSON."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for name in ("a", "b"):
+        ids = rng.choice([0, 10, 300, 65536, 7], SIZE)
+        rgb = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], -1).astype(np.uint8)
+        (tmp_path / "png").mkdir(exist_ok=True)
+        Image.fromarray(rgb).save(tmp_path / "png" / f"{name}.png")
+        Image.fromarray(rgb).save(tmp_path / f"{name}.jpg")
+        infos = [
+            {"id": 10, "category_id": 4, "iscrowd": 0},
+            {"id": 7, "category_id": 2},
+            {"id": 300, "category_id": 9},
+            {"id": 65536, "category_id": 4, "iscrowd": 1},
+        ]
+        images.append({"id": name, "file_name": f"{name}.jpg", "height": 20, "width": 30})
+        annotations.append({"image_id": name, "file_name": f"{name}.png", "segments_info": infos})
+    categories = [
+        {"id": 2, "name": "wall", "isthing": 0},
+        {"id": 4, "name": "cat", "isthing": 1},
+        {"id": 9, "name": "dog", "isthing": 1},
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    return content
+
+
+def test_the_things_of_a_panoptic_annotation_become_instances(panoptic, tmp_path):
+    found = instances_of_panoptic(panoptic, tmp_path / "png")
+    assert [c["name"] for c in found["categories"]] == ["cat", "dog"]
+    assert [a["id"] for a in found["annotations"]] == [1, 2, 3, 4, 5, 6]
+    (tmp_path / "instances.json").write_text(json.dumps(found))  # it is plain JSON
+    coco = COCO(tmp_path / "instances.json")
+    for name in ("a", "b"):
+        indices = read_segment_map(str(tmp_path / "png" / f"{name}.png"), [10, 7, 300, 65536])
+        instances = coco.imgToAnns[name]
+        assert [a["category_id"] for a in instances] == [4, 9, 4]
+        assert [a["iscrowd"] for a in instances] == [0, 0, 1]
+        for annotation, index in zip(instances, (1, 3, 4), strict=True):
+            mask = indices == index
+            assert (coco.annToMask(annotation) == mask).all()
+            assert annotation["area"] == mask.sum()
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            x, y = columns[0], rows[0]
+            assert annotation["bbox"] == [x, y, columns[-1] + 1 - x, rows[-1] + 1 - y]
+
+
+def test_things_of_a_panoptic_annotation_load_as_instances_of_the_table(panoptic, tmp_path):
+    records = load_instances(
+        tmp_path,
+        contiguous_ids={4: 0, 9: 1},
+        panoptic_json=tmp_path / "panoptic.json",
+        panoptic_root=tmp_path / "png",
+    )
+    assert [r["file_name"] for r in records] == [str(tmp_path / f"{n}.jpg") for n in "ab"]
+    assert [a["category_id"] for a in records[0]["annotations"]] == [0, 1, 0]
+
+
+# Loading
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """One image with a polygon of the category 5, one without any; returns the JSON's content."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    size = {"height": 20, "width": 30}
+    annotation = {"id": 0, "image_id": 1, "category_id": 5, "segmentation": [SQUARE]}
+    return {
+        "images": [{"id": i, "file_name": f"{n}.png", **size} for i, n in enumerate("ab", 1)],
+        "annotations": [annotation],
+        "categories": [{"id": 5, "name": "cat"}],
+    }
+
+
+def load(folder, content):
+    (folder / "x.json").write_text(json.dumps(content))
+    return load_instances(folder, folder / "x.json", contiguous_ids={5: 0, 3: 1})
+
+
+def test_records_are_detectron2s_standard_dicts_also_of_images_without_an_object(tree, tmp_path):
+    instance = {"id": 0, "category_id": 0, "segmentation": [SQUARE], "iscrowd": 0}
+    instance |= {"bbox": [2, 3, 10, 6], "bbox_mode": 1}  # XYWH
+    size = {"height": 20, "width": 30}
+    assert load(tmp_path, tree) == [
+        {
+            "file_name": str(tmp_path / "a.png"),
+            "image_id": 1,
+            **size,
+            "annotations": [instance],
+        },
+        {"file_name": str(tmp_path / "b.png"), "image_id": 2, **size, "annotations": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"category_id": 6}, r"id 0 has category_id 6, .* expected one of \[3, 5\]"),
+        ({"image_id": 8}, r"id 0 has the image_id 8, which is not in `images`"),
+        ({"segmentation": []}, r"id 0 of .*a\.png: its segmentation is \[\]"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, r"id 0 of .*a\.png: its RLE has"),
+        ({"segmentation": None}, r"id 0 of .*a\.png: its segmentation is None"),
+    ],
+)
+def test_a_broken_annotation_is_an_error_that_names_json_and_annotation(
+    tree, tmp_path, change, message
+):
+    tree["annotations"][0] |= change
+    with pytest.raises(ValueError, match=rf"x\.json: annotation {message}"):
+        load(tmp_path, tree)
+
+
+def test_missing_keys_files_and_double_ids_are_named(tree, tmp_path):
+    with pytest.raises(ValueError, match=r"annotation id 0 is there twice"):
+        load(tmp_path, tree | {"annotations": tree["annotations"] * 2})
+    with pytest.raises(ValueError, match=r"id None of image_id None lacks \['id', 'image_id',"):
+        load(tmp_path, tree | {"annotations": [{}]})
+    with pytest.raises(ValueError, match=r"image with the id 3 lacks \['file_name', 'height'"):
+        load(tmp_path, tree | {"images": [{"id": 3}]})
+    with pytest.raises(ValueError, match=r"expected COCO instance format, but `annotations`"):
+        load(tmp_path, tree | {"annotations": []})
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.png is not there, but .*x\.json names it"):
+        load(tmp_path, tree)
+
+
+# Tables
+
+
+@pytest.fixture
+def catalogs():
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    DatasetCatalog.data, MetadataCatalog.data = before
+
+
+def write_table(folder, **dataset):
+    entry = {"kind": "instances", "image_root": ".", **dataset}
+    categories = [
+        {"id": 2, "name": "wall", "color": [1, 1, 1]},
+        {"id": 4, "name": "cat", "color": [2, 2, 2], "isthing": True},
+        {"id": 5, "name": "dog", "color": [3, 3, 3], "isthing": True},
+    ]
+    content = {"prepare": "-", "datasets": {"own_instances": entry}, "categories": categories}
+    path = folder / "table.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_classes_of_instances_are_the_tables_things(catalogs, tree, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(tree))
+    catalog.register_table(write_table(tmp_path, json_file="x.json"), tmp_path)
+    metadata = MetadataCatalog.get("own_instances")
+    assert metadata.thing_classes == ["cat", "dog"]
+    assert metadata.thing_colors == [[2, 2, 2], [3, 3, 3]]
+    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0, 5: 1}
+    assert metadata.evaluator_type == "coco"
+    assert metadata.json_file == str(tmp_path / "x.json")
+    records = DatasetCatalog.get("own_instances")
+    assert [[a["category_id"] for a in r["annotations"]] for r in records] == [[1], []]
+
+
+def test_a_table_of_instances_needs_their_files_and_things(tmp_path):
+    with pytest.raises(ValueError, match=r"an? instances dataset needs \['json_file'\]"):
+        catalog.read_table(write_table(tmp_path))
+    with pytest.raises(ValueError, match=r"instances dataset needs \['panoptic_root'\]"):
+        catalog.read_table(write_table(tmp_path, panoptic_json="p.json"))
+    path = write_table(tmp_path, json_file="x.json")
+    path.write_text(path.read_text().replace("true", "false"))
+    with pytest.raises(ValueError, match=r"instances are of things, and no category is one"):
+        catalog.read_table(path)
+
+
+@pytest.mark.parametrize("family, things", [("camvid", 3), ("shapes", 8)])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_our_panoptic_datasets_are_there_as_instances(catalogs, family, things, split):
+    catalog.register_tables("root")
+    metadata = MetadataCatalog.get(f"{family}_instances_{split}")
+    panoptic = MetadataCatalog.get(f"{family}_panoptic_{split}")
+    assert len(metadata.thing_classes) == things
+    assert metadata.panoptic_json == panoptic.panoptic_json
+    assert metadata.thing_dataset_id_to_contiguous_id.keys() == (
+        panoptic.thing_dataset_id_to_contiguous_id.keys()
+    )

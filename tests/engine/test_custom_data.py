@@ -1,0 +1,166 @@
+"""Own data as arguments: the table they give, the keys, and each wrong combination."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask_former.config import validate
+from mask_former.data.catalog import read_table
+from mask_former.engine.custom_data import add_arguments, use_own_data
+from mask_former.engine.setup import load_cfg
+from tests.own_data import write_instances, write_panoptic, write_semantic_folder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "custom"
+
+
+@pytest.fixture(autouse=True)
+def catalogs_as_they_were() -> Iterator[None]:
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    DatasetCatalog.data, MetadataCatalog.data = before
+
+
+def parse(folder: Path, words: str, config: str = "semantic") -> argparse.Namespace:
+    """``words`` with `@` for the folder; results go to its `out`."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(words.replace("@", str(folder)).split())
+    args.eval_only = False
+    args.config_file = str(CONFIGS / f"maskformer_{config}.yaml")
+    args.opts = ["OUTPUT_DIR", str(folder / "out"), "MODEL.DEVICE", "cpu"]
+    return args
+
+
+@pytest.fixture
+def semantic(tmp_path: Path) -> Path:
+    write_semantic_folder(tmp_path, (0, 255))
+    (tmp_path / "classes.txt").write_text("0: ground\n255: dog\n")
+    return tmp_path
+
+
+TRAIN = "--train-images @/i --train-labels @/l --classes @/classes.txt"
+VAL = "--val-images @/i --val-labels @/l"
+
+
+def test_without_such_arguments_nothing_happens_where_the_config_has_data(tmp_path: Path) -> None:
+    args = parse(tmp_path, "")
+    args.opts += ["DATASETS.TRAIN", "('shapes_panoptic_train',)"]
+    before = list(args.opts)
+    use_own_data(args)
+    assert args.opts == before and not (tmp_path / "out").exists()
+
+
+def test_nothing_to_train_on_is_an_error_before_anything_is_built(tmp_path: Path) -> None:
+    args = parse(tmp_path, "")
+    with pytest.raises(ValueError, match=r"maskformer_semantic\.yaml: DATASETS\.TRAIN is empty"):
+        use_own_data(args)
+    args.eval_only = True
+    use_own_data(args)
+
+
+def test_label_maps_become_a_table_in_the_output_folder_and_keys_of_the_config(
+    semantic: Path,
+) -> None:
+    args = parse(semantic, f"{TRAIN} {VAL} --name pets")
+    use_own_data(args)
+    path = semantic / "out" / "pets_table.json"
+    assert list(read_table(path).datasets) == ["pets_train", "pets_val"]
+    cfg = load_cfg(args.config_file, args.opts)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("pets_train",), ("pets_val",))
+    assert (str(path),) == cfg.DATASETS.TABLES
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
+    assert MetadataCatalog.get("pets_train").stuff_classes == ["ground", "dog"]
+    assert MetadataCatalog.get("pets_val").evaluator_type == "sem_seg"
+
+
+def test_the_table_alone_registers_the_data_in_another_process(semantic: Path) -> None:
+    args = parse(semantic, TRAIN)
+    use_own_data(args)
+    DatasetCatalog.remove("custom_train")
+    MetadataCatalog.remove("custom_train")
+    load_cfg(args.config_file, args.opts)
+    assert len(DatasetCatalog.get("custom_train")) == 2
+
+
+def test_without_validation_data_nothing_is_evaluated(semantic: Path) -> None:
+    args = parse(semantic, TRAIN)
+    use_own_data(args)
+    assert load_cfg(args.config_file, args.opts).DATASETS.TEST == ()
+
+
+def test_what_is_on_the_command_line_has_the_last_word(semantic: Path) -> None:
+    args = parse(semantic, TRAIN)
+    args.opts += ["INPUT.DATASET_MAPPER_NAME", "detr_panoptic"]
+    use_own_data(args)
+    assert load_cfg(args.config_file, args.opts).INPUT.DATASET_MAPPER_NAME == "detr_panoptic"
+
+
+def test_instances_and_panoptic_data_choose_mapper_and_result(tmp_path: Path) -> None:
+    write_instances(tmp_path / "n")
+    words = "--train-images @/n/i --train-json @/n/x.json --name inst"
+    args = parse(tmp_path, words, "instance")
+    use_own_data(args)
+    cfg = load_cfg(args.config_file, args.opts)
+    assert cfg.INPUT.DATASET_MAPPER_NAME == "mask_former_instance"
+    assert cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
+
+    write_panoptic(tmp_path / "p")
+    one = "-images @/p/i --{0}-json @/p/x.json --{0}-panoptic @/p/p "
+    args = parse(tmp_path, f"--train{one.format('train')} --val{one.format('val')}")
+    use_own_data(args)  # on the semantic config
+    cfg = load_cfg(args.config_file, args.opts)
+    assert cfg.INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
+    assert cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON and cfg.DATASETS.TEST == ("custom_val",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--train-images @/i", "--train-labels is missing: training needs label maps"),
+        (VAL, "--train-labels is missing"),
+        ("--train-labels @/l --classes @/classes.txt", "--train-images is missing"),
+        ("--train-images @/i --train-labels @/l", "--classes is missing"),
+        (f"{TRAIN} --val-images @/i", "--val-labels is missing: evaluation needs --val-images and"),
+        (f"{TRAIN} --train-json @/x.json", "--train-json does not fit"),
+        (f"{TRAIN} --val-json @/x.json", "--val-json does not fit"),
+        (f"{TRAIN} --train-panoptic @/i", "--train-panoptic does not fit"),
+        ("--train-images @/i --train-json @/x --classes @/classes.txt", "--classes does not fit"),
+        ("--train-images @/i --train-json @/x --ignore-label 0", "--ignore-label does not fit"),
+        (
+            "--train-images @/i --train-json @/x --train-panoptic @/i --val-images @/i "
+            "--val-json @/x",
+            "--val-panoptic is missing",
+        ),
+        (f"{TRAIN} --name a/b", "--name 'a/b': expected letters"),
+        (f"{TRAIN} --ignore-label 255", "`ignore_label` is 255, the pixel value of a class"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_named(
+    semantic: Path, words: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        use_own_data(parse(semantic, words))
+    assert not (semantic / "out").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(semantic: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+        use_own_data(parse(semantic, TRAIN.replace("@/l", "@/nowhere")))
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_each_custom_config_is_valid_and_opens_with_its_command(task: str) -> None:
+    path = CONFIGS / f"maskformer_{task}.yaml"
+    cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu"])
+    validate(cfg)
+    assert f"mask_former_{task}" == cfg.INPUT.DATASET_MAPPER_NAME
+    on = [t for t in ("SEMANTIC", "PANOPTIC", "INSTANCE") if cfg.MODEL.MASK_FORMER.TEST[f"{t}_ON"]]
+    assert on == [task.upper()]
+    assert f"output/custom_{task}" == cfg.OUTPUT_DIR
+    head = path.read_text().split("_BASE_")[0]
+    assert f"tools/train_net.py --config-file configs/custom/maskformer_{task}.yaml" in head

@@ -1,0 +1,121 @@
+"""Keys that fit registered datasets, and a config's own tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask_former.config import get_mask_former_cfg
+from mask_former.data import register_instances, register_semantic
+from mask_former.engine.datasets import fitting_keys, use_datasets
+from mask_former.engine.setup import load_cfg
+from tests.own_data import write_instances, write_semantic_folder
+
+
+@pytest.fixture(autouse=True)
+def catalogs_as_they_were() -> Iterator[None]:
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    DatasetCatalog.data, MetadataCatalog.data = before
+
+
+@pytest.fixture
+def semantic(tmp_path: Path) -> tuple[str, str]:
+    write_semantic_folder(tmp_path, (1, 2))
+    for name in ("own_a", "own_b"):
+        classes = ["1: ground", "2: dog", "3: cat"]
+        register_semantic(name, tmp_path / "i", tmp_path / "l", classes, ignore_label=0)
+    return "own_a", "own_b"
+
+
+def keys_of(train: str, *test: str) -> dict[str, Any]:
+    return {key.rpartition(".")[2]: v for key, v in fitting_keys([train], test).items()}
+
+
+def test_keys_of_semantic_data(semantic: tuple[str, str]) -> None:
+    assert keys_of(*semantic) == {
+        "TRAIN": ["own_a"],
+        "TEST": ["own_b"],
+        "DATASET_MAPPER_NAME": "mask_former_semantic",
+        "NUM_CLASSES": 3,
+        "IGNORE_VALUE": 255,
+        "SEMANTIC_ON": True,
+    }
+
+
+def test_keys_of_instances_count_things_and_those_of_panoptic_data_all(tmp_path: Path) -> None:
+    register_instances("own", *write_instances(tmp_path))
+    keys = keys_of("own")
+    assert (keys["TEST"], keys["NUM_CLASSES"], keys["INSTANCE_ON"]) == ([], 2, True)
+    assert keys["DATASET_MAPPER_NAME"] == "mask_former_instance"
+    keys = keys_of("shapes_panoptic_train")
+    assert (keys["NUM_CLASSES"], keys["PANOPTIC_ON"]) == (12, True)
+    assert keys["DATASET_MAPPER_NAME"] == "mask_former_panoptic"
+
+
+def test_use_datasets_sets_these_keys_and_leaves_the_others(semantic: tuple[str, str]) -> None:
+    cfg = get_mask_former_cfg()
+    before = cfg.clone()
+    use_datasets(cfg, ["own_a"], ["own_b"])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    assert cfg.DATASETS.TEST == ("own_b",)
+    use_datasets(cfg, ["own_b"])
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("own_b",), ())
+    assert cfg.SOLVER == before.SOLVER
+
+
+def test_datasets_of_other_classes_or_unknown_ones_are_errors(semantic: tuple[str, str]) -> None:
+    with pytest.raises(KeyError, match="no dataset 'own_c'"):
+        fitting_keys(["own_a"], ["own_c"])
+    with pytest.raises(ValueError, match=r"'own_a' and 'camvid_sem_seg_val' do not go together"):
+        fitting_keys(["own_a"], ["camvid_sem_seg_val"])
+    DatasetCatalog.register("of_others", list)
+    MetadataCatalog.get("of_others").evaluator_type = "lvis"
+    with pytest.raises(ValueError, match="evaluator_type 'lvis'"):
+        fitting_keys(["of_others"])
+
+
+# ------------------------------------------------------------------------------ DATASETS.TABLES
+
+
+def write_table(folder: Path, name: str = "by_hand") -> Path:
+    write_semantic_folder(folder, (0, 1))
+    datasets = {name: {"kind": "sem_seg", "image_root": "i", "sem_seg_root": "l"}}
+    path = folder / "table.json"
+    path.write_text(json.dumps({"datasets": datasets, "categories": [{"name": n} for n in "ab"]}))
+    return path
+
+
+def write_config(folder: Path, table: str, **datasets: Any) -> str:
+    path = folder / "config.yaml"
+    path.write_text(json.dumps({"DATASETS": {"TABLES": [table], **datasets}, "VERSION": 2}))
+    return str(path)
+
+
+def test_loading_a_config_registers_its_tables_which_may_lie_beside_it(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    cfg = load_cfg(write_config(tmp_path, "table.json"))
+    assert tuple(cfg.DATASETS.TABLES) == (str(tmp_path / "table.json"),)
+    assert len(DatasetCatalog.get("by_hand")) == 2
+
+
+def test_a_config_that_evaluates_nothing_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_config(tmp_path, str(write_table(tmp_path)), TRAIN=["by_hand"])
+    with caplog.at_level("INFO", logger="mask_former.engine.datasets"):
+        load_cfg(path)
+    assert "by_hand: 2 classes (a, b), from" in caplog.text
+    assert "DATASETS.TEST is empty: nothing will be evaluated." in caplog.text
+
+
+def test_a_table_that_is_not_there_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    path = write_config(tmp_path, "nothing.json")
+    with pytest.raises(FileNotFoundError, match=r"DATASETS.TABLES names nothing\.json"):
+        load_cfg(path)
+    assert load_cfg(path, ["DATASETS.TABLES", "()"]).DATASETS.TABLES == ()

@@ -1,0 +1,165 @@
+"""Mistakes in the data stop a training before its first step; sound data change nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
+from PIL import Image
+
+from mask_former.engine import Trainer, file_checks
+from mask_former.engine.file_checks import checked_training_set
+from mask_former.engine.setup import load_cfg
+from mask_former.registries import DATASET_MAPPER_REGISTRY
+from tests.tiny_model import NAMES, write_tiny_model
+
+SIZE, COUNT = 64, 50
+SETS = ("file_checks_train", "file_checks_val")
+
+
+@pytest.fixture
+def records(tmp_path):
+    """50 images with label maps, registered for training and for testing."""
+    files = []
+    for number in range(COUNT):
+        one = {key: str(tmp_path / f"{key}_{number:02d}.png") for key in ("image", "label")}
+        Image.new("RGB", (SIZE, SIZE), (90, number, 0)).save(one["image"])
+        Image.fromarray(np.full((SIZE, SIZE), number % 4, np.uint8)).save(one["label"])
+        files.append({"file_name": one["image"], "sem_seg_file_name": one["label"]})
+    for name in SETS:
+        DatasetCatalog.register(name, lambda: files)
+        MetadataCatalog.get(name).set(stuff_classes=NAMES, ignore_label=255)
+        MetadataCatalog.get(name).set(evaluator_type="sem_seg")
+    yield files
+    for name in SETS:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path, weights = write_tiny_model(tmp_path, SEMANTIC_ON=True)
+    base = ["DATASETS.TRAIN", f"('{SETS[0]}',)", "DATASETS.TEST", f"('{SETS[1]}',)"]
+    base += ["MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "1"]
+    base += ["SOLVER.IMS_PER_BATCH", "1", "DATALOADER.NUM_WORKERS", "0"]
+    base += ["INPUT.MIN_SIZE_TRAIN", f"({SIZE},)", "INPUT.MAX_SIZE_TRAIN", str(SIZE)]
+
+    def config(*opts):
+        return load_cfg(str(path), [*base, *map(str, opts)])
+
+    return config
+
+
+def check(cfg):
+    mapper = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)
+    return checked_training_set(cfg, mapper(cfg, is_train=True))
+
+
+def test_sound_data_are_handed_on_as_they_are_and_the_log_says_so(records, config, caplog):
+    with caplog.at_level(logging.INFO, file_checks.__name__):
+        assert check(config()) == records
+    assert "DATASETS.TRAIN: the files of 50 images are there; of the 20" in caplog.text
+
+
+def test_no_random_number_is_drawn(records, config):
+    cfg = config()
+    np.random.seed(0)
+    expected = np.random.rand()
+    np.random.seed(0)
+    check(cfg)
+    assert np.random.rand() == expected
+
+
+@pytest.mark.parametrize("number", range(0, COUNT, 7))
+def test_every_missing_file_is_found(records, config, number):
+    Path(records[number]["sem_seg_file_name"]).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"TRAIN: 1 files .*label_{number:02d}\.png"):
+        check(config())
+
+
+def test_a_folder_that_is_gone_is_missing_files(records, config):
+    records[3]["file_name"] = "/nowhere/a.png"
+    with pytest.raises(FileNotFoundError, match=r"/nowhere/a\.png"):
+        check(config())
+
+
+def test_files_elsewhere_are_left_to_who_can_reach_them(records):
+    remote = [{"file_name": "s3://bucket/a.png"}]
+    assert list(file_checks._missing_files(records + remote)) == []
+
+
+def spoil(record):
+    Image.fromarray(np.full((SIZE, SIZE), 9, np.uint8)).save(record["sem_seg_file_name"])
+
+
+def test_wrong_labels_stop_training_with_the_mappers_message(records, config):
+    for record in records[:25]:
+        spoil(record)
+    expected = r"TRAIN: 10 of 20 images .*label_00\.png: found the class ids \[9\], expected 0\.\.3"
+    with pytest.raises(ValueError, match=expected):
+        check(config())
+
+
+def test_a_test_set_is_checked_too_before_training(records, config):
+    spoil(records[-1])
+    DatasetCatalog.remove(SETS[0])
+    DatasetCatalog.register(SETS[0], lambda: records[:-1])
+    with pytest.raises(ValueError, match=rf"TEST, '{SETS[1]}': 1 of 20 .*label_49\.png.*\[9\]"):
+        check(config())
+
+
+def test_a_mapper_that_does_not_fit_the_dataset_is_found(records, config):
+    cfg = config("INPUT.DATASET_MAPPER_NAME", "mask_former_panoptic")
+    with pytest.raises(ValueError, match=r"needs .*pan_seg_file_name.*mask_former_semantic"):
+        check(cfg)
+
+
+def test_a_test_set_whose_metadata_tell_no_classes_is_looked_for_but_not_checked(
+    records, config, caplog
+):
+    spoil(records[-1])
+    del MetadataCatalog.get(SETS[1]).stuff_classes
+    DatasetCatalog.remove(SETS[0])
+    DatasetCatalog.register(SETS[0], lambda: records[:-1])
+    assert check(config()) == records[:-1]
+    assert "The annotations are not checked: The metadata of" in caplog.text
+    Path(records[-1]["file_name"]).unlink()
+    with pytest.raises(FileNotFoundError, match="TEST"):
+        check(config())
+
+
+def test_another_value_of_the_key_is_an_error(records, config):
+    with pytest.raises(ValueError, match=r"DATASETS\.CHECK is 'full', expected 'quick' or 'off'"):
+        check(config("DATASETS.CHECK", "full"))
+
+
+def test_off_reads_nothing(records, config):
+    for record in records:
+        Path(record["file_name"]).unlink()
+    assert check(config("DATASETS.CHECK", "off")) is None
+
+
+# The trainer
+
+
+def test_the_trainer_checks_before_its_first_step(records, config):
+    for record in records:
+        spoil(record)
+    with pytest.raises(ValueError, match=r"found the class ids \[9\].*tools/check_dataset\.py"):
+        Trainer(config())
+    Trainer(config("DATASETS.CHECK", "off"))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_training_sees_the_same_images_with_and_without_the_check(records, config, seed):
+    seen = []
+    for value in ("quick", "off"):
+        seed_all_rng(seed)
+        trainer = Trainer(config("DATASETS.CHECK", value, "SEED", seed))
+        loader = iter(trainer._trainer.data_loader)
+        seen.append([next(loader)[0]["file_name"] for _ in range(5)])
+    assert seen[0] == seen[1]

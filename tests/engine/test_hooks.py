@@ -1,0 +1,152 @@
+"""The best model is kept, over a resumed run too; predictions are drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mask_former.engine import trainer
+from tests.tiny_model import DATASET, NAMES
+from tests.tiny_trainer import Kill, TinyTrainer, make_example, train
+
+
+class Given(DatasetEvaluator):
+    """The next of the given scores."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def reset(self):
+        pass
+
+    def process(self, inputs, outputs):
+        pass
+
+    def evaluate(self):
+        return OrderedDict(sem_seg={"mIoU": self.scores.pop(0), "fwIoU": 1.0})
+
+
+@pytest.fixture
+def scored(config, monkeypatch):
+    """A function that gives a config whose evaluations, one each iteration, give ``scores``."""
+
+    def scored(scores, *opts, metric="sem_seg/mIoU"):
+        given = Given(list(scores))
+        monkeypatch.setattr(trainer, "build_evaluator", lambda *_: given)
+        keys = ["DATASETS.TEST", "('one',)", "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1]
+        return config(*keys, "TEST.BEST_METRIC", metric, *opts)
+
+    return scored
+
+
+def best_of(tmp_path):
+    content = torch.load(tmp_path / "output" / "model_best.pth", weights_only=True)
+    return content["iteration"], content["best"]["value"], content["model"]
+
+
+def test_the_model_of_the_highest_score_is_kept(scored, tmp_path):
+    train(scored([1.0, 3.0, float("nan"), 2.0]))
+    iteration, value, weights = best_of(tmp_path)
+    assert (iteration, value) == (1, 3.0)
+    then = torch.load(tmp_path / "output" / "model_0000001.pth", weights_only=True)["model"]
+    assert all(torch.equal(weights[name], then[name]) for name in then)
+    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_a_score_that_is_no_number_is_never_the_best(scored, tmp_path):
+    train(scored([float("nan"), float("inf"), 0.5, 0.4]))
+    assert best_of(tmp_path)[:2] == (2, 0.5)
+
+
+def test_the_best_at_the_end_is_kept_too_and_resuming_begins_with_the_last(scored, tmp_path):
+    train(scored([1.0, 2.0, 3.0, 4.0]))
+    assert best_of(tmp_path)[1] == 4.0
+    made = TinyTrainer(scored([]))
+    made.resume_or_load(True)
+    assert made.start_iter == 4
+
+
+def test_a_resumed_run_keeps_a_better_model_of_before(scored, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(scored([1.0, 5.0]), hook=Kill(at=2))
+    train(scored([2.0, 3.0]), resume=True)
+    assert best_of(tmp_path)[:2] == (1, 5.0)
+    train(scored([6.0, 4.0], "SOLVER.MAX_ITER", 6), resume=True)
+    assert best_of(tmp_path)[:2] == (4, 6.0)
+
+
+def test_a_new_run_does_not_know_the_best_of_another(scored, tmp_path):
+    train(scored([5.0], "SOLVER.MAX_ITER", 1))
+    train(scored([1.0], "SOLVER.MAX_ITER", 1))
+    assert best_of(tmp_path)[1] == 1.0
+
+
+def test_of_losses_the_lowest_is_the_best(scored, monkeypatch, tmp_path):
+    losses = [3.0, 1.0, 2.0, 4.0]
+    monkeypatch.setattr(trainer, "validation_losses", lambda *_: {"val_loss_x": losses.pop(0)})
+    monkeypatch.setattr(TinyTrainer, "build_validation_loader", lambda *_: [])
+    train(scored([0.0] * 4, "TEST.VAL_LOSS", True, metric="val_loss_x"))
+    assert best_of(tmp_path)[:2] == (1, 1.0)
+
+
+def test_a_metric_that_is_not_there_is_told_those_that_are(scored, tmp_path):
+    with pytest.raises(KeyError, match=r"'sem_seg/miou'.*sem_seg/fwIoU, sem_seg/mIoU") as caught:
+        train(scored([1.0], metric="sem_seg/miou"))
+    assert "lr" not in str(caught.value) and "total_loss" not in str(caught.value)
+    assert not (tmp_path / "output" / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize("opts", [("TEST.EVAL_PERIOD", 0), ("DATASETS.TEST", "()")])
+def test_without_evaluations_while_training_nothing_begins(scored, opts):
+    with pytest.raises(ValueError, match=r"TEST.BEST_METRIC is 'sem_seg/mIoU'.*set both"):
+        TinyTrainer(scored([], *opts))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("kind", ["SEMANTIC", "PANOPTIC", "INSTANCE"])
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_predictions_are_drawn_for_tensorboard(config, monkeypatch, tmp_path, kind, image_format):
+    pictures = [[make_example(seed)] for seed in range(5)]
+    monkeypatch.setattr(TinyTrainer, "build_test_loader", lambda *_: pictures)
+    monkeypatch.setattr(trainer, "build_evaluator", lambda *_: Given([0.0]))
+    on = {f"MODEL.MASK_FORMER.TEST.{one}_ON": one == kind for one in ("SEMANTIC", "PANOPTIC")}
+    on["MODEL.MASK_FORMER.TEST.INSTANCE_ON"] = kind == "INSTANCE"
+    keys = ["VIS_PERIOD", 2, "DATASETS.TEST", f"('{DATASET}',)", "INPUT.FORMAT", image_format]
+    made = train(config(*keys, *[word for pair in on.items() for word in pair]))
+    assert made.model.training
+    events = EventAccumulator(str(tmp_path / "output"), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == [f"predictions/{number}" for number in range(3)]
+    for number in range(3):
+        assert [event.step for event in events.Images(f"predictions/{number}")] == [1, 3]
+
+
+def test_a_picture_shows_the_image_in_true_colours_and_what_the_model_says_of_it(config):
+    from mask_former.engine.hooks import _draw
+    from mask_former.visualization import Classes
+
+    scores = torch.full((4, 64, 64), -3.0)  # logits, as the per-pixel models give them
+    scores[2, :, 32:], scores[1, :, :32] = -1.0, -1.0
+    colors = [(0, 0, 0), (200, 0, 0), (0, 0, 200), (0, 0, 0)]
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    image[0] = 100  # blue, of BGR
+    picture = _draw(
+        lambda batch: [{"sem_seg": scores}], {"image": image}, "BGR", Classes(NAMES, colors)
+    )
+    assert picture.shape == (3, 64, 64) and picture.dtype == np.uint8
+    assert picture[:, 5, 5].tolist() == [100, 0, 50]
+    assert picture[:, 5, 60].tolist() == [0, 0, 150]
+
+
+def test_by_default_nothing_is_drawn_averaged_or_kept_as_the_best(config, tmp_path):
+    made = train(config("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
+    kinds = {type(hook).__name__ for hook in made._hooks}
+    assert not kinds & {"DrawPredictions", "AverageWeights", "BestCheckpointer"}
+    assert json.loads((tmp_path / "output" / "metrics.json").read_text())["iteration"] == 0

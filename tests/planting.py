@@ -1,0 +1,179 @@
+"""What mistakes are planted in: a small config, a small dataset, and a step of training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from mask_former.data import register_instances, register_semantic
+from mask_former.engine import Trainer
+from mask_former.engine.optimizer import build_optimizer
+from mask_former.engine.setup import load_cfg
+from mask_former.engine.train_loop import TrainLoop
+from tests.tiny_model import NAMES, tiny_settings
+
+SIZE = 64  # pixels
+DATASET = "planted_train"
+
+
+def config(folder: Path, *opts: Any) -> CfgNode:
+    """The tiny model's config, of 4 classes and 6 queries, with ``KEY VALUE …``."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(tiny_settings()))
+    small = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "OUTPUT_DIR", folder]
+    small += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "DATALOADER.NUM_WORKERS", 0]
+    small += ["SOLVER.IMS_PER_BATCH", 1, "MODEL.SWIN.DROP_PATH_RATE", 0.0]
+    return load_cfg(str(file), [str(word) for word in (*small, *opts)])
+
+
+def model(folder: Path, *opts: Any) -> Any:
+    torch.manual_seed(0)
+    return build_model(config(folder, *opts))
+
+
+def trainer(folder: Path, *opts: Any) -> Trainer:
+    """A trainer of the planted dataset."""
+    return Trainer(config(folder, "DATASETS.TRAIN", f"('{DATASET}',)", *opts))
+
+
+def metadata(**entries: Any) -> None:
+    """A dataset that nobody has to read."""
+    MetadataCatalog.pop(DATASET, None)
+    MetadataCatalog.get(DATASET).set(**entries)
+
+
+def save(path: Path, array: NDArray[Any]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def picture(height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def labels(*values: int, dtype: Any = np.uint8) -> NDArray[Any]:
+    """A label map of stripes."""
+    return np.resize(np.array(values, dtype=dtype), (SIZE, SIZE))
+
+
+def semantic(
+    folder: Path,
+    label_map: NDArray[Any],
+    *,
+    classes: Any = NAMES,
+    spoil: Callable[[Path, Path], Any] | None = None,
+    **options: Any,
+) -> None:
+    """Register ``images/a.png`` with ``labels/a.png`` as the planted dataset.
+
+    Args:
+        spoil: called with both files before that.
+    """
+    image = save(folder / "images" / "a.png", picture())
+    label_file = save(folder / "labels" / "a.png", label_map)
+    if spoil is not None:
+        spoil(image, label_file)
+    register_semantic(DATASET, image.parent, label_file.parent, classes, **options)
+
+
+def instances(folder: Path, **annotation: Any) -> None:
+    """Register an image with one annotation, a triangle of class 1, but for what is given."""
+    save(folder / "images" / "a.png", picture())
+    entry = {"id": 5, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [0, 0, 40, 40]}
+    entry |= {"segmentation": [[0, 0, 40, 0, 40, 40]], "area": 800, **annotation}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": SIZE, "width": SIZE}],
+        "annotations": [entry],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)],
+    }
+    json_file = folder / "instances.json"
+    json_file.write_text(json.dumps(content))
+    register_instances(DATASET, folder / "images", json_file)
+
+
+def example(count: int = 2, label: int = 1, file_name: str = "a.png") -> dict[str, Any]:
+    """A training example with ``count`` targets."""
+    found = Instances((SIZE, SIZE))
+    found.gt_classes = torch.full((count,), label)
+    found.gt_masks = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
+    found.gt_masks[:, :32] = True
+    image = torch.from_numpy(picture().transpose(2, 0, 1).copy())
+    return {"image": image, "instances": found, "file_name": file_name}
+
+
+def train_loop(folder: Path, *batches: list[dict[str, Any]], opts: Any = ()) -> TrainLoop:
+    """A training of the tiny model that has not begun, with config keys and values."""
+    clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", True]
+    clip += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"]
+    cfg = config(folder, *clip, *opts)
+    torch.manual_seed(0)
+    built = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, built)
+    device = torch.device("cpu")
+    loop = TrainLoop(built, batches, optimizer, device=device, output_dir=folder)
+    loop._write_metrics = lambda *metrics: None  # type: ignore[method-assign]
+    return loop
+
+
+def make_nan(module: nn.Module) -> None:
+    """What a step that was too large does to weights."""
+    for weight in module.parameters():
+        nn.init.constant_(weight, float("nan"))
+
+
+def train(
+    folder: Path, *batches: list[dict[str, Any]], broken: str | None = None, opts: Any = ()
+) -> TrainLoop:
+    """A step of training for each batch.
+
+    Args:
+        broken: a module of the model whose weights become NaN before the last step.
+        opts: config keys and values.
+    """
+    loop = train_loop(folder, *batches, opts=opts)
+    for loop.iter in range(len(batches)):
+        if broken is not None and loop.iter == len(batches) - 1:
+            make_nan(loop.model.get_submodule(broken))
+        loop.run_step()
+    return loop
+
+
+def forget() -> None:
+    """Take the planted dataset out of detectron2's catalogs."""
+    MetadataCatalog.pop(DATASET, None)
+    if DATASET in DatasetCatalog:
+        DatasetCatalog.remove(DATASET)
+
+
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """What the project warns of in the log."""
+    found: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    listener = Listener(logging.WARNING)
+    logger = logging.getLogger("mask_former")
+    logger.addHandler(listener)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(listener)

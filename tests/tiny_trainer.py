@@ -1,0 +1,68 @@
+"""A trainer of the tiny model on made-up images, for tests of the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.structures import Instances
+
+from mask_former.engine import Trainer
+
+SIZE = 64  # pixels: group norms need more than one cell of the coarsest map
+
+
+def make_example(seed):
+    g = torch.Generator().manual_seed(seed)
+    instances = Instances((SIZE, SIZE))
+    instances.gt_classes = torch.randint(4, (2,), generator=g)
+    instances.gt_masks = torch.rand(2, SIZE, SIZE, generator=g) > 0.5
+    image = torch.randint(256, (3, SIZE, SIZE), generator=g, dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": SIZE, "width": SIZE}
+
+
+class Loader:
+    """Always the same two images, or a number drawn when it was built, for the tests to see."""
+
+    def __init__(self):
+        self.drawn = np.random.randint(2**31)
+
+    def __iter__(self):
+        while True:
+            yield [make_example(0), make_example(1)]
+
+
+class TinyTrainer(Trainer):
+    """The trainer, but for the data."""
+
+    loaders: list[Loader]
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        cls.loaders.append(Loader())
+        return cls.loaders[-1]
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return [[make_example(2)], [make_example(3)]]
+
+
+def train(cfg, resume=False, hook=None):
+    made = TinyTrainer(cfg)
+    made.resume_or_load(resume)
+    if hook is not None:
+        made.register_hooks([hook])
+    made.train()
+    return made
+
+
+class Kill(HookBase):
+    """Ends the run before iteration ``at``, as a kill would: nothing more is written."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def before_step(self):
+        if self.trainer.iter == self.at:
+            self.trainer.after_train = lambda: None
+            raise KeyboardInterrupt

@@ -1,0 +1,49 @@
+"""tools/benchmark_evaluation.py: evaluation beside detectron2's."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "benchmark_evaluation.py"
+spec = importlib.util.spec_from_file_location("benchmark_evaluation", SCRIPT)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    yield
+    if tool.DATASET in DatasetCatalog:
+        DatasetCatalog.remove(tool.DATASET)
+        MetadataCatalog.remove(tool.DATASET)
+
+
+ARGUMENTS = ["--images", "5", "--classes", "6", "--size", "48", "64", "--threads", "1"]
+
+
+def test_both_tasks_are_timed(capsys):
+    assert tool.main(ARGUMENTS) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "5 images of 64×48, 6 classes"
+    for task, line in zip(("panoptic", "semantic"), lines, strict=True):
+        assert re.fullmatch(
+            rf"{task}, seconds: ours [\d.]+ \(CPU [\d.]+\), detectron2 [\d.]+ \(CPU [\d.]+\); "
+            r"[\d.]+ times as fast \(CPU [\d.]+\)",
+            line,
+        )
+
+
+def test_metrics_that_differ_are_an_error(tmp_path):
+    outputs = tool.made_up(tmp_path, tool.parse(ARGUMENTS))
+    contenders = tool.evaluators(tmp_path)["semantic"]
+    contenders["ours"]._ignore_label = 0
+    with pytest.raises(ValueError, match=r"expected 0 … 5, and 0 where"):
+        tool.measure(contenders, outputs, "semantic")
+
+
+def test_numbers_that_make_no_sense_are_one_line(capsys):
+    assert tool.main(["--classes", "1"]) == 1
+    assert "--classes is 2" in capsys.readouterr().err

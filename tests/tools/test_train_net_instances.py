@@ -1,0 +1,100 @@
+"""tools/train_net.py on objects: trained as instances, and measured beside panoptic results."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mask_former.data.instance_files import instances_of_panoptic
+from mask_former.data.shapes.writer import Settings, generate
+from tests.miniature_datasets import coco_panoptic
+from tests.tools.test_train_net import TINY
+from tests.train_net_runs import (
+    SMALL_MODEL,
+    SMALL_RUN,
+    arguments,
+    check_done,
+    environment,
+    results_of,
+    run_in_turn,
+)
+
+INSTANCES_ON = {"MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
+# The model is sure of nothing, and what it finds shall not be none, nor stuff alone.
+UNSURE = {"MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0, "TEST.DETECTIONS_PER_IMAGE": 1000}
+SMALL = {
+    **SMALL_RUN,
+    **SMALL_MODEL,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "INPUT.CROP.SIZE": (64, 64),
+    "INPUT.SIZE_DIVISIBILITY": 64,
+}
+BOTH = {"panoptic_seg", "bbox", "segm"}
+COCO_PANOPTIC = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
+RUNS = {  # name: config, settings, dataset that is measured, tasks
+    "instances": (
+        "shapes/maskformer_instance_tiny.yaml",
+        {**TINY, "SOLVER.MAX_ITER": 2},
+        "shapes_instances_val",
+        {"bbox", "segm"},
+    ),
+    "beside": (
+        "shapes/maskformer_panoptic_tiny.yaml",
+        {**TINY, "SOLVER.MAX_ITER": 2, **INSTANCES_ON, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True},
+        "shapes_panoptic_val",
+        BOTH,
+    ),
+    "coco": (
+        "coco-instance/maskformer_instance_R50_bs16_50ep.yaml",
+        SMALL,
+        "coco_2017_val",
+        {"bbox", "segm"},
+    ),
+    "coco_beside": (
+        COCO_PANOPTIC,
+        {**SMALL, **INSTANCES_ON, **UNSURE},
+        "coco_2017_val_panoptic",
+        BOTH,
+    ),
+}
+
+
+def write_coco(root):
+    """COCO in miniature, its instances the things of its panoptic annotations."""
+    coco_panoptic(root, np.random.default_rng(0))
+    annotations = root / "coco" / "annotations"
+    for split in ("train2017", "val2017"):
+        panoptic = json.loads((annotations / f"panoptic_{split}.json").read_text())
+        instances = instances_of_panoptic(panoptic, root / "coco" / f"panoptic_{split}")
+        (annotations / f"instances_{split}.json").write_text(json.dumps(instances))
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    generate(folder / "data" / "shapes_panoptic", Settings(num_train=8, num_val=4))
+    write_coco(folder / "data")
+    runs = {
+        folder / name: arguments(config, folder / name, settings=settings)
+        for name, (config, settings, _, _) in RUNS.items()
+    }
+    run_in_turn(runs, cwd=folder, environment=environment(folder / "data"))
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_objects_are_trained_on_and_measured(name, outputs):
+    _, _, dataset, tasks = RUNS[name]
+    check_done(outputs / name)
+    results = results_of(outputs / name)
+    assert list(results) == [dataset]
+    assert set(results[dataset]) == tasks
+    for task in tasks:
+        metric = results[dataset][task]["PQ" if task == "panoptic_seg" else "AP"]
+        assert metric is not None and math.isfinite(metric) and 0 <= metric <= 100
+    lines = [json.loads(line) for line in (outputs / name / "metrics.json").open()]
+    losses = [line["total_loss"] for line in lines if "total_loss" in line]
+    assert losses and all(math.isfinite(loss) for loss in losses)

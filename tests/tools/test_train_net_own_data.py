@@ -1,0 +1,82 @@
+"""tools/train_net.py on own data, and once more from the config that it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from tests.own_data import write_instances, write_panoptic, write_semantic_folder
+from tests.train_net_runs import (
+    SCRIPT,
+    SMALL_RUN,
+    check_done,
+    config_path,
+    pairs,
+    results_of,
+    run_in_turn,
+)
+from tests.train_net_runs import environment as environment_of
+
+SMALL = {
+    **SMALL_RUN,
+    "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+    "MODEL.SWIN.EMBED_DIM": 8,
+    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
+    "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
+    "MODEL.SWIN.WINDOW_SIZE": 2,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 32,
+    "INPUT.CROP.SIZE": [32, 32],
+}
+
+
+def test_one_command_trains_on_own_data_and_its_config_alone_repeats_it(tmp_path: Path) -> None:
+    write_semantic_folder(tmp_path, (0, 255), count=3)
+    (tmp_path / "classes.txt").write_text("255: dog\n0: ground\n")
+    first, again, evaluated = (tmp_path / name for name in ("first", "again", "evaluated"))
+    config = config_path("custom/maskformer_semantic.yaml")
+    data = "--train-images i --train-labels l --val-images i --val-labels l --classes classes.txt"
+    left, whole = str(first / "config.yaml"), {"MODEL.WEIGHTS": first / "model_final.pth"}
+    words = {
+        first: ["--config-file", str(config), *data.split(), *pairs(SMALL)],
+        again: ["--config-file", left],
+        evaluated: ["--config-file", left, "--eval-only", *pairs(whole)],
+    }
+    runs = {
+        output: [str(SCRIPT), *arguments, "OUTPUT_DIR", str(output)]
+        for output, arguments in words.items()
+    }
+    run_in_turn(runs, cwd=tmp_path, environment=environment_of(tmp_path))
+    for output in runs:
+        check_done(output)
+    results = results_of(first)
+    assert {"mIoU", "IoU-dog", "IoU-ground"} <= results["custom_val"]["sem_seg"].keys()
+    assert results_of(again) == results_of(evaluated) == results
+    kept = yaml.safe_load((again / "config.yaml").read_text())
+    assert kept["DATASETS"]["TABLES"] == [str(first / "custom_table.json")]
+    assert kept["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 2
+
+
+def test_one_command_trains_and_evaluates_on_a_json_of_instances_and_on_a_panoptic_one(
+    tmp_path: Path,
+) -> None:
+    write_instances(tmp_path / "n")
+    write_panoptic(tmp_path / "p")
+    words = {"instance": "--{0}-images n/i --{0}-json n/x.json"}
+    words["panoptic"] = "--{0}-images p/i --{0}-json p/x.json --{0}-panoptic p/p"
+    # The model is sure of nothing, and its results shall not be empty.
+    unsure = {"OBJECT_MASK_THRESHOLD": 0.0, "OVERLAP_THRESHOLD": 0.0}
+    settings = {**SMALL, **{f"MODEL.MASK_FORMER.TEST.{k}": v for k, v in unsure.items()}}
+    runs = {}
+    for task, data in words.items():
+        output, config = tmp_path / task, config_path(f"custom/maskformer_{task}.yaml")
+        given = [*data.format("train").split(), *data.format("val").split(), "--name", task]
+        keys = pairs({**settings, "OUTPUT_DIR": output})
+        runs[output] = [str(SCRIPT), "--config-file", str(config), *given, *keys]
+    run_in_turn(runs, cwd=tmp_path, environment=environment_of(tmp_path))
+    for output, task, metric in zip(runs, ("segm", "panoptic_seg"), ("AP-dog", "PQ"), strict=True):
+        check_done(output)
+        assert metric in results_of(output)[f"{output.name}_val"][task]

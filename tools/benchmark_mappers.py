@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Seconds in which one core makes a training example, beside a plain mapper.
+
+tools/benchmark_mappers.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
+tools/benchmark_mappers.py --config-file configs/camvid/F.yaml --own-data --rounds 5
+
+The images are made up and of --size, unless --own-data reads the config's own. The plain mapper
+runs detectron2's augmentations one after the other on label maps of 64 bit, makes the masks one at
+a time and pads last. Both take turns, image by image, with the same seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, detection_utils, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+from detectron2.structures import BitMasks, Instances
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+import mask_former  # noqa: F401  (registers everything)
+from mask_former.engine.setup import load_cfg
+from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+
+SEGMENTS = 12  # of a made-up image
+NOISE = 6.0  # of its pixels, standard deviation of 255: about 3 bits a pixel as JPEG
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    args = parse(argv)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        cfg = load_cfg(args.config_file, args.opts)
+        key = "INPUT.DATASET_MAPPER_NAME"
+        ours = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)(cfg, True)
+        with tempfile.TemporaryDirectory() as folder:
+            if args.own_data:
+                records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+                records = records[: args.images]
+            else:
+                records = made_up(Path(folder), args.images, tuple(args.size), cfg)
+            seconds = measure({"ours": ours, "plain": plain_mapper(cfg)}, records, args.rounds)
+    except (KeyError, OSError, ValueError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"benchmark_mappers.py: {text}", file=sys.stderr)
+        return 1
+    medians = {name: 1000 * statistics.median(found) for name, found in seconds.items()}
+    print(f"{args.config_file}: CPU milliseconds an image, median of {len(seconds['ours'])}")
+    print(f"  ours {medians['ours']:.2f}, plain {medians['plain']:.2f}")
+    print(f"  {medians['plain'] / medians['ours']:.2f} times as fast")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True)
+    add("--own-data", action="store_true", help="the first images of DATASETS.TRAIN")
+    add("--size", type=int, nargs=2, default=[512, 683], help="height and width of made-up images")
+    add("--images", type=int, default=16)
+    add("--rounds", type=int, default=8, help="examples of each image that count")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE …, into the config")
+    return parser.parse_args(argv)
+
+
+def made_up(folder: Path, count: int, size: tuple[int, int], cfg: CfgNode) -> list[dict[str, Any]]:
+    """JPEGs of coloured blobs with noise, and PNGs of their segments, one class each."""
+    rng = np.random.default_rng(0)
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label")
+    records = []
+    for index in range(count):
+        blobs = [cv2.resize(rng.normal(size=(6, 8)), size[::-1]) for _ in range(SEGMENTS)]
+        segments = np.argmax(blobs, axis=0)
+        noise = rng.normal(0, NOISE, (*size, 3))
+        image = rng.integers(0, 256, (SEGMENTS, 3))[segments] + noise
+        present = np.unique(segments).tolist()
+        classes = rng.choice(num_classes, SEGMENTS, replace=num_classes < SEGMENTS)
+        labels = classes[segments]
+        labels[:9] = ignore_label
+        ids = segments + 1 + 256 * (segments + 1)
+        rgb = np.stack([ids % 256, ids // 256, 0 * ids], axis=-1)
+        dtype = np.uint8 if ignore_label < 256 else np.uint16
+        paths = [folder / f"{index}{end}" for end in (".jpg", "_labels.png", "_segments.png")]
+        arrays = [np.clip(image, 0, 255).astype(np.uint8), labels.astype(dtype), rgb]
+        for path, array in zip(paths, arrays, strict=True):
+            Image.fromarray(array.astype(np.uint8) if array is rgb else array).save(path)
+        infos = [{"id": 257 * (i + 1), "category_id": int(classes[i])} for i in present]
+        keys = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
+        files = {key: str(path) for key, path in zip(keys, paths, strict=True)}
+        records.append(files | {"image_id": index, "segments_info": infos})
+    return records
+
+
+def measure(
+    mappers: dict[str, Mapper], records: list[dict[str, Any]], rounds: int
+) -> dict[str, list[float]]:
+    """CPU seconds of each example; a first round does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in mappers}
+    for seed in tqdm(range(rounds + 1), desc="rounds", disable=None):
+        for index, record in enumerate(records):
+            for name, mapper in mappers.items():
+                np.random.seed(1000 * seed + index)
+                random.seed(1000 * seed + index)
+                start = time.process_time()
+                mapper(record)
+                if seed:
+                    seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+# The plain mapper
+
+
+def plain_mapper(cfg: CfgNode) -> Mapper:
+    """The mapper that the config names, as one writes it down first."""
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label", 255)
+    augmentations = plain_augmentations(cfg, ignore_label)
+    pad = cfg.INPUT.SIZE_DIVISIBILITY if name != "detr_panoptic" else -1
+
+    def mapper(record: dict[str, Any]) -> dict[str, Any]:
+        image = detection_utils.read_image(record["file_name"], format=cfg.INPUT.FORMAT)
+        sem_seg = None
+        if name == "mask_former_semantic" or (pad > 0 and "sem_seg_file_name" in record):
+            sem_seg = detection_utils.read_image(record["sem_seg_file_name"]).astype(np.float64)
+        inputs = T.AugInput(image, sem_seg=sem_seg)
+        transforms = T.AugmentationList(augmentations)(inputs)
+        tensor = torch.as_tensor(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        padding = [0, pad - tensor.shape[2], 0, pad - tensor.shape[1]] if pad > 0 else [0] * 4
+        example = {"image": F.pad(tensor, padding, value=128)}
+        if sem_seg is not None:
+            labels = torch.as_tensor(inputs.sem_seg.astype(np.int64))
+            example["sem_seg"] = F.pad(labels, padding, value=ignore_label)
+        if name == "mask_former_semantic":
+            classes, masks = plain_classes(example["sem_seg"].numpy(), ignore_label)
+        else:
+            classes, masks = plain_segments(record, transforms, padding)
+        instances = Instances(example["image"].shape[-2:])
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        instances.gt_masks = BitMasks(
+            torch.stack([torch.from_numpy(np.ascontiguousarray(mask.copy())) for mask in masks])
+        ).tensor
+        return example | {"instances": instances}
+
+    return mapper
+
+
+def plain_classes(labels: NDArray, ignore_label: int) -> tuple[list[int], list[NDArray]]:
+    classes = [int(c) for c in np.unique(labels) if c != ignore_label]
+    return classes, [labels == c for c in classes]
+
+
+def plain_segments(
+    record: dict[str, Any], transforms: T.TransformList, padding: list[int]
+) -> tuple[list[int], list[NDArray]]:
+    rgb = detection_utils.read_image(record["pan_seg_file_name"], "RGB")
+    rgb = transforms.apply_segmentation(rgb).astype(np.int64)
+    ids = torch.from_numpy(rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2])
+    padded = F.pad(ids, padding, value=0).numpy()
+    infos = [info for info in record["segments_info"] if not info.get("iscrowd", 0)]
+    return [info["category_id"] for info in infos], [padded == info["id"] for info in infos]
+
+
+def plain_augmentations(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation]:
+    """detectron2's own, each for itself."""
+    resize = T.ResizeShortestEdge(
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    )
+    flip, crop = T.RandomFlip(), cfg.INPUT.CROP
+    if cfg.INPUT.DATASET_MAPPER_NAME == "detr_panoptic":
+        first = T.ResizeShortestEdge((400, 500, 600), sample_style="choice")
+        both = T.AugmentationList([first, T.RandomCrop(crop.TYPE, crop.SIZE)])
+        return [flip, *([T.RandomApply(both, prob=0.5)] if crop.ENABLED else []), resize]
+    steps = [resize]
+    if crop.ENABLED:
+        limit = crop.SINGLE_CATEGORY_MAX_AREA
+        steps.append(T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, limit, ignore_label))
+    if cfg.INPUT.COLOR_AUG_SSD:
+        steps.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+    return [*steps, flip]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
