@@ -5,6 +5,7 @@ from __future__ import annotations
 from .config import add_mask_former_config
 from .data.mappers import (
     DETRPanopticDatasetMapper,
+    MaskFormerInstanceDatasetMapper,
     MaskFormerPanopticDatasetMapper,
     MaskFormerSemanticDatasetMapper,
 )
@@ -16,6 +17,7 @@ from .test_time_augmentation import SemanticSegmentorWithTTA
 __all__ = [
     "DETRPanopticDatasetMapper",
     "MaskFormer",
+    "MaskFormerInstanceDatasetMapper",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
     "SemanticSegmentorWithTTA",

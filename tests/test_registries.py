@@ -28,8 +28,13 @@ HELPERS = {
     "losses.criterion",
     "losses.mask_losses",
     "losses.matcher",
+    "losses.nonfinite",
+    "losses.pair_losses",
+    "losses.point_sampling",
+    "modeling.activation_checkpointing",
     "modeling.backbone.timm_weights",
     "data.mappers.base",
+    "data.mappers.inference",
     "data.mappers.readers",
 }
 

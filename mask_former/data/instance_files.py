@@ -16,7 +16,13 @@ from pycocotools import mask as coco_mask
 from mask_former.data.mappers.readers import read_segment_map
 from mask_former.data.targets import NDArray
 
-__all__ = ["check_segmentation", "complete", "decode_segmentation", "instances_of_panoptic"]
+__all__ = [
+    "check_segmentation",
+    "complete",
+    "compress",
+    "decode_segmentation",
+    "instances_of_panoptic",
+]
 
 Size = tuple[int, int]
 
@@ -71,18 +77,30 @@ def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray:
     if not isinstance(segmentation, Mapping):
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
         return polygons_to_bitmask(polygons, *size).view(np.uint8)
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if sum(counts) != size[0] * size[1] or min(counts) < 0:
-            raise ValueError(
-                f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected "
-                f"{size[0] * size[1]}, those of {size} (height, width): write it again."
-            )
-        segmentation = coco_mask.frPyObjects(dict(segmentation), *size)
     try:
-        return coco_mask.decode(segmentation)
+        return coco_mask.decode(compress(segmentation, size, where))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: its RLE is damaged ({error}): write it again.") from error
+
+
+def compress(segmentation: Any, size: Size, where: str) -> Any:
+    """An RLE with its run lengths as compressed text; anything else as it is.
+
+    detectron2 knows no lists of run lengths.
+
+    Raises:
+        ValueError: the run lengths are not those of an image of `size`.
+    """
+    counts = segmentation["counts"] if isinstance(segmentation, Mapping) else None
+    if not isinstance(counts, list):
+        return segmentation
+    pixels = size[0] * size[1]
+    if sum(counts) != pixels or min(counts) < 0:
+        raise ValueError(
+            f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels}, "
+            f"those of {size} (height, width), none of them negative: write it again."
+        )
+    return coco_mask.frPyObjects(dict(segmentation), *size)
 
 
 def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str, Any]:

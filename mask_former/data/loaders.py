@@ -13,7 +13,12 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from mask_former.data.instance_files import check_segmentation, complete, instances_of_panoptic
+from mask_former.data.instance_files import (
+    check_segmentation,
+    complete,
+    compress,
+    instances_of_panoptic,
+)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -263,7 +268,7 @@ def _instance(
     return {
         "id": annotation["id"],
         "category_id": contiguous_ids[annotation["category_id"]],
-        "segmentation": annotation["segmentation"],
+        "segmentation": compress(annotation["segmentation"], size, where),
         "iscrowd": full["iscrowd"],
         "bbox": full["bbox"],
         "bbox_mode": BoxMode.XYWH_ABS,

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -211,6 +212,15 @@ def test_records_are_detectron2s_standard_dicts_also_of_images_without_an_object
         },
         {"file_name": str(tmp_path / "b.png"), "image_id": 2, **size, "annotations": []},
     ]
+
+
+def test_detectron2_can_decode_what_is_loaded(tree, tmp_path):
+    mask = random_mask(0)
+    for rle in forms_of(mask)[::2]:  # JSON knows no bytes
+        tree["annotations"][0]["segmentation"] = rle
+        (annotation,) = load(tmp_path, tree)[0]["annotations"]
+        instances = annotations_to_instances([annotation], SIZE, mask_format="bitmask")
+        assert (instances.gt_masks.tensor[0].numpy() == mask).all()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +124,26 @@ def test_it_is_evaluated_beside_the_trained_weights_and_is_in_the_file(config, t
     assert results["sem_seg_EMA"]["total"] == pytest.approx(averaged, rel=1e-6)
     lines = [json.loads(line) for line in (output / "metrics.json").open()]
     assert sum("sem_seg_EMA/total" in line for line in lines) == 2
+
+
+def test_eval_only_evaluates_both_and_asks_for_the_average_first(config, tmp_path, monkeypatch):
+    path = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
+    script = SimpleNamespace(**runpy.run_path(str(path)))
+    plain, output = config("SOLVER.MAX_ITER", 1), tmp_path / "output"
+    train(plain)
+    monkeypatch.setattr(trainer, "build_evaluator", lambda *_: Total())
+    script.main.__globals__["Trainer"] = TinyTrainer
+    keys = [*ON, "DATASETS.TEST", "('one',)", "MODEL.WEIGHTS", output / "model_final.pth"]
+    args = SimpleNamespace(eval_only=True, resume=False)
+    script.main.__globals__["setup"] = lambda _: config(*keys)
+    with pytest.raises(ValueError, match="holds no averaged weights"):
+        script.main(args)
+    assert not (output / "results.json").exists()
+    train(config(*ON))
+    results = script.main(args)
+    of_file = score(config(*keys), output / "model_final.pth?ema=True")
+    assert results["sem_seg_EMA"]["total"] == pytest.approx(of_file, rel=1e-6)
+    assert results["sem_seg"]["total"] != pytest.approx(of_file, rel=1e-6)
 
 
 def test_a_resumed_run_has_the_average_of_the_unbroken_one(config, tmp_path):

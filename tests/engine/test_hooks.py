@@ -60,8 +60,13 @@ def test_the_model_of_the_highest_score_is_kept(scored, tmp_path):
 
 
 def test_a_score_that_is_no_number_is_never_the_best(scored, tmp_path):
-    train(scored([float("nan"), float("inf"), 0.5, 0.4]))
-    assert best_of(tmp_path)[:2] == (2, 0.5)
+    train(scored([float("nan"), 0.5, float("inf"), 0.4]))
+    assert best_of(tmp_path)[:2] == (1, 0.5)
+
+
+def test_without_any_score_that_is_a_number_there_is_no_best(scored, tmp_path):
+    train(scored([float("nan")], "SOLVER.MAX_ITER", 1))
+    assert not (tmp_path / "output" / "model_best.pth").exists()
 
 
 def test_the_best_at_the_end_is_kept_too_and_resuming_begins_with_the_last(scored, tmp_path):

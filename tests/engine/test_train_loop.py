@@ -29,7 +29,7 @@ EXAMPLES = [example(seed, targets) for seed, targets in enumerate([3, 8, 0, 1, 2
 
 @pytest.fixture
 def cfg(tmp_path):
-    config, weights = write_tiny_model(tmp_path, SEMANTIC_ON=True)
+    config, _ = write_tiny_model(tmp_path, SEMANTIC_ON=True)
     keys = ["MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.DROPOUT", "0.0"]
     return load_cfg(str(config), [*keys, "MODEL.SWIN.DROP_PATH_RATE", "0.0"])
 

@@ -230,6 +230,7 @@ def test_the_training_data_come_through_the_mapper_that_the_config_names(config,
         return "mapped"
 
     monkeypatch.setitem(trainer.DATASET_MAPPER_REGISTRY._obj_map, "test_mapper", mapper)
+
     def loader(cfg, mapper, dataset):
         return mapper
 
