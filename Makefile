@@ -2,7 +2,7 @@
 # VENV where it lies: make install PYTHON=python3.12 VENV=/path/to/venv
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
 export DETECTRON2_DATASETS ?= $(CURDIR)/datasets
 
