@@ -32,6 +32,7 @@ from mask_former.engine.inference_pipeline import InferencePipeline
 from mask_former.engine.media import VideoReader, VideoWriter, Window, find_images, read_image
 from mask_former.engine.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Outputs, plan_outputs
 from mask_former.engine.setup import load_cfg
+from mask_former.errors import one_line
 from mask_former.visualization import (
     INSTANCE_THRESHOLD,
     RESULTS,
@@ -170,12 +171,6 @@ def setting_up() -> Iterator[None]:
     except (OSError, KeyError, ValueError, ImportError, AssertionError, yaml.YAMLError) as error:
         # AssertionError: how yacs refuses a KEY that does not exist
         raise SetupError(one_line(error)) from error
-
-
-def one_line(error: Exception) -> str:
-    # str() of a KeyError is the repr of its text.
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()) or type(error).__name__
 
 
 def draw_images(args: argparse.Namespace) -> int:

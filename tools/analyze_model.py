@@ -31,6 +31,7 @@ import mask_former  # noqa: F401  (registers everything)
 from mask_former.config import get_mask_former_cfg
 from mask_former.engine.analysis import DEFAULT_TASKS, TASKS, Report, Size, analyze
 from mask_former.engine.setup import load_cfg
+from mask_former.errors import message_of
 
 
 def sizes_of_test_images(cfg: CfgNode, num_images: int) -> list[Size]:
@@ -167,9 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             content = {"config_file": args.config_file, **asdict(report)}
             args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        # str() of a KeyError is the repr of its text
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"analyze_model: {text}", file=sys.stderr)
+        print(f"analyze_model: {message_of(error)}", file=sys.stderr)
         return 1
     parts = [str(network) if "structure" in args.tasks else "", tables(report, args.depth)]
     print("\n\n".join([*filter(None, parts), summary(report)]))

@@ -42,6 +42,7 @@ from mask_former.engine.benchmarking import (
     measure_memory,
 )
 from mask_former.engine.setup import load_cfg
+from mask_former.errors import message_of
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 MODES = {"inference": [False], "train": [True], "all": [False, True]}
@@ -242,9 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        # str() of a KeyError is the repr of its text
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"benchmark: {text}", file=sys.stderr)
+        print(f"benchmark: {message_of(error)}", file=sys.stderr)
         return 1
     print(report(content))
     return 0

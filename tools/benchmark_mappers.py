@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
 from mask_former.engine.setup import load_cfg
+from mask_former.errors import message_of
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 
 SEGMENTS = 12  # of a made-up image
@@ -60,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 records = made_up(Path(folder), args.images, tuple(args.size), cfg)
             seconds = measure({"ours": ours, "plain": plain_mapper(cfg)}, records, args.rounds)
     except (KeyError, OSError, ValueError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"benchmark_mappers.py: {text}", file=sys.stderr)
+        print(f"benchmark_mappers.py: {message_of(error)}", file=sys.stderr)
         return 1
     medians = {name: 1000 * statistics.median(found) for name, found in seconds.items()}
     print(f"{args.config_file}: CPU milliseconds an image, median of {len(seconds['ours'])}")

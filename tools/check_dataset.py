@@ -48,6 +48,7 @@ from mask_former.data.custom import Annotated, semantic_table
 from mask_former.data.preparation import parallel_map
 from mask_former.engine.contact_sheet import draw_sheet, sheet_cell
 from mask_former.engine.examples import annotated_example
+from mask_former.errors import one_line
 from mask_former.visualization import Classes
 
 FAILURES = (ImportError, KeyError, OSError, ValueError)
@@ -225,12 +226,6 @@ def run(args: argparse.Namespace) -> int:
     counts = f"{summary.num_errors} errors, {summary.num_notes} notes"
     print(f"{summary.num_images} images: {counts}")
     return summary.num_errors
-
-
-def one_line(error: Exception) -> str:
-    # str() of a KeyError is the repr of its text
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

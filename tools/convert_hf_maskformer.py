@@ -31,6 +31,7 @@ from mask_former.engine.finetuning import class_names as dataset_class_names
 from mask_former.engine.inference_pipeline import load_trained_model
 from mask_former.engine.setup import load_cfg
 from mask_former.engine.weights_fit import compare
+from mask_former.errors import message_of
 from mask_former.huggingface import (
     ConvertedCheckpoint,
     read_huggingface_folder,
@@ -175,8 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             files = from_huggingface(args.folder, args.output, args.dataset)
     except (KeyError, OSError, ValueError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"convert_hf_maskformer: {text}", file=sys.stderr)
+        print(f"convert_hf_maskformer: {message_of(error)}", file=sys.stderr)
         return 1
     print(f"Written: {', '.join(map(str, files))}")
     return 0

@@ -29,6 +29,7 @@ import mask_former  # noqa: F401  (registers the datasets)
 from mask_former.data.mappers.readers import read_class_map
 from mask_former.engine.evaluation import write_results
 from mask_former.engine.panoptic_quality import METRICS, PanopticQuality, match_classes
+from mask_former.errors import message_of
 
 LabelMap = NDArray[np.int64]  # H×W: 0 … K-1, and K where a pixel has no class
 Segment = tuple[int, dict[str, Any]]  # category_id and COCO's run-length encoding
@@ -205,8 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None:
             write_results(args.json, {args.dataset: {"semantic_pq": result}})
     except (KeyError, OSError, ValueError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"{parser.prog}: {text}", file=sys.stderr)
+        print(f"{parser.prog}: {message_of(error)}", file=sys.stderr)
         return 1
     print(table(result))
     return 0

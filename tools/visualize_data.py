@@ -46,6 +46,7 @@ from mask_former.engine.contact_sheet import (
 from mask_former.engine.examples import Example, FedExamples, Record, annotated_example
 from mask_former.engine.outputs import PICTURE_SUFFIXES, plan_outputs
 from mask_former.engine.setup import load_cfg
+from mask_former.errors import one_line
 from mask_former.labels import font
 from mask_former.visualization import Classes
 
@@ -206,12 +207,6 @@ def run(args: argparse.Namespace) -> int:
         draw_sheet(cells).save(plan[-1]["png"])
     print(f"{args.output}: {len(records) - failed} of {len(records)} images drawn")
     return failed
-
-
-def one_line(error: Exception) -> str:
-    # str() of a KeyError is the repr of its text
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

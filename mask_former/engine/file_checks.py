@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from ..data.checking import Record, check_image, classes_of_dataset
 from ..data.mappers.base import TrainingMapper
 from ..data.mappers.readers import read_image
+from ..errors import message_of
 
 __all__ = ["checked_training_set"]
 
@@ -103,8 +104,7 @@ def _mapper_errors(mapper: Any, record: Record) -> list[str]:
         image = read_image(record["file_name"], "file_name", mapper.image_format)
         mapper.read_annotations(record, image)
     except (FileNotFoundError, KeyError, ValueError) as error:
-        # str() of a KeyError is the repr of its text
-        return [str(error.args[0] if isinstance(error, KeyError) and error.args else error)]
+        return [message_of(error)]
     return []
 
 

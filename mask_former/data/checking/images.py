@@ -24,6 +24,7 @@ from mask_former.data.mappers.readers import (
     read_segment_map,
 )
 from mask_former.data.targets import NDArray, count_values
+from mask_former.errors import message_of
 
 __all__ = ["ClassTable", "Finding", "ImageCheck", "Record", "check_image"]
 
@@ -72,9 +73,7 @@ class ImageCheck:
         try:
             yield
         except (FileNotFoundError, KeyError, ValueError) as error:
-            # str() of a KeyError is the repr of its text
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            self.findings.append(Finding(file, str(text)))
+            self.findings.append(Finding(file, message_of(error)))
 
 
 def check_image(record: Record, classes: ClassTable) -> ImageCheck:

@@ -177,6 +177,11 @@ class _Coco:
         self._no_twins("category name", self.names)
 
     def read(self, panoptic_root: Path | None) -> Source:
+        """The records of the images, and what is wrong with the JSON by itself.
+
+        Args:
+            panoptic_root: the folder of the PNGs, for COCO panoptic format; None for instances.
+        """
         by_image: dict[Any, list[dict[str, Any]]] = {}
         for image in self._unique("images"):
             by_image[image["id"]] = []
