@@ -24,6 +24,7 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     _add_mask_former(cfg)
     _add_finetuning(cfg)
     _add_acceleration(cfg)
+    _add_sliding_window(cfg)
     _add_training_comforts(cfg)
     _add_swin(cfg)
     for plugin in plugins():
@@ -137,6 +138,16 @@ def _add_acceleration(cfg: CfgNode) -> None:
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False  # mixed precision in inference
     cfg.TEST.AMP.DTYPE = "bfloat16"  # or float16
+
+
+def _add_sliding_window(cfg: CfgNode) -> None:
+    # Semantic results of large images by overlapping windows, whose class scores are blended: less
+    # memory, and objects of the size that the network was trained on.
+    window = cfg.TEST.SLIDING_WINDOW = CN()
+    # Side in pixels of the network's input (after INPUT.MIN_SIZE_TEST; 0 there: the image's own).
+    # Images no larger than it are run whole. 0: all are.
+    window.SIZE = 0
+    window.STRIDE = 0  # pixels; 0: 2/3 of SIZE, rounded to a multiple of 32
 
 
 def _add_training_comforts(cfg: CfgNode) -> None:

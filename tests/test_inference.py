@@ -10,7 +10,6 @@ import pytest
 import torch
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 
-from mask_former import inference
 from mask_former.inference import (
     instance_inference,
     panoptic_inference,
@@ -18,6 +17,7 @@ from mask_former.inference import (
     semantic_inference,
     semantic_map,
 )
+from mask_former.inference import semantic as semantic_module
 from mask_former.layers import LazyMasks, lazy_masks
 from tests import references
 from tests.core_cases import (
@@ -170,7 +170,7 @@ def trained_like(queries=40, classes=9, sure=8, rest=5.0, seed=3):
 @pytest.mark.parametrize("size", [FULL_SIZE, (97, 120)], ids=str)
 def test_the_map_counts_what_it_left_out_at_first(rest, left_out, size, monkeypatch):
     mask_cls, mask_pred = trained_like(rest=rest)
-    kept, spare = inference._queries_that_matter(inference._class_probability(mask_cls))
+    kept, spare = semantic_module._queries_that_matter(semantic_module.class_probability(mask_cls))
     assert (len(kept) < 20) == left_out == (spare > 0)
     semantic = semantic_inference(mask_cls, mask_pred, size)
     assert_is_the_best_class(semantic_map(mask_cls, mask_pred, size), semantic)
@@ -185,7 +185,7 @@ def test_pixels_that_the_first_queries_do_not_settle_are_done_with_all(share, mo
     mask_pred = torch.full((20, 8, 16), 9.0)
     covered = 15 if share == "few pixels" else 4
     mask_pred[0, :, covered:] = -9.0
-    kept, spare = inference._queries_that_matter(inference._class_probability(mask_cls))
+    kept, spare = semantic_module._queries_that_matter(semantic_module.class_probability(mask_cls))
     assert kept.tolist() == [0] and 0.009 < spare < 0.011
     calls = []
     at = LazyMasks.at

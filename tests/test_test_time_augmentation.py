@@ -21,8 +21,8 @@ from torch import nn
 
 from mask_former import SemanticSegmentorWithTTA
 from mask_former.engine import Trainer
-from mask_former.engine.inference_pipeline import load_trained_model
 from mask_former.engine.setup import load_cfg
+from mask_former.prediction.inference_pipeline import load_trained_model
 from mask_former.test_time_augmentation import LazyDatasetMapperTTA
 from tests.tiny_model import NAMES, write_tiny_model
 
@@ -282,7 +282,7 @@ def test_only_the_semantic_result_is_computed_and_the_model_stays_as_it_was(conf
     expected = mean_over_views(cfg, model, pixels, 56, 96)
     with monkeypatch.context() as patch:
         for name in ("panoptic_inference", "instance_inference"):
-            patch.setattr(f"mask_former.modeling.mask_former.{name}", None)
+            patch.setattr(f"mask_former.inference.logits.{name}", None)
         (result,) = SemanticSegmentorWithTTA(cfg, model)([{"image": tensor(pixels)}])
     assert set(result) == {"sem_seg"}
     torch.testing.assert_close(result["sem_seg"], expected, rtol=1e-5, atol=1e-7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,20 @@ def resize_axis(x: Tensor, steps: Sequence[Step]) -> Tensor:
     return x
 
 
+class Rows(Protocol):
+    """Q×h×w maps that are computed by the row, from top to bottom; their length is Q."""
+
+    size: Size
+    device: torch.device
+    dtype: torch.dtype
+    requires_grad: bool
+
+    def __len__(self) -> int: ...
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start … stop-1`` of all maps: R×Q×w, fp32."""
+
+
 class LazyMasks:
     """Q×H×W maps, fp32: resized, cropped, put through a sigmoid, but only computed by the row.
 
@@ -40,17 +55,18 @@ class LazyMasks:
     """
 
     def __init__(
-        self, source: Tensor | LazyMasks, rows: Sequence[Step] = (), columns: Sequence[Step] = ()
+        self, source: Tensor | Rows, rows: Sequence[Step] = (), columns: Sequence[Step] = ()
     ) -> None:
         """
         Args:
-            source: Q×h×w logits of any floating type and memory layout; where it is lazy itself,
-                its sigmoid is meant.
+            source: Q×h×w logits of any floating type and memory layout, or what is lazy itself.
             rows, columns: the steps from h to H and from w to W.
         """
         self.source = source
         self._steps = tuple(rows), tuple(columns)
-        height, width = source.size if isinstance(source, LazyMasks) else source.shape[-2:]
+        height, width = self._source_size = (
+            tuple(source.shape[-2:]) if isinstance(source, Tensor) else source.size
+        )
         self.size: Size = (
             rows[-1][1] if rows else height,
             columns[-1][1] if columns else width,
@@ -98,10 +114,11 @@ class LazyMasks:
 
     def sigmoid(self) -> LazyMasks:
         """Logits to probabilities; what is resized later are the probabilities."""
-        return LazyMasks(self)
+        return LazyMasks(_Probabilities(self))
 
     def __getitem__(self, queries: Tensor) -> LazyMasks:
         """Some of the masks: indices, or Q bools."""
+        assert isinstance(self.source, Tensor)
         return LazyMasks(self.source[queries], *self._steps)
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -123,14 +140,17 @@ class LazyMasks:
         mixed = self._row_matrix[start:stop, first:last] @ wide.reshape(last - first, -1)
         return mixed.view(stop - start, len(self), self.size[1])
 
-    def bands(self, channels: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    def bands(
+        self, channels: int = 0, *, rows: int | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
         """All rows, a cache-sized band at a time: (which rows, R×Q×W).
 
         Args:
             channels: how many maps the caller makes of Q, where it may be more.
+            rows: R, where another number than fits the cache is wanted.
         """
         limit = _BAND_ELEMENTS.get(self.device.type, _BAND_ELEMENTS["cuda"])
-        step = max(1, limit // max(1, max(len(self), channels) * self.size[1]))
+        step = rows or max(1, limit // max(1, max(len(self), channels) * self.size[1]))
         for start in range(0, self.size[0], step):
             stop = min(start + step, self.size[0])
             yield slice(start, stop), self.rows(start, stop)
@@ -154,8 +174,8 @@ class LazyMasks:
 
     def _read(self, first: int, last: int) -> Tensor:
         """Rows of the source: R×Q×w, fp32."""
-        if isinstance(self.source, LazyMasks):
-            return self.source.rows(first, last).sigmoid()
+        if not isinstance(self.source, Tensor):
+            return self.source.rows(first, last)
         return self.source[:, first:last].transpose(0, 1).float().contiguous()
 
     @cached_property
@@ -176,14 +196,28 @@ class LazyMasks:
         return self._axis_matrix(1)
 
     def _axis_matrix(self, axis: int) -> Tensor:
-        size = self.source.size if isinstance(self.source, LazyMasks) else self.source.shape[-2:]
-        basis = torch.eye(size[axis], device=self.device)[None]
+        basis = torch.eye(self._source_size[axis], device=self.device)[None]
         return resize_axis(basis, self._steps[axis])[0].T.contiguous()
 
     @cached_property
     def _spans(self) -> tuple[list[int], list[int]]:
         first, last = _spans(self._row_matrix)
         return first.tolist(), last.tolist()
+
+
+class _Probabilities:
+    """The sigmoid of lazy masks."""
+
+    def __init__(self, logits: LazyMasks) -> None:
+        self._logits = logits
+        self.size, self.device, self.dtype = logits.size, logits.device, logits.dtype
+        self.requires_grad = logits.requires_grad
+
+    def __len__(self) -> int:
+        return len(self._logits)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self._logits.rows(start, stop).sigmoid()
 
 
 def _spans(matrix: Tensor) -> tuple[Tensor, Tensor]:

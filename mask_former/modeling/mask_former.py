@@ -7,20 +7,19 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.modeling.backbone import Backbone
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..inference import instance_inference, panoptic_inference, semantic_inference
-from ..layers import LazyMasks
+from ..inference import ImageLogits, SlidingWindow, WindowLogits
 from ..losses import HungarianMatcher, PointSampling, SetCriterion
 from ..precision import amp_dtype
 from ..structures import Outputs, Target
 from .activation_checkpointing import checkpoint_activations
+from .targets import prepare_targets
 
 __all__ = ["MaskFormer"]
 
@@ -53,6 +52,8 @@ class MaskFormer(nn.Module):
         resize_before_inference: bool,
         inference_dtype: torch.dtype | None = None,
         mask_ignore: bool = False,
+        window_size: int = 0,
+        window_stride: int = 0,
     ) -> None:
         """
         Args:
@@ -72,6 +73,8 @@ class MaskFormer(nn.Module):
             inference_dtype: of the network's mixed precision in inference; None for fp32.
             mask_ignore: leave pixels that have no label, and padding, out of the mask losses; an
                 example's ``valid`` says which do have one.
+            window_size, window_stride: run images that are larger than a window in overlapping
+                windows: see :class:`~mask_former.inference.SlidingWindow`. 0: run them whole.
         """
         super().__init__()
         self.backbone = backbone
@@ -93,6 +96,9 @@ class MaskFormer(nn.Module):
         self.resize_before_inference = resize_before_inference or panoptic_on or instance_on
         self.inference_dtype = inference_dtype
         self.mask_ignore = mask_ignore
+        self.sliding_window = SlidingWindow.of(
+            window_size, window_stride, panoptic_on=panoptic_on, instance_on=instance_on
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -139,6 +145,8 @@ class MaskFormer(nn.Module):
             "resize_before_inference": mask_former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             "inference_dtype": amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
             "mask_ignore": mask_former.MASK_IGNORE,
+            "window_size": cfg.TEST.SLIDING_WINDOW.SIZE,
+            "window_stride": cfg.TEST.SLIDING_WINDOW.STRIDE,
         }
 
     @property
@@ -158,31 +166,69 @@ class MaskFormer(nn.Module):
             In training the weighted losses by name. Otherwise one dict an image with, as switched
             on, ``sem_seg`` (K×H×W), ``panoptic_seg`` (ids H×W, segments_info) and ``instances``.
         """
-        images = self._preprocess(batched_inputs)
-        outputs = self._network(images.tensor)
         if self.training:
+            images = self._preprocess(batched_inputs)
+            outputs = self._network(images.tensor)
             targets = self._prepare_targets(batched_inputs, images)
             losses = self.criterion(outputs, targets)
             return {name: self._weight(name) * value for name, value in losses.items()}
+        return [self._infer(logits) for logits in self.predict(batched_inputs)]
 
-        padded = tuple(images.tensor.shape[-2:])
-        with torch.autocast(self.device.type, enabled=False):  # a caller's own, too
-            return [
-                self._infer(
-                    mask_cls,
-                    mask_pred,
-                    padded=padded,
-                    image=image,
-                    output=(example.get("height", image[0]), example.get("width", image[1])),
-                )
-                for mask_cls, mask_pred, example, image in zip(
-                    outputs["pred_logits"],
-                    outputs["pred_masks"],
-                    batched_inputs,
-                    images.image_sizes,
-                    strict=True,
-                )
-            ]
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[ImageLogits | WindowLogits]:
+        """What the network says of each image, before a result is made of it.
+
+        Args:
+            batched_inputs: as :meth:`forward` takes them for inference.
+
+        Returns:
+            Where there is a sliding window, :class:`WindowLogits` of each image larger than it;
+            :class:`ImageLogits` of all others, which are run as one batch.
+
+        Raises:
+            ValueError: in training mode.
+        """
+        whole = iter(self._run([example for example in batched_inputs if self._is_whole(example)]))
+        return [
+            next(whole) if self._is_whole(example) else self._windows(example)
+            for example in batched_inputs
+        ]
+
+    def _is_whole(self, example: dict[str, Any]) -> bool:
+        window = self.sliding_window
+        return window is None or window.covers(example["image"].shape[-2:])
+
+    def _run(self, examples: list[dict[str, Any]]) -> list[ImageLogits]:
+        """The network on a batch of whole images, or of parts of one."""
+        if self.training:
+            raise ValueError("The model is in training mode: call .eval() on it before .predict().")
+        if not examples:
+            return []
+        images = self._preprocess(examples)
+        outputs = self._network(images.tensor)
+        height, width = images.tensor.shape[-2:]
+        of_each = outputs["pred_logits"], outputs["pred_masks"], images.image_sizes, examples
+        return [
+            ImageLogits(
+                mask_cls,
+                mask_pred,
+                padded_size=(height, width),
+                image_size=size,
+                output_size=_output_size(example),
+                resize_before_inference=self.resize_before_inference,
+            )
+            for mask_cls, mask_pred, size, example in zip(*of_each, strict=True)
+        ]
+
+    def _windows(self, example: dict[str, Any]) -> WindowLogits:
+        assert self.sliding_window is not None
+        return WindowLogits(
+            example["image"],
+            self.sliding_window,
+            run=lambda parts: self._run([{"image": part} for part in parts]),
+            output_size=_output_size(example),
+            num_classes=self.criterion.num_classes,
+            device=self.device,
+        )
 
     def _network(self, images: Tensor) -> Outputs:
         """Backbone and head; training's precision is the training loop's."""
@@ -206,75 +252,32 @@ class MaskFormer(nn.Module):
             batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
         return batch
 
-    def _prepare_targets(
-        self, batched_inputs: list[dict[str, Any]], images: ImageList
-    ) -> list[Target]:
-        """The instances of each image, their masks padded to the batch's size."""
-        height, width = images.tensor.shape[-2:]
-        targets = []
-        for example in batched_inputs:
-            instances: Instances = example["instances"].to(self.device)
-            masks = instances.gt_masks
-            masks = masks.tensor if isinstance(masks, BitMasks) else masks
-            padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
-            if min(padding) < 0:
-                raise ValueError(
-                    f"{example.get('file_name', 'An image')}: its gt_masks are "
-                    f"{tuple(masks.shape[-2:])} (height, width), larger than the batch's images "
-                    f"{(height, width)}; the mapper must transform both alike."
-                )
-            target = Target(labels=instances.gt_classes, masks=F.pad(masks.bool(), padding))
-            if self.mask_ignore:
-                target["valid"] = F.pad(self._valid(example, masks), padding)
-            targets.append(target)
-        return targets
+    def _prepare_targets(self, examples: list[dict[str, Any]], images: ImageList) -> list[Target]:
+        size = images.tensor.shape[-2:]
+        return prepare_targets(examples, size, self.device, self.mask_ignore)
 
-    def _valid(self, example: dict[str, Any], masks: Tensor) -> Tensor:
-        """Which pixels count in the mask losses: H×W, bool, of the size of N×H×W ``masks``."""
-        valid, size = example.get("valid"), tuple(masks.shape[-2:])
-        if valid is None or tuple(valid.shape) != size:
-            found = "there is none" if valid is None else f"its size is {tuple(valid.shape)}"
-            raise ValueError(
-                f"{example.get('file_name', 'An image')}: MODEL.MASK_FORMER.MASK_IGNORE needs a "
-                f"'valid' map of size {size} (height, width) in the training example, and {found}. "
-                "The project's mappers make it where that key is True; add it to your own, or set "
-                "the key to False."
-            )
-        return valid.to(self.device).bool()
-
-    def _infer(
-        self,
-        mask_cls: Tensor,
-        mask_pred: Tensor,
-        *,
-        padded: tuple[int, ...],
-        image: tuple[int, int],
-        output: tuple[int, int],
-    ) -> dict[str, Any]:
-        """The results of one image from its class logits Q×(K+1) and mask logits Q×h×w.
-
-        The masks are enlarged to the ``padded`` input, cropped to the ``image``, brought to the
-        ``output`` size: before inference or (semantic alone) after it.
-        """
-        masks = LazyMasks.of(mask_pred).resize((padded[0], padded[1])).crop(image)
-        if self.resize_before_inference:
-            masks = masks.resize(output)
+    def _infer(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
+        """The results of one image, as switched on."""
         result: dict[str, Any] = {}
         if self.semantic_on:
-            result["sem_seg"] = semantic_inference(mask_cls, masks, result_size=output)
+            result["sem_seg"] = logits.semantic_scores()
         if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(
-                mask_cls,
-                masks,
+            result["panoptic_seg"] = logits.panoptic(
                 thing_ids=self.thing_ids,
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
             )
         if self.instance_on:
-            result["instances"] = instance_inference(
-                mask_cls, masks, topk=self.topk_per_image, thing_ids=self.thing_ids or None
+            result["instances"] = logits.instances(
+                topk=self.topk_per_image, thing_ids=self.thing_ids or None
             )
         return result
+
+
+def _output_size(example: dict[str, Any]) -> tuple[int, int]:
+    """(H, W) of an image's results; by default its own."""
+    height, width = example["image"].shape[-2:]
+    return example.get("height", height), example.get("width", width)
 
 
 def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:

@@ -350,6 +350,39 @@ def test_all_results_come_of_the_resized_masks_with_the_configured_thresholds(ti
     torch.testing.assert_close(result["instances"].scores, found.scores)
 
 
+@pytest.mark.parametrize("flags", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)], ids=str)
+@torch.no_grad()
+def test_the_logits_give_the_results_of_the_forward_pass(tiny, flags):
+    test = tiny.MODEL.MASK_FORMER.TEST
+    test.SEMANTIC_ON, test.PANOPTIC_ON, test.INSTANCE_ON = map(bool, flags)
+    test.OBJECT_MASK_THRESHOLD, test.OVERLAP_THRESHOLD = 0.3, 0.4
+    model = build(tiny).eval()
+    examples = [{"image": make_image((48, 60)), "height": 90, "width": 70}]
+    examples.append({"image": make_image((70, 45), seed=1)})
+    for logits, expected in zip(model.predict(examples), model(examples), strict=True):
+        if "sem_seg" in expected:
+            assert torch.equal(logits.semantic_scores(), expected["sem_seg"])
+            assert torch.equal(logits.semantic_map()[0], expected["sem_seg"].argmax(0))
+        if "panoptic_seg" in expected:
+            ids, segments = logits.panoptic(
+                thing_ids=THINGS, object_mask_threshold=0.3, overlap_threshold=0.4
+            )
+            assert torch.equal(ids, expected["panoptic_seg"][0])
+            assert segments == expected["panoptic_seg"][1]
+        if "instances" in expected:
+            found = logits.instances(topk=model.topk_per_image, thing_ids=THINGS)
+            for name, value in expected["instances"].get_fields().items():
+                other = found.get(name)
+                if name == "pred_boxes":
+                    value, other = value.tensor, other.tensor
+                assert torch.equal(value, other), name
+
+
+def test_a_model_in_training_mode_predicts_nothing(tiny):
+    with pytest.raises(ValueError, match=r"training mode: call \.eval\(\)"):
+        build(tiny).train().predict([{"image": make_image()}])
+
+
 def test_an_images_result_does_not_depend_on_its_batch_mates(tiny):
     model = build(tiny)
     # both are padded to 64×64

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ...inference import semantic_map
+from ...inference import ImageLogits, semantic_map
 from ...layers import LazyMasks
 from ...modeling.mask_former import MaskFormer
 from ...precision import amp_dtype
@@ -223,7 +223,8 @@ class ModelContender(Contender):
                 yield "matching", criterion.matcher, "match_layers"
             yield "losses", criterion, "forward"
         else:
-            namespace = sys.modules[type(model).__module__]
+            maker = ImageLogits if type(model) is MaskFormer else type(model)
+            namespace = sys.modules[maker.__module__]
             for result in ("semantic", "panoptic", "instance"):
                 yield result, namespace, f"{result}_inference"
 

@@ -21,6 +21,7 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ...inference import ImageLogits, WindowLogits
 from ...losses import SetCriterion, dice_loss, pairwise_dice_cost, sigmoid_focal_loss
 from ...modeling.backbone.swin import D2SwinTransformer
 from ...modeling.mask_former import MaskFormer
@@ -148,17 +149,14 @@ class TextbookMaskFormer(MaskFormer):
         batch.tensor = batch.tensor.contiguous()
         return batch
 
-    def _infer(
-        self,
-        mask_cls: Tensor,
-        mask_pred: Tensor,
-        *,
-        padded: tuple[int, ...],
-        image: tuple[int, int],
-        output: tuple[int, int],
-    ) -> dict[str, Any]:
-        mask_cls = mask_cls.float()
-        masks = F.interpolate(mask_pred[None].float(), padded, mode="bilinear")[0]
+    def _infer(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
+        if not isinstance(logits, ImageLogits):
+            raise ValueError(
+                "The textbook version runs images whole: set TEST.SLIDING_WINDOW.SIZE to 0."
+            )
+        mask_cls, image, output = logits.mask_cls.float(), logits.image_size, logits.output_size
+        mask_pred = logits.mask_pred[None].float()
+        masks = F.interpolate(mask_pred, logits.padded_size, mode="bilinear")[0]
         if self.resize_before_inference:
             masks = sem_seg_postprocess(masks, image, *output)
         result: dict[str, Any] = {}

@@ -1,0 +1,76 @@
+"""The instance result: the best (query, class) pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ..layers import LazyMasks
+from .masks import Masks, Size, without_autocast
+
+__all__ = ["instance_inference"]
+
+
+@without_autocast
+@torch.no_grad()
+def instance_inference(
+    mask_cls: Tensor,
+    mask_pred: Masks,
+    *,
+    topk: int,
+    thing_ids: Iterable[int] | None = None,
+    size: Size | None = None,
+) -> Instances:
+    """The best (query, class) pairs; a query may answer for several classes.
+
+    A pair scores its class probability × the mean mask probability inside the mask (σ > 0.5).
+    The ``topk`` pairs by class probability are taken first, then those of things are kept.
+
+    Args:
+        mask_cls: Q×(K+1).
+        mask_pred: Q×h×w.
+        topk: pairs to take, over all classes.
+        thing_ids: class ids to keep; all where None.
+        size: (H, W).
+
+    Returns:
+        ``Instances`` of size H×W with ``pred_masks`` (bool, n×H×W), ``pred_boxes`` (the masks'
+        bounding boxes, XYXY, right and bottom exclusive), ``scores`` and ``pred_classes``.
+    """
+    probability = mask_cls.float().softmax(-1)[:, :-1]
+    classes = probability.shape[1]
+    scores, pairs = probability.flatten().topk(min(topk, probability.numel()), sorted=False)
+    queries, labels = pairs // classes, pairs % classes
+    if thing_ids is not None:
+        kept = torch.isin(labels, torch.tensor(sorted(set(thing_ids)), device=labels.device))
+        scores, queries, labels = scores[kept], queries[kept], labels[kept]
+
+    used, pair = queries.unique(return_inverse=True)
+    masks = LazyMasks.of(mask_pred).resize(size)[used]
+    result = Instances(masks.size)
+    result.pred_masks = mask_cls.new_empty((len(pair), *masks.size), dtype=torch.bool)
+    area, inside = torch.zeros(2, len(used), device=mask_cls.device)
+    for rows, band in masks.bands():
+        positive = band > 0
+        area += positive.sum((0, 2))
+        inside += (band.sigmoid() * positive).sum((0, 2))
+        result.pred_masks[:, rows] = positive.transpose(0, 1)[pair]
+    result.pred_boxes = Boxes(_bounding_boxes(result.pred_masks))
+    result.scores = scores * (inside / area.clamp(min=1))[pair]
+    result.pred_classes = labels
+    return result
+
+
+def _bounding_boxes(masks: Tensor) -> Tensor:
+    """XYXY of n×H×W bool, right and bottom exclusive, fp32: n×4; zeros for an empty mask."""
+    edges = []
+    for axis in (1, 2):  # what is left are columns, then rows
+        covered = masks.view(torch.uint8).amax(axis)
+        first = covered.argmax(1)
+        last = covered.shape[1] - covered.flip(1).argmax(1)
+        edges.append(torch.stack([first, last], 1) * covered.amax(1, keepdim=True))
+    columns, rows = edges
+    return torch.stack([columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]], 1).float()

@@ -1,0 +1,43 @@
+"""The masks that results are made of, and the precision they are made in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layers import LazyMasks
+
+__all__ = ["Masks", "Size", "resize_masks", "without_autocast"]
+
+Size = tuple[int, int]
+"""Height and width."""
+Masks = Tensor | LazyMasks
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep a caller's ``torch.autocast`` out of matrix products."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        mask_cls = args[0] if args else kwargs["mask_cls"]
+        assert isinstance(mask_cls, Tensor)
+        with torch.autocast(mask_cls.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def resize_masks(masks: Tensor, size: Size | None) -> Tensor:
+    """Q×h×w brought to Q×H×W (bilinear); as they are where ``size`` is None or theirs."""
+    if size is None or tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    if not len(masks):  # torch does not enlarge nothing
+        return masks.new_zeros((0, *size))
+    return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,114 @@
+"""The panoptic result: each pixel belongs to one query (paper, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..layers import LazyMasks, largest
+from ..structures import SegmentInfo
+from .masks import Masks, Size, without_autocast
+
+__all__ = ["panoptic_inference"]
+
+
+@without_autocast
+@torch.no_grad()
+def panoptic_inference(
+    mask_cls: Tensor,
+    mask_pred: Masks,
+    *,
+    thing_ids: Iterable[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+    label_ids_to_fuse: Iterable[int] | None = None,
+    size: Size | None = None,
+) -> tuple[Tensor, list[SegmentInfo]]:
+    """Give each pixel to one query (paper, section 3.4).
+
+    Queries stay whose best class is real and more probable than ``object_mask_threshold``. Each
+    pixel goes to the one with the largest class probability × mask probability. A query that
+    wins fewer pixels than ``overlap_threshold`` of its own mask (σ ≥ 0.5), or has none, is
+    dropped, and what it won is void.
+
+    Args:
+        mask_cls: Q×(K+1).
+        mask_pred: Q×h×w.
+        thing_ids: class ids of things; every other class is stuff.
+        object_mask_threshold: in [0, 1].
+        overlap_threshold: in [0, 1].
+        label_ids_to_fuse: the classes whose segments become one; by default the stuff.
+        size: (H, W).
+
+    Returns:
+        The ids H×W, int32, 0 being void, and the segments in the order of their ids, from 1.
+    """
+    things = set(thing_ids)
+    stuff = set(range(mask_cls.shape[-1] - 1)) - things
+    fuse = stuff if label_ids_to_fuse is None else set(label_ids_to_fuse)
+    scores, labels = mask_cls.float().softmax(-1).max(-1)
+    keep = (labels != mask_cls.shape[-1] - 1) & (scores > object_mask_threshold)
+    scores, labels = scores[keep], labels[keep]
+
+    masks = LazyMasks.of(mask_pred).resize(size)
+    winner = torch.zeros(masks.size, dtype=torch.int64, device=mask_cls.device)
+    if not len(scores):
+        return winner.int(), []
+    own = torch.zeros(len(scores), dtype=torch.int64, device=mask_cls.device)
+    for rows, band in masks[keep].bands():
+        band = band.sigmoid()
+        own += (band >= 0.5).sum((0, 2))
+        winner[rows] = largest(band.mul_(scores[:, None]))[0]
+    won = torch.bincount(winner.flatten(), minlength=len(scores))
+    solid = (won > 0) & (own > 0) & (won / own >= overlap_threshold)
+    return segment_ids(winner, scores, labels, solid, things=things, fuse=fuse)
+
+
+def segment_ids(
+    winner: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    solid: Tensor,
+    *,
+    things: set[int],
+    fuse: set[int],
+) -> tuple[Tensor, list[SegmentInfo]]:
+    """From the query that each pixel goes to, to the segment.
+
+    Args:
+        winner: H×W, int64, index of a query.
+        scores, labels: Q, class probability and class id of each query.
+        solid: Q, bool: whether the query becomes a segment; what the others have won is void.
+        things, fuse: class ids of things, and those whose segments become one.
+
+    Returns:
+        The ids H×W, int32, and the segments: see :func:`panoptic_inference`.
+    """
+    found = zip(labels[solid].tolist(), scores[solid].tolist(), strict=True)
+    segments, ids = _segments(found, things, fuse)
+    id_of_query = torch.zeros(len(scores), dtype=torch.int32)
+    id_of_query[solid.cpu()] = torch.tensor(ids, dtype=torch.int32)
+    return id_of_query.to(winner.device)[winner], segments
+
+
+def _segments(
+    found: Iterable[tuple[int, float]], things: set[int], fuse: set[int]
+) -> tuple[list[SegmentInfo], list[int]]:
+    """The segments of what was found, (class, score) by query, and the id that each query has."""
+    segments: list[SegmentInfo] = []
+    fused: dict[int, SegmentInfo] = {}
+    ids = []
+    for label, score in found:
+        if label in fused:
+            fused[label]["score"] = max(fused[label]["score"], score)
+        else:
+            segment = SegmentInfo(
+                id=len(segments) + 1, isthing=label in things, category_id=label, score=score
+            )
+            segments.append(segment)
+            if label in fuse:
+                fused[label] = segment
+        ids.append(fused.get(label, segments[-1])["id"])
+    return segments, ids

@@ -1,0 +1,67 @@
+"""What a mapper hands over, as the targets of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from ..structures import Target
+
+__all__ = ["prepare_targets"]
+
+
+def prepare_targets(
+    batched_inputs: list[dict[str, Any]],
+    size: Sequence[int],
+    device: torch.device,
+    mask_ignore: bool,
+) -> list[Target]:
+    """The instances of each image, their masks padded to the batch's size.
+
+    Args:
+        batched_inputs: one dict an image: ``instances`` with ``gt_classes`` and ``gt_masks`` (bool
+            N×H×W or ``BitMasks``).
+        size: (H, W) of the batch.
+        device: of the targets.
+        mask_ignore: add the map of pixels that count, ``valid`` (bool H×W).
+
+    Raises:
+        ValueError: if masks are larger than the batch's images, or with ``mask_ignore`` a
+            ``valid`` map is missing or of another size than the masks; names the image.
+    """
+    targets = []
+    for example in batched_inputs:
+        instances: Instances = example["instances"].to(device)
+        masks = instances.gt_masks
+        masks = masks.tensor if isinstance(masks, BitMasks) else masks
+        padding = (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2])
+        if min(padding) < 0:
+            raise ValueError(
+                f"{example.get('file_name', 'An image')}: its gt_masks are "
+                f"{tuple(masks.shape[-2:])} (height, width), larger than the batch's images "
+                f"{tuple(size)}; the mapper must transform both alike."
+            )
+        target = Target(labels=instances.gt_classes, masks=F.pad(masks.bool(), padding))
+        if mask_ignore:
+            target["valid"] = F.pad(_valid(example, masks).to(device), padding)
+        targets.append(target)
+    return targets
+
+
+def _valid(example: dict[str, Any], masks: Tensor) -> Tensor:
+    """Which pixels count in the mask losses: H×W, bool, of the size of N×H×W ``masks``."""
+    valid, size = example.get("valid"), tuple(masks.shape[-2:])
+    if valid is None or tuple(valid.shape) != size:
+        found = "there is none" if valid is None else f"its size is {tuple(valid.shape)}"
+        raise ValueError(
+            f"{example.get('file_name', 'An image')}: MODEL.MASK_FORMER.MASK_IGNORE needs a "
+            f"'valid' map of size {size} (height, width) in the training example, and {found}. "
+            "The project's mappers make it where that key is True; add it to your own, or set "
+            "the key to False."
+        )
+    return valid.bool()
