@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 
-__all__ = ["Color", "instance_color", "spread_color", "text_color"]
+__all__ = [
+    "PALETTES",
+    "Color",
+    "colorblind_color",
+    "instance_color",
+    "spread_color",
+    "text_color",
+]
 
 Color = tuple[int, int, int]
 """RGB, 0 … 255."""
@@ -17,6 +25,32 @@ def spread_color(index: int) -> Color:
     """The ``index``-th of endlessly many colours that differ."""
     hue, value = index * _GOLDEN % 1, (1.0, 0.7, 0.85)[index % 3]
     return _rgb(hue, 0.55 + 0.4 * (index // 3 % 2), value)
+
+
+_OKABE_ITO: tuple[Color, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (60, 60, 60),  # for their black, under which a picture would not be seen
+)
+
+
+def colorblind_color(index: int) -> Color:
+    """The ``index``-th colour that people with any colour vision can tell from those near it.
+
+    The first eight are Okabe and Ito's (*Color Universal Design*, 2008); each further round of
+    eight is lighter or darker in turn, for hues alone do not go further.
+    """
+    color, turn = _OKABE_ITO[index % 8], index // 8
+    if turn == 0:
+        return color
+    white, part = 255 * (turn % 2), 0.25 + 0.5 * ((turn + 1) // 2 * _GOLDEN % 1)
+    red, green, blue = (round(channel + part * (white - channel)) for channel in color)
+    return red, green, blue
 
 
 def instance_color(color: Color, index: int) -> Color:
@@ -42,3 +76,11 @@ def text_color(background: Color) -> Color:
     ]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
+
+
+PALETTES: dict[str, Callable[[int], Color] | None] = {
+    "dataset": None,
+    "spread": spread_color,
+    "colorblind": colorblind_color,
+}
+"""The colour of a class by its contiguous id; None: the one that the dataset gives it."""

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from .colors import Color, text_color
 
-__all__ = ["draw_labels", "font", "outlines"]
+__all__ = ["Label", "draw_labels", "font", "outlines", "place_labels"]
 
 _THUMBNAIL = 320
 """Longer side, in pixels, of the map on which places for labels are looked for."""
@@ -61,38 +61,67 @@ def _places(ids: NDArray[np.int32]) -> list[_Place]:
     return sorted(places, key=lambda place: -place.area)
 
 
-def draw_labels(
-    canvas: Image.Image, ids: NDArray[np.int32], labels: Sequence[tuple[str, Color]]
-) -> None:
-    """Write names where they hide little of their region and nothing of another name.
+class Label(NamedTuple):
+    """A name and the box that it stands in: left, top, right and bottom, pixels, inclusive."""
+
+    text: str
+    color: Color
+    box: tuple[float, float, float, float]
+
+
+def place_labels(
+    ids: NDArray[np.int32], names: Sequence[tuple[str, Color]]
+) -> tuple[list[Label], int]:
+    """Find places where names hide little of their region and nothing of another name.
 
     Args:
-        canvas: an RGB picture, which is drawn on.
-        ids: of its size; region ``i`` has the name and colour ``labels[i - 1]``, 0 has none.
-        labels: names, and the colour of the box that each stands in.
+        ids: H×W; region ``i`` has the name and colour ``names[i - 1]``, 0 has none.
+        names: names, and the colour of the box that each stands in.
+
+    Returns:
+        the labels of the regions that have room for one, those of large regions first, and the
+        height of their letters in pixels.
     """
-    face = font(max(11, round((canvas.width * canvas.height) ** 0.5 / 40)))
-    pen = ImageDraw.Draw(canvas)
-    ascent, descent = face.getmetrics()
-    margin = face.size / 4
-    height = ascent + descent + margin
-    taken: list[tuple[float, float, float, float]] = []
+    rows, columns = ids.shape
+    face = font(max(11, round((rows * columns) ** 0.5 / 40)))
+    height = sum(face.getmetrics()) + face.size / 4
+    placed: list[Label] = []
     for place in _places(ids):
-        label, color = labels[place.region]
-        width = face.getlength(label) + 2 * margin
+        text, color = names[place.region]
+        width = face.getlength(text) + face.size / 2
         hidden = min(width, 2 * place.radius) * min(height, 2 * place.radius)
         if 3 * place.radius < height or 2 * hidden > place.area:
             continue
-        if width > canvas.width or height > canvas.height:
+        if width > columns or height > rows:
             continue
-        x = min(max(place.x - width / 2, 0), canvas.width - width)
-        y = min(max(place.y - height / 2, 0), canvas.height - height)
+        x = min(max(place.x - width / 2, 0), columns - width)
+        y = min(max(place.y - height / 2, 0), rows - height)
         box = (x, y, x + width - 1, y + height - 1)
-        if any(_overlap(box, other) for other in taken):
-            continue
-        taken.append(box)
-        pen.rounded_rectangle(box, margin, fill=color)
-        pen.text((x + margin, y + margin / 2), label, text_color(color), face)
+        if not any(_overlap(box, other.box) for other in placed):
+            placed.append(Label(text, color, box))
+    return placed, int(face.size)
+
+
+def draw_labels(
+    pixels: NDArray[np.uint8], ids: NDArray[np.int32], names: Sequence[tuple[str, Color]]
+) -> None:
+    """Write names on a picture: see :func:`place_labels`.
+
+    Args:
+        pixels: H×W×3, RGB, which is drawn on.
+        ids, names: as there.
+    """
+    labels, size = place_labels(ids, names)
+    face, margin = font(size), size / 4
+    for text, color, box in labels:
+        left, top = int(box[0]), int(box[1])
+        window = pixels[top : int(box[3]) + 2, left : int(box[2]) + 2]
+        patch = Image.fromarray(window)  # a copy: all of a large picture would be slow
+        pen = ImageDraw.Draw(patch)
+        x, y = box[0] - left, box[1] - top
+        pen.rounded_rectangle((x, y, box[2] - left, box[3] - top), margin, fill=color)
+        pen.text((x + margin, y + margin / 2), text, text_color(color), face)
+        window[:] = np.asarray(patch)
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:

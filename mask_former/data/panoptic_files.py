@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from mask_former.checkpoint import replace_file
 from mask_former.data.catalog import Category
+from mask_former.data.targets import index_segments
 
 
 def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
@@ -26,18 +28,22 @@ def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> li
         by ascending id, dicts of `id`, `category_id`, `area` (pixels), `bbox` (x, y, width,
         height in pixels) and `iscrowd` (0).
     """
+    segment_ids = sorted(category_ids)
+    index_map, present = index_segments(ids, segment_ids)
+    found = [int(i) for i in present if i != 0]
+    assert found == segment_ids, (found, segment_ids)
+    areas = np.bincount(index_map.ravel(), minlength=len(found) + 1)[1:]
     infos = []
-    present = [int(i) for i in np.unique(ids) if i != 0]
-    assert present == sorted(category_ids), (present, sorted(category_ids))
-    for segment_id in present:
-        ys, xs = np.nonzero(ids == segment_id)
-        x, y = int(xs.min()), int(ys.min())
+    for segment_id, area, (rows, columns) in zip(
+        found, areas.tolist(), ndimage.find_objects(index_map), strict=True
+    ):
+        left, top = columns.start, rows.start
         infos.append(
             {
                 "id": segment_id,
                 "category_id": category_ids[segment_id],
-                "area": len(ys),
-                "bbox": [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1],
+                "area": area,
+                "bbox": [left, top, columns.stop - left, rows.stop - top],
                 "iscrowd": 0,
             }
         )

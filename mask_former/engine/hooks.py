@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..checkpoint import read_checkpoint
-from ..visualization import RESULTS, Classes, classes_of, draw, overlay_of, semantic_overlay
+from ..results import Classes, from_detectron2
+from ..visualization import classes_of
 from .checkpointer import Checkpointer, unwrapped
 from .ema import WeightAverage
 
@@ -124,13 +125,8 @@ def _draw(
     """The richest result over the image, as the network sees it: 3×H×W, RGB."""
     image = example["image"]
     results = model([{"image": image}])[0]
-    kind = next(kind for kind, key in RESULTS.items() if key in results)
-    if kind == "semantic":  # scores or logits
-        class_ids = results[RESULTS[kind]].argmax(0).cpu().numpy()
-        overlay = semantic_overlay(class_ids, classes)
-    else:
-        overlay = overlay_of(kind, results, classes)
     pixels = image.numpy().transpose(1, 2, 0)
     if image_format == "BGR":
         pixels = pixels[..., ::-1]
-    return draw(np.ascontiguousarray(pixels), overlay).transpose(2, 0, 1)
+    result = from_detectron2(results, np.ascontiguousarray(pixels), classes)
+    return result.draw().transpose(2, 0, 1)

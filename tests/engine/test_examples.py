@@ -17,7 +17,11 @@ from mask_former.visualization import Classes
 
 HEIGHT, WIDTH, IGNORE, SIDE = 40, 60, 255, 64
 NAMES = ["sky", "road", "car", "person"]
-CLASSES = Classes(NAMES, [(200, 30, 40), (10, 120, 220), (30, 200, 90), (240, 200, 20)])
+CLASSES = Classes(
+    NAMES,
+    [(200, 30, 40), (10, 120, 220), (30, 200, 90), (240, 200, 20)],
+    [True, False, True, False],
+)
 DATASET = "examples_scene"
 # segment: id, class, crowd
 SEGMENTS = {7: (0, 0), 300: (2, 0), 65536: (2, 0), 9: (3, 1)}
@@ -164,7 +168,7 @@ def scene_image(scene):
 def test_what_is_wrong_with_an_annotation_is_said(scene):
     with pytest.raises(KeyError, match=r"expected one of .*'annotations'.* found \['file_name'\]"):
         annotated_example(scene_image(scene), CLASSES, DATASET)
-    few = Classes(NAMES[:2], CLASSES.colors[:2])
+    few = Classes(NAMES[:2], CLASSES.colors[:2], [True, False])
     for keys in ({"annotations": [box(0, 0, 9, 9, 3)]}, scene):
         with pytest.raises(ValueError, match=r"class ids \[.*3\], expected 0..1"):
             annotated_example({**scene_image(scene), **keys}, few, DATASET)

@@ -143,7 +143,10 @@ def test_a_picture_shows_the_image_in_true_colours_and_what_the_model_says_of_it
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     image[0] = 100  # blue, of BGR
     picture = _draw(
-        lambda batch: [{"sem_seg": scores}], {"image": image}, "BGR", Classes(NAMES, colors)
+        lambda batch: [{"sem_seg": scores}],
+        {"image": image},
+        "BGR",
+        Classes(NAMES, colors, [False] * 4),
     )
     assert picture.shape == (3, 64, 64) and picture.dtype == np.uint8
     assert picture[:, 5, 5].tolist() == [100, 0, 50]

@@ -1,0 +1,24 @@
+"""What a model says of a picture: as arrays, drawn, and in files that others read."""
+
+from __future__ import annotations
+
+from ..classes import Classes
+from ..colors import PALETTES
+from .conversion import from_detectron2
+from .files import FORMATS
+from .npz import load_npz
+from .result import InstanceResult, PanopticResult, Result
+from .writer import ResultWriter, merge_records
+
+__all__ = [
+    "FORMATS",
+    "PALETTES",
+    "Classes",
+    "InstanceResult",
+    "PanopticResult",
+    "Result",
+    "ResultWriter",
+    "from_detectron2",
+    "load_npz",
+    "merge_records",
+]

@@ -1,0 +1,66 @@
+"""From what the model returns, torch tensors and detectron2's `Instances`, to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..classes import Classes
+from ..visualization import RESULTS
+from .result import InstanceResult, PanopticResult, Result
+
+__all__ = ["from_detectron2", "instances_from_detectron2"]
+
+
+def from_detectron2(
+    results: Mapping[str, Any],
+    image: NDArray[np.uint8],
+    classes: Classes,
+    file_name: str | None = None,
+) -> Result:
+    """What a model of detectron2's interface returns for an image, as arrays.
+
+    Args:
+        results: with any of ``sem_seg`` (K×H×W, not negative, for shares that mean something),
+            ``panoptic_seg`` (H×W ids and segments_info) and ``instances``, on any device.
+        image: H×W×3, RGB.
+        classes: of the K classes.
+        file_name: of the image.
+
+    Raises:
+        ValueError: if a result is of another size than the image.
+    """
+    semantic = scores = panoptic = instances = None
+    if RESULTS["semantic"] in results:
+        semantic, scores = _best_class(results[RESULTS["semantic"]])
+    if RESULTS["panoptic"] in results:
+        ids, segments = results[RESULTS["panoptic"]]
+        panoptic = PanopticResult(ids.cpu().numpy().astype(np.int32, copy=False), list(segments))
+    if RESULTS["instance"] in results:
+        instances = instances_from_detectron2(results[RESULTS["instance"]], classes)
+    return Result(image, classes, semantic, scores, panoptic, instances, file_name)
+
+
+def _best_class(scores: Tensor) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """K×H×W to the best class of each pixel and its share of the sum, 0 where all scores are."""
+    best, class_ids = scores.float().max(0)
+    share = best / scores.sum(0, dtype=torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
+    return class_ids.int().cpu().numpy(), share.cpu().numpy()
+
+
+def instances_from_detectron2(instances: Instances, classes: Classes) -> InstanceResult:
+    """n objects of a prediction, by score."""
+    found = instances.to("cpu")
+    return InstanceResult.sorted_by_score(
+        found.pred_masks.numpy().astype(bool, copy=False),
+        found.pred_boxes.tensor.numpy().astype(np.float32, copy=False),
+        found.scores.numpy().astype(np.float32, copy=False),
+        found.pred_classes.numpy().astype(np.int64, copy=False),
+        classes,
+    )

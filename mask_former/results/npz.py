@@ -1,0 +1,131 @@
+"""All of a result in one compressed file of arrays, to read again."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint import replace_file
+from ..classes import Classes
+from .result import InstanceResult, PanopticResult, Result
+
+__all__ = ["load_npz", "save_npz"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def save_npz(result: Result, path: Path, kinds: Collection[str] | None = None) -> None:
+    """Write a result, but for the picture itself, whole or not at all.
+
+    The arrays, of which those of results that are not there are missing:
+
+    =================== ==================================================================
+    size                height and width of the picture
+    classes             JSON text, a list of dicts of name, color and isthing
+    file_name           of the picture
+    semantic            H×W class ids, -1 where there is none
+    semantic_scores     H×W float32, the share of the pixel's class
+    panoptic_ids        H×W segment ids, 0 being void
+    panoptic_segments   JSON text, a list of dicts of id, isthing, category_id and score
+    instance_masks      n×H×ceil(W/8) uint8: masks of eight pixels a byte (``numpy.packbits``)
+    instance_boxes      n×4 float32, XYXY, right and bottom exclusive
+    instance_scores     n float32
+    instance_class_ids  n
+    =================== ==================================================================
+
+    Args:
+        result: what to write.
+        path: ends in .npz.
+        kinds: of results to write; None: all that there are.
+    """
+    chosen = result.kinds if kinds is None else kinds
+    arrays: Arrays = {
+        "size": np.array(result.image.shape[:2]),
+        "classes": np.array(json.dumps(result.classes.to_data())),
+    }
+    if result.file_name is not None:
+        arrays["file_name"] = np.array(result.file_name)
+    if result.semantic is not None and "semantic" in chosen:
+        arrays["semantic"] = _small(result.semantic)
+        if result.semantic_scores is not None:
+            arrays["semantic_scores"] = result.semantic_scores
+    if result.panoptic is not None and "panoptic" in chosen:
+        arrays["panoptic_ids"] = _small(result.panoptic.ids)
+        arrays["panoptic_segments"] = np.array(json.dumps(result.panoptic.segments))
+    if result.instances is not None and "instance" in chosen:
+        arrays |= _instance_arrays(result.instances)
+    replace_file(path, lambda part: _write(part, arrays))
+
+
+def _instance_arrays(instances: InstanceResult) -> Arrays:
+    return {
+        "instance_masks": np.packbits(instances.masks, axis=-1),
+        "instance_boxes": instances.boxes,
+        "instance_scores": instances.scores,
+        "instance_class_ids": instances.class_ids,
+    }
+
+
+def _small(ids: NDArray[np.int32]) -> NDArray[Any]:
+    """The same ids in 16 bit, where those hold them."""
+    bounds = np.iinfo(np.int16)
+    fits = bounds.min <= ids.min(initial=0) and ids.max(initial=0) <= bounds.max
+    return ids.astype(np.int16) if fits else ids
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:  # numpy would put .npz behind a name that does not end so
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_npz(path: str | Path, image: NDArray[np.uint8] | None = None) -> Result:
+    """Read what :func:`save_npz` wrote.
+
+    Args:
+        path: of the file.
+        image: H×W×3, RGB: the picture, which is not in the file. Without it, it is black.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, or none of its kind, or the picture is of another size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of results {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        height, width = arrays["size"].tolist()
+        if image is None:
+            image = np.zeros((height, width, 3), np.uint8)
+        return _result(arrays, image, width)
+    except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is no file of results, or the picture is of another size ({error}): expected "
+            "what Result.save(….npz) writes."
+        ) from error
+
+
+def _result(arrays: Arrays, image: NDArray[np.uint8], width: int) -> Result:
+    classes = Classes.from_data(json.loads(str(arrays["classes"])))
+    semantic = panoptic = instances = None
+    shares = arrays.get("semantic_scores")
+    if "semantic" in arrays:
+        semantic = arrays["semantic"].astype(np.int32)
+    if "panoptic_ids" in arrays:
+        segments = json.loads(str(arrays["panoptic_segments"]))
+        panoptic = PanopticResult(arrays["panoptic_ids"].astype(np.int32), segments)
+    if "instance_masks" in arrays:
+        masks = np.unpackbits(arrays["instance_masks"], axis=-1, count=width).view(bool)
+        class_ids = arrays["instance_class_ids"]
+        names = [classes.names[i] for i in class_ids]
+        boxes, scores = arrays["instance_boxes"], arrays["instance_scores"]
+        instances = InstanceResult(masks, boxes, scores, class_ids, names)
+    file_name = str(arrays["file_name"]) if "file_name" in arrays else None
+    return Result(image, classes, semantic, shares, panoptic, instances, file_name)

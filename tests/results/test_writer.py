@@ -1,0 +1,188 @@
+"""A folder of results: what is in it, and that a run may stop, go on and be shared."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_former.results import (
+    FORMATS,
+    ResultWriter,
+    from_detectron2,
+    load_npz,
+    merge_records,
+)
+from tests.results.scenes import CATEGORY_IDS, CLASSES, predict, scene
+
+COCO = ["panoptic-coco", "instances-coco"]
+
+
+@pytest.fixture(scope="module")
+def results():
+    rng = np.random.default_rng(0)
+    found = {}
+    for number in range(5):
+        image, ids, names = scene(number)
+        classes = {i: CLASSES.names.index(name) for i, name in names.items()}
+        outputs = predict(ids, classes, rng)
+        found[f"street{number}"] = from_detectron2(outputs, image, CLASSES)
+    return found
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "records" not in path.parts
+    }
+
+
+def write(folder, results, formats=COCO, **options):
+    with ResultWriter(folder, formats, category_ids=CATEGORY_IDS, **options) as writer:
+        for name, result in results.items():
+            writer.write(result, name)
+
+
+def test_each_format_has_its_place(results, tmp_path):
+    with ResultWriter(tmp_path, FORMATS) as writer:
+        paths = writer.write(results["street0"], "street0")
+        assert not (tmp_path / "panoptic.json").exists()  # until it is whole
+    written = {path.relative_to(tmp_path).as_posix() for path in paths}
+    assert written == {
+        "overlay/street0.png",
+        "semantic/street0.png",
+        "panoptic/street0.png",
+        "npz/street0.npz",
+    }
+    jsons = {"panoptic.json", "instances.json", "categories.json"}
+    assert set(files_of(tmp_path)) == written | jsons
+
+
+def test_several_kinds_are_drawn_into_a_file_each(results, tmp_path):
+    result = results["street0"]
+    with ResultWriter(tmp_path, ["overlay", "npz"], kinds=["semantic", "panoptic"]) as writer:
+        writer.write(result, "a/street0")
+    for kind in ("semantic", "panoptic"):
+        picture = np.asarray(Image.open(tmp_path / f"overlay/a/street0_{kind}.png"))
+        assert (picture == result.draw(kind)).all()
+    assert load_npz(tmp_path / "npz/a/street0.npz").kinds == ["panoptic", "semantic"]
+
+
+def test_overlays_are_drawn_as_they_are_asked_for(results, tmp_path):
+    options = {"opacity": 0.2, "legend": True, "scale": 2}
+    with ResultWriter(tmp_path, ["overlay"], drawing=options) as writer:
+        (path,) = writer.write(results["street0"], "street0")
+    expected = results["street0"].draw("panoptic", **options)
+    assert (np.asarray(Image.open(path)) == expected).all()
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(results, tmp_path):
+    write(tmp_path / "whole", results)
+    names = list(results)
+    stopped = ResultWriter(tmp_path / "stopped", COCO, category_ids=CATEGORY_IDS)
+    for name in names[:3]:
+        stopped.write(results[name], name)
+    # killed: not closed, and the last line is torn
+    for path in (tmp_path / "stopped/records").glob("*.jsonl"):
+        path.write_bytes(path.read_bytes()[:-7])
+    with ResultWriter(tmp_path / "stopped", COCO, category_ids=CATEGORY_IDS) as writer:
+        assert [writer.has(name) for name in names] == [True, True, False, False, False]
+        for name in names:
+            if not writer.has(name):
+                writer.write(results[name], name)
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
+def test_a_picture_is_there_where_all_its_files_are(results, tmp_path):
+    write(tmp_path, {"street0": results["street0"]}, ["npz"])
+    assert ResultWriter(tmp_path, ["npz"]).has("street0")
+    assert not ResultWriter(tmp_path, ["npz"]).has("street1")
+    assert not ResultWriter(tmp_path, ["npz", "overlay"]).has("street0")
+    assert not ResultWriter(tmp_path, ["npz", "instances-coco"]).has("street0")
+
+
+def test_several_processes_make_the_same_files_as_one(results, tmp_path):
+    write(tmp_path / "one", results)
+    for rank in range(3):
+        mine = dict(list(results.items())[rank::3])
+        write(tmp_path / "three", mine, part=rank)
+    assert not (tmp_path / "three/panoptic.json").exists()
+    merged = merge_records(tmp_path / "three")
+    assert {path.name for path in merged} == {"panoptic.json", "instances.json"}
+    assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
+
+
+def test_what_is_written_twice_is_there_once_as_it_was_last(results, tmp_path):
+    write(tmp_path / "a", {"street0": results["street0"]})
+    write(tmp_path / "a", {"street0": results["street1"]})
+    write(tmp_path / "b", {"street0": results["street1"]})
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_a_later_run_may_add_pictures(results, tmp_path):
+    for name, result in results.items():
+        write(tmp_path / "a", {name: result})
+    write(tmp_path / "b", results)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_the_records_are_never_all_in_memory(results, tmp_path, monkeypatch):
+    """Putting the JSONs together reads one record at a time."""
+    from mask_former.results import records
+
+    write(tmp_path, results)
+    alive, most = 0, 0
+
+    class Counted(list):
+        def __init__(self, values):
+            nonlocal alive, most
+            super().__init__(values)
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    loads = json.loads
+    monkeypatch.setattr(records.json, "loads", lambda line: [None, Counted(loads(line)[1])])
+    merge_records(tmp_path, ["instances-coco"])
+    assert 1 <= most <= 2
+
+
+# Errors
+
+
+def test_an_unknown_format_or_kind_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no format 'coco'; there are overlay, semantic-png"):
+        ResultWriter(tmp_path, ["coco"])
+    with pytest.raises(ValueError, match="no kind of result 'instances'; there are panoptic"):
+        ResultWriter(tmp_path, ["npz"], kinds=["instances"])
+
+
+@pytest.mark.parametrize(
+    "format_name, kind",
+    [("semantic-png", "semantic"), ("panoptic-coco", "panoptic"), ("instances-coco", "instance")],
+)
+def test_a_format_whose_result_is_not_there_is_an_error(results, tmp_path, format_name, kind):
+    from dataclasses import replace
+
+    field = {"instance": "instances"}.get(kind, kind)
+    result = replace(results["street0"], **{field: None})
+    with pytest.raises(ValueError, match=f"{format_name}' needs a {kind} result; the picture has"):
+        ResultWriter(tmp_path, [format_name]).write(result, "a")
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", ""])
+def test_names_stay_inside_the_folder(results, tmp_path, name):
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        ResultWriter(tmp_path / "x", ["npz"]).write(results["street0"], name)
+
+
+def test_a_folder_of_other_categories_is_refused(results, tmp_path):
+    write(tmp_path, {"street0": results["street0"]})
+    with pytest.raises(ValueError, match=r"categories\.json has other categories"):
+        ResultWriter(tmp_path, COCO).write(results["street1"], "street1")
