@@ -1,46 +1,56 @@
 #!/usr/bin/env python3
-"""Draw what a trained model finds in pictures, in a video or before a camera.
+"""Draw or save what a trained model finds in pictures, in a video or before a camera.
 
-demo/demo.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml \\
-    --input street.jpg photos/ 'more/**/*.png' --output drawn --opts MODEL.WEIGHTS model.pth
+demo/demo.py --input street.jpg photos/ 'more/**/*.png' --output drawn
+demo/demo.py --weights output/mine --input photos --recursive --save semantic-png,npz --output out
 demo/demo.py --config-file F --video-input drive.mp4 --output drawn --opts MODEL.WEIGHTS model.pth
 
-Exit code: 0; 1 where an input could not be drawn (the others are); 2 where nothing could begin.
+Exit code: 0; 1 where an input or a frame failed (the others are done); 2 where nothing could begin.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import yaml
-from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.engine.inference_pipeline import InferencePipeline
-from mask_former.engine.media import VideoReader, VideoWriter, Window, find_images, read_image
-from mask_former.engine.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Outputs, plan_outputs
-from mask_former.engine.setup import load_cfg
-from mask_former.errors import one_line
-from mask_former.visualization import (
-    INSTANCE_THRESHOLD,
-    RESULTS,
-    Overlay,
-    classes_of,
-    draw,
-    overlay_of,
+from mask_former.prediction.media import VideoReader, VideoWriter, Window, find_images
+from mask_former.prediction.options import (
+    SetupError,
+    add_model_options,
+    add_result_options,
+    dataset_ids_of,
+    kinds_of,
+    model_of,
+    positive,
+    predict_function,
+    setting_up,
 )
+from mask_former.prediction.outputs import (
+    PICTURE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    OutputPlan,
+    check_apart,
+    distinct_names,
+    plan_outputs,
+)
+from mask_former.prediction.run import Item, PredictionRun, Use, read_files, read_frames
+from mask_former.predictor import MaskFormerPredictor
+from mask_former.results import Result, ResultWriter
 
 logger = logging.getLogger("mask_former.demo")
 
@@ -48,8 +58,6 @@ DEFAULT_OUTPUT = "output/demo"
 MIN_SIDE = 400
 """Smaller images are drawn enlarged by a whole factor, in pixels: names need room."""
 WINDOW = "MaskFormer (q: quit)"
-FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
-"""What one image or frame may fail with, out of memory among it, without ending the others."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,7 +65,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="the model's YAML config")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs"
@@ -68,207 +75,193 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument(
         "--webcam", nargs="?", type=int, const=0, metavar="N", help="the N-th camera, from 0"
     )
+    add("--recursive", action="store_true", help="look into the subfolders of folders, too")
+    add(
+        "--every-n",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="only every N-th file or frame, from the first on",
+    )
     add(
         "--output",
         metavar="PATH",
-        help="a folder, made where it is not there; for one image or video also a file (.png, "
+        help="a folder, made where it is not there; for one drawing also a file (.png, "
         f".jpg, … or .mp4, .avi). Images without --output and --show go to {DEFAULT_OUTPUT}; a "
         "video or camera without --output is shown in a window. Images smaller than "
         f"{MIN_SIDE} pixels are drawn enlarged by a whole factor",
     )
     add("--show", action="store_true", help="show in a window, too (any key: go on, q: quit)")
-    add(
-        "--kinds",
-        nargs="+",
-        choices=list(RESULTS),
-        help="what to draw, whether the config turns it on or not; several give one picture each, "
-        "NAME_KIND.png. By default one kind, the richest that the config turns on: panoptic, else "
-        "instance, else semantic",
-    )
-    add(
-        "--confidence-threshold",
-        type=_share,
-        metavar="T",
-        help="from 0 to 1. Panoptic: sets MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD, the class "
-        "probability that a segment needs (default: the config's). Instance: instances that score "
-        f"less are not drawn (default: {INSTANCE_THRESHOLD}). Semantic: pixels are left "
-        "unpainted where the best class has a smaller share of the sum of all classes' scores "
-        "(default: 0, every pixel is painted)",
-    )
-    add(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config values, the last option: --opts MODEL.WEIGHTS model.pth MODEL.DEVICE cpu",
-    )
+    add_result_options(parser)
+    add_model_options(parser)
     args = parser.parse_args(argv)
     if len(args.opts) % 2:
         parser.error(f"--opts takes pairs KEY VALUE, found {len(args.opts)} words: {args.opts}")
+    if args.legend and not args.input:
+        parser.error("--legend is for images: its size changes, that of a video cannot")
+    args.output = args.output or (DEFAULT_OUTPUT if args.input and not args.show else None)
     return args
 
 
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
-    return value
-
-
 class Demo:
-    """A model and how its results are drawn."""
+    """A model, and what becomes of its results."""
 
-    def __init__(self, cfg: CfgNode, kinds: Sequence[str], threshold: float | None) -> None:
+    def __init__(self, args: argparse.Namespace, predictor: MaskFormerPredictor) -> None:
         """
-        Args:
-            cfg: of the model.
-            kinds: what to draw, keys of `RESULTS`.
-            threshold: what `--confidence-threshold` says; None: the defaults.
+        Raises:
+            OSError, KeyError, ValueError: the arguments do not fit each other or the model.
         """
-        cfg = cfg.clone()
-        cfg.defrost()
-        test = cfg.MODEL.MASK_FORMER.TEST
-        test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = (kind in kinds for kind in RESULTS)
-        if threshold is not None:
-            test.OBJECT_MASK_THRESHOLD = threshold
-        self.kinds = kinds
-        self.threshold = threshold
-        self.classes = classes_of(cfg)
-        self.pipeline = InferencePipeline(cfg)
+        shown = args.show or not args.output
+        self.window = Window(WINDOW) if shown else None
+        self.to_draw, kinds = kinds_of(args, predictor.kinds, shown or "overlay" in args.save)
+        self.ids = dataset_ids_of(args, predictor)
+        self.run = PredictionRun(predict_function(predictor, args, kinds), args.batch_size)
+        self._formats = [name for name in args.save if name != "overlay"] if args.output else []
+        self._args = args
 
-    def overlays(self, image: NDArray[np.uint8]) -> dict[str, Overlay]:
-        """What the model finds in an image (H×W×3, RGB), by kind."""
-        results = self.pipeline(image)
-        return {
-            kind: overlay_of(kind, results, self.classes, self.threshold) for kind in self.kinds
-        }
+    def plan(self, inputs: Sequence[Path], suffixes: tuple[str, ...]) -> OutputPlan | None:
+        """Where drawings go, if any are kept.
 
+        Raises:
+            ValueError: see :func:`plan_outputs`.
+        """
+        if not self._args.output or "overlay" not in self._args.save:
+            return None
+        return plan_outputs(inputs, self.to_draw, self._args.output, suffixes)
 
-def kinds_of(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
-    """What to draw: what `--kinds` says, or the richest kind that the config turns on."""
-    on = [kind for kind in RESULTS if cfg.MODEL.MASK_FORMER.TEST[f"{kind.upper()}_ON"]]
-    kinds = list(dict.fromkeys(args.kinds or on[:1]))
-    if not kinds:
-        raise ValueError(
-            "The config turns on no result: give --kinds, or set one of MODEL.MASK_FORMER.TEST."
-            "{SEMANTIC,PANOPTIC,INSTANCE}_ON."
-        )
-    return kinds
+    def writer(self, inputs: Sequence[Path]) -> AbstractContextManager[ResultWriter | None]:
+        """Writes all formats but the drawings, where there are any.
 
+        Raises:
+            ValueError: --output is no folder, or an input lies where results go.
+        """
+        if not self._formats:
+            return nullcontext()
+        check_apart(inputs, self._args.output)
+        category_ids = self.ids.category_ids if self.ids else None
+        return ResultWriter(self._args.output, self._formats, category_ids=category_ids)
 
-class SetupError(Exception):
-    """Nothing can begin; the message says why, in one line."""
+    def drawings(self, result: Result, scale: int = 1) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """Each kind that is drawn, and its picture."""
+        options = {"threshold": self._args.confidence_threshold, "legend": self._args.legend}
+        for kind in self.to_draw:
+            yield kind, result.draw(kind, scale=scale, **options)
 
-
-@contextmanager
-def setting_up() -> Iterator[None]:
-    """Turn what a wrong option, config or checkpoint raises into a `SetupError`."""
-    try:
-        yield
-    except (OSError, KeyError, ValueError, ImportError, AssertionError, yaml.YAMLError) as error:
-        # AssertionError: how yacs refuses a KEY that does not exist
-        raise SetupError(one_line(error)) from error
+    def describe(self, result: Result) -> str:
+        """Such as "3 panoptic segments"."""
+        found = []
+        for kind in self.to_draw or result.kinds:
+            count = len(result.overlay(kind, self._args.confidence_threshold).regions)
+            found.append(f"{count} {kind} segment{'s' * (count != 1)}")
+        return ", ".join(found)
 
 
 def draw_images(args: argparse.Namespace) -> int:
-    """Draw every image of `--input`. Returns the exit code."""
-    output = args.output or (None if args.show else DEFAULT_OUTPUT)
+    """Draw or save every image of `--input`. Returns the exit code."""
     with setting_up():
-        cfg = load_cfg(args.config_file, args.opts)
-        kinds = kinds_of(args, cfg)
-        files, problems = find_images(args.input)
+        make_model = model_of(args)
+        files, problems = find_images(args.input, args.recursive)
         for problem in problems:
             logger.error(problem)
         if not files:
             return 1
-        plan = plan_outputs(files, kinds, output, PICTURE_SUFFIXES) if output else [{}] * len(files)
-        window = Window(WINDOW) if args.show else None
-        demo = Demo(cfg, kinds, args.confidence_threshold)
-    drawn, failed = 0, len(problems)
-    for file, outputs in zip(files, plan, strict=True):
-        try:
-            go_on = draw_image(demo, file, outputs, window)
-        except FAILURES as error:
-            failed += 1
-            text = one_line(error)
-            logger.error(text if text.startswith(str(file)) else f"{file}: {text}")
-            continue
-        drawn += 1
-        if not go_on:
-            break
-    where = f": {output}" if output else ""
-    logger.info(f"{drawn} of {len(files) + len(problems)} inputs drawn{where}")
+        files = files[:: args.every_n]
+        demo = Demo(args, make_model())
+        plan = demo.plan(files, PICTURE_SUFFIXES)
+        names = plan.names if plan else distinct_names(file.stem for file in files)
+        writer = demo.writer(files)
+    with writer as results:
+        items = read_files(zip(files, names, strict=True), demo.ids)
+        bar = tqdm(items, total=len(files), unit="image", disable=None)
+        demo.run.over(bar, partial(use_image, demo, plan, results))
+    run, failed = demo.run, demo.run.failed + len(problems)
+    verb = "drawn" if args.save == ["overlay"] else "done"
+    counts = f"{run.done} of {len(files) + len(problems)} inputs {verb}"
+    counts += f", {failed} failed" * bool(failed)
+    logger.info(counts + (f": {args.output}" if args.output else ""))
     return 1 if failed else 0
 
 
-def draw_image(demo: Demo, file: Path, outputs: Outputs, window: Window | None) -> bool:
-    """Draw one image; False where the user wants no more."""
+def use_image(
+    demo: Demo,
+    plan: OutputPlan | None,
+    writer: ResultWriter | None,
+    item: Item,
+    result: Result,
+    seconds: float,
+) -> bool:
+    """Draw, save and show the result of one image; False where the user wants no more."""
     start = time.perf_counter()
-    image = read_image(file)
-    sides = image.shape[:2]
+    sides = result.image.shape[:2]
     scale = max(1, min(MIN_SIDE // min(sides), 4 * MIN_SIDE // max(sides)))
-    found, go_on = [], True
-    for kind, overlay in demo.overlays(image).items():
-        picture = draw(image, overlay, scale=scale)
-        count = len(overlay.regions)
-        found.append(f"{count} {kind} segment{'s' * (count != 1)}")
-        if kind in outputs:
-            Image.fromarray(picture).save(outputs[kind], quality=95)
-        if window:
-            go_on = window.show(picture) and go_on
-    where = f" -> {', '.join(map(str, outputs.values()))}" if outputs else ""
-    logger.info(f"{file}: {', '.join(found)}, {time.perf_counter() - start:.2f} s{where}")
+    written, go_on = [], True
+    for kind, picture in demo.drawings(result, scale):
+        if plan:
+            written.append(plan.files(item.name)[kind])
+            Image.fromarray(picture).save(written[-1], quality=95)
+        if demo.window:
+            go_on = demo.window.show(picture) and go_on
+    if writer:
+        written += writer.write(replace(result, file_name=item.label), item.name, item.image_id)
+    seconds += time.perf_counter() - start
+    where = f" -> {', '.join(map(str, written))}" if written else ""
+    logger.info(f"{item.label}: {demo.describe(result)}, {seconds:.2f} s{where}")
     return go_on
 
 
 def draw_video(args: argparse.Namespace) -> int:
-    """Draw a video, or what a camera sees, frame by frame. Returns the exit code."""
+    """Draw or save a video, or what a camera sees, frame by frame. Returns the exit code."""
     with ExitStack() as stack:
         with setting_up():
-            cfg = load_cfg(args.config_file, args.opts)
-            kinds = kinds_of(args, cfg)
             source = args.video_input if args.webcam is None else args.webcam
-            reader = stack.enter_context(closing(VideoReader(source)))
+            make_model = model_of(args)
+            reader = stack.enter_context(closing(VideoReader(source, args.every_n)))
             path = Path("webcam" if args.webcam is not None else source)
-            plan = plan_outputs([path], kinds, args.output, VIDEO_SUFFIXES) if args.output else [{}]
-            window = Window(WINDOW) if args.show or not args.output else None
-            demo = Demo(cfg, kinds, args.confidence_threshold)
-            writers = {
-                kind: stack.enter_context(closing(VideoWriter(path, reader.fps)))
-                for kind, path in plan[0].items()
+            demo = Demo(args, make_model())
+            plan = demo.plan([path], VIDEO_SUFFIXES)
+            videos = {
+                kind: stack.enter_context(closing(VideoWriter(file, reader.fps)))
+                for kind, file in (plan.files(path.stem) if plan else {}).items()
             }
-        whole = draw_frames(demo, reader, writers, window)
-    for writer in writers.values():
-        if writer.num_frames:
-            logger.info(f"{reader.name}: {writer.num_frames} frames drawn: {writer.path}")
-    return 0 if whole else 1
+            results = stack.enter_context(demo.writer([path]))
+        whole = draw_frames(demo, reader, path.stem, partial(use_frame, demo, videos, results))
+    places = [video.path for video in videos.values() if video.num_frames]
+    failed = f", {demo.run.failed} failed" * bool(demo.run.failed)
+    for place in [*places, *([args.output] if results else [])]:
+        verb = "drawn" if place in places else "done"
+        logger.info(f"{reader.name}: {demo.run.done} frames {verb}{failed}: {place}")
+    return 0 if whole and not failed else 1
 
 
-def draw_frames(
-    demo: Demo, reader: VideoReader, writers: dict[str, VideoWriter], window: Window | None
-) -> bool:
-    """Draw until the video or the user's patience ends; False where the video broke off."""
-    frames = 0
+def draw_frames(demo: Demo, reader: VideoReader, name: str, use: Use) -> bool:
+    """Go on until the video or the user's patience ends; False where a video was left early."""
     if reader.num_frames is None:
         logger.info("Ctrl-C ends it.")
+    items = read_frames(reader, name)
     try:
-        for frame in tqdm(reader, total=reader.num_frames, unit="frame", desc=reader.name):
-            for kind, overlay in demo.overlays(frame).items():
-                picture = draw(frame, overlay)
-                if kind in writers:
-                    writers[kind].write(picture)
-                if window and not window.show(picture, 1):
-                    return True
-            frames += 1
+        demo.run.over(tqdm(items, total=reader.num_frames, unit="frame", desc=reader.name), use)
     except KeyboardInterrupt:
-        logger.info(f"{reader.name}: stopped after {frames} frames")
+        logger.info(f"{reader.name}: stopped after {demo.run.done} frames")
         return reader.num_frames is None
-    except FAILURES as error:
-        logger.error(f"{reader.name}, frame {frames}: {one_line(error)}")
-        return False
+    return True
+
+
+def use_frame(
+    demo: Demo,
+    videos: dict[str, VideoWriter],
+    writer: ResultWriter | None,
+    item: Item,
+    result: Result,
+    seconds: float,
+) -> bool:
+    """Draw, save and show the result of one frame; False where the user wants no more."""
+    for kind, picture in demo.drawings(result):
+        if kind in videos:
+            videos[kind].write(picture)
+        if demo.window and not demo.window.show(picture, 1):
+            return False
+    if writer:
+        writer.write(replace(result, file_name=f"{item.name}.png"), item.name)
     return True
 
 
@@ -277,7 +270,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     setup_logger(name="mask_former")
     try:
-        return draw_images(args) if args.input else draw_video(args)
+        with logging_redirect_tqdm([logging.getLogger("mask_former")]):
+            return draw_images(args) if args.input else draw_video(args)
     except SetupError as error:
         logger.error(str(error))
         return 2

@@ -11,6 +11,7 @@ from .data.mappers import (
 )
 from .modeling.mask_former import MaskFormer
 from .modeling.transformer_predictor import TransformerPredictor
+from .predictor import MaskFormerPredictor
 from .registration import register_all
 from .test_time_augmentation import SemanticSegmentorWithTTA
 
@@ -19,6 +20,7 @@ __all__ = [
     "MaskFormer",
     "MaskFormerInstanceDatasetMapper",
     "MaskFormerPanopticDatasetMapper",
+    "MaskFormerPredictor",
     "MaskFormerSemanticDatasetMapper",
     "SemanticSegmentorWithTTA",
     "TransformerPredictor",

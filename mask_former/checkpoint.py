@@ -10,7 +10,9 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +25,14 @@ from torch import Tensor
 __all__ = [
     "CLASS_NAMES",
     "EMA",
+    "INFERENCE",
     "as_tensors",
     "averaged_weights",
     "read_checkpoint",
+    "read_extras",
     "rename_old_layout",
     "replace_file",
+    "save_torch",
     "write_weights",
 ]
 
@@ -51,6 +56,8 @@ CLASS_NAMES = "class_names"
 """The key of a checkpoint's class names."""
 EMA = "ema"
 """The key of the state of the averaged weights (torch's ``AveragedModel``)."""
+INFERENCE = "inference"
+"""The key of what inference needs beside the weights: the model's config and classes."""
 
 _OLD_PIXEL_DECODER = re.compile(
     r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
@@ -67,12 +74,17 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(classic.replace("numpy.core", _NUMPY_CORE), name)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     """Read a ``.pth``, ``.pkl`` or ``.safetensors`` file.
+
+    Args:
+        path: of the file.
+        lazy: leave tensors of a ``.pth`` on the disk until they are used; the file must stay.
 
     Returns:
         The file's content, with the weights under ``model`` (which others call ``state_dict`` or,
-        pycls, ``model_state``). ``class_names`` is there where the file names its classes.
+        pycls, ``model_state``). ``class_names`` is there where the file names its classes, and
+        ``inference`` where it carries the model's config.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -86,7 +98,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ".safetensors": _read_safetensors,
     }
     try:
-        content = readers.get(path.suffix, _read_torch)(path)
+        content = readers.get(path.suffix, partial(_read_torch, lazy=lazy))(path)
     except OSError:
         raise
     except Exception as error:  # reading a broken pickle may raise anything
@@ -105,14 +117,44 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return {"model": content}
 
 
-def _read_torch(path: Path) -> Any:
+def read_extras(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the weights, which are not read where the format allows that.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_checkpoint`.
+    """
+    content = read_checkpoint(path, lazy=True)
+    return {key: value for key, value in content.items() if key != "model"}
+
+
+def _read_torch(path: Path, lazy: bool = False) -> Any:
+    is_zip = zipfile.is_zipfile(path)  # files of before torch 1.6 are none
+    if is_zip and not lazy:
+        _check_sums(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and lazy)
     except pickle.UnpicklingError as error:
         # torch's own text goes on to advise loading the file all the same.
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {asked[1]}" if asked else "torch did not write it"
         raise pickle.UnpicklingError(reason) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise BadZipFile where a record is not as it was written: torch does not look."""
+    damaged = []
+    with zipfile.ZipFile(path) as archive:
+        records = [record for record in archive.infolist() if record.file_size]
+        for record in records:
+            try:
+                with archive.open(record) as file:
+                    while file.read(1 << 20):
+                        pass
+            except zipfile.BadZipFile:
+                damaged.append(record.filename)
+    # Where none is right, torch wrote none: `torch.serialization.set_crc32_options(False)`.
+    if damaged and len(damaged) < len(records):
+        raise zipfile.BadZipFile(f"it is damaged, its record {damaged[0]} is not what was written")
 
 
 def _read_pkl(path: Path) -> Any:
@@ -127,6 +169,11 @@ def _read_safetensors(path: Path) -> Any:
         metadata = file.metadata() or {}
     if CLASS_NAMES in metadata:
         content[CLASS_NAMES] = json.loads(metadata[CLASS_NAMES])
+    if INFERENCE in metadata:
+        try:
+            content[INFERENCE] = json.loads(metadata[INFERENCE])
+        except ValueError:  # somebody else's; whoever needs it will say so
+            content[INFERENCE] = metadata[INFERENCE]
     return content
 
 
@@ -174,19 +221,45 @@ def _is_numeric(value: Any) -> bool:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside ``path`` with ``write(part)``, then put it in its place at once."""
+    """Write a file beside ``path`` with ``write(part)``, then put it in its place at once.
+
+    Raises:
+        OSError: if the disk is full or cannot be written; names ``path``, which stays as it was.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except Exception as error:
+        cause = _os_error(error)
+        if cause is None or cause.errno is None:
+            raise
+        reason = f"{cause.strerror}; nothing was changed, so mend that and write it again"
+        raise OSError(cause.errno, reason, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
 
+def _os_error(error: BaseException | None) -> OSError | None:
+    """What the system said; torch raises errors of its own on top of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """``torch.save`` through a file of Python's, which says why it cannot be written."""
+    with path.open("wb") as file:
+        torch.save(content, file)
+
+
 def write_weights(
-    weights: Mapping[str, Tensor], path: Path, class_names: Sequence[str] | None = None
+    weights: Mapping[str, Tensor],
+    path: Path,
+    class_names: Sequence[str] | None = None,
+    inference: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a file that ``MODEL.WEIGHTS`` takes, whole or not at all.
 
@@ -194,18 +267,21 @@ def write_weights(
         weights: names to tensors.
         path: ends in ``.safetensors``, ``.pth`` or ``.pkl``; its folder is made.
         class_names: of the classes that the weights were trained on, in their order.
+        inference: what inference needs beside the weights, as plain data.
 
     Raises:
         ValueError: for another suffix.
     """
     tensors = {name: value.contiguous() for name, value in weights.items()}
-    names = {} if class_names is None else {CLASS_NAMES: list(class_names)}
+    extras: dict[str, Any] = {} if class_names is None else {CLASS_NAMES: list(class_names)}
+    if inference is not None:
+        extras[INFERENCE] = dict(inference)
     writers: dict[str, Callable[[Path], Any]] = {
         ".safetensors": lambda part: save_file(
-            tensors, part, {key: json.dumps(value) for key, value in names.items()}
+            tensors, part, {key: json.dumps(value) for key, value in extras.items()}
         ),
-        ".pth": lambda part: torch.save({"model": tensors, **names}, part),
-        ".pkl": lambda part: part.write_bytes(_detectron2_pkl(tensors, names)),
+        ".pth": lambda part: save_torch({"model": tensors, **extras}, part),
+        ".pkl": lambda part: part.write_bytes(_detectron2_pkl(tensors, extras)),
     }
     if path.suffix not in writers:
         raise ValueError(f"The output is {path}; it must end in {', '.join(writers)}.")
@@ -213,10 +289,10 @@ def write_weights(
     replace_file(path, writers[path.suffix])
 
 
-def _detectron2_pkl(weights: Mapping[str, Tensor], names: Mapping[str, Any]) -> bytes:
+def _detectron2_pkl(weights: Mapping[str, Tensor], extras: Mapping[str, Any]) -> bytes:
     """detectron2 takes a ``.pkl`` without an author for one of Caffe2's."""
     arrays = {name: value.numpy() for name, value in weights.items()}
-    return pickle.dumps({"model": arrays, "__author__": "mask_former", **names})
+    return pickle.dumps({"model": arrays, "__author__": "mask_former", **extras})
 
 
 def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> dict[str, T]:

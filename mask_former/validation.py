@@ -9,10 +9,11 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
+from .inference import SlidingWindow
 from .losses import ON_NONFINITE, PointSampling
 from .registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY, lookup
 
-__all__ = ["OWN_ARCHITECTURES", "validate"]
+__all__ = ["OF_BOXES", "OWN_ARCHITECTURES", "validate"]
 
 OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
 """The meta-architectures of the models here; what else a user may train is not looked into."""
@@ -20,7 +21,15 @@ OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
 _HIGH_ADAMW_RATE = 1e-3
 """Base learning rate that is beyond what AdamW is used with."""
 
-_OF_BOXES = (
+_OF_MASK_FORMER = (
+    "MODEL.COMPILE",
+    "MODEL.ACTIVATION_CHECKPOINTING",
+    "TEST.AMP.ENABLED",
+    "TEST.SLIDING_WINDOW.SIZE",
+)
+"""What the other meta-architectures do not have; off where it is 0 or False."""
+
+OF_BOXES = (
     "ANCHOR_GENERATOR",
     "PANOPTIC_FPN",
     "PROPOSAL_GENERATOR",
@@ -49,6 +58,7 @@ def validate(cfg: CfgNode) -> None:
     _check_input(cfg)
     _check_finetuning(cfg)
     _check_numbers(cfg)
+    _check_sliding_window(cfg)
     _check_idle_keys(cfg)
     _check_optimizer(cfg)
 
@@ -114,22 +124,29 @@ def _check_numbers(cfg: CfgNode) -> None:
             )
 
 
+def _check_sliding_window(cfg: CfgNode) -> None:
+    window, test = cfg.TEST.SLIDING_WINDOW, cfg.MODEL.MASK_FORMER.TEST
+    SlidingWindow.of(
+        window.SIZE, window.STRIDE, panoptic_on=test.PANOPTIC_ON, instance_on=test.INSTANCE_ON
+    )
+
+
 def _check_idle_keys(cfg: CfgNode) -> None:
     """Keys that are set and do nothing for this model: their user expects something of them."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture != "MaskFormer":
-        for key in ("MODEL.COMPILE", "MODEL.ACTIVATION_CHECKPOINTING", "TEST.AMP.ENABLED"):
-            if _get(cfg, key):
+        for key in _OF_MASK_FORMER:
+            if value := _get(cfg, key):
                 raise ValueError(
-                    f"{key} is True, which does nothing for MODEL.META_ARCHITECTURE "
-                    f"{architecture!r}: it is for 'MaskFormer'. Set it to False."
+                    f"{key} is {value}, which does nothing for MODEL.META_ARCHITECTURE "
+                    f"{architecture!r}: it is for 'MaskFormer'. Set it to {type(value)(0)}."
                 )
     if architecture not in OWN_ARCHITECTURES:
         return
     defaults = get_cfg().MODEL
     changed = [
         f"MODEL.{node}.{key}"
-        for node in _OF_BOXES
+        for node in OF_BOXES
         for key in _changed(cfg.MODEL[node], defaults[node])
     ]
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

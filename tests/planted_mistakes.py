@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from mask_former.data.catalog import read_table
 from mask_former.engine.evaluation import build_evaluator
+from mask_former.engine.inference_data import read_inference_data
 from mask_former.engine.optimizer import build_optimizer
 from mask_former.engine.setup import load_cfg
 from mask_former.losses import NonFiniteError
+from mask_former.prediction.pictures import to_picture
+from mask_former.prediction.pretrained import find_pretrained
 from tests import planting as p
+from tests.tiny_model import write_tiny_model
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "troubleshooting.md"
 
@@ -576,7 +581,49 @@ TRAINING = {
     ),
 }
 
-SECTIONS = {"The config": CONFIG, "The data": DATA, "While it trains": TRAINING}
+PREDICTION = {
+    "a checkpoint without its config": Mistake(
+        lambda folder: find_pretrained(write_tiny_model(folder)[1]),
+        "…tiny.pth does not carry its config and classes, as checkpoints of others and of older "
+        "trainings do not. Give the config that it was trained with: config_file=.",
+        "The file holds weights alone, and these do not say what they are of.",
+        "Name the config, or lay the checkpoint into a folder with it as `config.yaml`.",
+    ),
+    "a checkpoint whose config is damaged": Mistake(
+        lambda folder: read_inference_data({"inference": "text"}, "x.pth"),
+        "x.pth: its 'inference' entry, which should hold the model's config and classes, is "
+        "broken: it is a str, not 'config' and 'classes'. Give the config that it was trained "
+        "with: config_file=.",
+        "Somebody else has changed the file, or uses that name for something else.",
+        "As above.",
+    ),
+    "a picture of fractions": Mistake(
+        lambda folder: to_picture(np.linspace(0, 1, 12).reshape(2, 2, 3)),
+        "The picture holds float64 values from 0 to 1; expected uint8 in 0 … 255: "
+        "(255 * image).round(), then as uint8.",
+        "It would be nearly black.",
+        "Hand over the picture as it was read.",
+    ),
+    "a picture with its channels first": Mistake(
+        lambda folder: to_picture(np.zeros((3, 48, 64), np.uint8)),
+        "The array is 3×48×64; expected H×W×3 (RGB) or H×W: image.transpose(1, 2, 0)",
+        "numpy arrays have their channels last, torch tensors first.",
+        "Transpose the array.",
+    ),
+    "a GPU that is asked for and not there": Mistake(
+        lambda folder: find_pretrained("camvid_semantic", device="cuda:99"),
+        "device='cuda:99', but torch sees … GPUs: device='cpu'.",
+        "Without `device` the CPU is taken where there is no GPU.",
+        "Leave `device` out, or mend the driver (`python tools/doctor.py`).",
+    ),
+}
+
+SECTIONS = {
+    "The config": CONFIG,
+    "The data": DATA,
+    "While it trains": TRAINING,
+    "The predictor": PREDICTION,
+}
 MISTAKES = {name: mistake for section in SECTIONS.values() for name, mistake in section.items()}
 
 

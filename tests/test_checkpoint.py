@@ -19,6 +19,7 @@ from safetensors.torch import save
 from mask_former.checkpoint import (
     as_tensors,
     read_checkpoint,
+    read_extras,
     rename_old_layout,
     write_weights,
 )
@@ -314,6 +315,27 @@ def test_what_is_written_is_read_with_the_class_names(suffix, names, tmp_path):
     assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
     assert content.get("class_names") == names
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_what_inference_needs_is_written_beside_the_weights(suffix, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    data = {"config": "MODEL: {}\n", "classes": [{"name": "Straße", "isthing": True}]}
+    write_weights(WEIGHTS, path, inference=data)
+    assert read_checkpoint(path)["inference"] == data
+    extras = read_extras(path)
+    assert extras["inference"] == data and "model" not in extras
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_holds_weights_alone_has_no_extras(name, write):
+    assert read_extras(write(name, FILES[name])) == {}
+
+
+def test_an_inference_entry_of_somebody_elses_is_left_to_those_who_need_it(write):
+    path = write("x.safetensors", save(WEIGHTS, metadata={"inference": "yes"}))
+    content = read_checkpoint(path)
+    assert content["inference"] == "yes" and content["model"].keys() == WEIGHTS.keys()
 
 
 def test_another_suffix_is_refused_and_nothing_is_written(tmp_path):

@@ -8,6 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from mask_former.checkpoint import read_extras
+from mask_former.engine.inference_data import inference_settings, trained_classes
+from mask_former.engine.setup import load_cfg
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
@@ -40,3 +45,12 @@ def test_every_model_that_comes_with_the_code_has_a_config_a_row_and_is_small(na
     assert (ROOT / "model_zoo" / f"{name}.yaml").is_file()
     assert row_of(f"model_zoo/{name}.yaml")
     assert (ROOT / "model_zoo" / f"{name}.safetensors").stat().st_size <= 12e6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_that_comes_with_the_code_carries_what_its_config_says(name):
+    cfg = load_cfg(str(ROOT / "model_zoo" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
+    carried = read_extras(ROOT / "model_zoo" / f"{name}.safetensors")["inference"]
+    assert carried["classes"] == trained_classes(cfg).to_data()
+    settings, expected = yaml.safe_load(carried["config"]), inference_settings(cfg)
+    assert settings == expected

@@ -4,9 +4,10 @@
     python tools/convert_hf_maskformer.py FOLDER --output DIR [--dataset coco_2017_val_panoptic]
     python tools/convert_hf_maskformer.py --to-hf CONFIG WEIGHTS --output DIR
 
-The first writes config.yaml and model.safetensors, with the class names. --dataset names the
-dataset that the checkpoint was trained on, which says what things are; without it the model gives
-semantic results. The second writes config.json, preprocessor_config.json and model.safetensors for
+The first writes config.yaml and model.safetensors, with the class names and all else that
+MaskFormerPredictor needs (which takes FOLDER itself, too). --dataset names the dataset that the
+checkpoint was trained on, which says what things are; without it the model gives semantic results.
+The second writes config.json, preprocessor_config.json and model.safetensors for
 MaskFormerForInstanceSegmentation.from_pretrained. transformers itself is not needed.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from safetensors.torch import save_file
 from mask_former.checkpoint import CLASS_NAMES, read_checkpoint, replace_file, write_weights
 from mask_former.config import get_mask_former_cfg
 from mask_former.engine.finetuning import class_names as dataset_class_names
-from mask_former.engine.inference_pipeline import load_trained_model
-from mask_former.engine.setup import load_cfg
+from mask_former.engine.inference_data import inference_data, trained_classes
+from mask_former.engine.setup import cfg_from_settings, load_cfg
 from mask_former.engine.weights_fit import compare
 from mask_former.errors import message_of
 from mask_former.huggingface import (
@@ -39,6 +41,7 @@ from mask_former.huggingface import (
     to_huggingface_names,
     to_huggingface_processor,
 )
+from mask_former.prediction.inference_pipeline import load_trained_model
 
 
 def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> list[Path]:
@@ -60,11 +63,17 @@ def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> 
     check_fit(checkpoint, folder)
     config_file, weights_file = output / "config.yaml", output / "model.safetensors"
     settings["MODEL"]["WEIGHTS"] = weights_file.name  # found beside the config, wherever that is
-    write_weights(weights, weights_file, names)
+    write_weights(weights, weights_file, names, carried_data(settings, names))
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     text = f"# From a transformers MaskFormer, by tools/convert_hf_maskformer.py.\n{text}"
     replace_file(config_file, lambda part: part.write_text(text, encoding="utf-8"))
     return [config_file, weights_file]
+
+
+def carried_data(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What the weights carry for inference; the names are theirs, the rest is the dataset's."""
+    cfg = cfg_from_settings(settings, [], "config.yaml")
+    return inference_data(cfg, replace(trained_classes(cfg), names=list(names)))
 
 
 def set_dataset(settings: dict[str, Any], dataset: str) -> None:

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Make of a training checkpoint the file to give away: halved weights and the classes' names.
+"""Make of a training checkpoint the file to give away: halved weights, and what inference needs.
 
     python tools/publish_weights.py output/camvid_semantic/model_final.pth weights.safetensors
 
-Every tool takes the result as MODEL.WEIGHTS; the model still computes in fp32.
+MaskFormerPredictor.from_pretrained takes the result as it is, every tool as MODEL.WEIGHTS; the
+model still computes in fp32. What inference needs (class names and colours, input size, …) is taken
+from the checkpoint; --config-file takes it from a config instead, as for an older checkpoint.
 """
 
 from __future__ import annotations
@@ -12,16 +14,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mask_former.checkpoint import (
     CLASS_NAMES,
+    INFERENCE,
     as_tensors,
     averaged_weights,
     read_checkpoint,
     write_weights,
 )
+from mask_former.engine.inference_data import inference_data, read_inference_data
+from mask_former.engine.setup import load_cfg
+from mask_former.errors import message_of
 
 
 def half(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -38,6 +45,21 @@ def half(name: str, value: torch.Tensor) -> torch.Tensor:
     return small
 
 
+def find_inference_data(
+    content: dict[str, Any], checkpoint: Path, config_file: Path | None
+) -> tuple[dict[str, Any] | None, list[str] | None]:
+    """What inference needs, and the classes' names: of the config, else of the checkpoint.
+
+    Raises:
+        KeyError, OSError, ValueError: if the config, or what the checkpoint carries, is broken.
+    """
+    if config_file is not None:
+        data = inference_data(load_cfg(str(config_file), ["MODEL.DEVICE", "cpu"]))
+        return data, [entry["name"] for entry in data["classes"]]
+    read_inference_data(content, str(checkpoint))  # what is given away is whole
+    return content.get(INFERENCE), content.get(CLASS_NAMES)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ema", action="store_true", help="take the averaged weights (MODEL.EMA) instead"
     )
+    parser.add_argument("--config-file", type=Path, help="the config that it was trained with")
     args = parser.parse_args(argv)
     try:
         if args.output.suffix != ".safetensors":
@@ -59,12 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights = as_tensors(content["model"], args.checkpoint)
         if not args.keep_precision:
             weights = {name: half(name, value) for name, value in weights.items()}
-        write_weights(weights, args.output, content.get(CLASS_NAMES))
-    except (ValueError, OSError) as error:
-        print(f"publish_weights: {error}", file=sys.stderr)
+        inference, names = find_inference_data(content, args.checkpoint, args.config_file)
+        write_weights(weights, args.output, names, inference)
+    except (KeyError, ValueError, OSError) as error:
+        print(f"publish_weights: {message_of(error)}", file=sys.stderr)
         return 1
     megabytes = args.output.stat().st_size / 1e6
     print(f"{args.output}: {len(weights)} tensors, {megabytes:.1f} MB")
+    if inference is None:
+        print("It carries no config: give the one that it was trained with as --config-file.")
     return 0
 
 

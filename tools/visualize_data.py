@@ -21,14 +21,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.utils.env import seed_all_rng
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
@@ -44,10 +42,11 @@ from mask_former.engine.contact_sheet import (
     sheet_cell,
 )
 from mask_former.engine.examples import Example, FedExamples, Record, annotated_example
-from mask_former.engine.outputs import PICTURE_SUFFIXES, plan_outputs
 from mask_former.engine.setup import load_cfg
 from mask_former.errors import one_line
 from mask_former.labels import font
+from mask_former.legend import LegendRow, draw_legend
+from mask_former.prediction.outputs import PICTURE_SUFFIXES, plan_outputs
 from mask_former.visualization import Classes
 
 MIN_SIDE, MAX_SIDE = 600, 960
@@ -66,15 +65,7 @@ def page_factor(height: int, width: int) -> float:
     return max(1, min(math.ceil(MIN_SIDE / small), MAX_SIDE // large))
 
 
-class Row(NamedTuple):
-    """A line of the legend."""
-
-    swatch: NDArray[np.uint8]
-    name: str
-    share: float
-
-
-def legend_rows(example: Example, classes: Classes) -> list[Row]:
+def legend_rows(example: Example, classes: Classes) -> list[LegendRow]:
     """The classes of the targets, those of most pixels first, and the pixels in none."""
     pixels = example.padding.size
     swatch = np.full((TEXT, TEXT, 3), 128, np.uint8)
@@ -86,7 +77,7 @@ def legend_rows(example: Example, classes: Classes) -> list[Row]:
         name += f" ×{len(areas)}" if len(areas) > 1 else ""
         name += f" ({empty} empty)" if empty else ""
         color = np.array(classes.colors[class_id], np.uint8)
-        rows.append(Row(swatch * 0 + color, name, sum(areas) / pixels))
+        rows.append(LegendRow(swatch * 0 + color, name, sum(areas) / pixels))
     rows.sort(key=lambda row: -row.share)
     for name, where, style in (
         ("in no target", example.void, VOID),
@@ -95,26 +86,8 @@ def legend_rows(example: Example, classes: Classes) -> list[Row]:
         if where.any():
             hatched = swatch.copy()
             hatch(hatched, np.ones(swatch.shape[:2], bool), style)
-            rows.append(Row(hatched, name, float(where.mean())))
+            rows.append(LegendRow(hatched, name, float(where.mean())))
     return rows
-
-
-def draw_legend(rows: Sequence[Row]) -> Image.Image:
-    """Swatch, name and share of the pixels, a line each."""
-    face, line = font(TEXT), TEXT + GAP
-    shares = [f"{row.share:.1%}" if row.share >= 0.0005 else "< 0.1%" for row in rows]
-    names_width = max((face.getlength(row.name) for row in rows), default=0)
-    shares_width = max((face.getlength(share) for share in shares), default=0)
-    width = round(TEXT + names_width + shares_width + 4 * GAP)
-    legend = Image.new("RGB", (width, max(1, line * len(rows))), "white")
-    pen = ImageDraw.Draw(legend)
-    for index, (row, share) in enumerate(zip(rows, shares, strict=True)):
-        y = index * line
-        legend.paste(Image.fromarray(row.swatch), (0, y + 2))
-        pen.rectangle((0, y + 2, TEXT - 1, y + TEXT + 1), outline="black")
-        pen.text((TEXT + GAP, y), row.name, "black", face)
-        pen.text((width - GAP, y), share, "black", face, anchor="ra")
-    return legend
 
 
 def headline(example: Example, record: Record) -> str:
@@ -193,18 +166,19 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_outputs([*inputs, Path("contact_sheet")], ["png"], args.output, PICTURE_SUFFIXES)
     seed_all_rng(args.seed)
     cells, failed = [], 0
-    for record, outputs in zip(tqdm(records, unit="image"), plan[:-1], strict=True):
+    *names, sheet = plan.names
+    for record, name in zip(tqdm(records, unit="image"), names, strict=True):
         try:
             example = make(record)
         except FAILURES as error:
             failed += 1
             tqdm.write(f"visualize_data: {one_line(error)}", file=sys.stderr)
             continue
-        draw_page(example, record, classes).save(outputs["png"])
+        draw_page(example, record, classes).save(plan.files(name)["png"])
         if args.sheet:
-            cells.append((outputs["png"].stem, sheet_cell(example)))
+            cells.append((name, sheet_cell(example)))
     if cells:
-        draw_sheet(cells).save(plan[-1]["png"])
+        draw_sheet(cells).save(plan.files(sheet)["png"])
     print(f"{args.output}: {len(records) - failed} of {len(records)} images drawn")
     return failed
 

@@ -19,11 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import (
     CLASS_NAMES,
+    INFERENCE,
     as_tensors,
     averaged_weights,
     read_checkpoint,
     rename_old_layout,
     replace_file,
+    save_torch,
 )
 from .finetuning import CLASS_TENSORS, Finetuning, match_classes
 from .weights_fit import WeightsFit, compare
@@ -62,6 +64,7 @@ class Checkpointer(DetectionCheckpointer):
         *,
         whole: bool = False,
         class_names: Sequence[str] | None = None,
+        inference: Mapping[str, Any] | None = None,
         finetuning: Finetuning | None = None,
         metadata: Mapping[str, Any] | None = None,
         save_to_disk: bool | None = None,
@@ -73,6 +76,7 @@ class Checkpointer(DetectionCheckpointer):
             save_dir: where checkpoints are saved and looked for.
             whole: refuse a checkpoint that leaves a part of the model as it was.
             class_names: of the model's classes; they are saved with it.
+            inference: what inference needs beside the weights, as plain data; saved likewise.
             finetuning: how the classes and queries of a checkpoint become the model's.
             metadata: of the run, as plain data; it is saved with the model.
             save_to_disk: by default, only in the main process.
@@ -81,6 +85,7 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.whole = whole
         self.class_names = class_names
+        self.inference = inference
         self.finetuning = finetuning
         self.metadata = metadata
         self._source = ""
@@ -101,13 +106,14 @@ class Checkpointer(DetectionCheckpointer):
         data: dict[str, Any] = {"model": self.model.state_dict()}
         if self.class_names is not None:
             data[CLASS_NAMES] = list(self.class_names)
-        if self.metadata is not None:
-            data["metadata"] = dict(self.metadata)
+        for key, extra in ((INFERENCE, self.inference), ("metadata", self.metadata)):
+            if extra is not None:
+                data[key] = dict(extra)
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {path}")
-        replace_file(path, lambda part: torch.save(data, part))
+        replace_file(path, lambda part: save_torch(data, part))
         return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -133,6 +139,15 @@ class Checkpointer(DetectionCheckpointer):
             return super().load(path, checkpointables)
         finally:
             self._parsed_url_during_load = None  # detectron2 forgets it after an error
+
+    def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load weights that are in memory; ``source`` says where they are from.
+
+        Raises:
+            ValueError: if they do not fit the model.
+        """
+        self._source = source
+        self._load_model({"model": dict(weights)})
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load the last checkpoint of ``save_dir`` and all it holds, or the weights of ``path``."""

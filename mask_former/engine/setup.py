@@ -7,7 +7,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fvcore.common.config import BASE_KEY
 from ..config import get_mask_former_cfg, validate
 from .datasets import register_own_tables
 
-__all__ = ["load_cfg", "read_cfg", "resolve_device", "run", "setup"]
+__all__ = ["cfg_from_settings", "load_cfg", "read_cfg", "resolve_device", "run", "setup"]
 
 
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -49,6 +49,15 @@ def read_cfg(config_file: str, opts: list[str] | None) -> CfgNode:
             cfg.merge_from_file(config_file, allow_unsafe=False)
             _find_files_beside(cfg, Path(config_file))
     _merge_options(cfg, opts or [])
+    return cfg
+
+
+def cfg_from_settings(settings: Mapping[str, Any], opts: Sequence[Any], source: str) -> CfgNode:
+    """As :func:`read_cfg`, from the content of a config file; ``source`` stands in the error."""
+    cfg = get_mask_former_cfg()
+    with _naming_mistakes(cfg, source):
+        cfg.merge_from_other_cfg(CfgNode(dict(settings)))
+    _merge_options(cfg, list(opts))
     return cfg
 
 

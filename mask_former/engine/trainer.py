@@ -35,6 +35,7 @@ from .file_checks import checked_training_set
 from .finetuning import Finetuning, class_names
 from .freezing import freeze
 from .hooks import AverageWeights, BestCheckpointer, DrawPredictions
+from .inference_data import inference_data
 from .optimizer import build_optimizer
 from .progress import mend_metrics_file
 from .provenance import run_metadata
@@ -73,6 +74,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             class_names=class_names(cfg),
+            inference=inference_data(cfg),
             finetuning=Finetuning.from_config(cfg),
             metadata=run_metadata(cfg),
             trainer=weakref.proxy(self),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.engine.media import VideoReader, VideoWriter
+from mask_former.prediction.media import VideoReader, VideoWriter
+from mask_former.predictor import MaskFormerPredictor
+from mask_former.results import load_npz
 from tests.tiny_model import DATASET, NAMES, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +79,19 @@ def run(module, log, tiny, tmp_path, monkeypatch):
         return module.main(["--config-file", str(config), *source])
 
     return run
+
+
+@pytest.fixture
+def predictions(monkeypatch):
+    """The predictor, with its options, of every call from here on."""
+    calls, call = [], MaskFormerPredictor.__call__
+
+    def note(self, images, **options):
+        calls.append((self, options))
+        return call(self, images, **options)
+
+    monkeypatch.setattr(MaskFormerPredictor, "__call__", note)
+    return calls
 
 
 def make_image(path, seed=0, size=(64, 64)):
@@ -153,30 +169,33 @@ def test_what_is_below_the_threshold_is_not_drawn(run):
             assert changed > 0.1 if threshold == 0 else changed == 0, (kind, threshold, changed)
 
 
-def test_the_threshold_is_the_models_for_panoptic_results(module, tiny):
-    cfg = module.load_cfg(str(tiny[0]), ["MODEL.WEIGHTS", str(tiny[1])])
-    for threshold, expected in ((None, 0.0), (0.3, 0.3), (0.0, 0.0)):
-        demo = module.Demo(cfg, ["panoptic"], threshold)
-        assert demo.pipeline.model.object_mask_threshold == expected
-    assert cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD == 0.0
+def test_the_threshold_is_the_models_for_panoptic_results(run, predictions):
+    make_image("a.png")
+    run("--input", "a.png")
+    run("--input", "a.png", "--confidence-threshold", "0.3")
+    run("--input", "a.png", "--confidence-threshold", "0")
+    asked = [options["object_mask_threshold"] for _, options in predictions]
+    assert asked == [None, 0.3, 0.0]
 
 
-def test_names_come_from_the_dataset_of_the_config(module, tiny):
+def test_names_come_from_the_dataset_of_the_config(run, predictions):
+    make_image("a.png")
     for datasets, names in (
         ("('tiny_model_val',)", NAMES),
         ("('nobody_knows_it',)", [f"class {i}" for i in range(4)]),
     ):
-        opts = ["MODEL.WEIGHTS", str(tiny[1]), "DATASETS.TEST", datasets]
-        cfg = module.load_cfg(str(tiny[0]), opts)
-        assert module.Demo(cfg, ["semantic"], None).classes.names == names
+        opts = ["DATASETS.TEST", datasets, "DATASETS.TRAIN", datasets]
+        run("--input", "a.png", opts=opts)
+        assert predictions[-1][0].classes.names == names
     assert DATASET == "tiny_model_val"
 
 
 def test_names_of_another_number_of_classes_are_not_taken_and_the_log_says_so(run, log):
     make_image("a.png")
-    assert run("--input", "a.png", opts=["DATASETS.TEST", "('camvid_sem_seg_val',)"]) == 0
+    other = "('camvid_sem_seg_val',)"
+    assert run("--input", "a.png", opts=["DATASETS.TEST", other, "DATASETS.TRAIN", other]) == 0
     [warning] = log.lines(logging.WARNING)
-    assert "'camvid_sem_seg_val' has 11 classes, the model has 4" in warning
+    assert "Nothing names the model's 4 classes" in warning
 
 
 # Where it goes
@@ -229,23 +248,29 @@ def test_files_that_are_no_images_get_one_line_each_and_the_rest_is_drawn(run, l
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "z.png"]
     assert sorted(line.split(":")[0] for line in log.errors) == sorted(bad)
     assert not any("\n" in line for line in log.errors)
-    assert log.lines()[-1] == "2 of 8 inputs drawn: out"
+    assert log.lines()[-1] == "2 of 8 inputs drawn, 6 failed: out"
 
 
-def test_an_image_that_the_model_fails_on_does_not_end_the_others(run, log, module, monkeypatch):
-    make_image("a.png", size=(64, 64))
-    make_image("b.png", size=(64, 48))
-    overlays = module.Demo.overlays
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_an_image_that_the_model_fails_on_does_not_end_the_others(
+    run, log, monkeypatch, batch_size
+):
+    """Nor does it take those of its batch with it."""
+    for name, width in (("a", 48), ("b", 64), ("c", 48)):
+        make_image(f"{name}.png", size=(width, 64))
+    call = MaskFormerPredictor.__call__
 
-    def fails_on_squares(self, image):
-        if image.shape[0] == image.shape[1]:
+    def fails_on_squares(self, images, **options):
+        if any(image.shape[0] == image.shape[1] for image in images):
             raise RuntimeError("out of memory:\n  tried to allocate 3 TiB")
-        return overlays(self, image)
+        return call(self, images, **options)
 
-    monkeypatch.setattr(module.Demo, "overlays", fails_on_squares)
-    assert run("--input", "a.png", "b.png") == 1
-    assert log.errors == ["a.png: out of memory: tried to allocate 3 TiB"]
-    assert Path("output/demo/b.png").is_file()
+    monkeypatch.setattr(MaskFormerPredictor, "__call__", fails_on_squares)
+    names = ["a.png", "b.png", "c.png"]
+    assert run("--input", *names, "--batch-size", batch_size) == 1
+    assert log.errors == ["b.png: out of memory: tried to allocate 3 TiB"]
+    assert sorted(path.name for path in Path("output/demo").iterdir()) == ["a.png", "c.png"]
+    assert log.lines()[-1] == "2 of 3 inputs drawn, 1 failed: output/demo"
 
 
 def test_inputs_that_are_all_bad_need_no_model(run, log):
@@ -293,6 +318,11 @@ def test_a_config_that_cannot_be_read_is_one_line_and_exit_code_2(run, log, cont
         (["--input", "a.png", "--kinds", "depth"], "invalid choice"),
         (["--input", "a.png", "--opts", "MODEL.WEIGHTS"], "pairs KEY VALUE"),
         (["--input", "a.png", "--webcam"], "not allowed with"),
+        (["--input", "a.png", "--save", "overlay,masks"], "'masks' is no format"),
+        (["--input", "a.png", "--batch-size", "0"], "no integer of 1 or more"),
+        (["--input", "a.png", "--every-n", "-1"], "no integer of 1 or more"),
+        (["--input", "a.png", "--palette", "pink"], "invalid choice"),
+        (["--video-input", "a.mp4", "--legend"], "that of a video cannot"),
         ([], "required"),
     ],
 )
@@ -312,7 +342,7 @@ def test_the_script_itself_ends_with_the_exit_code_and_without_a_traceback(tiny,
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 1, done.stderr
     assert "in/b.png: is not an image" in done.stdout and "Traceback" not in done.stderr
-    assert "1 of 2 inputs drawn: out" in done.stdout.splitlines()[-1]
+    assert "1 of 2 inputs drawn, 1 failed: out" in done.stdout.splitlines()[-1]
     assert (tmp_path / "out" / "a.png").is_file()
 
 
@@ -349,25 +379,26 @@ def test_each_kind_gets_a_video_of_its_own(run):
     assert names == ["drive_panoptic.mp4", "drive_semantic.mp4"]
 
 
-def test_frames_are_drawn_as_they_are_read(run, module, monkeypatch):
+@pytest.mark.parametrize("batch_size, expected", [(1, "rprprp"), (2, "rrprp")])
+def test_frames_are_drawn_as_they_are_read(run, monkeypatch, batch_size, expected):
     """So that a video of any length fits into memory."""
     order = []
-    overlays, frames = module.Demo.overlays, VideoReader.__iter__
+    call, read = MaskFormerPredictor.__call__, VideoReader.__next__
 
     def note_reading(self):
-        for frame in frames(self):
-            order.append("read")
-            yield frame
+        frame = read(self)
+        order.append("r")
+        return frame
 
-    def note_drawing(self, image):
-        order.append("draw")
-        return overlays(self, image)
+    def note_predicting(self, images, **options):
+        order.append("p")
+        return call(self, images, **options)
 
-    monkeypatch.setattr(VideoReader, "__iter__", note_reading)
-    monkeypatch.setattr(module.Demo, "overlays", note_drawing)
     make_video("drive.avi", count=3)
-    run("--video-input", "drive.avi", "--output", "out")
-    assert order == ["read", "draw"] * 3
+    monkeypatch.setattr(VideoReader, "__next__", note_reading)
+    monkeypatch.setattr(MaskFormerPredictor, "__call__", note_predicting)
+    run("--video-input", "drive.avi", "--output", "out", "--batch-size", batch_size)
+    assert "".join(order) == expected
 
 
 def test_a_video_that_breaks_off_is_drawn_as_far_as_it_goes_with_exit_code_1(run, log):
@@ -428,21 +459,188 @@ def test_images_are_shown_until_the_user_quits(run, log, module, monkeypatch):
 
 
 def test_ctrl_c_ends_a_camera_in_good_order_and_a_video_with_exit_code_1(run, module, monkeypatch):
-    overlays = module.Demo.overlays
+    call = MaskFormerPredictor.__call__
     drawn = []
 
-    def interrupted(self, image):
-        drawn.append(image)
+    def interrupted(self, images, **options):
+        drawn.append(images)
         if len(drawn) % 3 == 0:
             raise KeyboardInterrupt
-        return overlays(self, image)
+        return call(self, images, **options)
 
     make_video("drive.avi")
-    monkeypatch.setattr(module.Demo, "overlays", interrupted)
+    monkeypatch.setattr(MaskFormerPredictor, "__call__", interrupted)
     assert run("--video-input", "drive.avi", "--output", "out") == 1
     assert len(list(VideoReader("out/drive.mp4"))) == 2
     camera = VideoReader("drive.avi")
     camera.num_frames = None
-    monkeypatch.setattr(module, "VideoReader", lambda source: camera)
+    monkeypatch.setattr(module, "VideoReader", lambda source, every_n: camera)
     assert run("--webcam", "--output", "out") == 0
     assert len(list(VideoReader("out/webcam.mp4"))) == 2
+
+
+# Saved results, long inputs
+
+
+def test_every_format_lies_in_a_folder_of_its_own_beside_the_drawings(run, log):
+    make_image("in/a.png", size=(72, 64))
+    make_image("in/deep/a.png", seed=1)
+    formats = "overlay,semantic-png,panoptic-coco,instances-coco,npz"
+    assert run("--input", "in", "--recursive", "--save", formats, "--output", "out") == 0
+    expected = {"categories.json", "instances.json", "panoptic.json"}
+    for name in ("a", "a_2"):
+        expected |= {f"{name}.png", f"semantic/{name}.png", f"panoptic/{name}.png"}
+        expected.add(f"npz/{name}.npz")
+    found = {str(path.relative_to("out")) for path in Path("out").rglob("*") if path.is_file()}
+    assert {name for name in found if not name.startswith("records/")} == expected
+    result = load_npz(Path("out/npz/a.npz"))
+    assert set(result.kinds) == {"panoptic", "instance", "semantic"}
+    ids = np.asarray(Image.open("out/semantic/a.png"))
+    assert ids.shape == (64, 72) and (ids == result.semantic).all()
+    annotation = json.loads(Path("out/panoptic.json").read_text())["annotations"][0]
+    assert {s["id"] for s in annotation["segments_info"]} == {s["id"] for s in result.panoptic[1]}
+    assert log.lines()[-1] == "2 of 2 inputs done: out"
+
+
+def test_what_is_saved_is_what_is_computed(run, predictions):
+    """The panoptic result that the config turns on costs nothing where nobody asks for it."""
+    make_image("a.png")
+    for save, kinds, expected in (
+        ("semantic-png", [], ["semantic"]),
+        ("instances-coco", [], ["instance"]),
+        ("semantic-png,overlay", [], ["panoptic", "semantic"]),
+        ("npz", [], ["panoptic", "instance", "semantic"]),
+        ("npz", ["--kinds", "semantic"], ["semantic"]),
+        ("panoptic-coco,overlay", ["--kinds", "instance"], ["instance", "panoptic"]),
+    ):
+        assert run("--input", "a.png", "--save", save, *kinds) == 0
+        assert predictions[-1][1]["kinds"] == expected
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_batches_save_what_single_images_save(run, batch_size):
+    for index, size in enumerate([(64, 64), (80, 64), (64, 64), (64, 64), (80, 64)]):
+        make_image(f"in/{index}.png", seed=index, size=size)
+    save = ["--input", "in", "--save", "semantic-png,panoptic-coco"]
+    assert run(*save, "--output", "one") == 0
+    assert run(*save, "--output", "batch", "--batch-size", batch_size) == 0
+    for path in Path("one").glob("*/*.png"):
+        other = Path("batch") / path.relative_to("one")
+        assert (pixels(path) == pixels(other)).mean() > 0.999
+
+
+def test_inputs_are_never_replaced_by_saved_results(run, log):
+    image = make_image("out/semantic/a.png")
+    before = image.read_bytes()
+    assert run("--input", image, "--save", "semantic-png", "--output", "out") == 2
+    assert "lies in a subfolder of --output" in log.errors[0] and image.read_bytes() == before
+
+
+def test_a_file_is_no_place_for_several_formats(run, log):
+    make_image("a.png")
+    assert run("--input", "a.png", "--save", "overlay,npz", "--output", "x.png") == 2
+    assert "x.png is a file" in log.errors[0]
+
+
+def test_every_nth_file_is_taken(run, log):
+    for index in range(5):
+        make_image(f"in/{index}.png")
+    assert run("--input", "in", "--every-n", "2", "--output", "out") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "2.png", "4.png"]
+    assert log.lines()[-1] == "3 of 3 inputs drawn: out"
+
+
+def test_subfolders_are_looked_into_where_that_is_asked_for(run, log):
+    make_image("in/deep/er/a.png")
+    assert run("--input", "in", "--output", "out") == 1
+    assert "--recursive" in log.errors[0]
+    assert run("--input", "in", "--recursive", "--output", "out") == 0
+    assert Path("out/a.png").is_file()
+
+
+def test_a_palette_changes_colours_and_a_legend_adds_a_panel(run):
+    make_image("a.png", size=(400, 400))
+    run("--input", "a.png", "--kinds", "semantic", "--output", "plain")
+    run("--input", "a.png", "--kinds", "semantic", "--output", "other", "--palette", "spread")
+    run("--input", "a.png", "--kinds", "semantic", "--output", "legend", "--legend")
+    plain, other, legend = (pixels(f"{name}/a.png") for name in ("plain", "other", "legend"))
+    assert plain.shape == other.shape == (400, 400, 3) and (plain != other).any(-1).mean() > 0.5
+    assert legend.size > plain.size and (legend[:400, :400] == plain).mean() > 0.99
+
+
+def test_weights_alone_will_do(module, log, tmp_path, monkeypatch):
+    """Those of a folder with its config, and the model that comes with the code."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    write_tiny_model(Path("mine"), PANOPTIC_ON=True)
+    Path("mine/tiny.yaml").rename("mine/config.yaml")
+    make_image("a.png")
+    assert module.main(["--input", "a.png", "--weights", "mine", "--device", "cpu"]) == 0
+    assert Path("output/demo/a.png").is_file() and " panoptic segment" in log.lines()[-2]
+    assert module.main(["--input", "a.png", "--weights", "none"]) == 2
+    assert "There is no checkpoint or folder none" in log.errors[0]
+
+
+def test_a_newcomer_needs_no_option_but_the_input(module, log, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_image("a.png", size=(240, 180))
+    assert module.main(["--input", "a.png", "--device", "cpu"]) == 0
+    assert "taking camvid_semantic" in log.lines()[0] and " semantic segment" in log.lines()[-2]
+    assert Path("output/demo/a.png").is_file()
+
+
+def break_frames(path, numbers):
+    """Zero the data of some frames of an .avi."""
+    content = bytearray(Path(path).read_bytes())
+    movie = content.index(b"movi")
+    ends = [match.end() for match in re.finditer(b"00dc", content[movie:])]
+    for number in numbers:
+        begin = movie + ends[number] + 4  # behind the size
+        size = int.from_bytes(content[begin - 4 : begin], "little")
+        content[begin : begin + size] = bytes(size)
+    Path(path).write_bytes(content)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_broken_frames_are_reported_and_passed_over(run, log, batch_size):
+    make_video("drive.avi", count=20)
+    break_frames("drive.avi", [4, 10])
+    options = ["--output", "out", "--save", "overlay,semantic-png", "--batch-size", batch_size]
+    assert run("--video-input", "drive.avi", *options) == 1
+    assert log.errors == [
+        f"drive.avi, frame {index}: damaged: it cannot be decoded" for index in (4, 10)
+    ]
+    assert len(list(VideoReader("out/drive.mp4"))) == 18
+    frames = sorted(path.name for path in Path("out/semantic").iterdir())
+    expected = [index for index in range(20) if index not in (4, 10)]
+    assert frames == [f"drive_{index:06d}.png" for index in expected]
+    assert log.lines()[-2:] == [
+        "drive.avi: 18 frames drawn, 2 failed: out/drive.mp4",
+        "drive.avi: 18 frames done, 2 failed: out",
+    ]
+
+
+def test_a_frame_that_the_model_fails_on_does_not_end_the_video(run, log, monkeypatch):
+    make_video("drive.avi", count=5)
+    call, seen = MaskFormerPredictor.__call__, []
+
+    def fails_once(self, images, **options):
+        seen.append(images)
+        if len(seen) == 3:
+            raise RuntimeError("out of memory")
+        return call(self, images, **options)
+
+    monkeypatch.setattr(MaskFormerPredictor, "__call__", fails_once)
+    assert run("--video-input", "drive.avi", "--output", "out") == 1
+    assert log.errors == ["drive.avi, frame 2: out of memory"]
+    assert len(list(VideoReader("out/drive.mp4"))) == 4
+
+
+def test_every_nth_frame_makes_a_video_of_the_same_duration(run, log):
+    make_video("drive.avi", count=7)
+    options = ["--every-n", "3", "--output", "out", "--save", "overlay,semantic-png"]
+    assert run("--video-input", "drive.avi", *options) == 0
+    reader = VideoReader("out/drive.mp4")
+    assert len(list(reader)) == 3 and reader.fps == pytest.approx(2.5)
+    names = sorted(path.name for path in Path("out/semantic").iterdir())
+    assert names == ["drive_000000.png", "drive_000003.png", "drive_000006.png"]

@@ -14,7 +14,7 @@ from detectron2.modeling import build_backbone, build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from mask_former.checkpoint import write_weights
+from mask_former.checkpoint import read_extras, write_weights
 from mask_former.engine.checkpointer import Checkpointer, remove_parts, replace_file
 from mask_former.engine.setup import load_cfg
 from tests.tiny_model import write_tiny_model
@@ -58,8 +58,8 @@ def test_the_pointer_names_the_last_checkpoint(tmp_path):
 def half_then(error):
     """A ``torch.save`` that writes half a file and fails."""
 
-    def save(data, path):
-        path.write_bytes(b"half of a checkpoint")
+    def save(data, file):
+        file.write(b"half of a checkpoint")
         raise error
 
     return save
@@ -410,3 +410,10 @@ def test_the_names_of_the_classes_are_saved_and_given_back(tmp_path):
     Checkpointer(model, str(tmp_path)).save("b")
     assert Checkpointer(model).load(str(tmp_path / "a.pth"))["class_names"] == ["sky", "road"]
     assert "class_names" not in Checkpointer(model).load(str(tmp_path / "b.pth"))
+
+
+def test_what_inference_needs_is_saved_with_the_model_and_given_back(tmp_path):
+    model, data = small_model(1.0), {"config": "MODEL: {}", "classes": [{"name": "sky"}]}
+    Checkpointer(model, str(tmp_path), inference=data).save("a")
+    assert Checkpointer(model).load(str(tmp_path / "a.pth"))["inference"] == data
+    assert read_extras(tmp_path / "a.pth") == {"inference": data}

@@ -284,6 +284,8 @@ def test_a_checkpoint_names_its_classes_and_is_fine_tuned_by_them(config, tmp_pa
     train(config("SOLVER.MAX_ITER", 1))
     saved = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
     assert saved["class_names"] == NAMES
+    assert [entry["name"] for entry in saved["inference"]["classes"]] == NAMES
+    assert str(tmp_path) not in saved["inference"]["config"]
     MetadataCatalog.get("fine_tuned_train").stuff_classes = ["dog", "Car", "sky"]
     keys = ["DATASETS.TRAIN", "('fine_tuned_train',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3]
     keys += ["MODEL.WEIGHTS", tmp_path / "output" / "model_final.pth", "OUTPUT_DIR", tmp_path / "b"]

@@ -13,9 +13,10 @@ import yaml
 from safetensors.torch import load_file
 
 from mask_former.checkpoint import read_checkpoint, write_weights
-from mask_former.engine.inference_pipeline import InferencePipeline, load_trained_model
 from mask_former.engine.setup import load_cfg
 from mask_former.inference import semantic_map
+from mask_former.prediction.inference_pipeline import load_trained_model
+from mask_former.prediction.pretrained import find_pretrained
 from tests.golden_cases import fill_weights
 from tests.huggingface_models import (
     NAMES,
@@ -125,7 +126,13 @@ def test_the_dataset_says_what_things_are(tmp_path):
     assert tuple(cfg.DATASETS.TEST) == (dataset,)
     assert cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
     assert load_ours(tmp_path / "ours").thing_ids == frozenset(range(80))
+    carried = find_pretrained(tmp_path / "ours" / "model.safetensors", device="cpu")
+    assert carried.classes.thing_ids == list(range(80))
+    assert carried.classes.names == list(config.id2label.values())  # the checkpoint's own
+    assert carried.cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
     assert run(folder, "--output", tmp_path / "semantic") == 0
+    carried = find_pretrained(tmp_path / "semantic" / "model.safetensors", device="cpu")
+    assert carried.classes.thing_ids == [] and carried.cfg.DATASETS.TEST == ()
     cfg = load_cfg(str(tmp_path / "semantic" / "config.yaml"))
     assert not cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON and not cfg.DATASETS.TEST
 
@@ -136,7 +143,7 @@ def test_an_image_gives_the_same_labels_at_the_size_of_the_masks(tmp_path):
     assert run("--to-hf", config, weights, "--output", tmp_path) == 0
     theirs = load_theirs(tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    ours = InferencePipeline(load_cfg(str(config), ["MODEL.WEIGHTS", str(weights)])).model
+    ours = load_trained_model(load_cfg(str(config), ["MODEL.WEIGHTS", str(weights)]))
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)  # not resized
     inputs = processor(images=image, return_tensors="pt")
     pixels = torch.from_numpy(image.transpose(2, 0, 1)).float()

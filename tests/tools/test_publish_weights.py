@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
 
-from mask_former.checkpoint import read_checkpoint
+from mask_former.checkpoint import read_checkpoint, write_weights
+from mask_former.engine.inference_data import inference_data
+from mask_former.engine.setup import load_cfg
+from mask_former.prediction.inference_pipeline import load_trained_model
+from mask_former.prediction.pretrained import find_pretrained
+from tests.tiny_model import NAMES, write_tiny_model
 
 PATH = Path(__file__).resolve().parents[2] / "tools" / "publish_weights.py"
 spec = importlib.util.spec_from_file_location("publish_weights", PATH)
@@ -68,3 +74,48 @@ def test_the_averaged_weights_are_taken_where_they_are_asked_for(tmp_path, capsy
         assert publish_weights.main([str(source), str(output), *flags]) == 0
         weights = read_checkpoint(output)["model"]
         assert weights.keys() == {"a.weight"} and torch.equal(weights["a.weight"], expected.half())
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A config, and the checkpoint of its training."""
+    config, weights = write_tiny_model(tmp_path, PANOPTIC_ON=True)
+    whole, cfg = tmp_path / "whole.pth", load_cfg(str(config))
+    write_weights(read_checkpoint(weights)["model"], whole, NAMES, inference_data(cfg))
+    return config, whole
+
+
+def test_what_inference_needs_goes_with_the_weights(tiny, tmp_path, capsys):
+    whole, output = tiny[1], tmp_path / "w.safetensors"
+    assert publish_weights.main([str(whole), str(output)]) == 0
+    assert "--config-file" not in capsys.readouterr().out
+    assert read_checkpoint(output)["inference"] == read_checkpoint(whole)["inference"]
+    found = find_pretrained(output, device="cpu")
+    assert found.classes.names == NAMES and found.classes.thing_ids == [2, 3]
+    assert found.cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
+    expected = read_checkpoint(whole)["model"]
+    for name, value in load_trained_model(found.cfg).state_dict().items():
+        if not name.startswith("criterion."):  # the config's
+            kept = expected[name].half() if value.is_floating_point() else expected[name]
+            assert torch.equal(value, kept.to(value.dtype)), name
+
+
+def test_a_config_file_gives_an_older_checkpoint_what_inference_needs(tiny, tmp_path, capsys):
+    config, whole = tiny
+    older, output = tmp_path / "older.pth", tmp_path / "w.safetensors"
+    write_weights(read_checkpoint(whole)["model"], older)
+    assert publish_weights.main([str(older), str(output)]) == 0
+    assert "It carries no config: give" in capsys.readouterr().out
+    assert publish_weights.main([str(older), str(output), "--config-file", str(config)]) == 0
+    content = read_checkpoint(output)
+    assert content["inference"] == read_checkpoint(whole)["inference"]
+    assert content["class_names"] == NAMES
+
+
+def test_broken_data_is_not_given_away(tiny, tmp_path, capsys):
+    content = torch.load(tiny[1], weights_only=True)
+    torch.save({**content, "inference": "text"}, tiny[1])
+    output = tmp_path / "w.safetensors"
+    assert publish_weights.main([str(tiny[1]), str(output)]) == 1
+    error = capsys.readouterr().err
+    assert "its 'inference' entry" in error and error.count("\n") == 1 and not output.exists()

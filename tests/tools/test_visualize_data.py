@@ -21,7 +21,7 @@ assert spec is not None and spec.loader is not None
 visualize_data = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(visualize_data)
 
-CLASSES = Classes(NAMES, [tuple(color) for color in COLORS])
+CLASSES = Classes(NAMES, [tuple(color) for color in COLORS], [False] * len(NAMES))
 DATASET = "visualized"
 HEIGHT, WIDTH, IGNORE = 40, 60, 255
 
@@ -101,7 +101,9 @@ def test_the_legend_counts_targets_and_shares_of_the_pixels():
 def test_every_class_is_in_the_legend_however_many_there_are():
     count = 60
     colors = [(4 * i, 255 - 4 * i, 7) for i in range(count)]
-    classes = Classes([f"a class with a long name {i}" for i in range(count)], colors)
+    classes = Classes(
+        [f"a class with a long name {i}" for i in range(count)], colors, [False] * count
+    )
     ids = np.arange(count, dtype=np.int32).reshape(1, count) + 1
     regions = [Region(name, color) for name, color in zip(classes.names, colors, strict=True)]
     example = Example(

@@ -1,4 +1,4 @@
-"""A checkpoint behind a picture gives what the evaluation of that checkpoint gives."""
+"""A picture is brought to the model as in the evaluation; a model that is loaded is whole."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from detectron2.data import DatasetMapper
 from PIL import Image
 
-from mask_former.engine.inference_pipeline import InferencePipeline, load_trained_model
 from mask_former.engine.setup import load_cfg
+from mask_former.prediction.inference_pipeline import InputPipeline, load_trained_model
 from tests.tiny_model import write_tiny_model
 
 
@@ -38,20 +38,15 @@ def image_of(height, width):
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("min_size", [64, 0])
-def test_results_are_those_of_the_evaluation(tiny, tmp_path, image_format, min_size):
+def test_the_model_gets_what_the_evaluation_gives_it(tiny, tmp_path, image_format, min_size):
     cfg = config(tiny, "INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", str(min_size))
     image = image_of(40, 70)
     Image.fromarray(image).save(tmp_path / "x.png")
-    pipeline = InferencePipeline(cfg)
-    found = pipeline(image)
-    example = DatasetMapper(cfg, is_train=False)({"file_name": str(tmp_path / "x.png")})
-    with torch.no_grad():
-        expected = pipeline.model([example])[0]
-    assert found["sem_seg"].shape == (4, 40, 70)
-    assert torch.equal(found["sem_seg"], expected["sem_seg"])
-    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
-    assert found["panoptic_seg"][1] == expected["panoptic_seg"][1]
-    assert torch.equal(found["instances"].pred_masks, expected["instances"].pred_masks)
+    found = InputPipeline(cfg)(image)
+    expected = DatasetMapper(cfg, is_train=False)({"file_name": str(tmp_path / "x.png")})
+    assert torch.equal(found["image"], expected["image"])
+    assert found["image"].shape == ((3, 64, 112) if min_size else (3, 40, 70))
+    assert (found["height"], found["width"]) == (40, 70)
 
 
 def test_the_weights_are_those_of_the_checkpoint_and_the_model_does_not_train(tiny):
@@ -109,9 +104,19 @@ def test_what_the_config_and_not_the_checkpoint_decides_may_be_absent(tiny, tmp_
 
 def test_an_image_of_which_nothing_would_be_left_is_refused(tiny):
     with pytest.raises(ValueError, match="9000×1 pixels is too thin"):
-        InferencePipeline(config(tiny))(image_of(1, 9000))
+        InputPipeline(config(tiny))(image_of(1, 9000))
 
 
 def test_an_unknown_channel_order_is_refused(tiny):
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT is 'L'"):
-        InferencePipeline(config(tiny, "INPUT.FORMAT", "L"))
+        InputPipeline(config(tiny, "INPUT.FORMAT", "L"))
+
+
+def test_weights_in_memory_take_the_place_of_a_file_and_must_be_whole_as_well(tiny):
+    weights = torch.load(tiny[1], weights_only=True)["model"]
+    cfg = config(tiny, "MODEL.WEIGHTS", "a folder of others")
+    model = load_trained_model(cfg, weights)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    del weights["sem_seg_head.predictor.query_embed.weight"]
+    with pytest.raises(ValueError, match="a folder of others does not fit the model"):
+        load_trained_model(cfg, weights)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.engine.media import VideoReader, VideoWriter, Window, find_images, read_image
+from mask_former.prediction.media import VideoReader, VideoWriter, Window, find_images, read_image
 
 cv2 = pytest.importorskip("cv2")
 
@@ -49,6 +50,14 @@ def test_a_file_that_is_named_like_a_glob_is_that_file(folder):
 def test_each_file_comes_once_in_the_order_of_the_inputs(folder):
     files, problems = find_images([f"{folder}/notes.txt", f"{folder}/*.jpg", str(folder)])
     assert names(files) == ["notes.txt", "a.jpg", "b.PNG"] and not problems
+
+
+def test_recursive_looks_into_subfolders_but_not_into_hidden_ones(folder):
+    (folder / ".cache").mkdir()
+    Image.new("RGB", (8, 6)).save(folder / ".cache" / "d.png")
+    files, problems = find_images([str(folder)], recursive=True)
+    assert names(files) == ["a.jpg", "b.PNG", "c.png"] and not problems
+    assert names(find_images([f"{folder}/s*"], recursive=True)[0]) == ["c.png"]
 
 
 def test_what_stands_for_nothing_gets_a_line_that_names_it(folder):
@@ -221,6 +230,60 @@ def test_a_video_that_breaks_off_says_so_after_its_last_frame(tmp_path):
         for _ in VideoReader(str(path)):
             read += 1
     assert 5 <= read <= 12
+
+
+def with_broken_frames(path, broken, count=20):
+    """An .avi of which some frames' data is zeros; the colour of a frame tells its number."""
+    write_video(path, frames(count))
+    content = bytearray(path.read_bytes())
+    movie = content.index(b"movi")
+    starts = [match.end() for match in re.finditer(b"00dc", content[movie:])]
+    for number in broken:
+        begin = movie + starts[number] + 4  # behind the size
+        size = int.from_bytes(content[begin - 4 : begin], "little")
+        content[begin : begin + size] = bytes(size)
+    path.write_bytes(content)
+    return [int(frame[0, 0, 0]) for frame in frames(count)]
+
+
+def read_on(reader):
+    """Index and red of every frame that is read, and the indices of those that raise."""
+    whole, broken = {}, []
+    while True:
+        try:
+            frame = next(reader)
+        except StopIteration:
+            return whole, broken
+        except ValueError as error:
+            assert "damaged" in str(error)
+            broken.append(reader.index)
+        else:
+            whole[reader.index] = int(frame[..., 0].mean())
+
+
+@pytest.mark.parametrize("damaged", [[6], [6, 7, 8], [0], [3, 11]])
+def test_a_broken_frame_in_the_middle_is_told_and_those_after_it_are_read(tmp_path, damaged):
+    reds = with_broken_frames(tmp_path / "x.avi", damaged)
+    whole, broken = read_on(VideoReader(str(tmp_path / "x.avi")))
+    assert broken == damaged
+    assert sorted(whole) == [i for i in range(20) if i not in damaged]
+    assert all(abs(red - reds[index]) < 8 for index, red in whole.items())
+
+
+def test_every_nth_frame_is_the_first_of_n_at_an_nth_of_the_speed(tmp_path):
+    reds = with_broken_frames(tmp_path / "x.avi", [4, 6])
+    reader = VideoReader(str(tmp_path / "x.avi"), every_n=3)
+    assert reader.num_frames == 7 and reader.fps == pytest.approx(12.5 / 3)
+    whole, broken = read_on(reader)
+    assert broken == [6]  # nobody has asked for the fourth
+    assert list(whole) == [0, 3, 9, 12, 15, 18]
+    assert all(abs(red - reds[index]) < 8 for index, red in whole.items())
+
+
+def test_a_frame_of_another_size_is_refused_and_not_left_out(tmp_path):
+    writer = write_video(tmp_path / "x.avi", frames(2))
+    with pytest.raises(ValueError, match=r"x\.avi: a frame is 32×24 pixels, those before it 64×48"):
+        writer.write(frames(1, 24, 32)[0])
 
 
 def test_what_is_no_video_is_named(tmp_path):

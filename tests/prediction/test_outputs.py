@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from mask_former.engine.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES, plan_outputs
+from mask_former.prediction.outputs import (
+    PICTURE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    check_apart,
+    plan_outputs,
+    relative_names,
+)
 
 ONE = ["semantic"]
 
 
 def plan(inputs, output, kinds=ONE, suffixes=PICTURE_SUFFIXES):
-    return plan_outputs([Path(one) for one in inputs], kinds, str(output), suffixes)
+    """The files of each input."""
+    plan = plan_outputs([Path(one) for one in inputs], kinds, str(output), suffixes)
+    return [plan.files(name) for name in plan.names]
 
 
 def test_a_folder_is_made_and_outputs_have_the_names_of_the_inputs(tmp_path):
@@ -70,3 +78,31 @@ def test_an_input_is_never_replaced(tmp_path, monkeypatch, output):
     for file in ("a.png", tmp_path / "a.png"):
         with pytest.raises(ValueError, match=r"would replace the input .*a\.png"):
             plan([file], tmp_path / output)
+
+
+# Results in folders of their own
+
+
+def test_names_are_the_paths_within_the_folder():
+    files = [Path("in", name) for name in ("a.jpg", "sub/a.png", "sub/b.c.tif")]
+    assert list(relative_names(files, Path("in"))) == ["a", "sub/a", "sub/b.c"]
+
+
+@pytest.mark.parametrize("other", ["a.png", "A.jpg"])
+def test_files_that_would_share_a_name_are_refused(other):
+    with pytest.raises(ValueError, match=r"in/a\.jpg and in/.* would both be saved as"):
+        list(relative_names([Path("in/a.jpg"), Path("in", other)], Path("in")))
+
+
+def test_inputs_may_lie_beside_the_folders_of_results_but_not_in_them(tmp_path):
+    check_apart([tmp_path / "a.png", tmp_path.parent / "b.png"], tmp_path)
+    for inside in (tmp_path / "semantic" / "a.png", tmp_path / "x" / ".." / "semantic" / "b.png"):
+        with pytest.raises(ValueError, match=r"The input .* lies in a subfolder of --output"):
+            check_apart([inside], tmp_path)
+
+
+def test_a_file_is_no_folder_of_results(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for name in ("notes", "x.png"):
+        with pytest.raises(ValueError, match=f"{name} is a file; all formats but overlay need"):
+            check_apart([], tmp_path / name)

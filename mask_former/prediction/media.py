@@ -32,12 +32,17 @@ IMAGE_SUFFIXES = (
 )
 """What counts as an image in a folder; a file that is named itself may end in anything."""
 
-_CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+_CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 _DEFAULT_FPS = 25.0
+_PATIENCE = 100  # broken frames on end, after which a file has ended
 
 
-def find_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """The files that paths, folders (their images, without subfolders) and globs stand for.
+def find_images(inputs: Iterable[str], recursive: bool = False) -> tuple[list[Path], list[str]]:
+    """The files that paths, folders (their images) and globs stand for.
+
+    Args:
+        inputs: paths and globs.
+        recursive: look into the subfolders of folders, too; hidden ones are left out.
 
     Returns:
         The files, each once, in the order of the inputs and, within one, of their names; and a
@@ -54,19 +59,21 @@ def find_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
         elif not paths:
             problems.append(f"{text}: no such file or folder")
         for one in paths:
-            found = _images_in(one) if one.is_dir() else [one]
+            found = _images_in(one, recursive) if one.is_dir() else [one]
             files.update(dict.fromkeys(found))
             if not found and one == path:
-                problems.append(f"{text}: a folder without images (subfolders: '{text}/**/*.jpg')")
+                hint = "" if recursive else " (--recursive: look into its subfolders, too)"
+                problems.append(f"{text}: a folder without images{hint}")
     return list(files), problems
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.name[0] != "."
-    )
+def _images_in(folder: Path, recursive: bool) -> list[Path]:
+    found = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if recursive and name[0] != "."]
+        paths = (Path(base, name) for name in names if name[0] != ".")
+        found += [p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    return sorted(found)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -104,12 +111,17 @@ def _from_16_bit(path: Path, pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 class VideoReader:
-    """The frames of a video file, a stream's URL or a camera, one at a time."""
+    """The frames of a video file, a stream's URL or a camera, one at a time.
 
-    def __init__(self, source: str | int) -> None:
+    An iterator that outlives what it raises: a broken frame is a ``ValueError``, and the next
+    ``next()`` gives the frame after it.
+    """
+
+    def __init__(self, source: str | int, every_n: int = 1) -> None:
         """
         Args:
             source: a path, a URL, or the number of a camera, from 0.
+            every_n: 1 gives every frame, 2 every second, from the first one on.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -118,36 +130,57 @@ class VideoReader:
         cv2 = _opencv()
         camera = isinstance(source, int)
         self.name = f"camera {source}" if camera else str(source)
-        if not camera and "://" not in self.name and not os.path.isfile(self.name):
+        is_file = not camera and "://" not in self.name
+        if is_file and not os.path.isfile(self.name):
             raise FileNotFoundError(f"{self.name}: no such file")
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             raise ValueError(f"{self.name}: {'not there' if camera else 'not a video'} (OpenCV)")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS
-        """Frames a second; 25 where the source does not say."""
+        self.fps = (fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS) / every_n
+        """Frames a second, of those that are given; of 25 where the source does not say."""
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.num_frames = int(count) if not camera and 0 < count < math.inf else None
-        """How many frames there should be, where that is known."""
+        self._total = int(count) if not camera and 0 < count < math.inf else None
+        self.num_frames = self._total and math.ceil(self._total / every_n)
+        """How many frames should be given, where that is known."""
+        self.index = -1
+        """Of the last frame, given or broken, among all of the source, from 0."""
+        self._every_n = every_n
+        self._patience = _PATIENCE if is_file else 1
+        self._frames = self._read()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """
-        Yields:
-            frames, H×W×3.
+        return self
+
+    def __next__(self) -> NDArray[np.uint8]:
+        """The next frame, H×W×3.
 
         Raises:
-            ValueError: after the last frame that can be read, where there should be more.
+            ValueError: it is broken; or there should be more after the last one.
         """
-        frames = 0
-        while True:
-            there, frame = self._capture.read()
-            if not there:
-                break
-            frames += 1
-            yield np.ascontiguousarray(frame[:, :, ::-1])
+        self.index, frame = next(self._frames)
+        if frame is None:
+            raise ValueError("damaged: it cannot be decoded")
+        return frame
+
+    def _read(self) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
+        """The frames that are asked for, with their index; None is a broken one."""
+        index = failed = 0
+        while failed < self._patience:
+            if not self._capture.grab():
+                failed += 1  # broken ones, or the end: the next that is whole tells
+                continue
+            for broken in range(index, index + failed):
+                if broken % self._every_n == 0:
+                    yield broken, None
+            index, failed = index + failed, 0
+            if index % self._every_n == 0:
+                there, frame = self._capture.retrieve()
+                yield index, np.ascontiguousarray(frame[:, :, ::-1]) if there else None
+            index += 1
         # What a file says of its number of frames may be off by a few.
-        if not frames or frames < 0.95 * (self.num_frames or 0):
-            raise ValueError(f"ended after {frames} of {self.num_frames or '?'} frames: damaged?")
+        if not index or index < 0.95 * (self._total or 0):
+            raise ValueError(f"ended after {index} of {self._total or '?'} frames: damaged?")
 
     def close(self) -> None:
         self._capture.release()
@@ -171,10 +204,17 @@ class VideoWriter:
         """Add a frame, H×W×3; the first one sets the size.
 
         Raises:
-            ValueError: if OpenCV can write no video there.
+            ValueError: if OpenCV can write no video there, or the frame has another size.
         """
+        height, width = frame.shape[:2]
         if self._writer is None:
-            self._writer = self._open(frame.shape[1], frame.shape[0])
+            self._writer = self._open(width, height)
+            self._size = width, height
+        if (width, height) != self._size:  # OpenCV would leave it out
+            raise ValueError(
+                f"{self.path}: a frame is {width}×{height} pixels, those before it "
+                f"{self._size[0]}×{self._size[1]}; a video has one size."
+            )
         self._writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
         self.num_frames += 1
 

@@ -1,8 +1,9 @@
-"""From a config to results for a picture: build, load, resize, run."""
+"""From a config to its trained model, and from a picture to what that takes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,34 +12,32 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from .checkpointer import Checkpointer
+from ..engine.checkpointer import Checkpointer
 
-__all__ = ["InferencePipeline", "load_trained_model"]
+__all__ = ["InputPipeline", "load_trained_model"]
 
 
-class InferencePipeline:
-    """A trained model with the input pipeline of its evaluation."""
+class InputPipeline:
+    """What the evaluation of a config makes of a picture before the model has it."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
-            cfg: names the model, its weights and the input's size (``INPUT.MIN_SIZE_TEST``,
-                ``INPUT.MAX_SIZE_TEST``) and channel order (``INPUT.FORMAT``).
+            cfg: has the input's size (``INPUT.MIN_SIZE_TEST``, ``INPUT.MAX_SIZE_TEST``) and
+                channel order (``INPUT.FORMAT``).
 
         Raises:
-            OSError, ValueError: see :func:`load_trained_model`.
+            ValueError: for another order than RGB and BGR.
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; expected 'RGB' or 'BGR'.")
-        self.model = load_trained_model(cfg)
         self.image_format = cfg.INPUT.FORMAT
         self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
-    @torch.no_grad()
     def __call__(self, image: NDArray[np.uint8]) -> dict[str, Any]:
-        """The results at the image's own size: see :meth:`mask_former.MaskFormer.forward`.
+        """The model's input: ``image`` (3×h×w, uint8) and the output's ``height`` and ``width``.
 
         Args:
             image: H×W×3, RGB.
@@ -57,12 +56,16 @@ class InferencePipeline:
                 f"{new_width}×{new_height} of it."
             )
         pixels = np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1))
-        example = {"image": torch.from_numpy(pixels), "height": height, "width": width}
-        return self.model([example])[0]
+        return {"image": torch.from_numpy(pixels), "height": height, "width": width}
 
 
-def load_trained_model(cfg: CfgNode) -> nn.Module:
+def load_trained_model(cfg: CfgNode, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     """The model of a config with all its weights, in evaluation mode.
+
+    Args:
+        cfg: of the model.
+        weights: where they are not those of the file ``MODEL.WEIGHTS``, which then only names
+            where they come from.
 
     Raises:
         FileNotFoundError: if ``MODEL.WEIGHTS`` is a file that is not there.
@@ -70,14 +73,18 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
         ValueError: if it is not set, broken, or lacks weights of the model, as a backbone's alone
             does: what is random gives random masks.
     """
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
+    source = cfg.MODEL.WEIGHTS
+    if weights is not None:
+        model = build_model(cfg)
+        Checkpointer(model, whole=True).load_weights(weights, source)
+        return model.eval()
+    if not source:
         raise ValueError("MODEL.WEIGHTS is not set: give the checkpoint of a trained model.")
-    if "://" not in weights and not os.path.isfile(weights.partition("?")[0]):
-        raise FileNotFoundError(f"There is no checkpoint {weights} (MODEL.WEIGHTS).")
+    if "://" not in source and not os.path.isfile(source.partition("?")[0]):
+        raise FileNotFoundError(f"There is no checkpoint {source} (MODEL.WEIGHTS).")
     model = build_model(cfg)
     try:
-        Checkpointer(model, whole=True).load(weights)
+        Checkpointer(model, whole=True).load(source)
     except (OSError, AssertionError) as error:  # fvcore asserts that there is a file
-        raise OSError(f"MODEL.WEIGHTS {weights} cannot be read: {error}") from error
+        raise OSError(f"MODEL.WEIGHTS {source} cannot be read: {error}") from error
     return model.eval()

@@ -1,0 +1,139 @@
+"""The ids that a dataset gives its classes and images, for results that its evaluators can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..data.classes import classes_of_json
+
+__all__ = ["DatasetIds", "ImageId"]
+
+ImageId = int | str
+"""What a dataset may call an image."""
+
+
+@dataclass(frozen=True)
+class DatasetIds:
+    """Ids of classes and images; where there are none, a run counts its own."""
+
+    source: str
+    """A dataset's name or a JSON file, for messages."""
+    category_ids: dict[int, int]
+    """Contiguous id of the model's class -> category id of the dataset."""
+    _images: dict[str, list[tuple[Path, ImageId]]] = field(repr=False)
+    """By file name without folders: path and id of each image."""
+
+    @classmethod
+    def of_dataset(cls, name: str) -> DatasetIds:
+        """Those of a registered dataset; its files must be there.
+
+        Raises:
+            KeyError: there is no such dataset.
+            FileNotFoundError: its files are not there.
+            ValueError: it has no category ids or no image ids: it is neither panoptic nor of
+                instances.
+        """
+        if name not in DatasetCatalog:
+            raise KeyError(f"--dataset: there is no {name!r}; known are {sorted(DatasetCatalog)}.")
+        metadata = MetadataCatalog.get(name)
+        category_ids: dict[int, int] = {}
+        for kind in ("stuff", "thing"):
+            ids = metadata.get(f"{kind}_dataset_id_to_contiguous_id", None) or {}
+            category_ids |= {contiguous: of_dataset for of_dataset, contiguous in ids.items()}
+        records = DatasetCatalog.get(name)
+        if not category_ids or any("image_id" not in record for record in records):
+            raise ValueError(
+                f"--dataset: {name!r} has no ids of categories and images; expected a panoptic "
+                "dataset or one of instances."
+            )
+        images = ((record["file_name"], record["image_id"]) for record in records)
+        return cls(name, category_ids, _by_name(images))
+
+    @classmethod
+    def of_json(cls, path: Path, class_names: Sequence[str]) -> DatasetIds:
+        """Those of a COCO JSON, panoptic or of instances; classes are found by their names.
+
+        Args:
+            path: of the JSON; its `images` need `file_name` and `id`.
+            class_names: of the model's K classes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no COCO JSON, or has none of the classes.
+        """
+        content = _read(path)
+        panoptic = all("isthing" in entry for entry in content["categories"])
+        classes = classes_of_json(path, content, "panoptic" if panoptic else "instances")
+        ids = {category.name: int(category.id or 0) for category in classes}
+        category_ids = {i: ids[name] for i, name in enumerate(class_names) if name in ids}
+        if not category_ids:
+            raise ValueError(
+                f"{path}: none of its categories ({', '.join(list(ids)[:8])}) is a class of the "
+                f"model ({', '.join(class_names[:8])}): the names must be the same."
+            )
+        images = ((image["file_name"], image["id"]) for image in content["images"])
+        return cls(str(path), category_ids, _by_name(images))
+
+    def check_classes(self, class_ids: Iterable[int], class_names: Sequence[str]) -> None:
+        """See that classes have a category id.
+
+        Raises:
+            ValueError: one has none; names it.
+        """
+        missing = [class_names[i] for i in class_ids if i not in self.category_ids]
+        if missing:
+            raise ValueError(
+                f"{self.source} has no category for {len(missing)} classes of the model, such as "
+                f"{missing[0]!r}: save the results of a model that was trained on its classes."
+            )
+
+    def image_id(self, file: Path) -> ImageId:
+        """The id of an image, by its file's name, and by its folders where several have that name.
+
+        Raises:
+            ValueError: no image has the name, or it is not clear which.
+        """
+        candidates = self._images.get(file.name, [])
+        agreement = [_common_ending(file.absolute(), path) for path, _ in candidates]
+        best = [c for c, n in zip(candidates, agreement, strict=True) if n == max(agreement)]
+        if len(best) != 1:
+            found = "no image" if not best else f"{len(best)} images"
+            raise ValueError(f"{self.source} has {found} of the name {file.name}.")
+        return best[0][1]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a COCO JSON, which need not have annotations, as those of test sets."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    for key, needed in {"images": ("file_name", "id"), "categories": ("id", "name")}.items():
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not entries or any(part not in entry for entry in entries for part in needed):
+            raise ValueError(f"{path}: expected COCO's `{key}`, each with {' and '.join(needed)}.")
+    return content
+
+
+def _by_name(images: Iterable[tuple[str, ImageId]]) -> dict[str, list[tuple[Path, ImageId]]]:
+    named: dict[str, list[tuple[Path, ImageId]]] = {}
+    for name, image_id in images:
+        named.setdefault(Path(name).name, []).append((Path(name), image_id))
+    return named
+
+
+def _common_ending(one: Path, other: Path) -> int:
+    """The number of last parts in which two paths agree."""
+    pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
+    count = 0
+    for a, b in pairs:
+        if a != b:
+            break
+        count += 1
+    return count

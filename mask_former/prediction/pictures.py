@@ -1,0 +1,109 @@
+"""A picture of any kind as RGB pixels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .media import read_image
+
+__all__ = ["Picture", "PictureLike", "to_picture"]
+
+PictureLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
+"""A path, a PIL image, a numpy array H×W×3 or H×W, or a torch tensor 3×H×W."""
+
+_EXPECTED = "expected H×W×3 (RGB) or H×W"
+
+
+class Picture(NamedTuple):
+    """A picture as the predictor takes it."""
+
+    pixels: NDArray[np.uint8]
+    """H×W×3, RGB."""
+    file_name: str | None
+    """The file it was read from, if it was."""
+
+
+def to_picture(image: PictureLike) -> Picture:
+    """Any picture as RGB pixels; 16 bit become 8, grey ones get three equal channels.
+
+    Args:
+        image: a path to a file that Pillow reads (turned upright, as its EXIF says); a PIL image,
+            likewise; a numpy array H×W×3 (RGB) or H×W, uint8 or uint16; or a torch tensor 3×H×W
+            (RGB) or H×W, uint8.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image, or has another shape, type or range; says what was found.
+    """
+    if isinstance(image, str | os.PathLike):
+        return Picture(read_image(Path(image).expanduser()), os.fspath(image))
+    if isinstance(image, Image.Image):
+        return Picture(_from_pil(image), getattr(image, "filename", "") or None)
+    if isinstance(image, Tensor):
+        return Picture(_from_tensor(image), None)
+    if isinstance(image, np.ndarray):
+        return Picture(_from_array(image), None)
+    raise ValueError(
+        f"{type(image).__name__} {str(image)[:40]!r} is no picture; expected a path, a PIL image, "
+        "a numpy array (H×W×3, RGB, uint8) or a torch tensor (3×H×W, RGB, uint8)."
+    )
+
+
+def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] not in "IF":
+        return np.array(image.convert("RGB"))
+    pixels = np.asarray(image)  # Pillow would clip what is deeper than 8 bit to white
+    if pixels.dtype == np.int32 and pixels.size and 0 <= pixels.min() <= pixels.max() < 2**16:
+        pixels = pixels.astype(np.uint16)
+    return _from_array(pixels)
+
+
+def _from_tensor(image: Tensor) -> NDArray[np.uint8]:
+    shape = tuple(image.shape)
+    if image.ndim == 3 and shape[0] != 3:
+        hint = "image.permute(2, 0, 1)" if shape[2] == 3 else "3 channels, RGB"
+        raise ValueError(f"The tensor has shape {shape}; expected 3×H×W: {hint}.")
+    pixels = image.detach().cpu().numpy()
+    return _from_array(pixels.transpose(1, 2, 0) if image.ndim == 3 else pixels)
+
+
+def _from_array(image: NDArray[Any]) -> NDArray[np.uint8]:
+    if image.ndim == 3 and image.shape[2] != 3:
+        shape = "×".join(map(str, image.shape))
+        hints = {1: "image[..., 0]", 4: "image[..., :3] leaves out the fourth channel"}
+        hint = hints.get(image.shape[2], "")
+        if image.shape[0] == 3:
+            hint = "image.transpose(1, 2, 0)"
+        raise ValueError(f"The array is {shape}; {_EXPECTED}{': ' if hint else '.'}{hint}")
+    if image.ndim not in (2, 3):
+        found = "×".join(map(str, image.shape)) or "a single value"
+        hint = "; several pictures are given as a list" if image.ndim == 4 else ""
+        raise ValueError(f"The array is {found}; {_EXPECTED}{hint}.")
+    if not image.size:
+        raise ValueError(f"The picture is empty: {'×'.join(map(str, image.shape))}.")
+    if image.dtype == np.uint16:
+        image = image >> 8
+    elif image.dtype != np.uint8:
+        raise ValueError(_about_values(image))
+    pixels = image.astype(np.uint8)  # a copy: the caller's may change later
+    return np.ascontiguousarray(pixels if image.ndim == 3 else np.dstack([pixels] * 3))
+
+
+def _about_values(image: NDArray[Any]) -> str:
+    low, high = image.min(), image.max()
+    found = f"The picture holds {image.dtype} values from {low:g} to {high:g}; expected uint8"
+    if image.dtype.kind == "f" and low >= 0 and high <= 1:
+        return f"{found} in 0 … 255: (255 * image).round(), then as uint8."
+    if image.dtype.kind in "iuf" and low >= 0 and high <= 255:
+        return f"{found}: image.round() as uint8, if 0 is black and 255 is white."
+    if image.dtype.kind == "b":
+        return f"{found} in 0 … 255."
+    return f"{found} in 0 … 255 (or uint16). Normalisation is done here: give the image itself."

@@ -1,0 +1,96 @@
+"""Processes that share a job without needing each other until its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["Ranks"]
+
+PATIENCE = timedelta(days=1)
+"""How long a process waits at the end for those that are still at work."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all; see :meth:`from_environment`."""
+
+    rank: int = 0
+    count: int = 1
+    device: str | None = None
+    """The GPU that is this process's own, where several share a machine with GPUs."""
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> Ranks:
+        """As ``torchrun`` and others say it: ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``.
+
+        Raises:
+            ValueError: ``RANK`` does not lie below ``WORLD_SIZE``.
+        """
+        rank, count = int(variables.get("RANK", 0)), int(variables.get("WORLD_SIZE", 1))
+        if not 0 <= rank < count:
+            raise ValueError(f"RANK is {rank}, WORLD_SIZE {count}: expected 0 ≤ RANK < WORLD_SIZE.")
+        gpus = torch.cuda.device_count()
+        local = int(variables.get("LOCAL_RANK", 0)) % max(1, gpus)
+        return cls(rank, count, f"cuda:{local}" if gpus and count > 1 else None)
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """The items of this process, every ``count``-th: together all of them, each once."""
+        return list(items[self.rank :: self.count])
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Within it the processes can tell each other what they have done (gloo).
+
+        Raises:
+            ValueError: ``MASTER_ADDR`` or ``MASTER_PORT`` is not set.
+        """
+        if self.count == 1:
+            yield
+            return
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise ValueError(
+                    f"WORLD_SIZE is {self.count}, but {name} is not set: use torchrun."
+                )
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def finish(self, counts: Sequence[int], last: Callable[[], object]) -> list[int] | None:
+        """Wait for all processes, then do what is to be done once.
+
+        Nobody leaves before it is done: ``torchrun`` ends all when one ends with an error.
+
+        Args:
+            counts: of this process.
+            last: done by the first process; where one was lost, by each of those that are left.
+
+        Returns:
+            the sums of the counts of all processes; None where one of them was lost.
+        """
+        if self.count == 1:
+            last()
+            return list(counts)
+        gathered: list[Sequence[int]] = [()] * self.count
+        try:
+            dist.all_gather_object(gathered, list(counts))
+            if self.rank == 0:
+                last()
+            dist.barrier()
+        except RuntimeError as error:
+            logging.getLogger(__name__).error(f"another process was lost: {error}")
+            last()
+            return None
+        return [sum(column) for column in zip(*gathered, strict=True)]

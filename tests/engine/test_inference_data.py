@@ -1,0 +1,121 @@
+"""A checkpoint carries what inference needs, as plain data and without the paths of a machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from detectron2.data import MetadataCatalog
+
+from mask_former.engine.inference_data import (
+    inference_data,
+    inference_settings,
+    read_inference_data,
+    trained_classes,
+)
+from mask_former.engine.setup import cfg_from_settings, load_cfg
+from tests.tiny_model import COLORS, DATASET, NAMES, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    """Of a model that somebody trained somewhere."""
+    config, weights = write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True)
+    words = ["MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", "/home/someone/output"]
+    words += ["MODEL.MASK_FORMER.FINETUNE", "True", "DATASETS.CHECK", "off"]
+    words += ["MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM", "secret_dataset"]
+    return load_cfg(str(config), words)
+
+
+def test_what_is_carried_gives_the_keys_of_inference_their_values_back(cfg):
+    data = read_inference_data({"inference": inference_data(cfg)}, "x.pth")
+    found = cfg_from_settings(data.settings, [], "x.pth")
+    for node in ("BACKBONE", "SWIN", "SEM_SEG_HEAD", "RESNETS", "PIXEL_MEAN", "PIXEL_STD"):
+        assert yaml.safe_dump(_plain(found.MODEL[node])) == yaml.safe_dump(_plain(cfg.MODEL[node]))
+    assert found.MODEL.MASK_FORMER.TEST == cfg.MODEL.MASK_FORMER.TEST
+    for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
+        assert found.INPUT[key] == cfg.INPUT[key]
+    assert found.TEST.DETECTIONS_PER_IMAGE == cfg.TEST.DETECTIONS_PER_IMAGE
+    assert list(found.DATASETS.TRAIN) == [DATASET]
+
+
+def _plain(node):
+    return yaml.safe_load(node.dump()) if hasattr(node, "dump") else list(node)
+
+
+def test_it_is_plain_data_in_a_pth_and_in_json(cfg, tmp_path):
+    data = inference_data(cfg)
+    torch.save(data, tmp_path / "x.pth")
+    assert torch.load(tmp_path / "x.pth", weights_only=True) == data
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_the_classes_are_carried_with_names_colours_and_things(cfg):
+    classes = read_inference_data({"inference": inference_data(cfg)}, "x.pth").classes
+    assert classes.names == NAMES and [list(color) for color in classes.colors] == COLORS
+    assert classes.thing_ids == [2, 3]
+
+
+def test_paths_devices_and_what_only_training_reads_stay_behind(cfg):
+    text = json.dumps(inference_data(cfg))
+    for word in ("/home/someone", "tiny.pth", "secret", "DEVICE", "SOLVER", "OUTPUT_DIR", "TABLES"):
+        assert word not in text, word
+
+
+def test_what_is_carried_is_the_same_after_a_round_through_it(cfg):
+    settings = inference_settings(cfg)
+    again = inference_settings(cfg_from_settings(settings, [], "x"))
+    assert again == settings
+
+
+def test_what_a_foreign_entry_says_of_weights_paths_and_devices_is_not_taken(cfg):
+    data = inference_data(cfg)
+    settings = yaml.safe_load(data["config"])
+    settings["MODEL"] |= {"WEIGHTS": "/etc/passwd", "DEVICE": "cuda:7", "COMPILE": True}
+    settings |= {"OUTPUT_DIR": "/root", "DATASETS": {"TABLES": ["/x.json"], "TEST": ["a"]}}
+    found = read_inference_data({"inference": {**data, "config": yaml.safe_dump(settings)}}, "x")
+    assert not {"WEIGHTS", "DEVICE", "COMPILE"} & set(found.settings["MODEL"])
+    assert found.settings["DATASETS"] == {"TEST": ["a"]} and "OUTPUT_DIR" not in found.settings
+
+
+def test_a_checkpoint_without_the_entry_has_none():
+    assert read_inference_data({"class_names": ["a"]}, "x.pth") is None
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"config": "a: [1"}, "while parsing"),
+        ({"config": "just text"}, "no YAML with a MODEL"),
+        ({"config": "MODEL: 3"}, "no YAML with a MODEL"),
+        ({"config": "!!python/object/apply:os.system ['ls']"}, "could not determine a constructor"),
+        ({"config": None}, "NoneType|None"),
+        ({"classes": [{"name": "sky"}]}, "Classes are a list of dicts"),
+        ({"classes": "sky"}, "Classes are a list of dicts"),
+        ({"classes": None}, "Classes|NoneType"),
+    ],
+)
+def test_a_broken_entry_names_the_file_the_fault_and_the_way_out(cfg, change, message):
+    entry = {**inference_data(cfg), **change}
+    with pytest.raises(ValueError, match=rf"(?s)^x\.pth: .*({message}).*config_file="):
+        read_inference_data({"inference": entry}, "x.pth")
+
+
+@pytest.mark.parametrize("entry", ["text", 3, ["a"], {}, {"config": "MODEL: {}"}])
+def test_an_entry_of_something_else_is_refused(entry):
+    with pytest.raises(ValueError, match=r"^x\.pth: its 'inference' entry.*config_file="):
+        read_inference_data({"inference": entry}, "x.pth")
+
+
+def test_the_classes_are_those_of_the_training_data_before_the_test_data(cfg):
+    MetadataCatalog.get("other_classes_test").set(stuff_classes=["a", "b", "c", "d"])
+    changed = cfg.clone()
+    changed.defrost()
+    changed.DATASETS.TEST = ("other_classes_test",)
+    assert trained_classes(changed).names == NAMES
+    changed.DATASETS.TRAIN = ("nobody_knows_it",)
+    assert trained_classes(changed).names == ["a", "b", "c", "d"]
+    changed.DATASETS.TEST = ()
+    assert trained_classes(changed).names == ["class 0", "class 1", "class 2", "class 3"]

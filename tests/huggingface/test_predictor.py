@@ -1,0 +1,73 @@
+"""A folder of transformers' is one of the things that a predictor is made of."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mask_former.predictor import MaskFormerPredictor
+from tests.huggingface_models import NAMES, save_theirs, small_config, their_model, transformers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("theirs")
+    return save_theirs(their_model("Swin"), path, size={"shortest_edge": 64, "longest_edge": 128})
+
+
+def picture(height=64, width=96):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_a_picture_gives_the_logits_of_theirs_and_a_semantic_result(folder):
+    predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu")
+    found = predictor.logits(picture())
+    processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
+    theirs = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = theirs(**processor(picture(), return_tensors="pt"))
+    assert expected.class_queries_logits.std() > 0.1 < expected.masks_queries_logits.std()
+    for ours, their in (
+        (found.logits.mask_cls, expected.class_queries_logits[0]),
+        (found.logits.mask_pred, expected.masks_queries_logits[0]),
+    ):
+        assert ours.shape == their.shape and (ours - their).abs().max() < 1e-3
+    result = found.result()
+    assert result.kinds == ["semantic"] and result.classes.names == NAMES
+    assert result.classes.thing_ids == []
+
+
+def test_things_give_it_panoptic_and_instance_results(folder):
+    things = ["car", "tram"]
+    predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu", things=things)
+    result = predictor(picture(), kinds=["panoptic", "instance"], object_mask_threshold=0)
+    assert {s["category_id"] for s in result.panoptic.segments if s["isthing"]} <= {2, 3}
+    assert set(result.instances.class_names) <= set(things)
+
+
+def test_options_may_turn_results_on(folder):
+    opts = ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", True, "INPUT.MIN_SIZE_TEST", 32)
+    predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu", opts=opts)
+    assert predictor.kinds == ("instance", "semantic")
+
+
+def test_it_needs_no_transformers(folder, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu")
+    assert predictor(picture()).semantic.shape == (64, 96)
+
+
+def test_weights_that_do_not_fit_their_config_name_the_folder(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = small_config("Swin").to_dict()
+    config["decoder_config"]["num_queries"] = 9
+    (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+    with pytest.raises(ValueError, match=f"{tmp_path} does not fit the model"):
+        MaskFormerPredictor.from_pretrained(tmp_path, device="cpu")

@@ -1,0 +1,240 @@
+"""Whatever a trained model is kept as, the same model comes of it."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.data import MetadataCatalog
+
+from mask_former.checkpoint import read_checkpoint, write_weights
+from mask_former.engine.inference_data import inference_data
+from mask_former.engine.setup import load_cfg
+from mask_former.prediction import pretrained
+from mask_former.prediction.inference_pipeline import load_trained_model
+from mask_former.prediction.pretrained import find_pretrained, packaged_models
+from tests.tiny_model import COLORS, DATASET, NAMES, tiny_settings, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Paths of a config, of weights alone and of a checkpoint that carries all."""
+    config, weights = write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True)
+    whole = weights.with_name("whole.pth")
+    carried = inference_data(load_cfg(str(config)))
+    write_weights(read_checkpoint(weights)["model"], whole, NAMES, carried)
+    return config, weights, whole
+
+
+def check(found, tiny):
+    """The model that ``tiny`` is, ready to be built."""
+    assert found.classes.names == NAMES and found.classes.thing_ids == [2, 3]
+    assert [list(color) for color in found.classes.colors] == COLORS
+    assert found.cfg.INPUT.MIN_SIZE_TEST == 64 and found.cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
+    assert found.cfg.is_frozen() and found.cfg.MODEL.DEVICE == "cpu"
+    expected = read_checkpoint(tiny[1])["model"]
+    state = load_trained_model(found.cfg, found.weights).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
+def test_a_checkpoint_needs_no_config_file(tiny, tmp_path, suffix):
+    content = read_checkpoint(tiny[2])
+    path = tmp_path / f"x{suffix}"
+    write_weights(content["model"], path, NAMES, content["inference"])
+    check(find_pretrained(path, device="cpu"), tiny)
+    check(find_pretrained(f"{path}", device="cpu"), tiny)
+
+
+def test_the_datasets_of_the_training_need_not_be_known_here(tiny, tmp_path):
+    content = read_checkpoint(tiny[2])
+    entry = content["inference"]
+    entry["config"] = entry["config"].replace(DATASET, "known_elsewhere_train")
+    write_weights(content["model"], tmp_path / "x.pth", None, entry)
+    check(find_pretrained(tmp_path / "x.pth", device="cpu"), tiny)
+
+
+@pytest.mark.parametrize("weights", [1, 2])
+def test_a_checkpoint_and_a_config_file(tiny, weights):
+    check(find_pretrained(tiny[weights], config_file=tiny[0], device="cpu"), tiny)
+
+
+def test_a_config_file_that_names_its_weights(tiny):
+    check(find_pretrained(tiny[0], opts=("MODEL.WEIGHTS", str(tiny[1]))), tiny)
+    with pytest.raises(ValueError, match=r"tiny\.yaml names no MODEL\.WEIGHTS"):
+        find_pretrained(tiny[0])
+
+
+@pytest.mark.parametrize("name", ["model_final.pth", "model_0000009.pth", "anything.safetensors"])
+@pytest.mark.parametrize("weights", [1, 2])
+def test_a_folder_of_a_checkpoint_and_its_config(tiny, tmp_path, name, weights):
+    if name.endswith(".pth"):
+        shutil.copy(tiny[weights], tmp_path / name)
+    else:
+        write_weights(read_checkpoint(tiny[weights])["model"], tmp_path / name)
+    shutil.copy(tiny[0], tmp_path / "config.yaml")
+    check(find_pretrained(tmp_path), tiny)
+
+
+def test_a_folder_of_a_checkpoint_alone(tiny, tmp_path):
+    shutil.copy(tiny[2], tmp_path)
+    check(find_pretrained(tmp_path, device="cpu"), tiny)
+
+
+def test_of_a_training_the_end_then_the_last_and_then_the_best_is_taken(tiny, tmp_path):
+    shutil.copy(tiny[0], tmp_path / "config.yaml")
+    for name in ("model_final.pth", "model_0000004.pth", "model_0000009.pth", "model_best.pth"):
+        shutil.copy(tiny[2], tmp_path / name)
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth\n")
+    for name in ("model_final.pth", "model_0000009.pth", "model_best.pth"):
+        weights = find_pretrained(tmp_path).cfg.MODEL.WEIGHTS
+        assert weights == str(tmp_path / name)
+        (tmp_path / name).unlink()
+    shutil.copy(tiny[2], tmp_path / "model_0000008.pth")
+    with pytest.raises(ValueError, match=r"2 checkpoints \(model_0000004\.pth, model_0000008\.pth"):
+        find_pretrained(tmp_path)
+
+
+def test_the_config_of_a_folder_may_name_tables_that_are_not_there(tiny, tmp_path):
+    settings = tiny_settings(PANOPTIC_ON=True)
+    settings["DATASETS"]["TABLES"] = ["/somewhere/else/table.json"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    shutil.copy(tiny[2], tmp_path / "model_final.pth")
+    check(find_pretrained(tmp_path), tiny)  # the checkpoint has the classes
+    shutil.copy(tiny[1], tmp_path / "model_final.pth")
+    with pytest.raises(FileNotFoundError, match=r"DATASETS\.TABLES names /somewhere/else"):
+        find_pretrained(tmp_path)
+
+
+def test_a_url(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    handler = partial(QuietHandler, directory=str(tiny[2].parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        check(find_pretrained(f"{url}/whole.pth", device="cpu"), tiny)
+        check(find_pretrained(f"{url}/whole.pth?download=true", device="cpu"), tiny)
+        with pytest.raises(OSError, match=r"none\.pth cannot be fetched"):
+            find_pretrained(f"{url}/none.pth")
+        server.shutdown()
+    with pytest.raises(OSError, match=r"nowhere://x\.pth cannot be fetched"):
+        find_pretrained("nowhere://x.pth")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_two_hosts_may_have_files_of_one_name(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.pth").write_text(name)
+        handler = partial(QuietHandler, directory=str(tmp_path / name))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            local = pretrained._download(f"http://127.0.0.1:{server.server_port}/x.pth")
+            server.shutdown()
+        found.append(Path(local).read_text())
+    assert found == ["a", "b"]
+
+
+def test_the_averaged_weights_of_a_checkpoint(tiny, tmp_path):
+    content = torch.load(tiny[2], weights_only=True)
+    averaged = {f"module.{name}": value for name, value in content["model"].items()}
+    trained = {name: torch.zeros_like(value) for name, value in content["model"].items()}
+    torch.save({**content, "model": trained, "ema": averaged}, tmp_path / "x.pth")
+    check(find_pretrained(f"{tmp_path}/x.pth?ema=True", device="cpu"), tiny)
+
+
+def test_the_models_that_come_with_the_code_go_by_their_names():
+    assert "camvid_semantic" in packaged_models()
+    found = find_pretrained("camvid_semantic", device="cpu")
+    assert found.classes.names[:2] == ["sky", "building"] and found.cfg.INPUT.MIN_SIZE_TEST == 360
+
+
+@pytest.mark.parametrize("name", ["camvid", "none.pth", "no/such/folder"])
+def test_what_is_not_there_is_named_with_the_models_that_are(name):
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint or folder {name},.*camvid_sem"):
+        find_pretrained(name)
+
+
+def test_a_folder_without_a_checkpoint_says_what_is_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no checkpoint: expected model_final\.pth"):
+        find_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_carries_nothing_asks_for_a_config(tiny):
+    with pytest.raises(ValueError, match=r"tiny\.pth does not carry .*config_file="):
+        find_pretrained(tiny[1])
+
+
+def test_a_broken_entry_is_an_error_and_a_config_file_mends_it(tiny, tmp_path, caplog):
+    content = torch.load(tiny[2], weights_only=True)
+    torch.save({**content, "inference": {"config": "MODEL: ["}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: its 'inference' entry.*config_file="):
+        find_pretrained(tmp_path / "x.pth")
+    check(find_pretrained(tmp_path / "x.pth", config_file=tiny[0]), tiny)
+    assert "Only" in caplog.text and "is broken" in caplog.text
+
+
+def test_a_carried_config_of_keys_that_are_unknown_here_names_the_file(tiny, tmp_path):
+    content = torch.load(tiny[2], weights_only=True)
+    content["inference"]["config"] += "\nNOT_OURS: {X: 1}\n"
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(KeyError, match=r"x\.pth: there is no config key NOT_OURS"):
+        find_pretrained(tmp_path / "x.pth")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"model": {}, "inference": print}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth is no readable checkpoint: it asks for"):
+        find_pretrained(tmp_path / "x.pth")
+
+
+def test_options_are_on_top_of_what_is_carried_and_are_checked(tiny):
+    found = find_pretrained(tiny[2], opts=("INPUT.MIN_SIZE_TEST", 96, "MODEL.DEVICE", "cpu"))
+    assert found.cfg.INPUT.MIN_SIZE_TEST == 96
+    found = find_pretrained(tiny[1], config_file=tiny[0], opts=("INPUT.MIN_SIZE_TEST", 96))
+    assert found.cfg.INPUT.MIN_SIZE_TEST == 96
+    with pytest.raises(KeyError, match=r"no config key INPUT\.MIN_SIZE.*MIN_SIZE_TEST"):
+        find_pretrained(tiny[2], opts=("INPUT.MIN_SIZE", 96))
+    with pytest.raises(ValueError, match=r"OVERLAP_THRESHOLD is 3\.0"):
+        find_pretrained(tiny[2], opts=("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 3.0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_and_else_none_is_missed(tiny, caplog):
+    with pytest.raises(ValueError, match="device='cuda', but torch sees 0 GPUs"):
+        find_pretrained(tiny[2], device="cuda")
+    assert find_pretrained(tiny[2]).cfg.MODEL.DEVICE == "cpu" and not caplog.records
+
+
+def test_things_are_named_or_numbered(tiny):
+    assert find_pretrained(tiny[2], things=["sky", 1]).classes.is_thing == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert find_pretrained(tiny[2], things=[]).classes.thing_ids == []
+    for wrong in ("cars", 4, -1):
+        with pytest.raises(KeyError, match=rf"things: there is no class {wrong!r}; near it: "):
+            find_pretrained(tiny[2], things=[wrong])
+
+
+def test_class_names_in_an_older_checkpoint_serve_where_the_dataset_says_nothing(tiny, tmp_path):
+    content = read_checkpoint(tiny[1])
+    write_weights(content["model"], tmp_path / "x.safetensors", ["a", "b", "c", "d"])
+    opts = ("DATASETS.TRAIN", ("unknown_x",), "DATASETS.TEST", ("unknown_y",))
+    found = find_pretrained(tmp_path / "x.safetensors", config_file=tiny[0], opts=opts)
+    assert found.classes.names == ["a", "b", "c", "d"]
+    assert "unknown_x" in MetadataCatalog.list()  # detectron2 makes it; nothing is known of it

@@ -1,0 +1,160 @@
+"""A run of any length takes the memory of one batch, and what fails is passed over and counted."""
+
+from __future__ import annotations
+
+import logging
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_former.classes import Classes
+from mask_former.prediction.media import VideoReader, VideoWriter
+from mask_former.prediction.run import Item, PredictionRun, read_files, read_frames
+from mask_former.results import Result, ResultWriter
+
+CLASSES = Classes(["dark", "bright"], [(0, 0, 0), (255, 255, 255)], [False, False])
+FRAME = (48, 64, 3)
+
+
+def by_brightness(images):
+    """Results of images: the stub of a model."""
+    return [
+        Result(image, CLASSES, semantic=(image[..., 0] > 99).astype(np.int32)) for image in images
+    ]
+
+
+def items(count, broken=()):
+    for index in range(count):
+        image = None if index in broken else np.full(FRAME, index, np.uint8)
+        error = ValueError("torn") if index in broken else None
+        yield Item(f"item {index}", f"{index}", image, error=error)
+
+
+class Used(list):
+    """Takes the results of a run; notes the names."""
+
+    def __call__(self, item, result, seconds):
+        assert (result.image == int(item.name)).all() and seconds >= 0
+        self.append(int(item.name))
+        return True
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
+def test_broken_items_do_not_count_in_a_batch_and_the_order_stays(batch_size, caplog):
+    batches = []
+
+    def predict(images):
+        batches.append(len(images))
+        return by_brightness(images)
+
+    run, used = PredictionRun(predict, batch_size), Used()
+    assert run.over(items(7, broken=(0, 3, 4)), used)
+    assert used == [1, 2, 5, 6] and (run.done, run.failed) == (4, 3)
+    assert batches == {1: [1, 1, 1, 1], 2: [2, 2], 3: [3, 1], 10: [4]}[batch_size]
+    assert [r.getMessage() for r in caplog.records] == [f"item {i}: torn" for i in (0, 3, 4)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_what_the_model_fails_on_is_found_by_trying_one_by_one(batch_size):
+    def fails_on_3(images):
+        if any(image[0, 0, 0] == 3 for image in images):
+            raise RuntimeError("out of memory")
+        return by_brightness(images)
+
+    run, used = PredictionRun(fails_on_3, batch_size), Used()
+    assert run.over(items(6), used)
+    assert used == [0, 1, 2, 4, 5] and (run.done, run.failed) == (5, 1)
+
+
+def test_what_cannot_be_used_has_failed_and_the_others_are_used(caplog):
+    def full_disk(item, result, seconds):
+        if item.name == "1":
+            raise OSError("no space left")
+        return True
+
+    run = PredictionRun(by_brightness, 2)
+    assert run.over(items(4), full_disk)
+    assert (run.done, run.failed) == (3, 1) and caplog.messages == ["item 1: no space left"]
+
+
+def test_the_user_may_end_it_and_no_more_is_read_than_a_batch():
+    read = []
+
+    def noted():
+        for item in items(9):
+            read.append(item)
+            yield item
+
+    run = PredictionRun(by_brightness, 2)
+    assert run.over(noted(), lambda item, result, seconds: item.name != "2") is False
+    assert run.done == 3 and len(read) == 4
+
+
+def test_a_mistake_in_the_code_is_no_broken_item():
+    def mistaken(images):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError):
+        PredictionRun(mistaken).over(items(1), Used())
+
+
+def test_files_are_read_when_their_turn_comes(tmp_path):
+    for index in range(3):
+        Image.fromarray(np.full(FRAME, index, np.uint8)).save(tmp_path / f"{index}.png")
+    files = read_files((tmp_path / f"{index}.png", f"{index}") for index in range(3))
+    assert next(files).image is not None
+    (tmp_path / "1.png").write_text("text")
+    (tmp_path / "2.png").unlink()
+    for item, reason in zip(files, ("is not an image", "no such file"), strict=True):
+        assert item.image is None and reason in str(item.error)
+        assert item.label == str(tmp_path / f"{item.name}.png")
+
+
+class Peak:
+    """Saves a result and notes the largest memory of every 50 items, in bytes."""
+
+    def __init__(self, writer):
+        self.writer, self.count, self.peaks = writer, 0, []
+
+    def __call__(self, item, result, seconds):
+        self.writer.write(result, item.name)
+        self.count += 1
+        if self.count % 50 == 0:
+            self.peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.reset_peak()
+        return True
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, batch_size):
+    pytest.importorskip("cv2")
+    writer = VideoWriter(tmp_path / "x.avi", 10)
+    for index in range(300):
+        writer.write(np.full((96, 128, 3), index % 200, np.uint8))
+    writer.close()
+    reader = VideoReader(str(tmp_path / "x.avi"))
+    tracemalloc.start()
+    try:
+        with ResultWriter(tmp_path / "out", ["semantic-png"]) as results:
+            peak, run = Peak(results), PredictionRun(by_brightness, batch_size)
+            run.over(read_frames(reader, "x"), peak)
+    finally:
+        tracemalloc.stop()
+    assert run.done == 300 and len(list((tmp_path / "out" / "semantic").iterdir())) == 300
+    frame = 96 * 128 * 3
+    assert max(peak.peaks[2:]) < peak.peaks[1] + 2 * frame  # 200 frames would be 7 MB
+
+
+def test_frames_are_named_by_their_number_in_the_video(tmp_path, caplog):
+    pytest.importorskip("cv2")
+    caplog.set_level(logging.ERROR)
+    writer = VideoWriter(tmp_path / "x.avi", 10)
+    for index in range(5):
+        writer.write(np.full(FRAME, index, np.uint8))
+    writer.close()
+    path = Path(tmp_path / "x.avi")
+    names = [item.name for item in read_frames(VideoReader(str(path), 2), "x")]
+    assert names == ["x_000000", "x_000002", "x_000004"]

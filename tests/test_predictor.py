@@ -1,0 +1,403 @@
+"""A picture behind a predictor gives what the model's own forward pass gives."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.data import DatasetMapper
+from detectron2.modeling import build_model
+from PIL import Image
+
+import mask_former
+from mask_former.checkpoint import read_checkpoint, write_weights
+from mask_former.engine import picture_logits
+from mask_former.engine.inference_data import inference_data
+from mask_former.engine.setup import load_cfg
+from mask_former.predictor import MaskFormerPredictor
+from tests.tiny_model import NAMES, tiny_settings, write_tiny_model
+from tests.tiny_trainer import TinyTrainer, train
+
+KINDS = ("panoptic", "instance", "semantic")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def examples_of(page):
+    """The Python code of a page that speaks of the predictor, but for what needs other weights."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return [code for code in blocks if "redictor" in code and "config_file" not in code]
+
+
+PAGES = [page for page in ("README.md", "docs/predict.md") if examples_of(page)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint that carries all, of a model that gives all results."""
+    folder = tmp_path_factory.mktemp("model")
+    config, weights = write_tiny_model(folder, PANOPTIC_ON=True, INSTANCE_ON=True)
+    path = folder / "whole.pth"
+    carried = inference_data(load_cfg(str(config)))
+    write_weights(read_checkpoint(weights)["model"], path, NAMES, carried)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
+
+
+def picture(height=40, width=70, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 7, 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height)))
+
+
+def same(one, other):
+    """Whether two results are the same, bit by bit."""
+    return (
+        np.array_equal(one.image, other.image)
+        and np.array_equal(one.semantic, other.semantic)
+        and np.array_equal(one.semantic_scores, other.semantic_scores)
+        and np.array_equal(one.panoptic.ids, other.panoptic.ids)
+        and one.panoptic.segments == other.panoptic.segments
+        and np.array_equal(one.instances.masks, other.instances.masks)
+        and np.array_equal(one.instances.scores, other.instances.scores)
+    )
+
+
+def nearly_same(one, other):
+    """The same but for rounding, which may differ from batch to batch."""
+    return (one.semantic == other.semantic).mean() > 0.99 and np.allclose(
+        one.semantic_scores, other.semantic_scores, atol=1e-4
+    )
+
+
+def change(folder, checkpoint, change_entry):
+    """A copy of a checkpoint, with its ``inference`` entry changed."""
+    content = read_checkpoint(checkpoint)
+    settings = yaml.safe_load(content["inference"]["config"])
+    change_entry(settings)
+    content["inference"]["config"] = yaml.safe_dump(settings)
+    write_weights(content["model"], folder / "changed.pth", NAMES, content["inference"])
+    return folder / "changed.pth"
+
+
+# The results
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("min_size", [64, 0])
+def test_results_are_those_of_the_evaluation(checkpoint, tmp_path, image_format, min_size):
+    opts = ("INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", min_size)
+    predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=opts)
+    Image.fromarray(picture()).save(tmp_path / "x.png")
+    example = DatasetMapper(predictor.cfg, is_train=False)({"file_name": str(tmp_path / "x.png")})
+    with torch.no_grad():
+        expected = predictor.model([example])[0]
+    found = predictor(tmp_path / "x.png")
+    assert found.kinds == list(KINDS) and found.file_name == str(tmp_path / "x.png")
+    assert np.array_equal(found.image, picture())
+
+    scores = expected["sem_seg"]
+    best, ids = scores.max(0)
+    assert len(ids.unique()) > 1
+    assert np.array_equal(found.semantic, ids.numpy())
+    shares = best / scores.sum(0).clamp(min=torch.finfo().tiny)  # all may be 0
+    assert np.allclose(found.semantic_scores, shares.numpy(), atol=1e-6)
+    assert np.array_equal(found.panoptic.ids, expected["panoptic_seg"][0].numpy())
+    assert found.panoptic.segments == expected["panoptic_seg"][1] != []
+    instances = expected["instances"]
+    instances = instances[instances.scores.argsort(descending=True, stable=True)]
+    assert len(found.instances) == len(instances) > 1
+    assert np.array_equal(found.instances.masks, instances.pred_masks.numpy())
+    assert np.array_equal(found.instances.boxes, instances.pred_boxes.tensor.numpy())
+    assert np.array_equal(found.instances.scores, instances.scores.numpy())
+    assert np.array_equal(found.instances.class_ids, instances.pred_classes.numpy())
+    assert found.instances.class_names == [NAMES[i] for i in found.instances.class_ids]
+
+
+def test_results_are_numpy_arrays_of_the_types_that_are_promised(predictor):
+    found = predictor(picture())
+    assert found.semantic.dtype == np.int32 == found.panoptic.ids.dtype
+    assert found.semantic_scores.dtype == np.float32 == found.instances.scores.dtype
+    assert found.instances.masks.dtype == bool and found.instances.boxes.dtype == np.float32
+
+
+def test_the_same_picture_gives_the_same_result_whatever_it_is_kept_as(predictor, tmp_path):
+    pixels = picture()
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    first = predictor(pixels)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for image in (pixels, str(tmp_path / "x.png"), Image.fromarray(pixels), tensor):
+        assert same(predictor(image), first)
+
+
+def test_any_kind_is_given_whether_the_config_turns_it_on_or_not(checkpoint):
+    opts = [f"MODEL.MASK_FORMER.TEST.{name}_ON" for name in ("PANOPTIC", "INSTANCE", "SEMANTIC")]
+    off = [word for key in opts for word in (key, False)]
+    # what a panoptic or instance result turns on by itself, for the semantic result too
+    off += ["MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE", True]
+    every = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
+    none = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=off)
+    assert every.kinds == KINDS and none.kinds == ()
+    for kind in KINDS:
+        assert none(picture(), kinds=kind).kinds == [kind]
+    assert same(none(picture(), kinds=KINDS), every(picture()))
+    with pytest.raises(ValueError, match="config turns on no result: give kinds="):
+        none(picture())
+
+
+def test_the_things_are_those_of_the_classes_and_not_of_a_dataset(checkpoint, tmp_path):
+    def forget(settings):
+        settings["DATASETS"] = {"TRAIN": ["nowhere_train"], "TEST": ["nowhere_val"]}
+
+    changed = change(tmp_path, checkpoint, forget)
+    found = MaskFormerPredictor.from_pretrained(changed, device="cpu")
+    assert found.model.thing_ids == {2, 3} == set(found.classes.thing_ids)
+    expected = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")(picture())
+    assert same(found(picture()), expected)
+    sky = MaskFormerPredictor.from_pretrained(changed, device="cpu", things=["sky"])
+    assert set(sky(picture()).instances.class_names) <= {"sky"}
+    assert sky.model.thing_ids == {0}
+
+
+def test_panoptic_results_without_things_say_so_once(checkpoint, caplog):
+    picture_logits._say_that_there_are_no_things.cache_clear()
+    predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", things=[])
+    for _ in range(2):
+        found = predictor(picture(), kinds="panoptic")
+        assert not any(segment["isthing"] for segment in found.panoptic.segments)
+    assert caplog.text.count("No class is known to be a thing") == 1
+
+
+# Thresholds
+
+
+def test_thresholds_act_without_another_forward_pass(checkpoint):
+    predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
+    logits = predictor.logits(picture())
+    predictor.model.predict = None  # nobody runs it again
+    few = logits.result("panoptic", object_mask_threshold=0.9).panoptic.segments
+    many = logits.result("panoptic", object_mask_threshold=0).panoptic.segments
+    assert len(few) < len(many)
+    strict = logits.result("panoptic", overlap_threshold=1).panoptic.segments
+    assert len(strict) < len(many)
+    assert len(logits.result("instance", topk=1).instances) <= 1
+    assert logits.image.shape == (40, 70, 3) and logits.classes.names == NAMES
+
+
+@pytest.mark.parametrize("name", ["object_mask_threshold", "overlap_threshold"])
+def test_thresholds_are_those_of_the_config_where_nothing_else_is_said(checkpoint, name):
+    key = f"MODEL.MASK_FORMER.TEST.{name.upper()}"
+    plain = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
+    changed = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=(key, 0.95))
+    assert same(plain(picture(), **{name: 0.95}), changed(picture()))
+    assert same(changed(picture(), **{name: 0.0}), plain(picture()))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"kinds": "panotic"}, "kinds: found 'panotic'; expected .*panoptic"),
+        ({"kinds": []}, "kinds: found nothing"),
+        ({"object_mask_threshold": 1.5}, r"object_mask_threshold is 1\.5; it must lie in \[0, 1\]"),
+        ({"overlap_threshold": float("nan")}, "overlap_threshold is nan"),
+        ({"topk": 0}, "topk is 0; expected 1 or more"),
+        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+    ],
+)
+def test_a_wrong_option_is_named(predictor, options, message):
+    with pytest.raises(ValueError, match=message):
+        predictor(picture(), **options)
+
+
+def test_the_inner_outputs_end_in_the_logits(predictor):
+    logits = predictor.logits(picture()).logits
+    last = predictor.inner_outputs(picture()).layers[-1]
+    assert torch.allclose(last.pred_logits[0], logits.mask_cls, atol=1e-5)
+    assert torch.allclose(last.pred_masks[0], logits.mask_pred, atol=1e-4)
+
+
+# Several pictures
+
+
+def test_a_list_gives_a_list_and_a_batch_gives_what_each_picture_gives_alone(predictor):
+    sizes = [(40, 70), (50, 50), (40, 70), (70, 40), (41, 70), (40, 70)]
+    pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    alone = [predictor(one) for one in pictures]
+    assert isinstance(predictor(pictures[:1]), list) and predictor([]) == []
+    for batch_size in (1, 2, 6):
+        found = predictor(pictures, batch_size=batch_size)
+        assert len(found) == len(alone)
+        assert all(nearly_same(*pair) for pair in zip(found, alone, strict=True))
+        assert [one.semantic.shape for one in found] == sizes
+
+
+def test_only_pictures_of_one_size_share_a_forward_pass(checkpoint):
+    predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
+    passes = []
+    predict = predictor.model.predict
+
+    def note(examples):
+        passes.append([tuple(example["image"].shape[1:]) for example in examples])
+        return predict(examples)
+
+    predictor.model.predict = note
+    sizes = [(40, 70), (50, 50), (40, 70), (50, 50), (40, 70)]
+    predictor([picture(*size) for size in sizes], batch_size=3)
+    assert [len(one) for one in passes] == [2, 1, 1, 1]
+    assert all(len(set(one)) == 1 for one in passes)
+
+
+def test_a_stream_takes_no_more_than_a_batch_ahead(predictor):
+    taken = 0
+
+    def pictures():
+        nonlocal taken
+        for seed in range(100):
+            taken += 1
+            yield picture(seed=seed)
+
+    stream = predictor.stream(pictures(), kinds="semantic", batch_size=3)
+    assert taken == 0
+    first = next(stream)
+    assert taken == 3 and nearly_same(first, predictor(picture(seed=0), kinds="semantic"))
+    for _ in range(3):
+        next(stream)
+    assert taken == 6
+
+
+def test_a_stream_says_at_once_what_is_wrong_with_its_options(predictor):
+    with pytest.raises(ValueError, match="kinds: found 'x'"):
+        predictor.stream([], kinds="x")
+
+
+def test_several_threads_may_use_one_predictor(predictor):
+    expected = [predictor(picture(seed=seed)) for seed in range(4)]
+    found = {}
+
+    def work(seed):
+        found[seed] = predictor(picture(seed=seed))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(found[seed], expected[seed]) for seed in range(4))
+
+
+def test_forward_passes_take_turns(checkpoint):
+    predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
+    predict, running, most = predictor.model.predict, [], []
+
+    def note(examples):
+        running.append(1)
+        most.append(len(running))
+        try:
+            return predict(examples)
+        finally:
+            running.pop()
+
+    predictor.model.predict = note
+    threads = [threading.Thread(target=predictor, args=(picture(),)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 6
+
+
+# Other models and mistakes
+
+
+def test_a_model_that_classifies_pixels_gives_the_semantic_result(tmp_path):
+    settings = tiny_settings()
+    settings["MODEL"]["META_ARCHITECTURE"] = "SemanticSegmentor"
+    settings["MODEL"]["SEM_SEG_HEAD"]["NAME"] = "PerPixelBaselineHead"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    torch.manual_seed(0)
+    cfg = load_cfg(str(tmp_path / "config.yaml"))
+    write_weights(build_model(cfg).state_dict(), tmp_path / "x.pth", None, inference_data(cfg))
+    predictor = MaskFormerPredictor.from_pretrained(tmp_path / "x.pth", device="cpu")
+    assert predictor.kinds == ("semantic",)
+    found = predictor(picture())
+    example = predictor._inputs(picture())
+    with torch.no_grad():
+        shares, ids = predictor.model([example])[0]["sem_seg"].softmax(0).max(0)
+    assert np.array_equal(found.semantic, ids.numpy()) and len(ids.unique()) > 1
+    assert np.allclose(found.semantic_scores, shares.numpy(), atol=1e-6)
+    logits = predictor.logits(picture()).logits
+    assert logits.output_size == (40, 70) and logits.num_classes == 4
+    for kind in ("panoptic", "instance"):
+        with pytest.raises(ValueError, match=f"has no masks: it gives no {kind} result"):
+            predictor(picture(), kinds=kind)
+
+
+def test_a_large_picture_may_go_through_windows(checkpoint):
+    off = [f"MODEL.MASK_FORMER.TEST.{kind}_ON" for kind in ("PANOPTIC", "INSTANCE")]
+    opts = [*("TEST.SLIDING_WINDOW.SIZE", 64), *(word for key in off for word in (key, False))]
+    predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=opts)
+    found = predictor(picture(80, 200))
+    assert found.semantic.shape == (80, 200) and found.kinds == ["semantic"]
+
+
+def test_a_config_makes_a_predictor_too(checkpoint):
+    config, weights = checkpoint.with_name("tiny.yaml"), checkpoint.with_name("tiny.pth")
+    cfg = load_cfg(str(config), ["MODEL.WEIGHTS", str(weights)])
+    found = MaskFormerPredictor(cfg)
+    assert found.classes.names == NAMES and found.classes.thing_ids == [2, 3]
+    expected = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")(picture())
+    assert same(found(picture()), expected)
+
+
+def test_classes_of_another_number_are_refused(checkpoint):
+    cfg = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu").cfg
+    classes = mask_former.classes.Classes(["a"], [(0, 0, 0)], [False])
+    with pytest.raises(ValueError, match="classes: found 1, the model has 4"):
+        MaskFormerPredictor(cfg, classes)
+
+
+def test_a_picture_of_which_nothing_would_be_left_is_refused(predictor):
+    with pytest.raises(ValueError, match="9000×1 pixels is too thin"):
+        predictor(np.zeros((1, 9000, 3), np.uint8))
+
+
+# From a training, and as it stands in the README
+
+
+def test_the_output_of_a_training_serves_as_it_is_and_published(tmp_path, checkpoint):
+    write_tiny_model(tmp_path, PANOPTIC_ON=True, INSTANCE_ON=True)
+    output = tmp_path / "output"
+    output.mkdir()
+    words = ["OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2"]
+    words += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0"]
+    TinyTrainer.loaders = []
+    cfg = load_cfg(str(tmp_path / "tiny.yaml"), words)
+    model = train(cfg).model.eval()
+    (output / "config.yaml").write_text(cfg.dump())
+    alone = MaskFormerPredictor.from_pretrained(output / "model_final.pth", device="cpu")
+    state = alone.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    folder = MaskFormerPredictor.from_pretrained(output)
+    assert same(folder(picture()), alone(picture()))
+    assert folder.classes == alone.classes
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_the_pages_run_as_they_stand(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture(72, 96)).save("street.jpg")
+    names: dict = {}
+    for code in examples_of(page):
+        exec(code, names)
+    assert set(names["result"].kinds) & set(KINDS)
+    drawn = Image.open("street_masks.png")
+    assert drawn.width >= 96 and drawn.height >= 72
