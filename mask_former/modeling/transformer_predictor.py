@@ -20,7 +20,9 @@ __all__ = ["TransformerPredictor", "build_predictor"]
 def build_predictor(cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> nn.Module:
     """The predictor that ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` names.
 
-    Its contract: ``forward(feature_map, mask_features) -> Outputs``.
+    Its contract: ``forward(feature_map, mask_features) -> Outputs``. A predictor that also has
+    ``query_states(feature_map) -> L×B×Q×C`` and ``predict(states, mask_features) -> [Prediction]``
+    shows every layer to :func:`~mask_former.inner_outputs.inner_outputs`.
     """
     key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
     predictor = lookup(PREDICTOR_REGISTRY, cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME, key)
@@ -113,15 +115,23 @@ class TransformerPredictor(nn.Module):
             with deep supervision and is empty otherwise. Without mask classification there are
             no ``pred_logits``.
         """
-        states = self.transformer(self.input_proj(feature_map), self.query_embed.weight)
+        states = self.query_states(feature_map)
         if not (self.training and self.deep_supervision):
             states = states[-1:]
+        layers = self.predict(states, mask_features)
+        return cast(Outputs, {**layers[-1], "aux_outputs": layers[:-1]})
+
+    def query_states(self, feature_map: Tensor) -> Tensor:
+        """The normalised state of the queries after each decoder layer: L×B×Q×C."""
+        return self.transformer(self.input_proj(feature_map), self.query_embed.weight)
+
+    def predict(self, states: Tensor, mask_features: Tensor) -> list[Prediction]:
+        """What each layer says, from the queries' states L×B×Q×C."""
         masks = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(states), mask_features)
         parts = {"pred_masks": masks.unbind()}
         if self.class_embed is not None:
             parts["pred_logits"] = self.class_embed(states).unbind()
-        layers = [
+        return [
             cast(Prediction, dict(zip(parts, values, strict=True)))
             for values in zip(*parts.values(), strict=True)
         ]
-        return cast(Outputs, {**layers[-1], "aux_outputs": layers[:-1]})

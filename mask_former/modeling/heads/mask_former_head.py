@@ -65,6 +65,20 @@ class MaskFormerHead(nn.Module):
     def predict(self, features: dict[str, Tensor]) -> Outputs:
         """The same, for heads that make something else of the set."""
         mask_features, encoded = self.pixel_decoder.forward_features(features)
+        return self.predictor(self.feature_map(features, mask_features, encoded), mask_features)
+
+    def feature_map(
+        self, features: dict[str, Tensor], mask_features: Tensor, encoded: Tensor | None
+    ) -> Tensor:
+        """The map that the queries look at, of those that there are.
+
+        Args:
+            features: backbone maps by name.
+            mask_features, encoded: what the pixel decoder gives.
+
+        Raises:
+            ValueError: if it is the encoder's, and the pixel decoder has none.
+        """
         maps = {**features, "transformer_encoder": encoded, "pixel_embedding": mask_features}
         feature_map = maps[self.transformer_in_feature]
         if feature_map is None:
@@ -73,4 +87,4 @@ class MaskFormerHead(nn.Module):
                 f"decoder {type(self.pixel_decoder).__name__} has no encoder: use "
                 "'TransformerEncoderPixelDecoder', or 'res5'."
             )
-        return self.predictor(feature_map, mask_features)
+        return feature_map

@@ -1,0 +1,244 @@
+"""From the logits of a batch to maps, as ``MaskFormerImageProcessor`` makes them.
+
+Everywhere ``outputs`` is a mapping with ``pred_logits`` B×Q×(K+1) and ``pred_masks`` B×Q×h×w, as
+our models give it, or with ``class_queries_logits`` and ``masks_queries_logits``, as theirs do.
+No function holds maps of all queries at the result's size, but for masks that are the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from ..inference import instance_inference, semantic_inference, semantic_map
+from ..inference.panoptic import segment_ids
+from ..inference.semantic import best_classes
+from ..layers import LazyMasks, largest
+from .pictures import Picture, Size, Sizes, pictures_of
+
+__all__ = [
+    "PostProcessed",
+    "PostProcessedSegment",
+    "post_process_instance",
+    "post_process_panoptic",
+    "post_process_semantic",
+]
+
+Form = Literal["id_map", "masks", "rle"]
+
+
+class PostProcessedSegment(TypedDict):
+    """A segment or an instance."""
+
+    id: int
+    """Its value in the map of ids; its place among masks."""
+    label_id: int
+    """Class id."""
+    was_fused: bool
+    """Whether its class is one whose segments become one."""
+    score: float
+    """In [0, 1]; the largest one, where segments were fused."""
+
+
+class PostProcessed(TypedDict):
+    """The panoptic or instance result of one picture."""
+
+    segmentation: Any
+    """Ids H×W, int32; or n masks: n×H×W, bool, or a list of COCO RLE dicts."""
+    segments_info: list[PostProcessedSegment]
+    """In the order of their ids."""
+
+
+def post_process_semantic(
+    outputs: Mapping[str, Any],
+    target_sizes: Sizes | None = None,
+    *,
+    image_sizes: Sizes | None = None,
+) -> list[Tensor]:
+    """The best class of every pixel.
+
+    Args:
+        outputs: of a batch; see the module.
+        target_sizes: (H, W) of each picture's result; by default that of the mask logits, or the
+            image's.
+        image_sizes: (height, width) of each picture in the padded input, in the pixels of the
+            network's input, four to a cell of the mask logits. With it the results are made as
+            ``MaskFormer`` makes them: mask logits are enlarged to the padded input, cropped to the
+            image and brought to the target size before anything else. Without it, as
+            ``transformers`` has it, padding is stretched into the result, and it is the result
+            that is resized.
+
+    Returns:
+        H×W, int64, class ids: one map a picture.
+
+    Raises:
+        KeyError: if ``outputs`` has neither pair of names.
+        ValueError: if there is not one size a picture, or an image is larger than the input.
+    """
+    return [_semantic(picture) for picture in pictures_of(outputs, target_sizes, image_sizes)]
+
+
+def _semantic(picture: Picture) -> Tensor:
+    mask_cls, masks, size = picture
+    if size is None:
+        return semantic_map(mask_cls, masks)
+    scores = LazyMasks.of(semantic_inference(mask_cls, masks)).resize(size)
+    return best_classes(scores.bands(), size, mask_cls.device)[0]
+
+
+def post_process_panoptic(
+    outputs: Mapping[str, Any],
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    label_ids_to_fuse: Iterable[int] | None = None,
+    target_sizes: Sizes | None = None,
+    *,
+    image_sizes: Sizes | None = None,
+) -> list[PostProcessed]:
+    """Each pixel to one segment.
+
+    Queries stay whose best class is real and more probable than ``threshold``. Each pixel goes to
+    the largest class probability × mask probability. A query that wins no more than
+    ``overlap_mask_area_threshold`` of its own mask, where that product is ``mask_threshold`` or
+    more, is dropped, and what it won is void.
+
+    Args:
+        outputs, target_sizes, image_sizes: see :func:`post_process_semantic`.
+        threshold, mask_threshold, overlap_mask_area_threshold: in [0, 1].
+        label_ids_to_fuse: the classes whose segments become one; by default none.
+
+    Returns:
+        One result a picture: ids H×W, int32, from 1, 0 being void, and the segments.
+
+    Raises:
+        KeyError, ValueError: as :func:`post_process_semantic`.
+    """
+    fuse = set(label_ids_to_fuse or ())
+    return [
+        _panoptic(picture, threshold, mask_threshold, overlap_mask_area_threshold, fuse)
+        for picture in pictures_of(outputs, target_sizes, image_sizes)
+    ]
+
+
+def _panoptic(
+    picture: Picture,
+    threshold: float,
+    mask_threshold: float,
+    overlap_threshold: float,
+    fuse: set[int],
+) -> PostProcessed:
+    mask_cls, masks, size = picture
+    scores, labels = mask_cls.softmax(-1).max(-1)
+    keep = (labels != mask_cls.shape[-1] - 1) & (scores > threshold)
+    scores, labels = scores[keep], labels[keep]
+    probability = masks[keep].sigmoid().resize(size)
+    winner = torch.zeros(probability.size, dtype=torch.int64, device=scores.device)
+    if not len(scores):
+        return PostProcessed(segmentation=winner.int(), segments_info=[])
+    own = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    for rows, band in probability.bands():
+        band = band * scores[:, None]
+        own += (band >= mask_threshold).sum((0, 2))
+        winner[rows] = largest(band)[0]
+    won = torch.bincount(winner.flatten(), minlength=len(scores))
+    share = (won / own).double()  # as transformers compares: 4 of 5 is more than 0.8, in fp32
+    solid = (won > 0) & (own > 0) & (share > overlap_threshold)
+    ids, segments = segment_ids(winner, scores, labels, solid, things=set(), fuse=fuse)
+    return PostProcessed(
+        segmentation=ids,
+        segments_info=[
+            PostProcessedSegment(
+                id=segment["id"],
+                label_id=segment["category_id"],
+                was_fused=segment["category_id"] in fuse,
+                score=segment["score"],
+            )
+            for segment in segments
+        ],
+    )
+
+
+def post_process_instance(
+    outputs: Mapping[str, Any],
+    threshold: float = 0.5,
+    target_sizes: Sizes | None = None,
+    *,
+    form: Form = "id_map",
+    image_sizes: Sizes | None = None,
+) -> list[PostProcessed]:
+    """The best Q of all (query, class) pairs, those with ``threshold`` or more.
+
+    A pair scores its class probability × the mean mask probability inside the mask (σ > 0.5).
+    Empty masks are left out. Without ``image_sizes`` masks are made at the size of the logits and
+    enlarged to the nearest, as ``transformers`` has it; with them, edges are smooth.
+
+    Args:
+        outputs, target_sizes, image_sizes: see :func:`post_process_semantic`.
+        threshold: in [0, 1].
+        form: of ``segmentation``. ``id_map``: H×W int32, ids from 0, -1 where no instance is, and
+            of several at one pixel the last. ``masks``: n×H×W bool. ``rle``: a list of n COCO run
+            length encodings, ``{"size": [H, W], "counts": str}``, as pycocotools has them.
+
+    Returns:
+        One result a picture.
+
+    Raises:
+        KeyError, ValueError: as :func:`post_process_semantic`, and for an unknown ``form``.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}.")
+    return [
+        _instances(picture, threshold, form)
+        for picture in pictures_of(outputs, target_sizes, image_sizes)
+    ]
+
+
+def _instances(picture: Picture, threshold: float, form: Form) -> PostProcessed:
+    mask_cls, logits, size = picture
+    topk = len(mask_cls)
+    if size is None:  # the masks are large: make only those that can reach the threshold
+        candidates = mask_cls.softmax(-1)[:, :-1] >= threshold
+        topk = min(topk, int(candidates.sum()))
+    found = instance_inference(mask_cls, logits, topk=topk)
+    found = found[found.scores >= threshold]
+    masks = _resize_nearest(found.pred_masks, size or logits.size)
+    solid = masks.flatten(1).any(1)
+    masks, scores, labels = masks[solid], found.scores[solid], found.pred_classes[solid]
+    segments = [
+        PostProcessedSegment(id=place, label_id=label, was_fused=False, score=score)
+        for place, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
+    ]
+    return PostProcessed(segmentation=_in_form(masks, form), segments_info=segments)
+
+
+def _resize_nearest(masks: Tensor, size: Size) -> Tensor:
+    """n×h×w, bool, brought to n×H×W."""
+    if tuple(masks.shape[1:]) == size:
+        return masks
+    if not len(masks):  # torch does not enlarge nothing
+        return masks.new_zeros((0, *size))
+    return F.interpolate(masks[None].byte(), size=size, mode="nearest")[0].bool()
+
+
+def _in_form(masks: Tensor, form: Form) -> Any:
+    """Masks n×H×W, bool, as :func:`post_process_instance` gives them."""
+    if form == "masks":
+        return masks
+    if form == "rle":
+        return [_rle(mask) for mask in masks.cpu().numpy()]
+    ids = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
+    for place, mask in enumerate(masks):
+        ids[mask] = place
+    return ids
+
+
+def _rle(mask: np.ndarray[Any, Any]) -> dict[str, Any]:
+    encoded: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}

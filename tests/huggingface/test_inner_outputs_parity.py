@@ -1,0 +1,74 @@
+"""Inner outputs beside those of transformers' model, through our converter."""
+
+import pytest
+import torch
+
+from mask_former.huggingface import read_huggingface_folder
+from mask_former.inner_outputs import inner_outputs
+from tests.huggingface_models import (
+    SMALL,
+    model_of,
+    random_images,
+    save_theirs,
+    their_model,
+)
+
+
+def assert_same(found, expected):
+    assert found.shape == expected.shape
+    assert expected.std() > 0.05, "the outputs say nothing"
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def both(kind, size, folder, auxiliary=False):
+    """Theirs and ours of the same images, and their model."""
+    theirs = their_model(kind)
+    ours = model_of(read_huggingface_folder(save_theirs(theirs, folder)))
+    normalised = random_images(*size)
+    theirs.config.use_auxiliary_loss = auxiliary  # with it they give the logits of all layers
+    with torch.no_grad():
+        expected = theirs(
+            pixel_values=normalised, output_hidden_states=True, output_auxiliary_logits=auxiliary
+        )
+    return theirs, expected, inner_outputs(ours, normalised * ours.pixel_std + ours.pixel_mean)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("size", [(64, 96), (160, 32)], ids=str)
+def test_inner_outputs_are_theirs(kind, size, tmp_path):
+    theirs, expected, found = both(kind, size, tmp_path)
+    maps = [found.backbone[name] for name in sorted(found.backbone)]
+    assert len(maps) == len(expected.encoder_hidden_states) == 4
+    for one, other in zip(maps, expected.encoder_hidden_states, strict=True):
+        assert_same(one, other)
+    assert_same(found.mask_features, expected.pixel_decoder_last_hidden_state)
+    assert found.encoder_memory is None  # theirs has no such encoder
+
+    # Theirs: the queries' zero content first, then each layer without the decoder's final norm,
+    # the last one with it. Ours: each layer with it.
+    zero, *states = expected.transformer_decoder_hidden_states
+    assert zero.abs().max() == 0
+    norm = theirs.model.transformer_module.decoder.layernorm
+    states = [norm(state) for state in states[:-1]] + states[-1:]
+    assert len(found.layers) == len(states) == 2
+    for layer, state in zip(found.layers, states, strict=True):
+        assert_same(layer.query_states, state)
+        assert_same(layer.pred_logits, theirs.class_predictor(state))
+        kernels = theirs.mask_embedder(state)
+        masks = torch.einsum("bqc,bchw->bqhw", kernels, expected.pixel_decoder_last_hidden_state)
+        assert_same(layer.pred_masks, masks)
+    assert_same(found.layers[-1].pred_logits, expected.class_queries_logits)
+    assert_same(found.layers[-1].pred_masks, expected.masks_queries_logits)
+
+
+@torch.no_grad()
+def test_what_earlier_layers_say_is_said_of_normalised_states(tmp_path):
+    """Theirs says it of the states before the norm, and of the zero content too."""
+    theirs, expected, found = both("Swin", (64, 96), tmp_path, auxiliary=True)
+    zero, first, _ = expected.transformer_decoder_hidden_states
+    said = [layer["class_queries_logits"] for layer in expected.auxiliary_logits]
+    assert len(said) == 2
+    for logits, state in zip(said, (zero, first), strict=True):
+        torch.testing.assert_close(logits, theirs.class_predictor(state))
+    assert (found.layers[0].pred_logits - said[1]).abs().max() > 0.01
