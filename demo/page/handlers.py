@@ -1,0 +1,200 @@
+"""What happens when something on the page is used. No layout here."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from mask_former.errors import one_line
+
+from .models import Models
+from .pictures import Picture, Settings
+from .sessions import Sessions
+from .uploads import Limits, is_video, read_picture
+from .videos import draw_video
+from .viewer import MAX_SIDE, NOTHING, message, preview, view
+
+__all__ = ["FAILURES", "SESSION_LIFETIME", "Page"]
+
+logger = logging.getLogger("mask_former.page")
+
+SESSION_LIFETIME = 30 * 60.0
+"""Seconds after which the picture of a visitor who does nothing is forgotten."""
+FAILURES = (OSError, KeyError, ValueError, RuntimeError, MemoryError)
+"""What one request may fail with; its visitor is told why, and the page goes on."""
+
+_PREVIEW_SECONDS = 0.5  # between the frames of a video that are shown while it is drawn
+
+Shown = tuple[Any, Any, str]
+"""New values of the viewer, the video and the line below them."""
+
+
+class Page:
+    """The page's memory, and one method for each thing that can be done."""
+
+    def __init__(
+        self,
+        models: Models,
+        limits: Limits,
+        folder: Path,
+        max_sessions: int,
+        lifetime: float = SESSION_LIFETIME,
+    ) -> None:
+        """
+        Args:
+            models: the checkpoints to choose from.
+            limits: of what can be dropped in.
+            folder: for the files that are made to be downloaded, a subfolder a session.
+            max_sessions: of how many visitors a picture is kept.
+            lifetime: seconds; see `SESSION_LIFETIME`.
+        """
+        self.models = models
+        self.limits = limits
+        self._folder = folder
+        self._pictures: Sessions[Picture] = Sessions(max_sessions, lifetime)
+        self._at_work: set[str] = set()  # sessions whose picture or video is being worked on
+
+    def defaults(self, model: str) -> Settings:
+        """Where the controls stand for a checkpoint, from its config.
+
+        Raises:
+            OSError, KeyError, ValueError: if it cannot be loaded.
+        """
+        predictor = self.models.get(model)
+        test = predictor.cfg.MODEL.MASK_FORMER.TEST
+        return Settings(
+            kind=next(iter(predictor.kinds), "semantic"),
+            object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+            overlap_threshold=test.OVERLAP_THRESHOLD,
+            min_score=0.5,
+            min_share=0.0,
+            opacity=0.5,
+        )
+
+    def analyze(
+        self, request: gr.Request, upload: str | None, model: str, *settings: Any
+    ) -> Iterator[Shown]:
+        """Run the network on what was dropped in.
+
+        A video is drawn here, and shown meanwhile; a picture is kept for :meth:`show`, so that it
+        is drawn with the settings that hold when the network is done.
+        """
+        session = str(request.session_hash)
+        self._pictures.drop(session)
+        self._at_work.add(session)
+        try:
+            if upload is None:
+                yield None, _no_video(), ""
+            elif is_video(path := Path(upload)):
+                yield from self._video(path, model, Settings(*settings), session)
+            else:
+                self._picture(path, model, session)
+                yield gr.skip(), _no_video(), gr.skip()
+        except FAILURES as error:
+            yield message(_reason(error)), _no_video(), ""
+        finally:
+            self._at_work.discard(session)
+
+    def _picture(self, path: Path, model: str, session: str) -> None:
+        image = read_picture(path, self.limits)
+        predictor = self.models.get(model)
+        start = time.perf_counter()
+        logits = predictor.logits(image)
+        seconds = time.perf_counter() - start
+        height, width = image.shape[:2]
+        summary = f"{path.name} · {width}×{height} · one forward pass: {seconds:.2f} s"
+        self._pictures.put(session, Picture(logits, path.stem, summary))
+
+    def _video(self, path: Path, model: str, settings: Settings, session: str) -> Iterator[Shown]:
+        predictor, limit = self.models.get(model), self.limits.frames
+        output = self._fresh_folder(session) / f"{path.stem}_{settings.kind}.webm"
+        start = shown = time.perf_counter()
+        for frame in draw_video(predictor, path, settings, self.limits, output):
+            now = time.perf_counter()
+            if frame.done == 1 or now - shown > _PREVIEW_SECONDS:
+                shown = now
+                total = min(frame.in_file or limit, limit)
+                line = f"{path.name} · frame {frame.done} of {total}"
+                yield preview(frame.picture), _no_video(), line
+        line = f"{path.name} · {frame.done} frames · {(now - start) / frame.done:.2f} s a frame"
+        if frame.broken:
+            line += f" · {frame.broken} broken frames left out"
+        if (frame.in_file or limit + 1) > limit <= frame.done + frame.broken:
+            line += f" · the page stops after {limit} (--max-frames)"
+        yield NOTHING, gr.update(value=str(output), visible=True), line
+
+    def show(self, request: gr.Request, *settings: Any) -> tuple[Any, Any]:
+        """The kept picture at these settings, without a forward pass: viewer and line."""
+        picture = self._pictures.get(str(request.session_hash))
+        if picture is None:
+            return gr.skip(), gr.skip()
+        chosen = Settings(*settings)
+        start = time.perf_counter()
+        try:
+            shown = view(picture.result(chosen, MAX_SIDE), chosen.kind, chosen.opacity)
+        except FAILURES as error:
+            return message(_reason(error)), ""
+        return shown, f"{picture.summary} · drawn in {time.perf_counter() - start:.2f} s"
+
+    def redraw(self, request: gr.Request, upload: str | None, *settings: Any) -> tuple[Any, Any]:
+        """The same when a control was moved: says what to do where no picture is kept."""
+        session = str(request.session_hash)
+        there = self._pictures.get(session) is not None
+        if there or session in self._at_work or upload is None or not Path(upload).is_file():
+            return self.show(request, *settings)
+        try:
+            if is_video(Path(upload)):
+                return gr.skip(), "Run again draws the video with these settings."
+        except ValueError:  # it was said when the file came
+            return gr.skip(), gr.skip()
+        return message("This picture was put away. Run again brings it back."), ""
+
+    def pack(self, request: gr.Request, formats: list[str], *settings: Any) -> str | None:
+        """Make the archive to download: its path, or None, with a warning that says why."""
+        session = str(request.session_hash)
+        picture = self._pictures.get(session)
+        if picture is None:
+            gr.Warning(
+                "There is no picture whose result could be downloaded: drop one in first. (A video "
+                "has a button of its own.)"
+            )
+            return None
+        try:
+            return str(picture.pack(Settings(*settings), formats, self._fresh_folder(session)))
+        except FAILURES as error:
+            gr.Warning(_reason(error))
+            return None
+
+    def forget(self, request: gr.Request) -> None:
+        """A visitor has left."""
+        session = str(request.session_hash)
+        self._pictures.drop(session)
+        shutil.rmtree(self._session_folder(session), ignore_errors=True)
+
+    def _session_folder(self, session: str) -> Path:
+        return self._folder / f"session_{''.join(filter(str.isalnum, session))}"
+
+    def _fresh_folder(self, session: str) -> Path:
+        folder = self._session_folder(session)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+
+def _no_video() -> Any:
+    return gr.update(value=None, visible=False)
+
+
+def _reason(error: BaseException) -> str:
+    """What the visitor is told, and the log."""
+    text = one_line(error)
+    if isinstance(error, MemoryError) or "out of memory" in text:
+        text = "There is not enough memory for that. Make the picture smaller and try again."
+    logger.warning(text)
+    return text

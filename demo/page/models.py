@@ -1,0 +1,85 @@
+"""The checkpoints that the page offers, each loaded when it is first asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mask_former import MaskFormerPredictor
+
+__all__ = ["Models", "display_names"]
+
+
+class Models:
+    """Predictors by name; those used last stay in memory. Safe between threads."""
+
+    def __init__(
+        self, sources: Sequence[str], load: Callable[[str], MaskFormerPredictor], keep: int
+    ) -> None:
+        """
+        Args:
+            sources: paths, URLs or names of checkpoints; the first is the page's default.
+            load: makes a predictor of a source.
+            keep: how many stay in memory, at least 1.
+
+        Raises:
+            ValueError: if there is no source, or nothing is to be kept.
+        """
+        if not sources or keep < 1:
+            raise ValueError(
+                f"{len(sources)} checkpoints, {keep} kept in memory: at least 1 of each is needed"
+            )
+        self._sources = dict(zip(display_names(sources), sources, strict=True))
+        self._load = load
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[str, MaskFormerPredictor] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        """What the page calls the checkpoints, the default first."""
+        return list(self._sources)
+
+    @property
+    def loaded(self) -> list[str]:
+        """The names of those in memory, the one used last at the end."""
+        return list(self._loaded)
+
+    def get(self, name: str) -> MaskFormerPredictor:
+        """The predictor of that name, loaded if need be.
+
+        Raises:
+            KeyError: if the page offers no such checkpoint.
+            OSError, ValueError: if it cannot be loaded.
+        """
+        if name not in self._sources:
+            raise KeyError(f"There is no checkpoint {name!r} here, only {self.names}.")
+        with self._lock:
+            if name not in self._loaded:
+                while len(self._loaded) >= self._keep:
+                    self._loaded.popitem(last=False)  # first, so that both are never held at once
+                self._loaded[name] = self._load(self._sources[name])
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+
+
+def display_names(sources: Sequence[str]) -> list[str]:
+    """A short name for each source: the end of its path, as much of it as makes it unlike others.
+
+    The checkpoint files of trainings are mostly called the same, so their folder is named as well.
+    """
+    paths = [Path(source) for source in dict.fromkeys(sources)]
+    if len(paths) < len(sources):
+        raise ValueError(f"A checkpoint is named twice: {list(sources)}")
+    names = [path.name for path in paths]
+    for length in range(2, max(len(path.parts) for path in paths) + 1):
+        twice = {name for name in names if names.count(name) > 1}
+        if not twice:
+            break
+        names = [
+            "/".join(path.parts[-length:]) if name in twice else name
+            for name, path in zip(names, paths, strict=True)
+        ]
+    return names

@@ -1,0 +1,160 @@
+"""A picture, what the network said of it, and what the sliders make of that."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mask_former.predictor import PictureLogits
+from mask_former.results import InstanceResult, Result
+
+__all__ = ["FORMATS", "Picture", "Settings", "reduce"]
+
+FORMATS = {
+    "panoptic": ["overlay", "panoptic-coco", "npz"],
+    "instance": ["overlay", "instances-coco", "npz"],
+    "semantic": ["overlay", "semantic-png", "npz"],
+}
+"""The files that each kind of result can be downloaded as."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the page's controls stand; all shares are in [0, 1]."""
+
+    kind: str
+    """"panoptic", "instance" or "semantic"."""
+    object_mask_threshold: float
+    """Panoptic: the class probability that a segment needs."""
+    overlap_threshold: float
+    """Panoptic: the part of its own mask that a segment must keep."""
+    min_score: float
+    """Instance: the score that an instance needs."""
+    min_share: float
+    """Semantic: the share of all classes' scores that a pixel's best class needs."""
+    opacity: float
+    """Of the paint."""
+
+
+class Picture:
+    """Results of one forward pass, at any thresholds."""
+
+    def __init__(self, logits: PictureLogits, name: str, summary: str = "") -> None:
+        """
+        Args:
+            logits: of the picture.
+            name: its file's, without suffix: downloads are called so.
+            summary: what there is to say of the picture and its forward pass, in a line.
+        """
+        self.name = name
+        self.summary = summary
+        self._logits = logits
+        self._results: dict[str, tuple[tuple[float, float], Result]] = {}
+        self._small: dict[str, tuple[Result, Result]] = {}  # of each kind, and what it was made of
+
+    def result(self, settings: Settings, max_side: int | None = None) -> Result:
+        """What the settings leave of the result, for drawing and for downloads alike.
+
+        Args:
+            settings: the thresholds, and the kind of result.
+            max_side: longer side, in pixels, to which a larger picture is reduced with its result.
+
+        Raises:
+            ValueError: if the model cannot give that kind of result.
+        """
+        result = self._whole(settings)
+        if max_side is not None:
+            result = self._reduced(settings.kind, result, max_side)
+        if settings.kind == "instance" and result.instances is not None:
+            return replace(result, instances=_at_least(result.instances, settings.min_score))
+        if result.semantic is not None and result.semantic_scores is not None:
+            semantic = result.semantic.copy()
+            semantic[result.semantic_scores < settings.min_share] = -1
+            return replace(result, semantic=semantic)
+        return result
+
+    def _reduced(self, kind: str, result: Result, max_side: int) -> Result:
+        if kind not in self._small or self._small[kind][0] is not result:
+            self._small[kind] = result, reduce(result, max_side)
+        return self._small[kind][1]
+
+    def _whole(self, settings: Settings) -> Result:
+        """The result before a threshold that only leaves things out; the last of its kind is kept.
+
+        Two of the sliders decide which segments there are: theirs is worked out anew.
+        """
+        kind, thresholds = settings.kind, (0.0, 0.0)
+        if kind == "panoptic":
+            thresholds = settings.object_mask_threshold, settings.overlap_threshold
+        if kind not in self._results or self._results[kind][0] != thresholds:
+            result = self._logits.result(
+                [kind], object_mask_threshold=thresholds[0], overlap_threshold=thresholds[1]
+            )
+            self._results[kind] = thresholds, result
+        return self._results[kind][1]
+
+    def pack(self, settings: Settings, formats: list[str], folder: Path) -> Path:
+        """Write the result to files and pack them.
+
+        Args:
+            settings: of the result.
+            formats: of `FORMATS[settings.kind]`, at least one.
+            folder: where the archive goes; made if need be.
+
+        Returns:
+            the archive, NAME_KIND.zip in a folder of its own.
+
+        Raises:
+            ValueError: if no format is asked for, or the model has no such result.
+        """
+        formats = [one for one in formats if one in FORMATS[settings.kind]]
+        if not formats:
+            raise ValueError(f"Choose at least one of {', '.join(FORMATS[settings.kind])}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        result = self.result(settings)
+        with tempfile.TemporaryDirectory() as files:
+            result.save(files, *formats, name=self.name)
+            base = Path(tempfile.mkdtemp(dir=folder)) / f"{self.name}_{settings.kind}"
+            return Path(shutil.make_archive(str(base), "zip", files))
+
+
+def reduce(result: Result, max_side: int) -> Result:
+    """The same with every map brought to at most ``max_side`` pixels (nearest)."""
+    height, width = result.image.shape[:2]
+    factor = max_side / max(height, width)
+    if factor >= 1:
+        return result
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    image = Image.fromarray(result.image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
+    columns, rows = (
+        ((np.arange(few) + 0.5) * many / few).astype(int)
+        for few, many in zip(size, (width, height), strict=True)
+    )
+    place = np.ix_(rows, columns)
+    panoptic, instances = result.panoptic, result.instances
+    return replace(
+        result,
+        image=np.asarray(image),
+        semantic=None if result.semantic is None else result.semantic[place],
+        semantic_scores=None if result.semantic_scores is None else result.semantic_scores[place],
+        panoptic=panoptic and panoptic._replace(ids=panoptic.ids[place]),
+        instances=instances
+        and replace(instances, masks=instances.masks[:, rows[:, None], columns[None]]),
+    )
+
+
+def _at_least(instances: InstanceResult, min_score: float) -> InstanceResult:
+    """Those that score enough; they are sorted by score."""
+    count = int((instances.scores >= min_score).sum())
+    return InstanceResult(
+        instances.masks[:count],
+        instances.boxes[:count],
+        instances.scores[:count],
+        instances.class_ids[:count],
+        instances.class_names[:count],
+    )

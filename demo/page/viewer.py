@@ -1,0 +1,111 @@
+"""The result on the page: a picture that says what lies under the cursor, and a legend.
+
+Beside the drawn picture the browser gets an id map (and, for semantic results, a map of scores), so
+that pointing at a place asks nothing of the server.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mask_former.results import Result
+from mask_former.visualization import Overlay, draw
+
+__all__ = ["MAX_SIDE", "NOTHING", "message", "preview", "view"]
+
+MAX_SIDE = 1280
+"""Longer side, in pixels, of what is sent to the browser; downloads keep the picture's own size."""
+MIN_SIDE = 400
+"""Smaller pictures are drawn enlarged by a whole factor: names need room."""
+
+NOTHING = {"nothing": True}
+"""Takes no room, where a video stands in place of a picture; None asks for one."""
+
+
+def message(text: str) -> dict[str, Any]:
+    """What stands where the picture would, for one that cannot be shown."""
+    return {"message": text}
+
+
+def preview(picture: NDArray[np.uint8]) -> dict[str, Any]:
+    """A drawn picture (H×W×3) alone, as the frames of a video are shown while they are drawn."""
+    small = picture[:: _step(picture.shape), :: _step(picture.shape)]
+    return {"picture": _jpeg(small), "width": small.shape[1], "height": small.shape[0]}
+
+
+def view(result: Result, kind: str, opacity: float) -> dict[str, Any]:
+    """What the browser needs to show one result, in plain data; it should be at most `MAX_SIDE`.
+
+    Returns:
+        kind: of the result.
+        picture: the drawing, a data URL.
+        width, height: of the maps, in pixels; the drawing may have a multiple of them.
+        ids: the id map, 0 where nothing is, ``i`` for ``regions[i - 1]``: uint16, little endian, by
+            rows, zlib, base64.
+        scores: None, or for each pixel its class's share in [0, 255]: uint8, packed likewise.
+        regions: dicts of name, score in [0, 1], color, and area as a share of the picture.
+    """
+    overlay = result.overlay(kind, 0.0)
+    image, ids = result.image, overlay.ids
+    height, width = ids.shape
+    scale = max(1, min(MIN_SIDE // min(ids.shape), 4 * MIN_SIDE // max(ids.shape)))
+    areas = np.bincount(ids.ravel(), minlength=len(overlay.regions) + 1)[1:]
+    scores = None
+    if kind == "semantic" and result.semantic_scores is not None:
+        scores = _pack(result.semantic_scores * 255, np.uint8)
+    regions = [
+        {"name": name, "score": score, "color": "rgb({}, {}, {})".format(*region.color)}
+        for region, (name, score) in zip(
+            overlay.regions, _names_and_scores(result, kind, overlay), strict=True
+        )
+    ]
+    for region, area in zip(regions, areas, strict=True):
+        region["area"] = float(area) / ids.size
+    return {
+        "kind": kind,
+        "picture": _jpeg(draw(image, overlay, opacity, scale)),
+        "width": width,
+        "height": height,
+        "ids": _pack(ids, np.dtype("<u2")),
+        "scores": scores,
+        "regions": regions,
+    }
+
+
+def _names_and_scores(result: Result, kind: str, overlay: Overlay) -> list[tuple[str, float]]:
+    """Of each region of an overlay: they are in the result's order."""
+    if kind == "panoptic" and result.panoptic is not None:
+        names = result.classes.names
+        return [(names[s["category_id"]], s["score"]) for s in result.panoptic.segments]
+    if kind == "instance" and result.instances is not None:
+        return list(
+            zip(result.instances.class_names, result.instances.scores.tolist(), strict=True)
+        )
+    if result.semantic_scores is None:
+        return [(region.label, 1.0) for region in overlay.regions]
+    sums = np.bincount(overlay.ids.ravel(), result.semantic_scores.ravel())
+    counts = np.bincount(overlay.ids.ravel())
+    means = (sums / np.maximum(counts, 1))[1:].tolist()
+    return [(region.label, mean) for region, mean in zip(overlay.regions, means, strict=True)]
+
+
+def _step(shape: tuple[int, ...]) -> int:
+    return -(-max(shape) // MAX_SIDE)
+
+
+def _pack(values: NDArray[Any], dtype: Any) -> str:
+    """Exact and small: an image would pass through the browser's colour management."""
+    return base64.b64encode(zlib.compress(values.astype(dtype).tobytes(), 1)).decode()
+
+
+def _jpeg(picture: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=90, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,470 @@
+"""demo/app.py, without a browser: what the page keeps, refuses, shows and packs."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.util
+import json
+import socket
+import sys
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_former import MaskFormerPredictor
+from mask_former.prediction.media import VideoReader, VideoWriter
+from tests.tiny_model import NAMES, write_tiny_model
+
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+VISITOR = SimpleNamespace(session_hash="visitor1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """`page` is imported as demo/app.py does, from its own folder."""
+    sys.path.insert(0, str(DEMO))
+    yield
+    sys.path.remove(str(DEMO))
+
+
+@pytest.fixture
+def part():
+    """Imports a file of demo/page."""
+    return lambda name: importlib.import_module(f"page.{name}")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_model(
+        tmp_path_factory.mktemp("model"),
+        PANOPTIC_ON=True,
+        INSTANCE_ON=True,
+        OBJECT_MASK_THRESHOLD=0.25,
+        OVERLAP_THRESHOLD=0.1,
+    )
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny):
+    return MaskFormerPredictor.from_pretrained(tiny[1], config_file=tiny[0], device="cpu")
+
+
+@pytest.fixture
+def passes(predictor):
+    """Grows by one with each forward pass."""
+    seen = []
+    hook = predictor.model.backbone.register_forward_hook(lambda *_: seen.append(1))
+    yield seen
+    hook.remove()
+
+
+@pytest.fixture
+def settings(part):
+    return part("pictures").Settings("panoptic", 0.25, 0.1, 0.1, 0.0, 0.5)
+
+
+@pytest.fixture
+def page(part, predictor, tmp_path, monkeypatch):
+    """A page of one checkpoint; `page.said` holds what its visitor was warned of."""
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
+    models = part("models").Models(["tiny.pth"], lambda source: predictor, keep=1)
+    limits = part("uploads").Limits(megapixels=1, frames=4)
+    page = part("handlers").Page(models, limits, tmp_path / "files", max_sessions=2)
+    page.said = []
+    monkeypatch.setattr(gradio, "Warning", page.said.append)
+    return page
+
+
+def pixels(seed=0, size=(96, 64)):
+    squares = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(squares).resize(size, Image.Resampling.NEAREST))
+
+
+def make_picture(path, **options):
+    Image.fromarray(pixels(**options)).save(path)
+    return path
+
+
+def make_video(path, frames):
+    writer = VideoWriter(path, fps=5)
+    for seed in range(frames):
+        writer.write(pixels(seed))
+    writer.close()
+    return path
+
+
+def unpack(text, dtype, shape):
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).reshape(shape)
+
+
+def values(settings):
+    return tuple(vars(settings).values())
+
+
+# Sessions
+
+
+def test_a_session_keeps_its_last_value_only(part):
+    sessions = part("sessions").Sessions(capacity=2, lifetime=10)
+    sessions.put("a", 1)
+    sessions.put("a", 2)
+    assert sessions.get("a") == 2 and len(sessions) == 1
+    sessions.drop("a")
+    sessions.drop("a")
+    assert sessions.get("a") is None
+
+
+def test_the_session_that_was_not_used_for_longest_goes_first(part):
+    sessions = part("sessions").Sessions(capacity=2, lifetime=10)
+    sessions.put("a", 1)
+    sessions.put("b", 2)
+    sessions.get("a")
+    sessions.put("c", 3)
+    assert [sessions.get(name) for name in "abc"] == [1, None, 3]
+
+
+def test_a_session_expires_without_use_and_not_with_it(part):
+    now = [0.0]
+    sessions = part("sessions").Sessions(capacity=5, lifetime=10, clock=lambda: now[0])
+    sessions.put("a", 1)
+    sessions.put("b", 2)
+    now[0] = 9
+    assert sessions.get("a") == 1
+    now[0] = 11
+    assert sessions.get("b") is None and sessions.get("a") == 1
+    now[0] = 22
+    assert len(sessions) == 0
+
+
+def test_sessions_that_could_keep_nothing_are_refused(part):
+    with pytest.raises(ValueError, match="capacity 0"):
+        part("sessions").Sessions(capacity=0, lifetime=10)
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_loaded_when_it_is_first_asked_for_and_few_are_kept(part):
+    loaded = []
+    models = part("models").Models(["a", "b", "c"], lambda s: loaded.append(s) or s.upper(), keep=2)
+    assert models.names == ["a", "b", "c"] and not loaded
+    assert [models.get(name) for name in "aabaca"] == list("AABACA")
+    assert loaded == ["a", "b", "c"]
+    assert models.loaded == ["c", "a"]
+    models.get("b")
+    assert loaded == ["a", "b", "c", "b"]
+
+
+def test_an_unknown_checkpoint_is_an_error_that_lists_those_there_are(part):
+    models = part("models").Models(["a", "b"], str, keep=1)
+    with pytest.raises(KeyError, match=r"'x'.*\['a', 'b'\]"):
+        models.get("x")
+    with pytest.raises(ValueError, match="0 checkpoints"):
+        part("models").Models([], str, keep=1)
+
+
+def test_checkpoints_of_one_name_are_called_by_their_folders(part):
+    names = part("models").display_names(["run/a/final.pth", "run/b/final.pth", "zoo"])
+    assert names == ["a/final.pth", "b/final.pth", "zoo"]
+    deep = part("models").display_names(["x/a/m.pth", "y/a/m.pth"])
+    assert deep == ["x/a/m.pth", "y/a/m.pth"]
+    with pytest.raises(ValueError, match="twice"):
+        part("models").display_names(["a.pth", "a.pth"])
+
+
+# What is dropped in
+
+
+def test_a_picture_and_a_video_are_told_apart_by_what_they_hold(part, tmp_path):
+    is_video = part("uploads").is_video
+    picture = make_picture(tmp_path / "a.png")
+    video = make_video(tmp_path / "a.avi", 3)
+    assert not is_video(picture) and is_video(video)
+    assert not is_video(picture.rename(tmp_path / "b.mp4"))
+    assert is_video(video.rename(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("empty.jpg", b"", r"^empty.jpg is empty \(0 bytes\)"),
+        ("notes.png", b"no picture at all\n" * 9, "^notes.png is neither a picture nor a video"),
+        ("clip.mp4", b"\0\0\0\x18ftypmp42" + bytes(90), "^clip.mp4 is neither .* MP4, WebM"),
+    ],
+)
+def test_what_is_neither_is_refused_by_its_name(part, tmp_path, name, content, text):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        part("uploads").is_video(path)
+
+
+def test_a_picture_that_breaks_off_is_refused_by_its_name(part, tmp_path):
+    uploads = part("uploads")
+    path = make_picture(tmp_path / "a.png", size=(500, 400))
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(ValueError, match=r"^a\.png: cannot be read.*Save it again"):
+        uploads.read_picture(path, uploads.Limits())
+
+
+@pytest.mark.parametrize("side", [1001, 20000])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(part, tmp_path, side):
+    uploads = part("uploads")
+    path = tmp_path / "huge.png"
+    Image.new("1", (side, side)).save(path)
+    assert not uploads.is_video(path)
+    with pytest.raises(ValueError, match=r"^huge.png has .* up to 1 million.*--max-megapixels"):
+        uploads.read_picture(path, uploads.Limits(megapixels=1))
+
+
+# Results of one forward pass
+
+
+def test_every_result_at_every_threshold_comes_from_one_forward_pass(
+    part, predictor, passes, settings
+):
+    picture = part("pictures").Picture(predictor.logits(pixels()), "a")
+    for kind in ("panoptic", "instance", "semantic"):
+        for threshold in (0.0, 0.3, 0.9):
+            chosen = replace(
+                settings,
+                kind=kind,
+                object_mask_threshold=threshold,
+                min_score=threshold,
+                min_share=threshold,
+            )
+            assert picture.result(chosen).kinds == [kind]
+    assert len(passes) == 1
+
+
+def test_the_thresholds_act_as_the_predictor_and_the_drawing_say(part, predictor, settings):
+    image = pixels()
+    picture = part("pictures").Picture(predictor.logits(image), "a")
+    ids, segments = picture.result(replace(settings, object_mask_threshold=0.3)).panoptic
+    expected = predictor(
+        image, kinds=["panoptic"], object_mask_threshold=0.3, overlap_threshold=0.1
+    ).panoptic
+    np.testing.assert_array_equal(ids, expected.ids)
+    assert segments == expected.segments
+
+    whole = predictor(image, kinds=["instance", "semantic"])
+    score = float(np.median(whole.instances.scores))
+    kept = picture.result(replace(settings, kind="instance", min_score=score)).instances
+    assert 0 < len(kept) < len(whole.instances) and (kept.scores >= score).all()
+    share = float(whole.semantic_scores.min() + whole.semantic_scores.max()) / 2
+    semantic = picture.result(replace(settings, kind="semantic", min_share=share)).semantic
+    unsure = whole.semantic_scores < share
+    assert unsure.any() and (semantic[unsure] == -1).all()
+    np.testing.assert_array_equal(semantic[~unsure], whole.semantic[~unsure])
+
+
+@pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
+def test_the_view_says_class_and_score_of_each_place(part, predictor, settings, kind):
+    chosen = replace(settings, kind=kind)
+    result = part("pictures").Picture(predictor.logits(pixels()), "a").result(chosen)
+    view = json.loads(json.dumps(part("viewer").view(result, kind, 0.5)))
+    shape = view["height"], view["width"]
+    assert shape == (64, 96)
+    ids = unpack(view["ids"], "<u2", shape)
+    regions = view["regions"]
+    assert regions and ids.max() <= len(regions)
+    assert sum(region["area"] for region in regions) == pytest.approx((ids > 0).mean())
+    for y, x in np.argwhere(ids > 0)[::97]:
+        region = regions[ids[y, x] - 1]
+        if kind == "panoptic":
+            segment = next(
+                s for s in result.panoptic.segments if s["id"] == result.panoptic.ids[y, x]
+            )
+            assert region["name"] == NAMES[segment["category_id"]]
+            assert region["score"] == segment["score"]
+        elif kind == "semantic":
+            assert region["name"] == NAMES[result.semantic[y, x]]
+            share = unpack(view["scores"], np.uint8, shape)[y, x] / 255
+            assert share == pytest.approx(result.semantic_scores[y, x], abs=1 / 255)
+        else:
+            of_this = [
+                (name, pytest.approx(score))
+                for name, score, mask in zip(
+                    result.instances.class_names,
+                    result.instances.scores,
+                    result.instances.masks,
+                    strict=True,
+                )
+                if mask[y, x]
+            ]
+            assert (region["name"], region["score"]) in of_this
+
+
+@pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
+def test_a_large_picture_is_sent_at_a_size_that_fits_a_screen(part, predictor, settings, kind):
+    picture = part("pictures").Picture(predictor.logits(pixels(size=(1200, 400))), "a")
+    chosen = replace(settings, kind=kind)
+    small, whole = picture.result(chosen, 300), picture.result(chosen)
+    view = part("viewer").view(small, kind, 0.5)
+    assert (view["width"], view["height"]) == (300, 100)
+    ids = unpack(view["ids"], "<u2", (100, 300))
+    np.testing.assert_array_equal(ids, whole.overlay(kind, 0.0).ids[2::4, 2::4])
+    assert whole.image.shape == (400, 1200, 3)
+
+
+@pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
+def test_the_archive_holds_what_is_shown(part, predictor, settings, tmp_path, kind):
+    pictures = part("pictures")
+    picture = pictures.Picture(predictor.logits(pixels()), "street")
+    chosen = replace(settings, kind=kind)
+    archive = picture.pack(chosen, pictures.FORMATS[kind], tmp_path)
+    assert archive.name == f"street_{kind}.zip"
+    with zipfile.ZipFile(archive) as files:
+        names = [name for name in files.namelist() if not name.endswith("/")]
+        assert files.testzip() is None
+    assert len(names) >= 3 and any(name.endswith(".npz") for name in names)
+
+
+def test_an_archive_of_nothing_is_refused(part, predictor, settings, tmp_path):
+    picture = part("pictures").Picture(predictor.logits(pixels()), "a")
+    with pytest.raises(ValueError, match="at least one of overlay, panoptic-coco"):
+        picture.pack(settings, ["semantic-png"], tmp_path)
+
+
+# The page's handlers
+
+
+def test_a_picture_is_analysed_once_and_redrawn_from_what_is_kept(page, passes, settings, tmp_path):
+    upload = str(make_picture(tmp_path / "a.png"))
+    list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
+    shown, line = page.show(VISITOR, *values(settings))
+    assert shown["regions"] and line.startswith("a.png · 96×64 · one forward pass")
+    nothing = replace(settings, object_mask_threshold=1.0)
+    redrawn, line = page.redraw(VISITOR, upload, *values(nothing))
+    assert redrawn["regions"] == [] and "drawn in" in line
+    assert len(passes) == 1
+
+
+def test_a_control_that_is_moved_while_the_network_runs_changes_nothing(
+    page, predictor, settings, tmp_path, monkeypatch
+):
+    """The drawing that follows takes it up."""
+    upload, logits, meanwhile = str(make_picture(tmp_path / "a.png")), predictor.logits, []
+
+    def slow(image):
+        meanwhile.append(page.redraw(VISITOR, upload, *values(settings)))
+        return logits(image)
+
+    monkeypatch.setattr(predictor, "logits", slow)
+    list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
+    [(shown, line)] = meanwhile
+    assert "message" not in shown and not isinstance(line, str)
+
+
+def test_what_a_visitor_kept_is_not_shown_to_another(page, settings, tmp_path):
+    upload = str(make_picture(tmp_path / "a.png"))
+    list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
+    other = SimpleNamespace(session_hash="other")
+    assert "message" in page.redraw(other, upload, *values(settings))[0]
+    page.forget(VISITOR)
+    assert "Run again" in page.redraw(VISITOR, upload, *values(settings))[0]["message"]
+
+
+def test_a_bad_upload_is_answered_with_a_message(page, settings, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("no picture")
+    [(shown, _, line)] = page.analyze(VISITOR, str(path), "tiny.pth", *values(settings))
+    assert shown["message"].startswith("notes.png is neither") and line == ""
+
+
+def test_after_a_bad_upload_nothing_of_the_last_picture_is_left(page, settings, tmp_path):
+    upload = str(make_picture(tmp_path / "a.png"))
+    list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
+    (tmp_path / "bad.png").write_bytes(b"")
+    list(page.analyze(VISITOR, str(tmp_path / "bad.png"), "tiny.pth", *values(settings)))
+    assert page.pack(VISITOR, ["npz"], *values(settings)) is None
+    assert page.said[-1].startswith("There is no picture")
+
+
+def test_downloads_of_a_session_replace_each_other(page, settings, tmp_path):
+    upload = str(make_picture(tmp_path / "a.png"))
+    list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
+    first, second = (page.pack(VISITOR, ["npz"], *values(settings)) for _ in range(2))
+    assert Path(second).is_file() and not Path(first).exists()
+    page.forget(VISITOR)
+    assert not Path(second).exists()
+
+
+def test_a_video_is_drawn_frame_by_frame_up_to_the_limit(page, passes, settings, tmp_path):
+    upload = str(make_video(tmp_path / "drive.avi", 6))
+    *steps, (shown, video, line) = page.analyze(VISITOR, upload, "tiny.pth", *values(settings))
+    assert steps[0][0]["picture"] and steps[0][2] == "drive.avi · frame 1 of 4"
+    assert shown == {"nothing": True} and "4 frames" in line and "--max-frames" in line
+    assert len(passes) == 4
+    frames = list(VideoReader(video["value"]))
+    assert len(frames) == 4 and frames[0].shape == (64, 96, 3)
+    assert video["value"].endswith("drive_panoptic.webm")
+
+
+def test_a_video_of_the_longest_length_is_not_said_to_be_cut(page, settings, tmp_path):
+    upload = str(make_video(tmp_path / "drive.avi", 4))
+    *_, (_, _, line) = page.analyze(VISITOR, upload, "tiny.pth", *values(settings))
+    assert "4 frames" in line and "--max-frames" not in line
+
+
+def test_frames_of_too_many_pixels_are_refused(part, predictor, settings, tmp_path):
+    limits = part("uploads").Limits(megapixels=0.001)
+    video = make_video(tmp_path / "drive.avi", 2)
+    with pytest.raises(ValueError, match=r"^drive\.avi has 96×64"):
+        list(part("videos").draw_video(predictor, video, settings, limits, tmp_path / "o.webm"))
+
+
+def test_the_controls_start_where_the_config_says(page):
+    start = page.defaults("tiny.pth")
+    assert start.kind == "panoptic"
+    assert (start.object_mask_threshold, start.overlap_threshold) == (0.25, 0.1)
+
+
+# The command
+
+
+@pytest.fixture
+def app(page):
+    spec = importlib.util.spec_from_file_location("app_script", DEMO / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_checkpoint_that_is_not_there_ends_the_command_with_one_line(app, capsys, tmp_path):
+    assert app.main(["--weights", str(tmp_path / "none.pth")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("app: ") and "none.pth" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", [None, 99999])
+def test_a_port_that_cannot_be_had_ends_the_command_with_one_line(app, tiny, capsys, port):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port or taken.getsockname()[1]
+        options = ["--weights", str(tiny[1]), "--config-file", str(tiny[0]), "--device", "cpu"]
+        assert app.main([*options, "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"app: --host 127.0.0.1 --port {port} cannot be listened at")
+    assert error.count("\n") == 1
+
+
+def test_the_first_of_the_checkpoints_is_loaded_and_the_zoo_stands_behind_them(app, tiny):
+    options = ["--weights", str(tiny[1]), "--config-file", str(tiny[0]), "--device", "cpu"]
+    models = app.make_models(app.parse_arguments(options))
+    assert models.names == ["tiny.pth", "camvid_semantic"] and models.loaded == ["tiny.pth"]
+
+
+def test_the_page_has_every_control_and_no_public_endpoint(part, page):
+    blocks = part("layout").build(page)
+    config = blocks.get_config_file()
+    ids = {component["props"].get("elem_id") for component in config["components"]}
+    assert {"upload", "kind", "viewer", "video", *part("layout").SLIDERS} <= ids
+    visibility = {one["api_visibility"] for one in config["dependencies"] if one["backend_fn"]}
+    assert "public" not in visibility
