@@ -1,9 +1,13 @@
 # Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+
+INIT = (ROOT / "mask_former" / "__init__.py").read_text()
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', INIT, flags=re.MULTILINE)
 
 # These folders lie beside the package in the repository and inside it in a wheel.
 FOLDERS = [name for name in ("configs", "model_zoo") if (ROOT / name).is_dir()]
@@ -40,12 +44,14 @@ EXTRAS = {
     "opencv": ["opencv-python-headless"],
     "huggingface": ["transformers>=5"],
     "coco-stuff": ["h5py"],
-    "dev": ["mypy", "pytest>=8", "pytest-xdist", "ruff"],
+    "app": ["gradio>=6.31"],
+    "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+    "dev": ["build", "mypy", "pytest>=8", "pytest-cov", "pytest-xdist", "ruff"],
 }
 
 setup(
     name="mask-former",
-    version="0.1.0",
+    version=VERSION,
     description="MaskFormer: mask classification for semantic, instance and panoptic segmentation",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],

@@ -1,9 +1,10 @@
 # Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
 """Make a virtual environment and install everything into it at the tested versions.
 
-    python3 tools/install.py [--venv .venv]
+    python3 tools/install.py [--venv .venv] [--lock FILE] [--wheel FILE]
 
 `make install` runs it. It needs no compiler; when interrupted, run it again and it goes on.
+--lock takes other versions (tools/matrix.py), --wheel a built package (tools/release.py).
 """
 
 import argparse
@@ -80,8 +81,14 @@ def pinned(lock: Path, name: str) -> str:
     return next(line for line in lines if line.startswith(f"{name}=="))
 
 
-def install_all(python: Path) -> None:
-    """Install the locked packages, detectron2 and the project into the environment."""
+def install_all(python: Path, lock: Path | None = None, wheel: Path | None = None) -> None:
+    """Install the locked packages, detectron2 and the project into the environment.
+
+    Args:
+        python: the environment's interpreter.
+        lock: None: the one for this Python.
+        wheel: the project as it was built; None: the checkout, editable.
+    """
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
     def pip(*arguments: str | Path) -> None:
@@ -91,8 +98,8 @@ def install_all(python: Path) -> None:
         )
 
     facts = probe(python)
-    lock = lock_file(tuple(facts["python"]))
-    say(f"installing {lock.relative_to(ROOT)} (torch and the rest; 2.5 GB the first time)")
+    lock = lock or lock_file(tuple(facts["python"]))
+    say(f"installing {lock.name} (torch and the rest; 2.5 GB the first time)")
     # three pure Python packages come as source: they are built with the locked setuptools
     pip(pinned(lock, "setuptools"))
     pip("--no-build-isolation", "--use-pep517", "-r", lock)
@@ -104,8 +111,12 @@ def install_all(python: Path) -> None:
         say("installing detectron2")
         install_detectron2(pip, Path(facts["site"]))
 
-    say("installing mask_former (editable)")
-    pip("--no-build-isolation", "--no-deps", "--editable", ROOT)
+    if wheel:
+        say(f"installing {wheel.name}")
+        pip("--no-deps", wheel)
+    else:
+        say("installing mask_former (editable)")
+        pip("--no-build-isolation", "--no-deps", "--editable", ROOT)
 
 
 def install_detectron2(pip: Callable[..., None], site: Path) -> None:
@@ -120,10 +131,13 @@ def install_detectron2(pip: Callable[..., None], site: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="default: .venv")
-    folder = parser.parse_args().venv
+    parser.add_argument("--lock", type=Path, help="default: the one of requirements/ that fits")
+    parser.add_argument("--wheel", type=Path, help="install it in place of the editable checkout")
+    args = parser.parse_args()
+    folder = args.venv
     try:
         python = make_venv(folder)
-        install_all(python)
+        install_all(python, args.lock, args.wheel)
     except subprocess.CalledProcessError as error:
         command = " ".join(str(part) for part in error.cmd)
         sys.exit(f"install: this failed, its error is above; mend it and run again:\n  {command}")

@@ -2,21 +2,30 @@
 
 Padding, cyclic shift, partition and the split into heads are all permutations of rows, so their
 product is one table of row numbers: tokens are read once and written once on the way in, and once
-on the way back.
+on the way back. Such a table is of one size; what a graph needs that leaves sizes open stands last.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["WindowLayout", "from_windows", "to_windows", "window_layout"]
+from .symbols import plain_size
+
+__all__ = [
+    "OpenLayout",
+    "WindowLayout",
+    "from_windows",
+    "open_layout",
+    "to_windows",
+    "window_layout",
+]
 
 _MASKED = -100.0
 """Added to the attention logits of tokens that only the cyclic shift made neighbours (Swin's)."""
@@ -60,11 +69,7 @@ def window_layout(
     region = torch.zeros_like(token)
     if shift:
         token = token.roll((-shift, -shift), (0, 1))
-        rows, columns = (
-            (torch.arange(n * size) >= (n - 1) * size).long()
-            + (torch.arange(n * size) >= n * size - shift)
-            for n in (tall, wide)
-        )
+        rows, columns = (_side(torch.arange(n * size), n * size, size, shift) for n in (tall, wide))
         region = 3 * rows[:, None] + columns
     token, region = (
         one.view(tall, size, wide, size).transpose(1, 2).reshape(-1, size * size)
@@ -180,3 +185,61 @@ class _FromWindows(torch.autograd.Function):
         rows = grad.new_zeros(ctx.shape)
         rows[ctx.layout.back] = grad
         return rows, None
+
+
+class OpenLayout(NamedTuple):
+    """As :class:`WindowLayout`, of whole tokens and windows in order, for a graph of open sizes."""
+
+    rows: Tensor
+    """B·W·N: the token (of B·H·W) at each place; padding reads any."""
+    padding: Tensor
+    """B·W·N bools."""
+    back: Tensor
+    """B·H·W: where each token stands."""
+    mask: Tensor | None
+    """B·W×1×N×N: 0 or -100; None without a shift."""
+
+
+def open_layout(
+    batch: int, height: int, width: int, size: int, shift: int, device: torch.device
+) -> OpenLayout:
+    """The tables, by arithmetic alone: no step asks what the sizes are or splits a product of them.
+
+    Sizes may be symbols (``torch.export``) or tensors (``torch.jit.trace``).
+    """
+    tall, wide = (plain_size((side + size - 1) // size) for side in (height, width))
+    number = torch.arange(batch * tall * wide * size * size, device=device)
+    window, place = _divide(number, size * size)
+    image, window = _divide(window, tall * wide)
+    (row, column), (y, x) = _divide(window, wide), _divide(place, size)
+    y, x = row * size + y, column * size + x
+    mask = None
+    if shift:
+        sides = (_side(at, n * size, size, shift) for at, n in ((y, tall), (x, wide)))
+        region = torch.stack(tuple(sides)).view(2, -1, size * size)
+        apart = (region[..., None] != region[..., None, :]).any(0)
+        mask = torch.zeros_like(apart, dtype=torch.float32).masked_fill(apart, _MASKED)[:, None]
+        y, x = _divide(y + shift, tall * size)[1], _divide(x + shift, wide * size)[1]
+    padding = (y >= height) | (x >= width)
+    rows = ((image * height + y) * width + x).masked_fill(padding, 0)
+
+    number = torch.arange(batch * height * width, device=device)
+    image, token = _divide(number, height * width)
+    y, x = _divide(token, width)
+    if shift:
+        y = _divide(y + (tall * size - shift), tall * size)[1]
+        x = _divide(x + (wide * size - shift), wide * size)[1]
+    (row, y), (column, x) = _divide(y, size), _divide(x, size)
+    back = (((image * tall + row) * wide + column) * size + y) * size + x
+    return OpenLayout(rows, padding, back, mask)
+
+
+def _divide(x: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """Quotient and rest; ONNX has no ``%`` for a number that is not known yet."""
+    quotient = x // by
+    return quotient, x - quotient * by
+
+
+def _side(at: Tensor, end: int, size: int, shift: int) -> Tensor:
+    """Along one axis of length ``end``, which side of the shifted map places come from: 0 … 2."""
+    return (at >= end - size).long() + (at >= end - shift)

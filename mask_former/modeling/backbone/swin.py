@@ -1,8 +1,9 @@
 """Swin Transformer (arXiv 2103.14030): detectron2's, with the published names and settings.
 
 Parameters, their names and the results are detectron2's. What runs is not: a window attention
-there copies its tokens a dozen times, here twice. When it is compiled or traced, detectron2's
-own code runs: a compiler makes of its copies what is needed.
+there copies its tokens a dozen times, here twice. When it is compiled, detectron2's own code
+runs: a compiler makes of its copies what is needed. When it is exported or traced, what runs
+leaves the sizes open, so that the graph takes images of any.
 """
 
 from __future__ import annotations
@@ -21,11 +22,24 @@ from detectron2.modeling.backbone.swin import (
 )
 from torch import Tensor
 
-from ...layers.windows import WindowLayout, from_windows, to_windows, window_layout
+from ...layers.windows import (
+    OpenLayout,
+    WindowLayout,
+    from_windows,
+    open_layout,
+    to_windows,
+    window_layout,
+)
 
 __all__ = ["D2SwinTransformer"]
 
 _STAGES = ("res2", "res3", "res4", "res5")
+
+
+def _sizes_stay_open() -> bool:
+    """Whether a graph is being made that takes images of any size."""
+    exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 has none
+    return exporting() or torch.jit.is_tracing()
 
 
 class _WindowAttention(WindowAttention):
@@ -38,6 +52,21 @@ class _WindowAttention(WindowAttention):
         attend = self._fused if x.is_cuda else self._plain
         attended = attend(query, key, value, self._bias().to(query.dtype), layout)
         return self.proj_drop(self.proj(from_windows(attended, layout).view(x.shape)))
+
+    def on_open_map(self, x: Tensor, layout: OpenLayout) -> Tensor:
+        """The same, where a graph leaves the sizes open."""
+        size, channels = self.window_size[0], x.shape[-1]
+        windows = x.reshape(-1, channels).index_select(0, layout.rows)
+        windows = windows.masked_fill(layout.padding[:, None], 0).view(-1, size * size, channels)
+        query, key, value = (
+            part.view(-1, size * size, self.num_heads, channels // self.num_heads).transpose(1, 2)
+            for part in self.qkv(windows).chunk(3, -1)
+        )
+        logits = self.scale * query @ key.transpose(2, 3) + self._bias()
+        if layout.mask is not None:
+            logits = logits + layout.mask
+        attended = (logits.softmax(-1) @ value).transpose(1, 2).reshape(-1, channels)
+        return self.proj(attended.index_select(0, layout.back)).view(x.shape)
 
     def _bias(self) -> Tensor:
         """1×heads×N×N, of the places in a window relative to each other."""
@@ -73,14 +102,19 @@ class _WindowAttention(WindowAttention):
 
 
 class _Block(SwinTransformerBlock):
-    def forward(self, x: Tensor, where: Tensor | tuple[int, int]) -> Tensor:
-        """``x`` B×HW×C; ``where`` is (H, W), or the mask if detectron2's stage calls."""
+    def forward(self, x: Tensor, where: Tensor | tuple[int, int] | OpenLayout) -> Tensor:
+        """``x`` B×HW×C; ``where`` is (H, W), or the mask if detectron2's stage calls, or a layout
+        that leaves H and W open."""
         if isinstance(where, Tensor):
             return super().forward(x, where)
-        layout = window_layout(
-            len(x), *where, self.num_heads, self.window_size, self.shift_size, x.device
-        )
-        x = x + self.drop_path(self.attn.on_map(self.norm1(x), layout))
+        if isinstance(where, OpenLayout):
+            attended = self.attn.on_open_map(self.norm1(x), where)
+        else:
+            layout = window_layout(
+                len(x), *where, self.num_heads, self.window_size, self.shift_size, x.device
+            )
+            attended = self.attn.on_map(self.norm1(x), layout)
+        x = x + self.drop_path(attended)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -91,7 +125,7 @@ class _PatchMerging(PatchMerging):
         x = F.pad(x.view(-1, height, width, channels), (0, 0, 0, width % 2, 0, height % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         # B×H/2×W/2, then what is merged: column before row, as the weights have it
-        x = x.permute(0, 1, 3, 4, 2, 5).reshape(len(x), -1, 4 * channels)
+        x = x.permute(0, 1, 3, 4, 2, 5).reshape(x.shape[0], -1, 4 * channels)
         return self.reduction(self.norm(x))
 
 
@@ -101,10 +135,16 @@ class _Stage(BasicLayer):
     ) -> tuple[Tensor, int, int, Tensor, int, int]:
         """``x`` B×HW×C. Returns it after the blocks, its size, and the next stage's input, its
         size."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() and not _sizes_stay_open():
             return super().forward(x, height, width)
+        layouts = {}
+        if _sizes_stay_open():
+            for shift in {block.shift_size for block in self.blocks}:
+                layouts[shift] = open_layout(
+                    x.shape[0], height, width, self.window_size, shift, x.device
+                )
         for block in self.blocks:
-            x = block(x, (height, width))
+            x = block(x, layouts.get(block.shift_size, (height, width)))
         if self.downsample is None:
             return x, height, width, x, height, width
         merged = self.downsample(x, height, width)

@@ -1,0 +1,142 @@
+"""The formats: how a graph becomes a file, and how the file is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .graphs import LIMIT, STRIDE
+
+__all__ = ["FORMATS", "INPUT", "OPSET", "Format", "Runner"]
+
+OPSET = 18
+"""ONNX's, of what is written."""
+INPUT = "image"
+"""The name of a graph's input."""
+
+Runner = Callable[[Tensor], tuple[Tensor, ...]]
+"""A graph read from its file: B×3×H×W to its outputs."""
+
+
+class Format(NamedTuple):
+    """One format of graphs."""
+
+    suffix: str
+    write: Callable[[Any, Tensor, Path, bool], None]
+    """``write(graph, example, path, dynamic)``: of the example's size, or of any."""
+    read: Callable[[Path], Runner]
+    needs: tuple[str, ...] = ()
+    """Packages beyond torch."""
+
+    def check_packages(self) -> None:
+        """
+        Raises:
+            ImportError: if a package is not installed.
+        """
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ImportError(
+                f"{', '.join(missing)} not installed: pip install {' '.join(missing)}"
+            )
+
+
+def _dynamic_shapes(dynamic: bool) -> dict[str, dict[int, Any]] | None:
+    if not dynamic:
+        return None
+    # From 2 on: torch takes a size of 1 for a constant.
+    height, width = (torch.export.Dim(name, min=2, max=LIMIT) for name in ("h", "w"))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    return {INPUT: {0: batch, 2: STRIDE * height, 3: STRIDE * width}}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters say of their own inner workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@torch.no_grad()
+def _write_program(graph: nn.Module, example: Tensor, path: Path, dynamic: bool) -> None:
+    with _quiet():
+        program = torch.export.export(
+            graph, (example,), dynamic_shapes=_dynamic_shapes(dynamic), strict=False
+        )
+        torch.export.save(program, path)
+
+
+def _read_program(path: Path) -> Runner:
+    module = torch.export.load(path).module()
+    return lambda image: _as_tuple(module(image))
+
+
+@torch.no_grad()
+def _write_onnx(graph: Any, example: Tensor, path: Path, dynamic: bool) -> None:
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=_dynamic_shapes(dynamic),
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+
+
+def _read_onnx(path: Path) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: tuple(
+        torch.from_numpy(output) for output in session.run(None, {INPUT: image.cpu().numpy()})
+    )
+
+
+@torch.no_grad()
+def _write_torchscript(graph: nn.Module, example: Tensor, path: Path, dynamic: bool) -> None:
+    # A trace leaves the sizes open by itself: `dynamic` has nothing to ask for.
+    with _quiet():
+        torch.jit.save(torch.jit.trace(graph, example, check_trace=False), path)
+
+
+def _read_torchscript(path: Path) -> Runner:
+    with _quiet():
+        module = torch.jit.load(path)
+    # the profiling executor compiles anew for each size
+    return lambda image: _as_tuple(module(image))
+
+
+def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+FORMATS = {
+    "torch-export": Format(".pt2", _write_program, _read_program),
+    "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxruntime", "onnxscript")),
+    "torchscript": Format(".ts", _write_torchscript, _read_torchscript),
+}
+"""By the name on the command line."""

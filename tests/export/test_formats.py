@@ -1,0 +1,78 @@
+"""A graph read from its file says what the model says, at sizes and batches it was not made of."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mask_former.export import FORMATS, compare, graphs_of
+from mask_former.export.verification import reference
+
+PATH = Path(__file__).with_name("tiny_networks.py")
+spec = importlib.util.spec_from_file_location("tiny_networks", PATH)
+assert spec is not None and spec.loader is not None
+tiny_networks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny_networks)
+
+EXAMPLE = (2, 3, 96, 128)
+OTHERS = [(1, 3, 64, 160), (3, 3, 128, 64)]
+TOLERANCE = 1e-3
+"""The command's. Group norms of maps of few pixels make 1e-4 of fp32's rounding in eager, too."""
+
+
+@functools.cache
+def tiny_network(family: str) -> Any:
+    return tiny_networks.tiny_network(family)
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(shape[0])) * 255
+
+
+def write(family: str, name: str, format_name: str, folder: Path, dynamic: bool = True) -> Any:
+    pytest.importorskip("onnxruntime" if format_name == "onnx" else "torch")
+    graph, kind = graphs_of(tiny_network(family))[name], FORMATS[format_name]
+    path = folder / f"graph{kind.suffix}"
+    kind.write(graph, images(*EXAMPLE), path, dynamic)
+    assert [file.name for file in folder.iterdir()] == [path.name]  # the weights are inside
+    return kind.read(path)
+
+
+@pytest.mark.parametrize("family", tiny_networks.FAMILIES)
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_logits_are_the_models_at_any_size_and_batch(family, format_name, tmp_path):
+    exported = write(family, "mask_former", format_name, tmp_path)
+    for shape in [EXAMPLE, *OTHERS]:
+        parity = compare(reference(tiny_network(family), "mask_former"), exported, images(*shape))
+        assert parity.difference < TOLERANCE, shape
+
+
+@pytest.mark.parametrize("family, format_name", [("resnet", "onnx"), ("swin", "torchscript")])
+def test_the_class_map_is_the_models_semantic_result(family, format_name, tmp_path):
+    model, exported = tiny_network(family), write(family, "class_map", format_name, tmp_path)
+    for shape in OTHERS:
+        batch = images(*shape)
+        with torch.no_grad():
+            results = model([{"image": image} for image in batch])
+        expected = torch.stack([result["sem_seg"].argmax(0) for result in results])
+        assert len(expected.unique()) > 1
+        assert (exported(batch)[0] != expected).float().mean() < 1e-3
+
+
+def test_a_swin_whose_windows_fit_the_map_exports_too(tmp_path):
+    # 3 divides the sides of all four maps: nothing is padded
+    exported = write("swin", "mask_former", "torch-export", tmp_path)
+    eager = reference(tiny_network("swin"), "mask_former")
+    assert compare(eager, exported, images(1, 3, 96, 192)).difference < TOLERANCE
+
+
+def test_a_graph_of_one_size_refuses_another(tmp_path):
+    exported = write("resnet", "mask_former", "onnx", tmp_path, dynamic=False)
+    exported(images(*EXAMPLE))
+    with pytest.raises(Exception, match=r"(?i)invalid dimensions"):
+        exported(images(*OTHERS[0]))

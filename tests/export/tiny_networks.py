@@ -1,0 +1,50 @@
+"""Tiny models of the three backbone families, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from mask_former.config import get_mask_former_cfg
+
+FAMILIES: dict[str, list[Any]] = {
+    "resnet": ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18]
+    + ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"]
+    + ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]],
+    # windows of 3 divide none of the maps: they are padded
+    "swin": ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.SWIN.EMBED_DIM", 8]
+    + ["MODEL.SWIN.DEPTHS", [2, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4]]
+    + ["MODEL.SWIN.WINDOW_SIZE", 3],
+    "timm": ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME"]
+    + ["tf_efficientnet_lite0"],
+}
+HEAD: list[Any] = ["MODEL.META_ARCHITECTURE", "MaskFormer", "MODEL.SEM_SEG_HEAD.NAME"]
+HEAD += ["MaskFormerHead", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32]
+HEAD += ["MODEL.SEM_SEG_HEAD.MASK_DIM", 8, "MODEL.SEM_SEG_HEAD.NORM", "GN"]
+HEAD += ["MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "res5"]]
+HEAD += ["MODEL.MASK_FORMER.HIDDEN_DIM", 16, "MODEL.MASK_FORMER.NHEADS", 2]
+HEAD += ["MODEL.MASK_FORMER.DIM_FEEDFORWARD", 16, "MODEL.MASK_FORMER.DEC_LAYERS", 1]
+HEAD += ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 6]
+
+
+def tiny_cfg(family: str, opts: list[Any] | None = None) -> CfgNode:
+    cfg = get_mask_former_cfg()
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "DATASETS.TRAIN", ()])
+    cfg.merge_from_list([*FAMILIES[family], *HEAD, *(opts or [])])
+    return cfg
+
+
+def tiny_network(family: str, opts: list[Any] | None = None) -> Any:
+    """The model, in evaluation mode, its queries enlarged so that they differ."""
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(family, opts)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "query_embed" in name:
+                weight.mul_(5)
+            if "relative_position_bias" in name:  # all but 0 where training begins
+                weight.normal_()
+    return model
