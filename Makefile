@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
+APP_ARGS ?=
 export DETECTRON2_DATASETS ?= $(CURDIR)/datasets
 
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint doctor clean distclean
+.PHONY: help install demo app docs test lint doctor clean distclean coverage matrix release soak
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,8 +28,29 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py tools/install.py
 demo: install ## train, evaluate and show a small panoptic model (some minutes on a CPU)
 	@$(RUN) tools/run_demo.py $(DEMO_ARGS)
 
+app: install ## start the page to try models on (APP_ARGS="--weights model_final.pth --port 8000")
+	@$(RUN) -m pip install -qq --disable-pip-version-check -r requirements/app.txt
+	@$(RUN) demo/app.py $(APP_ARGS)
+
+docs: install ## build the documentation into site/ (a static site; no warnings)
+	@$(RUN) -m pip install -qq --disable-pip-version-check -r requirements/docs.txt
+	@$(RUN) -W ignore -m sphinx -q -W --keep-going -b html -c docs -d build/doctrees . site
+	@echo "site/index.html"
+
 test: install ## run the tests (PYTEST_ARGS="-k matcher" for some of them)
 	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+coverage: install ## run the tests; lines of mask_former/ without one, by file (90 % have to have one)
+	@$(RUN) -m pytest $(PYTEST_ARGS) --cov --cov-report term-missing:skip-covered --cov-fail-under 90
+
+matrix: ## run the core tests on other Pythons and versions (MATRIX_ARGS="--only py312"; 6 GB each)
+	@$(PYTHON) tools/matrix.py $(MATRIX_ARGS)
+
+release: install ## build the wheel and try it in an empty environment (RELEASE_ARGS=--rehearse)
+	@$(RUN) tools/release.py $(RELEASE_ARGS)
+
+soak: install ## break things on purpose for half an hour (SOAK_ARGS="--minutes 5 --only fuzz")
+	@$(RUN) -W ignore -m tests.robustness.soak $(SOAK_ARGS)
 
 lint: install ## check style and types: ruff, mypy
 	@$(RUN) -m ruff check .
@@ -39,7 +61,7 @@ doctor: ## say what is installed, what is missing and what mends it
 	@if [ -x $(RUN) ]; then $(RUN) tools/doctor.py; else $(PYTHON) tools/doctor.py; fi
 
 clean: ## remove what the demo wrote, caches and build leftovers
-	rm -rf output/shapes_demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf output/shapes_demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mask_former tools demo tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf datasets/__pycache__
 

@@ -1,7 +1,7 @@
 """Tables of datasets: JSON files, read and checked.
 
 A table (`tables/*.json`) describes a family of datasets that share their categories. Its paths
-are absolute, or relative to `$DETECTRON2_DATASETS` (a user's own table: to the table's folder):
+are absolute, or relative to `$DETECTRON2_DATASETS` (a user's own table: to the table's folder)::
 
     prepare       optional: how to make the files, told to users who lack them
     generator     optional: a module whose `generate(folder)` makes them on first use
@@ -19,10 +19,27 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table"]
 
 TABLES = Path(__file__).parent / "tables"
+
+_PATHS = ("image_root", "sem_seg_root", "panoptic_root", "panoptic_json", "json_file")
+_NEVER_NONE = ("name", "image_root", "kind", "ignore_label", "isthing", "labels_are_ids")
+_TYPES: dict[str, type] = {
+    **dict.fromkeys((*_PATHS, "name", "kind", "evaluator_type", "prepare", "generator"), str),
+    **dict.fromkeys(("id", "source_id", "ignore_label"), int),
+    **dict.fromkeys(("isthing", "labels_are_ids", "stuff_ids_of_things"), bool),
+    "color": list,
+}
+"""By the name of a field, whatever it is a field of."""
+_WORDS = {
+    str: "text, in a name not empty",
+    int: "a whole number, 0 or more",
+    bool: "true or false",
+    list: "three whole numbers in 0 … 255",
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,7 @@ def read_table(path: str | Path) -> Table:
         table = Table(path=path, datasets=datasets, categories=categories, **content)
     except KeyError as error:
         raise ValueError(f"{path}: the key {error} is missing.") from error
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a table of datasets: {error}.") from error
     check_table(table)
     return table
@@ -129,6 +146,7 @@ def read_table(path: str | Path) -> Table:
 
 def check_table(table: Table) -> None:
     """Raise ValueError, which names the table, where it contradicts itself."""
+    _check_types(table)
     ids = [c.id for c in table.categories]
     if any(i is not None for i in ids) and len(set(ids) - {None}) != len(ids):
         raise ValueError(f"{table.path}: every category needs an `id` of its own, or none has one.")
@@ -159,6 +177,28 @@ def check_table(table: Table) -> None:
                 f"{table.path}: {name}: instances are of things, and no category is one: set "
                 '"isthing": true.'
             )
+
+
+def _check_types(table: Table) -> None:
+    """See that each value is of the type that its field has; JSON may hold anything."""
+    entries = [("the table", table), *table.datasets.items()]
+    entries += [(f"category {number}", c) for number, c in enumerate(table.categories)]
+    for name, entry in entries:
+        for key, value in vars(entry).items():
+            expected = _TYPES.get(key)
+            if expected is None or (value is None and key not in _NEVER_NONE):
+                continue
+            if type(value) is not expected or not _is_in_range(key, value):
+                raise ValueError(
+                    f"{table.path}: {name}: `{key}` is {str(value)[:40]!r}, expected "
+                    f"{_WORDS[expected]}."
+                )
+
+
+def _is_in_range(key: str, value: Any) -> bool:
+    if key == "color":
+        return len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value)
+    return bool(value.strip()) if key == "name" else type(value) is not int or value >= 0
 
 
 def _check_labels(table: Table) -> None:

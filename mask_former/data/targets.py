@@ -56,9 +56,9 @@ def index_segments(ids: NDArray, segment_ids: Sequence[int]) -> tuple[NDArray, N
         segment_ids: N different ids in 1 … `MAX_SEGMENT_ID`.
 
     Returns:
-        index_map: H×W, the smallest unsigned type that holds N: i+1 where `ids` is
-            `segment_ids[i]`, and 0 where it is none of them.
-        present: the different values in `ids`, ascending.
+        The index map, H×W, of the smallest unsigned type that holds N: i+1 where `ids` is
+        `segment_ids[i]`, and 0 where it is none of them; and the different values in `ids`,
+        ascending.
     """
     # Segments are coherent: look up one id a run of equal pixels, of which there are few.
     pixels = ids.ravel()

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...modeling.mask_former import MaskFormer
+from ...prediction.inference_pipeline import load_trained_model
 from ...registries import DATASET_MAPPER_REGISTRY, lookup
-from ..inference_pipeline import load_trained_model
 from .contenders import Contender, ModelContender, initial_weights
 from .stopwatch import Peak, Stopwatch, peak_memory
 from .textbook import build_textbook_model

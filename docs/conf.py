@@ -1,0 +1,79 @@
+"""The site of the documentation: Sphinx over the Markdown pages, where they lie.
+
+`make docs` builds it. The source folder is the checkout, so links between pages are the same in the
+site and in the repository; this file lies in docs/ (``sphinx-build -c docs . site``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.ext.napoleon import GoogleDocstring
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the API pages import the package
+
+project = "MaskFormer on detectron2"
+copyright = "the MaskFormer-on-detectron2 authors, Apache-2.0"
+root_doc = "docs/index"
+include_patterns = ["*.md", "datasets/README.md", "tests/golden/README.md", "docs/**.md"]
+exclude_patterns = [".*", "output", "build", "dist", "site", "datasets/*/**"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+default_role = "code"  # `x` in a docstring
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+autodoc_typehints = "none"  # signatures show them
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+autodoc_inherit_docstrings = False
+python_use_unqualified_type_names = True
+add_module_names = False
+
+html_theme = "furo"  # it fetches no fonts and no scripts
+html_title = project
+html_show_sphinx = False
+html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_additional_pages = {"index": "redirect.html"}
+templates_path = ["templates"]
+pygments_style = "tango"
+highlight_language = "text"  # of blocks that name none: commands
+
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def _line_numbers(text: str) -> str:
+    spec = importlib.util.spec_from_file_location("paper_lines", ROOT / "docs" / "paper_lines.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.with_lines(text)
+
+
+def _prepare(app: Any, page: str, source: list[str]) -> None:
+    """Links to files that are no pages (code, configs) become plain text: the site has no code."""
+    folder = (ROOT / page).parent
+
+    def mend(match: re.Match[str]) -> str:
+        target = folder / match[2]
+        if "://" in match[2] or target.suffix == ".md" or not target.exists():
+            return match[0]
+        return match[1]
+
+    source[0] = LINK.sub(mend, source[0])
+    if page == "docs/paper_to_code":
+        source[0] = _line_numbers(source[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", _prepare)
+    # Or "the key: what it means" below an attribute would be read as a type and its description.
+    GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end

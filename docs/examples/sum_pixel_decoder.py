@@ -1,0 +1,47 @@
+"""A pixel decoder of one's own: every map to the finest grid, and their sum.
+
+As a plug-in it lies in mask_former/modeling/pixel_decoder/, where it is found without another line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SumPixelDecoder(nn.Module):
+    """The contract is ``forward_features``; the rest is the decoder's own."""
+
+    @configurable
+    def __init__(self, input_shape: dict[str, ShapeSpec], *, conv_dim: int, mask_dim: int) -> None:
+        super().__init__()
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        self.projections = nn.ModuleDict(
+            {name: Conv2d(input_shape[name].channels, conv_dim, 1) for name in self.in_features}
+        )
+        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=3, padding=1)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "conv_dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+        }
+
+    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Maps B×C_i×h_i×w_i by name to B×mask_dim×H/4×W/4; and None, for it has no encoder."""
+        size = features[self.in_features[0]].shape[-2:]
+        total: Tensor | int = 0
+        for name in self.in_features:
+            projected = self.projections[name](features[name])
+            total = total + F.interpolate(projected, size, mode="bilinear", align_corners=False)
+        assert isinstance(total, Tensor)
+        return self.mask_features(F.relu(total)), None

@@ -1,0 +1,123 @@
+"""The worked examples of docs/extend.md: each is loaded, built and trained for a step."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_model
+from PIL import Image
+
+from mask_former import config
+from mask_former.data.mappers import MaskFormerSemanticDatasetMapper
+from mask_former.engine.optimizer import build_optimizer
+from mask_former.engine.setup import load_cfg
+from mask_former.registries import LOSS_REGISTRY
+from tests.tiny_trainer import make_example
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+REGISTRIES = (BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, LOSS_REGISTRY)
+SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.MASK_FORMER.DEC_LAYERS", "2"]
+
+
+@pytest.fixture
+def plugin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The example, registered as if it lay in its folder; nothing of it stays."""
+    before = [dict(registry) for registry in REGISTRIES]
+    spec = importlib.util.spec_from_file_location(request.param, EXAMPLES / f"{request.param}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = config.plugins()
+    monkeypatch.setattr(config, "plugins", lambda: (*found, module))
+    yield module
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        for name in set(dict(registry)) - set(entries):
+            registry._obj_map.pop(name)
+
+
+def step(cfg: CfgNode, batch: list[dict]) -> tuple[torch.nn.Module, dict, set[str]]:
+    """One step of training: the model, its losses, and the names of the parameters it moved."""
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    losses = model(batch)
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert all(value.isfinite() for value in losses.values())
+    moved = {n for n, value in model.named_parameters() if not torch.equal(value, before[n])}
+    return model, losses, moved
+
+
+def load(name: str) -> CfgNode:
+    return load_cfg(str(EXAMPLES / f"{name}.yaml"), SMALL)
+
+
+@pytest.mark.parametrize("plugin", ["conv_stages"], indirect=True)
+def test_the_backbone_is_built_and_learns(plugin: ModuleType) -> None:
+    model, _, moved = step(load("conv_stages"), [make_example(0), make_example(1)])
+    assert isinstance(model.backbone, plugin.ConvStages)
+    shapes = model.backbone.output_shape()
+    maps = model.backbone(torch.randn(1, 3, 64, 96))
+    for name, shape in shapes.items():
+        size = (64 // shape.stride, 96 // shape.stride)
+        assert maps[name].shape == (1, shape.channels, *size)
+    assert all(f"backbone.{name}" in moved for name, _ in model.backbone.named_parameters())
+
+
+@pytest.mark.parametrize("plugin", ["sum_pixel_decoder"], indirect=True)
+def test_the_pixel_decoder_is_built_and_learns(plugin: ModuleType) -> None:
+    model, _, moved = step(load("sum_pixel_decoder"), [make_example(0), make_example(1)])
+    decoder = model.sem_seg_head.pixel_decoder
+    assert isinstance(decoder, plugin.SumPixelDecoder)
+    names = {f"sem_seg_head.pixel_decoder.{name}" for name, _ in decoder.named_parameters()}
+    assert names and names <= moved
+
+
+@pytest.mark.parametrize("plugin", ["mask_size_loss"], indirect=True)
+def test_the_loss_is_logged_for_every_layer_and_makes_masks_smaller(plugin: ModuleType) -> None:
+    cfg = load("mask_size_loss")
+    batch = [make_example(0), make_example(1)]
+    model, losses, _ = step(cfg, batch)
+    assert {"loss_mask_size", "loss_mask_size_0"} <= set(losses)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(batch)["loss_mask_size"]
+        loss.backward()
+        optimizer.step()
+    assert model(batch)["loss_mask_size"] < losses["loss_mask_size"]
+
+
+def test_the_dataset_is_read_mapped_and_trained_on(tmp_path: Path) -> None:
+    for folder in ("photos", "labels"):
+        (tmp_path / folder / "train").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(256, size=(96, 128, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "train" / "a.jpg")
+    labels = np.repeat(np.array([0, 1, 2, 5], np.uint8), 24)[:, None].repeat(128, axis=1)
+    Image.fromarray(labels).save(tmp_path / "labels" / "train" / "a.png")
+    for name in ("pets.json", "pets.yaml"):
+        text = (EXAMPLES / name).read_text()
+        (tmp_path / name).write_text(text.replace("../..", str(EXAMPLES.parents[1])))
+    sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.SIZE", "(64, 64)"]
+    try:
+        cfg = load_cfg(str(tmp_path / "pets.yaml"), [*SMALL, *sizes, "SEED", "1"])
+        (record,) = DatasetCatalog.get("pets_sem_seg_train")
+        example = MaskFormerSemanticDatasetMapper(cfg, is_train=True)(record)
+        classes = set(example["instances"].gt_classes.tolist())
+        assert classes and classes <= {0, 1, 2}, "ids 1, 2 and 5 are classes 0, 1 and 2"
+        _, losses, moved = step(cfg, [example, example])
+        assert "loss_dice" in losses and moved
+        assert MetadataCatalog.get("pets_sem_seg_val").stuff_classes == ["cat", "dog", "sofa"]
+    finally:
+        for name in ("pets_sem_seg_train", "pets_sem_seg_val"):
+            DatasetCatalog.pop(name, None)
+            MetadataCatalog.pop(name, None)

@@ -1,0 +1,92 @@
+"""The pictures of the method show what the network computes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mask_former import MaskFormerPredictor
+from mask_former.layers import TransformerDecoderLayer
+from tests.tiny_model import NAMES, write_tiny_model
+
+PATH = Path(__file__).resolve().parents[2] / "tools" / "make_figures.py"
+spec = importlib.util.spec_from_file_location("make_figures", PATH)
+assert spec is not None and spec.loader is not None
+make_figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_figures)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """The config, weights and picture of a model that gives panoptic results."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config, weights = write_tiny_model(folder, PANOPTIC_ON=True)
+    pixels = np.random.default_rng(0).integers(256, size=(48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "scene.png")
+    return config, weights, folder / "scene.png"
+
+
+@pytest.fixture(scope="module")
+def walk(tiny: tuple[Path, Path, Path]):
+    config, weights, picture = tiny
+    predictor = MaskFormerPredictor.from_pretrained(weights, config_file=config, device="cpu")
+    return make_figures.walk(predictor, picture)
+
+
+def test_the_attention_is_the_one_that_the_layer_uses() -> None:
+    torch.manual_seed(0)
+    attention = TransformerDecoderLayer(16, 4, 32, 0.0, False).eval().multihead_attn
+    torch.nn.init.normal_(attention.in_proj_bias)
+    query, key, value = torch.randn(2, 3, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
+    weights = make_figures.attention_weights(attention, query, key)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 3))
+    projected = torch.nn.functional.linear(
+        value, attention.in_proj_weight[32:], attention.in_proj_bias[32:]
+    )
+    heads = projected.unflatten(-1, (4, -1)).transpose(1, 2)
+    mixed = attention.out_proj((weights @ heads).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(mixed, attention(query, key, value))
+
+
+def test_a_walk_has_every_layer_at_the_size_of_the_picture(walk) -> None:
+    height, width = walk.image.shape[:2]
+    assert len(walk.layers) == len(walk.attention) == 1
+    assert walk.layers[0].pred_masks.shape == (6, height, width)
+    assert walk.attention[0].shape == (6, height, width)
+
+
+def test_a_pixel_goes_to_the_query_with_the_largest_score_times_mask(walk) -> None:
+    logits, masks = walk.layers[-1].pred_logits, walk.layers[-1].pred_masks
+    winners = walk.winners
+    for y, x in ((0, 0), (10, 20), (30, 50)):
+        best, found = -1, -1.0
+        for query in range(len(logits)):
+            score, label = logits[query].softmax(-1).max(-1)
+            value = float(score * masks[query, y, x].sigmoid())
+            if label < len(NAMES) and value > found:
+                best, found = query, value
+        assert winners[y, x] == best
+    counts = [int((winners == query).sum()) for query in walk.best_queries(9)]
+    assert counts == sorted(counts, reverse=True) and sum(counts) == winners.numel()
+
+
+def test_three_small_pictures_are_written(tiny, tmp_path: Path) -> None:
+    config, weights, picture = map(str, tiny)
+    options = ["--weights", weights, "--config-file", config, "--input", picture]
+    assert make_figures.main([*options, "--output", str(tmp_path), "--num", "2"]) == 0
+    for name in ("queries", "layers", "attention"):
+        path = tmp_path / f"method_{name}.png"
+        assert path.stat().st_size < 200e3
+        assert np.asarray(Image.open(path).convert("RGB")).std() > 5, "there is something on it"
+
+
+def test_a_missing_picture_is_one_line(tiny, tmp_path: Path, capsys) -> None:
+    config, weights, _ = map(str, tiny)
+    options = ["--weights", weights, "--config-file", config, "--output", str(tmp_path)]
+    assert make_figures.main([*options, "--input", "no.png"]) == 1
+    assert "no.png" in capsys.readouterr().err

@@ -1,0 +1,283 @@
+#!/usr/bin/env python3
+"""Draw what a model does on its way to a panoptic result: the pictures of docs/method.md.
+
+    python tools/make_figures.py --weights output/shapes_demo --input PICTURE --output docs/images
+
+Writes method_queries.png (which queries win), method_layers.png (what each decoder layer says) and
+method_attention.png (where the winning queries look). Any MaskFormer with our TransformerPredictor
+will do; `make demo` trains the one that docs/method.md shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from mask_former import MaskFormerPredictor, TransformerPredictor
+from mask_former.errors import message_of
+from mask_former.inference import panoptic_inference
+from mask_former.inner_outputs import DecoderLayerOutput, InnerOutputs
+
+DOTS = 110
+"""Dots per inch; a cell of a figure is 1.5 inches wide."""
+
+
+class Walk(NamedTuple):
+    """One picture's way through the network."""
+
+    image: NDArray[np.uint8]
+    """H×W×3, RGB, as the network gets it, without padding."""
+    layers: list[DecoderLayerOutput]
+    """Of one picture: Q×(K+1) class logits and Q×H×W mask logits at the picture's size."""
+    attention: list[Tensor]
+    """L of Q×h×w: how much each query looks at each cell of the map, mean over heads, sum 1."""
+    predictor: MaskFormerPredictor
+
+    @property
+    def options(self) -> dict[str, Any]:
+        test = self.predictor.cfg.MODEL.MASK_FORMER.TEST
+        return {
+            "thing_ids": self.predictor.classes.thing_ids,
+            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": test.OVERLAP_THRESHOLD,
+        }
+
+    @property
+    def winners(self) -> Tensor:
+        """H×W: the query that each pixel goes to, -1 where there is none (last layer)."""
+        last = self.layers[-1]
+        score, label = last.pred_logits.softmax(-1).max(-1)
+        real = label < last.pred_logits.shape[-1] - 1
+        kept = (real & (score > self.options["object_mask_threshold"])).nonzero()[:, 0]
+        if not len(kept):
+            return torch.full(last.pred_masks.shape[-2:], -1)
+        return kept[(score[kept, None, None] * last.pred_masks[kept].sigmoid()).argmax(0)]
+
+    def best_queries(self, count: int) -> list[int]:
+        """The queries that win most pixels, those first."""
+        queries, pixels = self.winners.unique(return_counts=True)
+        order = pixels.argsort(descending=True)[:count]
+        return [int(query) for query in queries[order] if query >= 0]
+
+    def says(self, layer: int, query: int) -> str:
+        """The best class of a query and its probability, such as "tree 0.98"."""
+        probability, label = self.layers[layer].pred_logits[query].softmax(-1).max(-1)
+        names = [*self.predictor.classes.names, "no object"]
+        return f"{names[int(label)]} {probability:.2f}"
+
+
+@contextmanager
+def attention_recorder(predictor: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, the cross-attention of each decoder layer is appended to the list.
+
+    The layers run attention as one fused call, which forms no weights, so these are computed again
+    from the call's inputs: B×Q×S, the mean over heads; each row adds up to 1.
+    """
+    found: list[Tensor] = []
+
+    def record(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        found.append(attention_weights(module, *inputs[:2]).mean(1))
+
+    modules = [layer.multihead_attn for layer in predictor.transformer.decoder.layers]  # type: ignore[union-attr]
+    handles = [module.register_forward_pre_hook(record) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_weights(attention: nn.MultiheadAttention, query: Tensor, key: Tensor) -> Tensor:
+    """softmax(q·k / √d) of each head, from queries B×Q×C and keys B×S×C: B×heads×Q×S."""
+    weight, bias = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    q, k = (
+        F.linear(x, weight[i], bias[i]).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for i, x in enumerate((query, key))
+    )
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def walk(predictor: MaskFormerPredictor, picture: Path) -> Walk:
+    """Run the network once and keep what its parts give.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such picture, or the model has no
+            TransformerPredictor.
+    """
+    head: Any = getattr(predictor.model, "sem_seg_head", None)
+    module = getattr(head, "predictor", None)
+    if not isinstance(module, TransformerPredictor) or module.class_embed is None:
+        raise ValueError(
+            f"The model's predictor is a {type(module).__name__}; expected a TransformerPredictor "
+            "that predicts classes (MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)."
+        )
+    grid: list[tuple[int, int]] = []
+    projection = module.input_proj.register_forward_hook(
+        lambda _, __, output: grid.append(tuple(output.shape[-2:]))
+    )
+    try:
+        with attention_recorder(module) as attention:
+            inner = predictor.inner_outputs(picture)
+    finally:
+        projection.remove()
+    return _walk(predictor, picture, inner, [one[0].unflatten(-1, grid[0]) for one in attention])
+
+
+def _walk(
+    predictor: MaskFormerPredictor, picture: Path, inner: InnerOutputs, attention: list[Tensor]
+) -> Walk:
+    """Cut padding away and bring everything to the size of the network's input."""
+    height, width = inner.image_sizes[0]
+
+    def whole(maps: Tensor) -> Tensor:
+        enlarged = F.interpolate(maps[None], inner.input_size, mode="bilinear")[0]
+        return enlarged[:, :height, :width].float().cpu()
+
+    layers = [
+        DecoderLayerOutput(None, layer.pred_logits[0].float().cpu(), whole(layer.pred_masks[0]))
+        for layer in inner.layers
+    ]
+    image = Image.open(picture).convert("RGB").resize((width, height))
+    return Walk(np.asarray(image), layers, [whole(one) for one in attention], predictor)
+
+
+def _axes(rows: int, columns: int, image: NDArray[Any]) -> tuple[Any, Any]:
+    height = 1.5 * image.shape[0] / image.shape[1] + 0.25
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.5 * columns, height * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _show(axis: Any, image: Any, title: str, **options: Any) -> None:
+    axis.imshow(image, **options)
+    axis.set_title(title, fontsize=7, pad=2)
+
+
+def _over(axis: Any, walk: Walk, heat: Tensor, title: str, top: float) -> None:
+    """A map drawn over the picture in grey: black where it is 0, yellow at ``top`` and above."""
+    _show(axis, walk.image.mean(-1), title, cmap="gray", vmin=0, vmax=255)
+    axis.imshow(heat, cmap="inferno", vmin=0, vmax=top, alpha=0.75)
+
+
+def _panoptic(walk: Walk, layer: int) -> NDArray[np.uint8]:
+    """The panoptic result of one layer, painted: a class's colour, some segments darker."""
+    of_layer = walk.layers[layer]
+    ids, segments = panoptic_inference(of_layer.pred_logits, of_layer.pred_masks, **walk.options)
+    painted = np.zeros((*ids.shape, 3), np.uint8)
+    for place, segment in enumerate(segments):
+        color = np.asarray(walk.predictor.classes.colors[segment["category_id"]], float)
+        painted[(ids == segment["id"]).numpy()] = color * (1 - 0.12 * (place % 4))
+    return painted
+
+
+def draw_layers(walk: Walk, queries: Sequence[int]) -> Any:
+    """Columns are decoder layers; rows the panoptic result, and the masks of a few queries."""
+    figure, axes = _axes(1 + len(queries), 1 + len(walk.layers), walk.image)
+    _show(axes[0, 0], walk.image, "picture")
+    for layer, of_layer in enumerate(walk.layers):
+        _show(axes[0, layer + 1], _panoptic(walk, layer), f"result after layer {layer + 1}")
+        for row, query in enumerate(queries, start=1):
+            mask = of_layer.pred_masks[query].sigmoid()
+            _show(axes[row, layer + 1], mask, walk.says(layer, query), cmap="gray", vmin=0, vmax=1)
+    for row, query in enumerate(queries, start=1):
+        axes[row, 0].text(0.5, 0.5, f"mask of\nquery {query}", fontsize=8, ha="center", va="center")
+    return figure
+
+
+def draw_attention(walk: Walk, queries: Sequence[int]) -> Any:
+    """Columns are decoder layers, rows queries: where each looks in its cross-attention."""
+    figure, axes = _axes(len(queries), 1 + len(walk.attention), walk.image)
+    for row, query in enumerate(queries):
+        mask = walk.layers[-1].pred_masks[query].sigmoid()
+        _over(axes[row, 0], walk, mask, f"query {query}: {walk.says(-1, query)}", 1.0)
+        for layer, attention in enumerate(walk.attention):
+            heat = attention[query]
+            _over(axes[row, layer + 1], walk, heat, f"looks, layer {layer + 1}", float(heat.max()))
+    return figure
+
+
+def draw_queries(walk: Walk) -> Any:
+    """Which query each pixel goes to, and how sure each query is of a class."""
+    probability, label = walk.layers[-1].pred_logits.softmax(-1)[:, :-1].max(-1)
+    winners = walk.winners
+    won = torch.bincount(winners[winners >= 0].flatten(), minlength=len(probability)) > 0
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(8, 2.3), width_ratios=(1, 1, 2.6), layout="constrained"
+    )
+    left.set_axis_off()
+    middle.set_axis_off()
+    _show(left, walk.image, "picture")
+    _show(middle, np.ma.masked_less(winners.numpy(), 0), "query of each pixel", cmap="tab20")
+    for query in winners.unique().tolist():
+        y, x = (winners == query).nonzero().float().median(0).values.tolist()
+        if query >= 0:
+            middle.text(x, y, str(query), fontsize=6, ha="center", va="center")
+    colors = np.asarray(walk.predictor.classes.colors)[label.numpy()] / 255
+    edges = ["black" if one else "none" for one in won.tolist()]
+    right.bar(range(len(probability)), probability, color=colors, edgecolor=edges)
+    right.axhline(walk.options["object_mask_threshold"], color="gray", lw=0.8, ls="--")
+    right.set_title("probability of each query's best class; outlined: it wins pixels", fontsize=7)
+    right.set_xlabel("query", fontsize=7)
+    right.tick_params(labelsize=6)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a PNG of 256 colours."""
+    figure.savefig(path, dpi=DOTS)
+    plt.close(figure)
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", default="output/shapes_demo", help="what the predictor takes")
+    parser.add_argument("--config-file", help="for weights that carry no config")
+    parser.add_argument("--input", type=Path, required=True, help="a picture")
+    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="a folder")
+    parser.add_argument("--num", type=int, default=4, help="queries to show (default: 4)")
+    args = parser.parse_args(argv)
+    try:
+        predictor = MaskFormerPredictor.from_pretrained(
+            args.weights, config_file=args.config_file, device="cpu"
+        )
+        found = walk(predictor, args.input)
+        queries = found.best_queries(args.num)
+        if not queries:
+            raise ValueError(f"{args.input}: the model finds nothing in it; take another picture.")
+        args.output.mkdir(parents=True, exist_ok=True)
+        save(draw_queries(found), args.output / "method_queries.png")
+        save(draw_layers(found, queries), args.output / "method_layers.png")
+        save(draw_attention(found, queries), args.output / "method_attention.png")
+    except (KeyError, OSError, ValueError) as error:
+        print(f"make_figures: {message_of(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
