@@ -7,7 +7,6 @@ data is read: a pickle that would call anything beyond arrays and plain containe
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -21,6 +20,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .files import replace_file, save_torch
 
 __all__ = [
     "CLASS_NAMES",
@@ -99,9 +100,9 @@ def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     }
     try:
         content = readers.get(path.suffix, partial(_read_torch, lazy=lazy))(path)
-    except OSError:
-        raise
     except Exception as error:  # reading a broken pickle may raise anything
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it cannot be opened
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is no readable checkpoint: {reason}. Only data is read: arrays, tensors and "
@@ -143,14 +144,14 @@ def _read_torch(path: Path, lazy: bool = False) -> Any:
 def _check_sums(path: Path) -> None:
     """Raise BadZipFile where a record is not as it was written: torch does not look."""
     damaged = []
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as whole, zipfile.ZipFile(whole) as archive:
         records = [record for record in archive.infolist() if record.file_size]
         for record in records:
             try:
                 with archive.open(record) as file:
                     while file.read(1 << 20):
                         pass
-            except zipfile.BadZipFile:
+            except Exception:  # of zipfile's, which seeks and unpacks what may be nonsense
                 damaged.append(record.filename)
     # Where none is right, torch wrote none: `torch.serialization.set_crc32_options(False)`.
     if damaged and len(damaged) < len(records):
@@ -218,41 +219,6 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, Tensor) or (
         isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc"
     )
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside ``path`` with ``write(part)``, then put it in its place at once.
-
-    Raises:
-        OSError: if the disk is full or cannot be written; names ``path``, which stays as it was.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except Exception as error:
-        cause = _os_error(error)
-        if cause is None or cause.errno is None:
-            raise
-        reason = f"{cause.strerror}; nothing was changed, so mend that and write it again"
-        raise OSError(cause.errno, reason, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """What the system said; torch raises errors of its own on top of it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def save_torch(content: Any, path: Path) -> None:
-    """``torch.save`` through a file of Python's, which says why it cannot be written."""
-    with path.open("wb") as file:
-        torch.save(content, file)
 
 
 def write_weights(

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config
 
+from . import validation
 from .registration import plugins
-from .validation import validate
 
 __all__ = ["add_mask_former_config", "get_mask_former_cfg", "validate"]
 
@@ -40,6 +40,16 @@ def get_mask_former_cfg() -> CfgNode:
     add_deeplab_config(cfg)
     add_mask_former_config(cfg)
     return cfg
+
+
+def validate(cfg: CfgNode) -> None:
+    """Find the mistakes that a config alone shows: see :mod:`mask_former.validation`.
+
+    Raises:
+        KeyError, ValueError: name the key and the fix.
+    """
+    validation.check_lists(cfg, get_mask_former_cfg())
+    validation.validate(cfg)
 
 
 def _add_datasets(cfg: CfgNode) -> None:

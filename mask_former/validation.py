@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from .inference import SlidingWindow
 from .losses import ON_NONFINITE, PointSampling
 from .registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY, lookup
 
-__all__ = ["OF_BOXES", "OWN_ARCHITECTURES", "validate"]
+__all__ = ["OF_BOXES", "OWN_ARCHITECTURES", "check_lists", "validate"]
 
 OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
 """The meta-architectures of the models here; what else a user may train is not looked into."""
@@ -56,11 +57,60 @@ def validate(cfg: CfgNode) -> None:
     """
     _check_names(cfg)
     _check_input(cfg)
+    _check_swin(cfg)
     _check_finetuning(cfg)
     _check_numbers(cfg)
     _check_sliding_window(cfg)
     _check_idle_keys(cfg)
     _check_optimizer(cfg)
+    _check_finite(cfg)
+
+
+def check_lists(cfg: CfgNode, defaults: CfgNode) -> None:
+    """Lists hold what those of the defaults hold: yacs looks no deeper than at the list.
+
+    Raises:
+        ValueError: names the key.
+    """
+    known = dict(_leaves(defaults))
+    for key, value in _leaves(cfg):
+        default = known.get(key)
+        if value is None and default is not None:
+            raise ValueError(f"{key} has no value; expected one such as {default!r}.")
+        if not isinstance(value, list | tuple) or not isinstance(default, list | tuple):
+            continue
+        kinds = {_kind(item) for item in default}
+        if not kinds and key.startswith("DATASETS."):
+            kinds = {"text"}
+        wrong = [item for item in value if _kind(item) not in kinds]
+        if kinds and wrong:
+            raise ValueError(
+                f"{key} is {str(value)[:80]}: found {str(wrong[0])[:40]!r}, expected "
+                f"{' or '.join(sorted(kinds))}."
+            )
+
+
+def _check_finite(cfg: CfgNode) -> None:
+    """An infinite threshold of clipping alone means something: that nothing is clipped."""
+    for key, value in _leaves(cfg):
+        for item in value if isinstance(value, list | tuple) else [value]:
+            endless = isinstance(item, float) and math.isinf(item)
+            if item != item or (endless and not key.startswith("SOLVER.CLIP_GRADIENTS.")):
+                raise ValueError(f"{key} is {str(value)[:80]}: expected finite numbers.")
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+    return kinds.get(type(value), "a list" if isinstance(value, list | tuple) else "nothing else")
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key, by its full name, with its value."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _check_names(cfg: CfgNode) -> None:
@@ -98,6 +148,19 @@ def _check_input(cfg: CfgNode) -> None:
         )
 
 
+def _check_swin(cfg: CfgNode) -> None:
+    node = cfg.MODEL.SWIN
+    sizes = [*node.DEPTHS, *node.NUM_HEADS, node.EMBED_DIM, node.WINDOW_SIZE]
+    if len(node.DEPTHS) != len(node.NUM_HEADS) or any(
+        type(size) is not int or not 1 <= size < 2**20 for size in sizes
+    ):
+        raise ValueError(
+            f"MODEL.SWIN.DEPTHS is {str(node.DEPTHS)[:80]}, NUM_HEADS {str(node.NUM_HEADS)[:80]}, "
+            f"EMBED_DIM {str(node.EMBED_DIM)[:20]} and WINDOW_SIZE {str(node.WINDOW_SIZE)[:20]}; "
+            "expected whole numbers above 0, and as many depths as numbers of heads."
+        )
+
+
 def _check_finetuning(cfg: CfgNode) -> None:
     node = cfg.MODEL.MASK_FORMER
     if node.FINETUNE_CLASSES_FROM and not node.FINETUNE:
@@ -108,7 +171,14 @@ def _check_finetuning(cfg: CfgNode) -> None:
 
 
 def _check_numbers(cfg: CfgNode) -> None:
-    for key in ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"):
+    if not cfg.MODEL.DEVICE:
+        raise ValueError("MODEL.DEVICE is empty; expected 'cuda' or 'cpu'.")
+    head = ("NUM_CLASSES", "CONVS_DIM", "MASK_DIM")
+    for key in (
+        *(f"MODEL.SEM_SEG_HEAD.{name}" for name in head),
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+        "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
+    ):
         if _get(cfg, key) < 1:
             raise ValueError(f"{key} is {_get(cfg, key)}; expected 1 or more.")
     node = cfg.MODEL.MASK_FORMER

@@ -18,6 +18,7 @@ FLOORS = {
     "colors": 0,
     "precision": 0,
     "errors": 0,
+    "files": 0,
     "losses": 1,
     "inference": 1,
     "checkpoint": 1,

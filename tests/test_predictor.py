@@ -16,9 +16,9 @@ from PIL import Image
 
 import mask_former
 from mask_former.checkpoint import read_checkpoint, write_weights
-from mask_former.engine import picture_logits
 from mask_former.engine.inference_data import inference_data
 from mask_former.engine.setup import load_cfg
+from mask_former.prediction import picture_logits
 from mask_former.predictor import MaskFormerPredictor
 from tests.tiny_model import NAMES, tiny_settings, write_tiny_model
 from tests.tiny_trainer import TinyTrainer, train

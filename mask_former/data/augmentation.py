@@ -96,11 +96,20 @@ class ResizeAndCrop(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: NDArray, sem_seg: NDArray | None) -> ResizeCropTransform:
-        """Draw size and window for an H×W×3 image and its label map, which the crop may need."""
+        """Draw size and window for an H×W×3 image and its label map, which the crop may need.
+
+        Raises:
+            ValueError: the image is so thin that nothing is left of it.
+        """
         h, w = image.shape[:2]
         resize = self.resize.get_transform(image)
         is_noop = not isinstance(resize, T.ResizeTransform)  # a shortest edge of 0
         new_h, new_w = (h, w) if is_noop else (resize.new_h, resize.new_w)
+        if not new_h or not new_w:
+            raise ValueError(
+                f"{w}×{h} pixels (width×height) is too thin: INPUT.MIN_SIZE_TRAIN and "
+                f"MAX_SIZE_TRAIN make {new_w}×{new_h} of it. Take the image out of the dataset."
+            )
         whole = ResizeCropTransform(h, w, new_h, new_w, 0, 0, new_w, new_h)
         if self.crop is None:
             return whole

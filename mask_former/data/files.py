@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.checkpoint import replace_file
+from mask_former.data.pixels import check_png
 
 
 def require(paths: Iterable[Path]) -> None:
@@ -31,10 +32,12 @@ def read_image(path: Path) -> Image.Image:
     """
     require([path])
     try:
+        check_png(path.read_bytes())
         with Image.open(path) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError) as error:  # PIL's, for what is broken in various ways
-        raise ValueError(f"{path} cannot be read as an image ({error}): copy it again.") from error
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as an image ({reason}): copy it again.") from error
     return image
 
 

@@ -26,6 +26,9 @@ __all__ = [
 
 Size = tuple[int, int]
 
+_FAR = 10
+"""Of the image's longer side: a point farther away than that is a mistake."""
+
 
 def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
     """Raise unless it is one of COCO's forms, without rasterising it.
@@ -37,16 +40,17 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
         where: file and annotation, for the message.
 
     Raises:
-        ValueError: it is empty, a polygon has fewer than three points or half a point, or an RLE is
-            of another size or has no counts.
+        ValueError: it is empty, a polygon has fewer than three points or half a point or lies far
+            from the image, or an RLE is of another size or has no counts.
     """
     if isinstance(segmentation, Mapping):
-        found = tuple(segmentation.get("size", ()))
+        found = segmentation.get("size", ())
+        found = tuple(found) if isinstance(found, list | tuple) else found
         if found != size or "counts" not in segmentation:
             raise ValueError(
-                f"{where}: its RLE has the keys {sorted(segmentation)} and the size {found} "
-                f"(height, width), expected 'counts' and 'size', which is the image's, {size}. Is "
-                "it another image's annotation, or was only the image resized?"
+                f"{where}: its RLE has the keys {sorted(map(str, segmentation))} and the size "
+                f"{found} (height, width), expected 'counts' and 'size', which is the image's, "
+                f"{size}. Is it another image's annotation, or was only the image resized?"
             )
         return
     if not isinstance(segmentation, list | tuple) or not len(segmentation):
@@ -62,6 +66,21 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
                 f"{where}: a polygon is {_few(polygon)}, expected [x0, y0, x1, y1, …] with at "
                 "least three points and a y to each x. Take the polygon out, or mend it."
             )
+        _check_coordinates(values, size, where)
+
+
+def _check_coordinates(values: Any, size: Size, where: str) -> None:
+    """Numbers near the image, in pixels: pycocotools crashes on NaN and walks along every edge."""
+    try:
+        points = np.asarray(values)
+        largest = float(np.abs(points).max()) if points.dtype.kind in "iuf" else np.nan
+    except ValueError:  # lists in it
+        largest = np.nan
+    if not largest <= _FAR * max(size):
+        raise ValueError(
+            f"{where}: a polygon is {_few(list(values))}, expected numbers, pixels in an image of "
+            f"{size} (height, width). Take the polygon out, or mend it."
+        )
 
 
 def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray:
@@ -95,6 +114,8 @@ def compress(segmentation: Any, size: Size, where: str) -> Any:
     if not isinstance(counts, list):
         return segmentation
     pixels = size[0] * size[1]
+    if not all(type(count) is int for count in counts):
+        raise ValueError(f"{where}: the counts of its RLE are {_few(counts)}, expected numbers.")
     if sum(counts) != pixels or min(counts) < 0:
         raise ValueError(
             f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels}, "

@@ -5,11 +5,10 @@ No image is opened here, but for the PNGs of panoptic annotations that instances
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
 
@@ -19,7 +18,9 @@ from mask_former.data.instance_files import (
     compress,
     instances_of_panoptic,
 )
+from mask_former.data.json_files import naming_mistakes, read_json
 
+_PANOPTIC, _INSTANCES = "COCO panoptic format", "COCO instance format"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -94,9 +95,35 @@ def load_panoptic(
         FileNotFoundError: a file that the JSON names is not there.
         ValueError: the JSON is broken, or has a category that is not in `contiguous_ids`.
     """
-    content = read_json(panoptic_json, "COCO panoptic format")
+    content = read_json(panoptic_json, _PANOPTIC)
+    with naming_mistakes(panoptic_json, _PANOPTIC):
+        return list(
+            _panoptic_records(
+                content,
+                Sources(image_root, panoptic_root, panoptic_json, sem_seg_root),
+                contiguous_ids,
+                thing_ids,
+            )
+        )
+
+
+class Sources(NamedTuple):
+    """Where the files of a panoptic annotation are."""
+
+    image_root: Path
+    panoptic_root: Path
+    panoptic_json: Path
+    sem_seg_root: Path | None
+
+
+def _panoptic_records(
+    content: Mapping[str, Any],
+    sources: Sources,
+    contiguous_ids: Mapping[int, int],
+    thing_ids: Collection[int],
+) -> Iterator[dict[str, Any]]:
+    image_root, panoptic_root, panoptic_json, sem_seg_root = sources
     images = {image["id"]: image for image in content["images"]}
-    records = []
     for annotation in content["annotations"]:
         stem = os.path.splitext(annotation["file_name"])[0]
         image = images.get(annotation["image_id"], {})
@@ -109,31 +136,13 @@ def load_panoptic(
         if sem_seg_root is not None:
             record["sem_seg_file_name"] = str(sem_seg_root / f"{stem}.png")
         _check_files(record, panoptic_json)
-        record |= {key: image[key] for key in ("height", "width") if key in image}
+        if "height" in image or "width" in image:
+            record |= {"height": image["height"], "width": image["width"]}
         record["segments_info"] = [
             _segment(segment, contiguous_ids, thing_ids, f"{panoptic_json}: {name}")
             for segment in annotation["segments_info"]
         ]
-        records.append(record)
-    return records
-
-
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """The content of a JSON of COCO's.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is no JSON, or one without `images` and `annotations`; `expected` is the
-            format that the message names.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): prepare the dataset again.") from error
-    for key in ("images", "annotations"):
-        if not isinstance(content, dict) or not content.get(key):
-            raise ValueError(f"{path}: expected {expected}, but `{key}` is missing.")
-    return content
+        yield record
 
 
 def _name_on_disk(folder: Path, stem: str, panoptic_json: Path) -> str:
@@ -203,10 +212,19 @@ def load_instances(
         if panoptic_json is None or panoptic_root is None:
             raise ValueError("Instances need a json_file, or panoptic_json and panoptic_root.")
         source = panoptic_json
-        content = instances_of_panoptic(read_json(source, "COCO panoptic format"), panoptic_root)
+        content = read_json(source, _PANOPTIC)
+        with naming_mistakes(source, _PANOPTIC):
+            content = instances_of_panoptic(content, panoptic_root)
     else:
         source = json_file
-        content = read_json(source, "COCO instance format")
+        content = read_json(source, _INSTANCES)
+    with naming_mistakes(source, _INSTANCES):
+        return _instance_records(content, source, image_root, contiguous_ids)
+
+
+def _instance_records(
+    content: Mapping[str, Any], source: Path, image_root: Path, contiguous_ids: Mapping[int, int]
+) -> list[dict[str, Any]]:
     records = {image["id"]: _image_record(image, image_root, source) for image in content["images"]}
     seen: set[Any] = set()
     for annotation in content["annotations"]:

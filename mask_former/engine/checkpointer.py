@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
@@ -42,6 +41,18 @@ def remove_parts(folder: Path) -> None:
     """Remove what a run that was killed while it wrote left in ``folder``."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
+
+
+def _check_finite(weights: Mapping[str, Tensor], names: Collection[str], source: str) -> None:
+    """Raise ValueError unless the weights of these names are numbers, of which all can be used."""
+    floats = [k for k, v in weights.items() if k in names and v.is_floating_point()]
+    broken = [name for name in floats if not weights[name].isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{source}: {len(broken)} of its {len(floats)} weight tensors are not finite, "
+            f"{broken[0]} the first. The file is damaged, or of a training that diverged: take an "
+            "earlier checkpoint."
+        )
 
 
 _FROM_CONFIG = "criterion.empty_weight"
@@ -180,6 +191,7 @@ class Checkpointer(DetectionCheckpointer):
         notes: list[str] = []
         if self.finetuning is not None:
             weights, notes = self.finetuning.adapt(weights, state, checkpoint.get(CLASS_NAMES))
+        _check_finite(weights, state, self._source)
         fit = compare(weights, state)
         fit.check_share(self._source)
         if self.whole:

@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..checkpoint import replace_file
+from ..checkpoint import replace_file, save_torch
 from ..losses import NonFiniteError
 
 __all__ = ["check_losses", "explained", "load_batch"]
@@ -125,7 +125,7 @@ def _weights(model: nn.Module) -> str:
 def _save(path: Path, batch: Batch, message: str, iteration: int) -> None:
     plain = [{key: _plain(value) for key, value in example.items()} for example in batch]
     content = {"batch": plain, "message": message, "iteration": iteration}
-    replace_file(path, lambda part: torch.save(content, part))
+    replace_file(path, lambda part: save_torch(content, part))
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -39,7 +40,10 @@ def _peak_megabytes() -> float:
 
 
 def mend_metrics_file(path: Path) -> None:
-    """Cut off a last line that a killed run left unfinished, so that each line is JSON again."""
+    """Cut off a last line that a killed run left unfinished, so that each line is JSON again.
+
+    It is done in place, for a writer may have the file open, and never shortens it by a whole line.
+    """
     if not path.is_file():
         return
     content = path.read_bytes()
@@ -48,6 +52,7 @@ def mend_metrics_file(path: Path) -> None:
         json.loads(content[whole:])
     except ValueError:
         if content[whole:]:
-            path.write_bytes(content[:whole])
+            os.truncate(path, whole)
     else:
-        path.write_bytes(content + b"\n")
+        with path.open("ab") as file:
+            file.write(b"\n")

@@ -79,12 +79,26 @@ def _find_files_beside(cfg: CfgNode, config_file: Path) -> None:
     cfg.DATASETS.TABLES = tuple(find(name) for name in cfg.DATASETS.TABLES)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, which would take the last of several values for one key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value} is there twice,{key.start_mark}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _check_file(path: Path, named_by: str) -> None:
     """See that a config file is there and a YAML mapping, and so are those it is based on."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no config file {path} ({named_by}).")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"The config file {path} is no plain YAML: {error}") from error
     if not isinstance(content, dict):
@@ -117,7 +131,7 @@ def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
     """Say where a mistake that yacs finds comes from, and which keys are near an unknown one."""
     try:
         yield
-    except (AssertionError, KeyError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = str(error.args[0]) if error.args else type(error).__name__
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
         if not unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -237,6 +238,16 @@ class Trainer(DefaultTrainer):
 
     def _validate(self) -> Mapping[str, Any]:
         return validation_losses(self.cfg, unwrapped(self.model), self.build_validation_loader)
+
+    def after_train(self) -> None:
+        """detectron2's, which is called after an error, too: that shall be the one that is told."""
+        is_failing = sys.exc_info()[1] is not None
+        try:
+            super().after_train()
+        except OSError as error:  # on a full disk the writers fail as well
+            if not is_failing:
+                raise
+            logging.getLogger(__name__).error(f"The metrics cannot be written either: {error}")
 
     def build_writers(self) -> list[EventWriter]:
         return build_writers(self.cfg, self.max_iter)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import detection_utils
 from numpy.typing import NDArray
 from PIL import Image
+
+from ..data.pixels import read_pixels
 
 __all__ = ["IMAGE_SUFFIXES", "VideoReader", "VideoWriter", "Window", "find_images", "read_image"]
 
@@ -89,25 +90,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
-            deep = image.mode[0] in "IF"
-        # Pillow would clip what is deeper than 8 bit to white.
-        pixels = detection_utils.read_image(str(path), None if deep else "RGB")
+        return read_pixels(path.read_bytes(), "RGB")
     except Image.UnidentifiedImageError as error:
         what = "is empty" if path.stat().st_size == 0 else "is not an image that Pillow knows"
         raise ValueError(f"{path}: {what}") from error
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
-    return _from_16_bit(path, pixels) if deep else np.ascontiguousarray(pixels)
-
-
-def _from_16_bit(path: Path, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
-        raise ValueError(
-            f"{path}: holds {pixels.dtype} values from {pixels.min()} to {pixels.max()}; expected "
-            "8 or 16 bit a channel"
-        )
-    return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as an image: {reason}") from error
 
 
 class VideoReader:

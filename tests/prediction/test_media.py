@@ -138,7 +138,7 @@ def test_a_photo_stands_upright_as_its_exif_says(tmp_path, orientation, turned):
 
 def test_values_that_are_no_picture_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 1e6, np.float32)).save(tmp_path / "x.tif")
-    with pytest.raises(ValueError, match=r"x\.tif: holds float32 values from 1000000"):
+    with pytest.raises(ValueError, match=r"x\.tif: .*holds float32 values from 1000000"):
         read_image(tmp_path / "x.tif")
 
 

@@ -147,7 +147,10 @@ class TrainingMapper:
         segments, sem_seg = self.read_annotations(dataset_dict, image)
 
         inputs = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self.augmentations(inputs)
+        try:
+            transforms = self.augmentations(inputs)
+        except ValueError as error:
+            raise ValueError(f"{image_file}: {error}") from error
         if isinstance(segments, SegmentMap) and segments.index_map is sem_seg:
             # one map serves as both: it is transformed already
             segments = replace(segments, index_map=inputs.sem_seg)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
 
+from mask_former.data.pixels import read_pixels
 from mask_former.data.targets import (
     MAX_SEGMENT_ID,
     NDArray,
@@ -25,27 +26,29 @@ __all__ = [
 
 
 def read_image(file_name: str, key: str, image_format: str | None = None) -> NDArray:
-    """`detectron2`'s `read_image` (which applies the EXIF rotation) with errors that say more.
+    """The pixels of an image file: see `read_pixels`.
 
     Args:
         file_name: a path or anything else that detectron2's `PathManager` opens.
         key: the key of the dataset dict that names the file.
-        image_format: "RGB", "BGR", or None for the values as they are in the file.
+        image_format: "RGB", "BGR" (uint8), or None for the values as they are in the file.
 
     Raises:
         FileNotFoundError: the file is not there.
         ValueError: the file is no image, or a damaged one.
     """
     try:
-        return detection_utils.read_image(file_name, format=image_format)
+        with PathManager.open(file_name, "rb") as file:
+            return read_pixels(file.read(), image_format)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{file_name}, the '{key}' of a dataset dict, is not there. Datasets are looked for "
             "below the environment variable DETECTRON2_DATASETS; check it and the dataset's paths."
         ) from error
-    except (OSError, SyntaxError) as error:  # PIL: SyntaxError for some broken PNGs
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        reason = str(error) or type(error).__name__
         raise ValueError(
-            f"{file_name}, the '{key}' of a dataset dict, cannot be read as an image: {error}. "
+            f"{file_name}, the '{key}' of a dataset dict, cannot be read as an image: {reason}. "
             "Restore the file, or take it out of the dataset."
         ) from error
 
@@ -123,13 +126,13 @@ def read_segment_map(
         FileNotFoundError, ValueError: as `read_image`; also where the ids of file and
             `segments_info` are not the same.
     """
-    wrong = [i for i in segment_ids if not 0 < i <= MAX_SEGMENT_ID]
+    wrong = [i for i in segment_ids if type(i) is not int or not 0 < i <= MAX_SEGMENT_ID]
     if wrong or len(set(segment_ids)) < len(segment_ids):
-        twice = sorted({i for i in segment_ids if segment_ids.count(i) > 1})
+        twice = [i for n, i in enumerate(segment_ids) if segment_ids.index(i) < n]
         raise ValueError(
-            f"'segments_info' of {file_name}: found the ids {_few(wrong)} outside "
-            f"1..{MAX_SEGMENT_ID} and {_few(twice)} more than once, expected one of its own for "
-            "each segment. Write the annotation again with such ids."
+            f"'segments_info' of {file_name}: found the ids {_few(wrong)}, which are no whole "
+            f"numbers in 1..{MAX_SEGMENT_ID}, and {_few(twice)} more than once, expected one of "
+            "its own for each segment. Write the annotation again with such ids."
         )
     both = f"'segments_info' and {file_name} disagree"
     ids = decode_segment_ids(read_image(file_name, "pan_seg_file_name", "RGB"))
@@ -183,5 +186,5 @@ def check_classes(classes: Iterable[int], num_classes: int, where: str, hint: st
 
 def _few(values: Iterable[int], most: int = 8) -> str:
     """At most the first `most` values, as text."""
-    listed = [int(v) for v in values]
+    listed = [int(v) if isinstance(v, int | np.integer) else v for v in values]
     return str(listed) if len(listed) <= most else f"{listed[:most]} and {len(listed) - most} more"

@@ -1,0 +1,367 @@
+"""Damaged files of every kind that is read: each is read rightly, or refused by name.
+
+For each mutation a file is damaged and then used as in earnest, in a process of its own. What came
+out is judged by what the undamaged file gives:
+
+- "right": the same as undamaged; the damage lies where nothing is read.
+- "refused": an error of ours, with the file's name.
+- "plausible": something else that the format cannot tell from a file that was meant so, such as
+  another pixel in a JPEG, which has no checksum. What *can* be told is listed in the judges below.
+- "problem": a crash, a hang, an error of another kind or without the file's name, or content that
+  cannot be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import re
+import resource
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mask_former.data.loaders import load_instances, load_panoptic
+from mask_former.data.table import read_table
+from mask_former.engine.checkpointer import Checkpointer
+from mask_former.engine.setup import load_cfg
+from mask_former.predictor import to_picture
+from tests import own_data
+from tests.robustness.isolation import Outcome, isolated
+from tests.robustness.mutations import mutate_bytes, mutate_structure
+from tests.robustness.samples import (
+    instance_mapper,
+    panoptic_mapper,
+    semantic_mapper,
+    write_checkpoints,
+    write_config,
+    write_pictures,
+    write_table,
+)
+
+OUR_ERRORS = (ValueError, KeyError, OSError)
+_CONFIG_KEY = re.compile(r"\b[A-Z_0-9]+\.[A-Z_0-9.]+\b|\bSemSegFPNHead\b")
+MEMORY = 4 << 30
+"""Bytes that reading a small file may take beyond what the process has."""
+Judge = Callable[[Any, Any, str], "str | None"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A file that can be damaged."""
+
+    kind: str
+    path: Path
+    use: Callable[[], Any]
+    """Reads it as in earnest; what it returns can be compared with ``==``."""
+    judge: Judge
+    """Given what the undamaged file gives, what came out and the kind of damage: what cannot be
+    right about it, or None."""
+    structured: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mutation and what came of it."""
+
+    kind: str
+    file: str
+    damage: str
+    seed: int
+    verdict: str
+    """"right", "refused", "plausible" or "problem"."""
+    detail: str = ""
+    seconds: float = 0.0
+
+
+# Judges: what cannot be right
+
+
+def must_be_the_same(expected: Any, found: Any, damage: str) -> str | None:
+    """For formats with checksums: whatever is not what was written is damaged."""
+    return "other content than was written was accepted"
+
+
+def may_have_other_pixels(expected: Any, found: Any, damage: str) -> str | None:
+    """For pictures without checksums: a picture that was cut short is not whole."""
+    if damage in ("truncated", "empty", "another file"):
+        return f"a picture that is {damage} was accepted"
+    height, width, channels = found[0]
+    return None if channels == 3 and height > 0 and width > 0 else f"a picture of {found[0]}"
+
+
+def must_be_finite(expected: Any, found: Any, damage: str) -> str | None:
+    """For weights without checksums: numbers all the same, of the model's shapes, in any case."""
+    if damage in ("truncated", "empty", "another file"):
+        return f"a checkpoint that is {damage} was accepted"
+    return None if found[1] else "weights that are not finite were accepted"
+
+
+def must_be_targets(expected: Any, found: Any, damage: str) -> str | None:
+    """For annotations: targets of the image's size, of known classes, none of them empty."""
+    for size, labels, areas in found:
+        if size not in {example[0] for example in expected}:
+            return f"an example of the size {size}"
+        if any(not 0 <= label < 2 for label in labels):
+            return f"the classes {labels}"
+        if any(not 0 < area <= size[0] * size[1] for area in areas):
+            return f"masks of {areas} pixels"
+    return None
+
+
+def must_be_a_table(expected: Any, found: Any, damage: str) -> str | None:
+    """For tables of datasets: names that are text, ids and colours in their range."""
+    names, ids, colors, ignored, paths = found
+    if not all(isinstance(n, str) for n in (*names, *paths)) or "" in names:
+        return f"names {names} or paths {paths}"
+    if not all(type(i) is int and i >= 0 for i in (*ids, ignored)):
+        return f"the ids {ids}, ignore label {ignored}"
+    channels = [c for color in colors for c in (color if isinstance(color, list) else [color])]
+    if len(channels) != 3 * len(colors) or not all(
+        type(c) is int and 0 <= c < 256 for c in channels
+    ):
+        return f"the colours {colors}"
+    return None
+
+
+def must_be_a_config(expected: Any, found: Any, damage: str) -> str | None:
+    """For configs: values of the types that the defaults have."""
+    for key, value in found.items():
+        if key in expected and not _alike(expected[key], value):
+            return f"{key} is {value!r}, which was {expected[key]!r}"
+    return None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, bool) or isinstance(other, bool):
+        return type(one) is type(other)
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return isinstance(other, int) or math.isfinite(other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return not one or all(_alike(one[0], item) for item in other)
+    return type(one) is type(other)
+
+
+# Uses
+
+
+def _pixels(path: Path) -> Any:
+    pixels = to_picture(path).pixels
+    return pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def _targets(load: Callable[[], Sequence[dict[str, Any]]], mapper: Any) -> list[Any]:
+    examples = [mapper(record) for record in load()]
+    return [
+        (
+            tuple(example["instances"].image_size),
+            example["instances"].gt_classes.tolist(),
+            example["instances"].gt_masks.sum((1, 2)).tolist(),
+        )
+        for example in examples
+    ]
+
+
+def _training_pixels(record: Mapping[str, Any], mapper: Any) -> Any:
+    example = mapper(dict(record))
+    image, masks = example["image"].numpy(), example["instances"].gt_masks.numpy()
+    digest = hashlib.sha256(image.tobytes() + masks.tobytes()).hexdigest()
+    return (*image.shape[1:], image.shape[0]), digest, example["instances"].gt_classes.tolist()
+
+
+def _weights(path: Path, model: torch.nn.Module) -> Any:
+    Checkpointer(model, whole=True).load(str(path))
+    state = model.state_dict()
+    digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values())).hexdigest()
+    return digest, all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point())
+
+
+def _table(path: Path) -> Any:
+    table = read_table(path)
+    entries = table.categories
+    paths = [p for d in table.datasets.values() for p in (d.image_root, d.sem_seg_root or "-")]
+    return (
+        table.names,
+        [c.id for c in entries if c.id is not None],
+        [c.color for c in entries if c.color is not None],
+        table.ignore_label,
+        [*table.datasets, *paths],
+    )
+
+
+def _config(path: Path) -> Any:
+    from detectron2.modeling import build_model
+
+    cfg = load_cfg(str(path))
+    build_model(cfg)
+    return dict(_flat(cfg))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+# Samples
+
+
+def all_samples(folder: Path) -> list[Sample]:
+    """Write a file of each format below ``folder``, an empty one; returns how each is used."""
+    makers = (_picture_samples, _label_samples, _json_samples, _config_samples, _checkpoint_samples)
+    return [sample for make in makers for sample in make(folder)]
+
+
+def _picture_samples(folder: Path) -> Iterator[Sample]:
+    for path in write_pictures(folder / "pictures"):
+        safe = path.suffix == ".png"
+        judge = must_be_the_same if safe else may_have_other_pixels
+        yield Sample("image", path, partial(_pixels, path), judge)
+    own_data.write_semantic_folder(folder / "trained", (0, 1))
+    for number, suffix in enumerate((".png", ".jpg")):
+        path = folder / "trained" / f"image{suffix}"
+        own_data.write_image(path)
+        labels = folder / "trained" / "l" / f"{number}.png"
+        record = {"file_name": str(path), "sem_seg_file_name": str(labels)}
+        judge = must_be_the_same if suffix == ".png" else may_have_other_pixels
+        yield Sample("image", path, partial(_training_pixels, record, semantic_mapper()), judge)
+
+
+def _label_samples(folder: Path) -> Iterator[Sample]:
+    own_data.write_semantic_folder(folder / "labelled", (0, 1), count=1)
+    for mode in ("L", "P", "I;16"):
+        path = folder / "labelled" / f"labels_{mode.replace(';', '_')}.png"
+        labels = own_data.halves(0, 1).astype(np.uint16 if mode == "I;16" else np.uint8)
+        image = Image.fromarray(labels)
+        if mode == "P":
+            image.putpalette([0, 0, 0, 255, 255, 255])
+        image.save(path)
+        image_file = str(folder / "labelled" / "i" / "0.jpg")
+        record = {"file_name": image_file, "sem_seg_file_name": str(path)}
+        use = partial(_training_pixels, record, semantic_mapper())
+        yield Sample("label", path, use, must_be_the_same)
+    images, json_file, segments = own_data.write_panoptic(_new(folder / "segments"))
+    load = partial(
+        load_panoptic,
+        images,
+        segments,
+        json_file,
+        contiguous_ids={2: 0, 4: 1},
+        thing_ids={4},
+    )
+    use = partial(_targets, load, panoptic_mapper())
+    yield Sample("label", segments / "a.png", use, must_be_the_same)
+
+
+def _json_samples(folder: Path) -> Iterator[Sample]:
+    images, json_file, segments = own_data.write_panoptic(_new(folder / "panoptic"))
+    panoptic = partial(
+        load_panoptic, images, segments, json_file, contiguous_ids={2: 0, 4: 1}, thing_ids={4}
+    )
+    use = partial(_targets, panoptic, panoptic_mapper())
+    yield Sample("JSON", json_file, use, must_be_targets, structured=True)
+    images, json_file = own_data.write_instances(_new(folder / "instances"))
+    instances = partial(load_instances, images, json_file, contiguous_ids={1: 0, 3: 1})
+    use = partial(_targets, instances, instance_mapper())
+    yield Sample("JSON", json_file, use, must_be_targets, structured=True)
+    table = write_table(_new(folder / "table"))
+    yield Sample("JSON", table, partial(_table, table), must_be_a_table, structured=True)
+
+
+def _config_samples(folder: Path) -> Iterator[Sample]:
+    path = write_config(_new(folder / "config"))
+    yield Sample("YAML", path, partial(_config, path), must_be_a_config, structured=True)
+
+
+def _checkpoint_samples(folder: Path) -> Iterator[Sample]:
+    paths, model = write_checkpoints(_new(folder / "checkpoints"))
+    for path in paths:
+        judge = must_be_the_same if path.name == "new.pth" else must_be_finite
+        yield Sample("checkpoint", path, partial(_weights, path, model), judge)
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+# The run
+
+
+def fuzz(samples: Sequence[Sample], seeds: range) -> Iterator[Case]:
+    """One case a seed, the kinds of files in turn; the same seed is the same case."""
+    kinds = list(dict.fromkeys(sample.kind for sample in samples))
+    undamaged: dict[Path, Any] = {}
+    for seed in seeds:
+        rng = random.Random(seed)
+        kind = kinds[seed % len(kinds)]
+        sample = rng.choice([sample for sample in samples if sample.kind == kind])
+        if sample.path not in undamaged:
+            first = isolated(_limited, sample.use)
+            assert first.error is None and first.ended_well, f"{sample.path}: {first.trace}"
+            undamaged[sample.path] = first.value
+        yield _one(sample, undamaged[sample.path], seed, rng)
+
+
+def _one(sample: Sample, expected: Any, seed: int, rng: random.Random) -> Case:
+    content = sample.path.read_bytes()
+    use_structure = sample.structured and rng.random() < 0.7
+    damage, damaged = (mutate_structure if use_structure else mutate_bytes)(content, rng)
+    try:
+        sample.path.write_bytes(damaged)
+        outcome = isolated(_limited, sample.use)
+    finally:
+        sample.path.write_bytes(content)
+    verdict, detail = _verdict(sample, expected, outcome, damage)
+    name = f"{sample.path.parent.name}/{sample.path.name}"
+    return Case(sample.kind, name, damage, seed, verdict, detail, outcome.seconds)
+
+
+def _limited(use: Callable[[], Any]) -> Any:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return use()
+
+
+def _verdict(sample: Sample, expected: Any, outcome: Outcome, damage: str) -> tuple[str, str]:
+    if outcome.timed_out:
+        return "problem", f"hung for {outcome.seconds:.0f} s"
+    if outcome.signal is not None:
+        return "problem", f"the process ended with {outcome.signal}"
+    if outcome.error is not None:
+        text = str(outcome.error)
+        if not isinstance(outcome.error, OUR_ERRORS):
+            return "problem", f"{text}\n{outcome.trace}"
+        names = [sample.path.name]
+        if sample.kind == "YAML":  # a value that cannot be is told by its key
+            names += _CONFIG_KEY.findall(text)
+        if sample.kind == "JSON":  # the mappers see the entry of an image alone
+            names.append("a.png")
+        if not any(name in text for name in names):
+            return "problem", f"the error does not name the file: {text}\n{outcome.trace}"
+        return "refused", text
+    if outcome.value == expected:
+        return "right", ""
+    wrong = sample.judge(expected, outcome.value, damage)
+    return ("problem", wrong) if wrong else ("plausible", f"{damage}")
+
+
+def table_of(cases: Sequence[Case]) -> list[list[Any]]:
+    """A row a kind: mutations, and how many had each verdict."""
+    verdicts = ("right", "refused", "plausible", "problem")
+    rows = []
+    for kind in dict.fromkeys(case.kind for case in cases):
+        counts = Counter(case.verdict for case in cases if case.kind == kind)
+        rows.append([kind, sum(counts.values()), *(counts[verdict] for verdict in verdicts)])
+    return rows

@@ -1,0 +1,203 @@
+"""A training that is killed again and again must end as one that nobody disturbs."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import hooks
+from detectron2.utils.events import JSONWriter
+
+from mask_former.checkpoint import read_checkpoint
+from tests.robustness.isolation import Process
+from tests.robustness.trainings import SameImages, tiny_cfg
+from tests.tiny_model import write_tiny_model
+
+LOSS = "total_loss"
+
+
+class OftenWritingTrainer(SameImages):
+    """Every iteration writes a checkpoint and a line of metrics, of this iteration alone."""
+
+    def build_hooks(self) -> list[Any]:
+        made = super().build_hooks()
+        for hook in made:
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook._period = 1
+        return made
+
+    def build_writers(self) -> list[Any]:
+        writers = super().build_writers()
+        for writer in writers:
+            if isinstance(writer, JSONWriter):
+                writer._window_size = 1  # a median over 20 iterations would not survive a kill
+        return writers
+
+
+def run_training(config: Path, output: Path, iterations: int) -> float:
+    """Train, or go on with it, to the end; returns the last loss."""
+    # A checkpoint at each iteration: most of the time goes into writing files.
+    cfg = tiny_cfg(config, output, SOLVER__MAX_ITER=iterations, SOLVER__CHECKPOINT_PERIOD=1)
+    trainer = OftenWritingTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    return float(trainer.storage.history(LOSS).latest())
+
+
+@dataclass
+class KillReport:
+    """What was seen; a run is as it should be where there are no ``problems``."""
+
+    kills: int = 0
+    while_writing: int = 0
+    """Kills that left an unfinished file behind."""
+    iterations_lost: int = 0
+    """Done before a kill, and done again after it."""
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def kill_training(folder: Path, kills: int, seed: int, iterations: int = 20) -> KillReport:
+    """Kill a training ``kills`` times at random moments, let it end, and compare.
+
+    Every second kill falls within some milliseconds after a file has changed.
+
+    The images are the same at every iteration, so that their order, which a resumed run draws
+    anew, makes no difference: weights and losses have to be those of the undisturbed run, bit by
+    bit.
+
+    Args:
+        folder: an empty one.
+        kills: SIGKILLs that hit a running training.
+        seed: of the moments.
+        iterations: of the whole training.
+    """
+    config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
+    report, rng = KillReport(), random.Random(seed)
+    unbroken, broken = folder / "unbroken", folder / "broken"
+    began = time.monotonic()
+    alone = Process(run_training, config, unbroken, iterations, log=folder / "unbroken.log")
+    expected = alone.outcome(timeout=600)
+    if not isinstance(expected.value, float):
+        report.problems.append(f"the undisturbed training failed: {expected.trace}")
+        return report
+    before: set[str] = set()
+    while report.kills < kills:
+        # So late that all kills together come about as far as half of the training.
+        part = rng.uniform(0.02, 1.0) * max(0.5, expected.seconds / max(4, kills / 4))
+        process = Process(run_training, config, broken, iterations, log=folder / "broken.log")
+        time.sleep(part)
+        if report.kills % 2:
+            _wait_for_a_write(broken)
+            time.sleep(rng.uniform(0.0, 0.01))
+        if not process.is_alive:
+            early = process.outcome()
+            report.problems += [early.trace] if early.error is not None else []
+            if early.error is not None:
+                return report
+            _begin_again(broken)
+            before = set()
+            continue
+        process.kill()
+        process.outcome()
+        report.kills += 1
+        before = _check_files(broken, before, report)
+    final = Process(run_training, config, broken, iterations, log=folder / "broken.log").outcome(
+        600
+    )
+    _compare(unbroken, broken, expected.value, final, report)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _wait_for_a_write(output: Path, patience: float = 1.0) -> None:
+    """Return when the files of a folder change: a checkpoint takes but some milliseconds."""
+    end = time.monotonic() + patience
+    before = _sizes(output)
+    while time.monotonic() < end and _sizes(output) == before:
+        pass
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    sizes = {}
+    for path in folder.glob("*") if folder.is_dir() else ():
+        with suppress(FileNotFoundError):
+            sizes[path.name] = path.stat().st_size
+    return sizes
+
+
+def _begin_again(output: Path) -> None:
+    """The training came to its end between kills: start another one."""
+    for file in output.rglob("*"):
+        if file.is_file():
+            file.unlink()
+
+
+def _check_files(output: Path, before: set[str], report: KillReport) -> set[str]:
+    """What a kill left: whole checkpoints, none fewer than before; returns their names."""
+    where = f"after kill {report.kills}"
+    checkpoints = sorted(output.glob("*.pth"))
+    report.while_writing += any(output.glob(".*.part"))
+    for path in checkpoints:
+        try:
+            read_checkpoint(path)
+        except (OSError, ValueError) as error:
+            report.problems.append(f"{where}: {error}")
+    names = {path.name for path in checkpoints}
+    if before - names:
+        report.problems.append(f"{where}: lost {sorted(before - names)}")
+    pointer = output / "last_checkpoint"
+    if pointer.exists():
+        last = pointer.read_text()
+        if last not in names:
+            report.problems.append(f"{where}: last_checkpoint names {last!r}, which is not there")
+        elif done := _lines(output / "metrics.json", report, where):
+            report.iterations_lost += max(0, done[-1]["iteration"] - _iteration_of(last))
+    elif names:  # its first checkpoint may have been written, the pointer to it not yet
+        report.problems += [f"{where}: no last_checkpoint"] if len(names) > 1 else []
+    return names
+
+
+def _iteration_of(checkpoint: str) -> int:
+    return int(checkpoint.removeprefix("model_").removesuffix(".pth"))
+
+
+def _lines(path: Path, report: KillReport, where: str, whole: bool = False) -> list[dict[str, Any]]:
+    """The metrics; a kill may leave the last line unfinished, unless they are to be ``whole``."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    content = []
+    for number, line in enumerate(lines):
+        try:
+            content.append(json.loads(line))
+        except ValueError:
+            if whole or number < len(lines) - 1 or line.endswith("\n"):
+                report.problems.append(f"{where}: metrics.json, line {number + 1} is no JSON")
+    return content
+
+
+def _compare(unbroken: Path, broken: Path, expected: float, final: Any, report: KillReport) -> None:
+    if final.error is not None or not final.ended_well:
+        report.problems.append(f"the last run did not come to its end: {final}")
+        return
+    if final.value != expected:
+        report.problems.append(f"the final loss is {final.value!r}, without kills {expected!r}")
+    one, other = (read_checkpoint(f / "model_final.pth")["model"] for f in (unbroken, broken))
+    changed = [name for name in one if not one[name].equal(other[name])]
+    if changed:
+        report.problems.append(f"{len(changed)} weights differ, {changed[0]} the first")
+    losses = [
+        {line["iteration"]: line[LOSS] for line in _lines(f / "metrics.json", report, "end", True)}
+        for f in (unbroken, broken)
+    ]
+    if losses[0] != losses[1]:
+        wrong = sorted(i for i in losses[0] if losses[0][i] != losses[1].get(i))
+        report.problems.append(f"metrics.json differs at the iterations {wrong[:5]}")
+    if list(broken.glob(".*.part")):
+        report.problems.append("an unfinished file is left at the end")

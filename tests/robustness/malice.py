@@ -1,0 +1,76 @@
+"""Files that would run a command where they are read carelessly."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mask_former.checkpoint import read_extras
+from mask_former.data.table import read_table
+from mask_former.engine.checkpointer import Checkpointer
+from mask_former.engine.setup import load_cfg
+from mask_former.predictor import MaskFormerPredictor
+
+MARKER = "executed"
+
+
+class _Command:
+    """Unpickling it makes the marker file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def hostile_files(folder: Path) -> dict[str, Callable[[], Any]]:
+    """Write the files into ``folder``; by name, what reads each. None may make ``MARKER``."""
+    marker = folder / MARKER
+    command = _Command(marker)
+    tag = f"!!python/object/apply:os.system ['touch {marker}']"
+    weights = {"a": torch.zeros(3)}
+    content = {"model": {**weights, "b": command}}
+    (folder / "plain.pkl").write_bytes(pickle.dumps(content))
+    (folder / "old.pth").write_bytes(pickle.dumps(content))
+    torch.save(content, folder / "zip.pth")
+    torch.save(content, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    torch.save({"model": weights, "inference": command}, folder / "beside.pth")
+    header = {"class_names": pickle.dumps(command, 0).decode("latin1"), "inference": tag}
+    save_file(weights, folder / "header.safetensors", header)
+    carried = json.dumps({"config": f"SEED: {tag}", "classes": []})
+    save_file(weights, folder / "config.safetensors", {"inference": carried})
+    (folder / "tag.yaml").write_text(f"SEED: {tag}\n")
+    (folder / "based.yaml").write_text("_BASE_: tag.yaml\n")
+    (folder / "table.json").write_text(f'{{"datasets": "{tag}"}}')
+
+    def load(name: str) -> Callable[[], Any]:
+        model = torch.nn.Linear(1, 1)
+        return lambda: Checkpointer(model).load(str(folder / name))
+
+    def predict(name: str) -> Callable[[], Any]:
+        return lambda: MaskFormerPredictor.from_pretrained(folder / name)
+
+    checkpoints = ("plain.pkl", "old.pth", "zip.pth", "legacy.pth", "beside.pth")
+    return {
+        **{name: load(name) for name in checkpoints},
+        **{f"{name} (extras)": _extras(folder / name) for name in checkpoints},
+        "header.safetensors": load("header.safetensors"),
+        "header.safetensors (predictor)": predict("header.safetensors"),
+        "config.safetensors": predict("config.safetensors"),
+        "tag.yaml": lambda: load_cfg(str(folder / "tag.yaml")),
+        "based.yaml": lambda: load_cfg(str(folder / "based.yaml")),
+        "tag.yaml (predictor)": predict("tag.yaml"),
+        "table.json": lambda: read_table(folder / "table.json"),
+    }
+
+
+def _extras(path: Path) -> Callable[[], Any]:
+    return lambda: read_extras(path)

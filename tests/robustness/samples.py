@@ -1,0 +1,84 @@
+"""Small sound files of every format, and the mappers that read them without augmentation."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from safetensors.torch import save_file
+
+from mask_former.data.mappers import (
+    DETRPanopticDatasetMapper,
+    MaskFormerInstanceDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
+)
+from mask_former.engine.setup import load_cfg
+from tests import own_data
+from tests.tiny_model import write_tiny_model
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".gif", ".bmp")
+CLASSES = 2
+
+
+def _settings(**more: Any) -> dict[str, Any]:
+    return {"augmentations": [], "image_format": "RGB", "num_classes": CLASSES, **more}
+
+
+def semantic_mapper() -> Any:
+    return MaskFormerSemanticDatasetMapper(True, **_settings(ignore_label=255))
+
+
+def panoptic_mapper() -> Any:
+    return DETRPanopticDatasetMapper(True, **_settings(ignore_label=None))
+
+
+def instance_mapper() -> Any:
+    return MaskFormerInstanceDatasetMapper(True, **_settings(ignore_label=None))
+
+
+def write_pictures(folder: Path) -> list[Path]:
+    """A picture in each format."""
+    paths = [folder / f"picture{suffix}" for suffix in PICTURE_SUFFIXES]
+    for path in paths:
+        own_data.write_image(path)
+    return paths
+
+
+def write_table(folder: Path) -> Path:
+    """A user's own table of a semantic dataset."""
+    content = {
+        "ignore_label": 255,
+        "datasets": {
+            "mine_train": {"kind": "sem_seg", "image_root": "i", "sem_seg_root": "l"},
+            "mine_val": {"kind": "sem_seg", "image_root": "i2", "sem_seg_root": "l2"},
+        },
+        "categories": [
+            {"name": "road", "id": 3, "color": [128, 64, 128]},
+            {"name": "car", "id": 7, "color": [0, 0, 142], "isthing": True},
+        ],
+    }
+    path = folder / "table.json"
+    path.write_text(json.dumps(content, indent=1))
+    return path
+
+
+def write_config(folder: Path) -> Path:
+    return write_tiny_model(folder, SEMANTIC_ON=True)[0]
+
+
+def write_checkpoints(folder: Path) -> tuple[list[Path], torch.nn.Module]:
+    """A tiny model's weights in each format, and the model."""
+    config, source = write_tiny_model(folder, SEMANTIC_ON=True)
+    model = build_model(load_cfg(str(config)))
+    weights = torch.load(source, weights_only=True)["model"]
+    paths = [folder / name for name in ("new.pth", "old.pth", "x.safetensors", "x.pkl")]
+    torch.save({"model": weights, "iteration": 7}, paths[0])
+    torch.save({"model": weights}, paths[1], _use_new_zipfile_serialization=False)
+    save_file(weights, paths[2])
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    paths[3].write_bytes(pickle.dumps({"model": arrays, "__author__": "me"}))
+    return paths, model

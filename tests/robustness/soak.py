@@ -1,0 +1,245 @@
+"""The long version of what tests/robustness/ breaks: ``make soak``.
+
+    python -m tests.robustness.soak                        # half an hour at most
+    python -m tests.robustness.soak --minutes 5 --only fuzz kill --seed 7
+
+What was done is kept in the report; the same command goes on behind it until all is done. It ends
+with 1 where something broke.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+import mask_former  # noqa: F401  (registers everything)
+from mask_former.checkpoint import replace_file
+from tests.robustness.fuzzing import all_samples, fuzz
+from tests.robustness.isolation import isolated
+from tests.robustness.killing import kill_training
+from tests.robustness.ranks import end_a_rank
+from tests.robustness.trainings import (
+    PARTS,
+    memory_of_prediction,
+    memory_of_training,
+    train_on_a_full_disk,
+    train_with_a_dying_worker,
+)
+from tests.tiny_model import write_tiny_model
+
+MINUTE = 60.0  # seconds
+KILLS, KILLS_A_UNIT = 20, 5
+MUTATIONS, MUTATIONS_A_UNIT = 1000, 50
+STEPS, PREDICTIONS = 2000, 5000
+GROWTH = 30.0
+"""Mebibytes that a process may gain between a tenth of its work and the end."""
+
+
+@dataclass
+class Found:
+    """What came of a unit of work."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that is done in one go."""
+
+    part: str
+    name: str
+    work: Callable[[Path], Found]
+
+
+def all_units(seed: int) -> list[Unit]:
+    """In an order in which a short run sees something of everything."""
+    disk = [
+        Unit("disk", f"full from iteration {i}, files of {s:.0%}", partial(_disk, i, s))
+        for i, s in ((0, 0.0), (1, 0.01), (3, 0.3), (4, 0.6), (5, 0.9))
+    ]
+    workers = [Unit("worker", end, partial(_worker, end)) for end in ("exit", "kill")]
+    kills = [
+        Unit("kill", f"{KILLS_A_UNIT} kills, seed {seed + i}", partial(_kills, seed + i))
+        for i in range(KILLS // KILLS_A_UNIT)
+    ]
+    starts = range(0, MUTATIONS, MUTATIONS_A_UNIT)
+    mutations = [Unit("fuzz", f"from {i}", partial(_fuzz, seed * MUTATIONS + i)) for i in starts]
+    ranks = [
+        Unit("ranks", f"{launcher}, {end}", partial(_ranks, end, launcher))
+        for launcher in ("spawn", "torchrun")
+        for end in ("kill", "raise")
+    ]
+    memory = [
+        Unit("memory", f"{STEPS} training steps", partial(_memory, memory_of_training, STEPS)),
+        Unit("memory", f"{PREDICTIONS} predictions", partial(_memory, memory_of_prediction,
+                                                             PREDICTIONS)),
+    ]  # fmt: skip
+    first = [*disk, *workers, kills[0], *mutations[:2], ranks[0]]
+    return [*first, *kills[1:], *memory, *ranks[1:], *mutations[2:]]
+
+
+def _kills(seed: int, folder: Path) -> Found:
+    report = kill_training(folder, KILLS_A_UNIT, seed)
+    names = ("kills", "while_writing", "iterations_lost")
+    return Found({name: getattr(report, name) for name in names}, report.problems)
+
+
+def _fuzz(start: int, folder: Path) -> Found:
+    cases = list(fuzz(all_samples(folder), range(start, start + MUTATIONS_A_UNIT)))
+    counts: dict[str, dict[str, int]] = {}
+    for case in cases:
+        of_kind = counts.setdefault(case.kind, {})
+        of_kind[case.verdict] = of_kind.get(case.verdict, 0) + 1
+    slowest = max(case.seconds for case in cases)
+    problems = [f"{c.file} {c.damage} seed {c.seed}: {c.detail[:2000]}" for c in cases
+                if c.verdict == "problem"]  # fmt: skip
+    return Found({"verdicts": counts, "slowest_seconds": round(slowest, 2)}, problems)
+
+
+def _disk(iteration: int, share: float, folder: Path) -> Found:
+    config, weights = write_tiny_model(folder, SEMANTIC_ON=True)
+    limit = int(share * weights.stat().st_size)
+    output = folder / "output"
+    outcome = isolated(train_on_a_full_disk, config, output, limit, iteration)
+    problems = []
+    if not isinstance(outcome.error, OSError) or str(output) not in str(outcome.error):
+        problems.append(f"expected an OSError with the file's name, got {outcome}")
+    if list(output.glob(".*.part")):
+        problems.append("an unfinished file is left")
+    again = isolated(train_on_a_full_disk, config, output, limit, 100)
+    if again.error is not None or not (output / "model_final.pth").exists():
+        problems.append(f"with room on the disk it does not go on: {again}")
+    return Found({"message": str(outcome.error).replace(str(folder), "…")}, problems)
+
+
+def _worker(end: str, folder: Path) -> Found:
+    config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
+    outcome = isolated(train_with_a_dying_worker, config, folder / "o", end, timeout=MINUTE)
+    told = outcome.error is not None and "DataLoader worker" in str(outcome.error)
+    figures = {"seconds": round(outcome.seconds, 1), "message": str(outcome.error).split("\n")[0]}
+    return Found(figures, [] if told else [f"{outcome}"])
+
+
+def _ranks(end: str, launcher: str, folder: Path) -> Found:
+    try:
+        report = end_a_rank(folder, end, launcher, timeout=5 * MINUTE)
+    except subprocess.TimeoutExpired:
+        return Found({}, ["the job hangs"])
+    problems = [] if report.returncode else ["the command ended as if all were well"]
+    problems += [f"processes are left: {report.left}"] if report.left else []
+    problems += ["it took more than a minute"] if report.seconds_after_death > MINUTE else []
+    return Found({"seconds_after_death": round(report.seconds_after_death, 1)}, problems)
+
+
+def _memory(work: Callable[[Path, int], list[float]], count: int, folder: Path) -> Found:
+    outcome = isolated(work, folder, count, timeout=20 * MINUTE)
+    if outcome.error is not None or not outcome.ended_well:
+        return Found({}, [f"it did not come to its end: {outcome}"])
+    seen = [round(value, 1) for value in outcome.value]
+    grown = seen[-1] - seen[0]
+    figures = {"mebibytes": dict(zip((f"{part:.0%}" for part in PARTS), seen, strict=True))}
+    return Found(figures, [f"it grew by {grown:.0f} MiB"] if grown > GROWTH else [])
+
+
+# The run
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    versions = {"torch": torch.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
+    cores = len(os.sched_getaffinity(0))
+    return {"python": platform.python_version(), **versions, "cores": str(cores)}
+
+
+def soak(units: list[Unit], done: dict[str, Any], minutes: float, save: Callable[[], None]) -> int:
+    """Do what is not yet ``done`` until the time is over; returns how many are left."""
+    end = time.monotonic() + minutes * MINUTE
+    left = [unit for unit in units if f"{unit.part}: {unit.name}" not in done]
+    progress = tqdm(left, desc="soak", unit="unit", dynamic_ncols=True)
+    for number, unit in enumerate(progress):
+        if time.monotonic() > end:
+            return len(left) - number
+        progress.set_postfix_str(f"{unit.part}: {unit.name}")
+        folder, began = Path(tempfile.mkdtemp(prefix="soak_")), time.monotonic()
+        try:
+            found = unit.work(folder)
+        except Exception as error:
+            found = Found({}, [f"{type(error).__name__}: {error}"])
+        found.seconds = round(time.monotonic() - began, 1)
+        done[f"{unit.part}: {unit.name}"] = asdict(found)
+        save()
+        if not found.problems:
+            shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def rows(done: dict[str, Any]) -> Iterator[list[Any]]:
+    """The table: a row a unit, but one for all mutations of a kind of file."""
+    verdicts: dict[str, dict[str, int]] = {}
+    for name, found in done.items():
+        for kind, counts in found["figures"].get("verdicts", {}).items():
+            of_kind = verdicts.setdefault(kind, {})
+            for verdict, count in counts.items():
+                of_kind[verdict] = of_kind.get(verdict, 0) + count
+        if "verdicts" not in found["figures"]:
+            figures = ", ".join(f"{key} {value}" for key, value in found["figures"].items())
+            yield [name, figures[:100], len(found["problems"]), found["seconds"]]
+    for kind, counts in verdicts.items():
+        total = sum(counts.values())
+        figures = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+        yield [f"fuzz: {kind}", f"{total} mutations: {figures}", counts.get("problem", 0), ""]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip  # noqa: E501
+    parser.add_argument("--minutes", type=float, default=30, help="begin nothing after that long")
+    parser.add_argument("--only", nargs="+", help="kill, fuzz, disk, worker, ranks, memory")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path, default=Path("output/soak.json"))
+    parser.add_argument("--again", action="store_true", help="forget what the report has")
+    args = parser.parse_args(argv)
+    units = [u for u in all_units(args.seed) if not args.only or u.part in args.only]
+    if not units:
+        print(f"--only {' '.join(args.only)}: no such part.", file=sys.stderr)
+        return 1
+    report: dict[str, Any] = {"machine": machine(), "seed": args.seed, "done": {}}
+    if args.report.is_file() and not args.again:
+        earlier = json.loads(args.report.read_text())
+        report["done"] = earlier["done"] if earlier["seed"] == args.seed else {}
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        replace_file(args.report, lambda part: part.write_text(text))
+
+    left = soak(units, report["done"], args.minutes, save)
+    print(tabulate(rows(report["done"]), ["what", "figures", "problems", "seconds"]))
+    broken = {name: f["problems"] for name, f in report["done"].items() if f["problems"]}
+    for name, problems in broken.items():
+        print(f"\n{name}:", *problems[:3], sep="\n  ", file=sys.stderr)
+    print(f"\n{left} of {len(units)} units are left; the report is {args.report}.")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What happens to a training: kills, full disks, dying workers and processes, and time."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mask_former.checkpoint import read_checkpoint
+from tests.robustness.isolation import isolated
+from tests.robustness.killing import kill_training
+from tests.robustness.ranks import end_a_rank
+from tests.robustness.trainings import (
+    memory_of_prediction,
+    memory_of_training,
+    train_on_a_full_disk,
+    train_with_a_dying_worker,
+)
+from tests.tiny_model import write_tiny_model
+
+MINUTE = 60.0
+GROWTH = 12.0
+"""Mebibytes that a process may gain between a tenth and the end of a short run."""
+
+
+def test_a_training_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path):
+    report = kill_training(tmp_path, kills=3, seed=0)
+    assert not report.problems, report
+    assert report.kills == 3
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_on_a_full_disk_the_first_error_is_told_whatever_fails_after_it(tmp_path, room):
+    config, _ = write_tiny_model(tmp_path, SEMANTIC_ON=True)
+    outcome = isolated(train_on_a_full_disk, config, tmp_path / "output", room, 2)
+    assert isinstance(outcome.error, OSError) and "model_0000002.pth" in str(outcome.error)
+
+
+def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(tmp_path):
+    config, weights = write_tiny_model(tmp_path, SEMANTIC_ON=True)
+    output = tmp_path / "output"
+    half = weights.stat().st_size // 2
+    outcome = isolated(train_on_a_full_disk, config, output, half, 3)
+    assert isinstance(outcome.error, OSError), outcome
+    for text in ("File too large", "nothing was changed", str(output / "model_0000003.pth")):
+        assert text in str(outcome.error)
+    names = {path.name for path in output.iterdir() if path.suffix in (".pth", ".part")}
+    assert names == {f"model_000000{i}.pth" for i in range(3)}
+    assert (output / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert read_checkpoint(output / "model_0000002.pth")["iteration"] == 2
+    roomy = isolated(train_on_a_full_disk, config, output, half * 100, 3)
+    assert roomy.error is None and (output / "model_final.pth").exists(), roomy
+
+
+@pytest.mark.parametrize("end, text", [("exit", "exited unexpectedly"), ("kill", "killed by sig")])
+def test_a_data_worker_that_dies_ends_the_training_with_an_error_that_says_so(tmp_path, end, text):
+    config, _ = write_tiny_model(tmp_path, SEMANTIC_ON=True)
+    outcome = isolated(train_with_a_dying_worker, config, tmp_path / "o", end, timeout=MINUTE)
+    assert not outcome.timed_out and outcome.error is not None, outcome
+    assert re.search(rf"DataLoader worker \(pid.* \d+\).*{text}", str(outcome.error)), outcome
+
+
+def test_when_one_of_two_processes_is_killed_the_other_ends_and_so_does_the_command(tmp_path):
+    report = end_a_rank(tmp_path, "kill", "spawn")
+    assert report.returncode != 0 and not report.left
+    assert report.seconds_after_death < MINUTE
+    assert "SIGKILL" in report.output, report.output[-2000:]
+
+
+@pytest.mark.parametrize("work, count", [(memory_of_training, 60), (memory_of_prediction, 200)])
+def test_memory_does_not_grow_with_time(tmp_path, work, count):
+    outcome = isolated(work, tmp_path, count, timeout=300)
+    assert outcome.error is None and outcome.ended_well, outcome.trace
+    first, _, last = outcome.value
+    assert last - first < GROWTH, outcome.value

@@ -1,0 +1,189 @@
+"""Tiny trainings to which something happens; each is run in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from mask_former.engine import Trainer
+from mask_former.engine.setup import load_cfg
+from tests import own_data
+from tests.tiny_model import write_tiny_model
+from tests.tiny_trainer import TinyTrainer, make_example
+
+SETTINGS = {
+    "DATASETS.TEST": "()",
+    "SOLVER.IMS_PER_BATCH": 2,
+    "MODEL.MASK_FORMER.DROPOUT": 0.0,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.0,
+    "SEED": 3,
+}
+
+
+def tiny_cfg(config: Path, output: Path, **more: Any) -> Any:
+    """The config of :func:`write_tiny_model` for a training; keys with ``__`` for the dots."""
+    output.mkdir(exist_ok=True)
+    changed = {key.replace("__", "."): value for key, value in more.items()}
+    settings = {**SETTINGS, "OUTPUT_DIR": output, **changed}
+    cfg = load_cfg(str(config), [str(word) for pair in settings.items() for word in pair])
+    seed_all_rng(cfg.SEED)
+    return cfg
+
+
+class At(HookBase):
+    """Does something before one iteration."""
+
+    def __init__(self, iteration: int, action: Any) -> None:
+        self.iteration, self.action = iteration, action
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            self.action()
+
+
+class SameImages(TinyTrainer):
+    """Always the same two images."""
+
+    loaders: ClassVar[list[Any]] = []
+
+
+def train_on_a_full_disk(config: Path, output: Path, limit: int, iteration: int) -> None:
+    """From ``iteration`` on, no file may be larger than ``limit`` bytes."""
+    cfg = tiny_cfg(config, output, SOLVER__MAX_ITER=6, SOLVER__CHECKPOINT_PERIOD=1)
+    trainer = SameImages(cfg)
+    trainer.resume_or_load(resume=True)
+    limits = (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    trainer.register_hooks([At(iteration, lambda: _limit_files(limits))])
+    trainer.train()
+
+
+def _limit_files(limits: tuple[int, int]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class DyingMapper:
+    """Makes examples, until the process it runs in ends without a word."""
+
+    def __init__(self, end: str) -> None:
+        self.end = end
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        if record["seed"] == 5:
+            if self.end == "exit":
+                os._exit(3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make_example(record["seed"])
+
+
+def train_with_a_dying_worker(config: Path, output: Path, end: str) -> None:
+    """A data worker exits ("exit"), or is killed as by a system without memory ("kill")."""
+
+    class WithWorkers(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg: Any) -> Any:
+            return build_detection_train_loader(
+                [{"seed": seed} for seed in range(6)],
+                mapper=DyingMapper(end),
+                total_batch_size=2,
+                aspect_ratio_grouping=False,
+                num_workers=1,
+            )
+
+    trainer = WithWorkers(tiny_cfg(config, output, SOLVER__MAX_ITER=50))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+
+
+def resident_mebibytes() -> float:
+    """What this process holds of the memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+PARTS = (0.1, 0.5, 1.0)
+"""When the memory is looked at, as parts of the whole."""
+
+
+class WatchMemory(HookBase):
+    """Notes the resident memory at ``PARTS`` of the training."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done in [round(part * self.trainer.max_iter) for part in PARTS]:
+            self.seen.append(resident_mebibytes())
+
+
+def memory_of_training(folder: Path, steps: int) -> list[float]:
+    """Mebibytes at ``PARTS`` of a training on image files, with flips and crops."""
+    from mask_former.data.custom import register_semantic
+
+    config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
+    own_data.write_semantic_folder(folder, (0, 1), count=8)
+    names = ["sky", "road", "car", "bicyclist"]
+    register_semantic("memory_train", folder / "i", folder / "l", names)
+    cfg = tiny_cfg(
+        config,
+        folder / "output",
+        DATASETS__TRAIN="('memory_train',)",
+        SOLVER__MAX_ITER=steps,
+        SOLVER__CHECKPOINT_PERIOD=max(1, steps // 20),
+        DATALOADER__NUM_WORKERS=0,
+        INPUT__MIN_SIZE_TRAIN="(64, 72, 80)",
+        INPUT__MAX_SIZE_TRAIN=128,
+        INPUT__CROP__ENABLED=True,
+        INPUT__CROP__TYPE="absolute",
+        INPUT__CROP__SIZE="(64, 64)",
+        INPUT__SIZE_DIVISIBILITY=64,
+    )
+    trainer, watch = Trainer(cfg), WatchMemory()
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([watch])
+    trainer.train()
+    return watch.seen
+
+
+def memory_of_prediction(folder: Path, count: int) -> list[float]:
+    """Mebibytes at ``PARTS`` of that many predictions on files of 16 sizes."""
+    import mask_former
+
+    config, weights = write_tiny_model(folder, PANOPTIC_ON=True, SEMANTIC_ON=True, INSTANCE_ON=True)
+    predictor = mask_former.MaskFormerPredictor.from_pretrained(weights, config_file=config)
+    files = [folder / f"{number}.png" for number in range(16)]
+    for number, file in enumerate(files):
+        own_data.write_image(file, (40 + number, 56 + 2 * number), seed=number)
+    seen, marks = [], [round(part * count) for part in PARTS]
+    for number, _ in enumerate(predictor.stream(files[i % 16] for i in range(count)), start=1):
+        if number in marks:
+            seen.append(resident_mebibytes())
+    return seen
+
+
+def train_in_ranks(args: Any) -> None:
+    """One of several processes of a training; in the second one, ``args.end`` happens."""
+    torch.set_num_threads(1)
+    folder = Path(args.config_file).parent
+    cfg = tiny_cfg(Path(args.config_file), folder / "output", SOLVER__MAX_ITER=10_000)
+    trainer = SameImages(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([At(3, lambda: _end_rank(args.end, folder))])
+    trainer.train()
+
+
+def _end_rank(end: str, folder: Path) -> None:
+    (folder / f"rank{comm.get_rank()}").write_text(str(os.getpid()))
+    if comm.get_rank() == 1:
+        if end == "raise":
+            raise ValueError("the second process has had enough")
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,44 @@
+"""A file is replaced at once or not at all, and what went wrong is told of the right file."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+
+import pytest
+import torch
+
+from mask_former.files import replace_file, save_torch
+from tests.robustness.isolation import isolated
+from tests.robustness.trainings import _limit_files
+
+
+def save_with_little_room(path, limit):
+    _limit_files((limit, limit))
+    replace_file(path, lambda part: save_torch({"a": torch.zeros(100_000)}, part))
+
+
+@pytest.mark.parametrize("limit", [0, 100, 200_000])
+def test_a_full_disk_is_an_error_with_file_and_cause_and_leaves_the_old_file(tmp_path, limit):
+    path = tmp_path / "x.pth"
+    path.write_text("old")
+    outcome = isolated(save_with_little_room, path, limit)
+    assert isinstance(outcome.error, OSError)
+    assert "File too large; nothing was changed" in str(outcome.error)
+    assert str(path) in str(outcome.error)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pth"] and path.read_text() == "old"
+
+
+def test_an_error_of_another_file_stays_as_it_is(tmp_path):
+    source = tmp_path / "not_there"
+    with pytest.raises(FileNotFoundError) as info:
+        replace_file(tmp_path / "x", lambda part: shutil.copyfile(source, part))
+    assert info.value.filename == str(source) and info.value.errno == errno.ENOENT
+
+
+def test_an_error_of_no_file_stays_as_it_is(tmp_path):
+    def fail(part):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match=r"^broken$"):
+        replace_file(tmp_path / "x", fail)
