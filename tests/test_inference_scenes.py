@@ -97,6 +97,17 @@ def test_a_query_that_wins_too_little_of_its_mask_leaves_void(overlap, ids):
     assert len(segments) == max(ids)
 
 
+def test_an_object_of_one_pixel_is_an_object():
+    masks = columns((0, 8), (0, 0))
+    masks[1, 1, 3] = 10.0
+    masks[0, 1, 3] = -10.0
+    ids, segments = panoptic_inference(
+        says(2, 0), masks, thing_ids=(0,), object_mask_threshold=0.5, overlap_threshold=0.5
+    )
+    assert (ids == 2).nonzero().tolist() == [[1, 3]]
+    assert [info["category_id"] for info in segments] == [2, 0]
+
+
 def test_ids_have_no_gap_where_a_query_is_dropped():
     mask_cls = says((0, 9.0), 1, 0)
     ids, segments = segment(mask_cls, columns((0, 5), (3, 6), (6, 8)), overlap=0.8)

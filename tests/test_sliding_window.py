@@ -65,6 +65,12 @@ def test_the_default_stride_is_two_thirds_in_steps_of_32(size, step):
     assert SlidingWindow(size, 17).step == 17
 
 
+def test_a_window_may_be_one_pixel_and_no_less():
+    assert SlidingWindow(1).step == 1
+    with pytest.raises(ValueError, match="expected 1 or more pixels"):
+        SlidingWindow(0)
+
+
 # Blending
 
 
@@ -133,7 +139,9 @@ def blended(logits, network):
     return total / weights
 
 
-@pytest.mark.parametrize("size", [(50, 75), (32, 75), (20, 75), (75, 33), (32, 32)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(50, 75), (32, 75), (20, 75), (75, 20), (75, 33), (32, 32)], ids=str
+)
 @pytest.mark.parametrize("stride", [20, 32, 7])
 def test_scores_are_the_weighted_mean_of_the_windows(size, stride):
     logits, network = make_logits(size, stride=stride)

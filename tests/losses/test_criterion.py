@@ -140,6 +140,20 @@ def test_the_order_of_the_images_is_irrelevant():
         assert found[name].item() == pytest.approx(value.item(), rel=1e-6), name
 
 
+@pytest.mark.parametrize("counts", [(3, 0, 7, 1), (2, 2)], ids=str)  # 7: more than queries
+def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(counts):
+    outputs, targets = random_batch(counts=counts)
+    criterion = build_criterion()
+    whole = criterion(outputs, targets)
+    total = dict.fromkeys(whole, 0.0)
+    with criterion.part_of(counts):
+        for image, target in enumerate(targets):
+            part = [{k: v[image : image + 1] for k, v in at.items()} for at in layers_of(outputs)]
+            losses = criterion({**part[-1], "aux_outputs": part[:-1]}, [target])
+            total = {name: total[name] + losses[name].item() for name in whole}
+    assert total == pytest.approx({name: value.item() for name, value in whole.items()}, rel=1e-5)
+
+
 def test_the_order_of_the_targets_is_irrelevant():
     outputs, targets = random_batch(seed=7, counts=(4, 4))
     order = torch.tensor([2, 0, 3, 1])

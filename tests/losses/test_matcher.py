@@ -118,3 +118,8 @@ def test_broken_predictions_are_an_error_that_says_so(name, value):
 def test_weights_that_are_all_zero_are_refused():
     with pytest.raises(ValueError, match="All matching weights are 0"):
         HungarianMatcher(0, 0, 0)
+
+
+def test_an_unknown_way_with_broken_costs_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"ON_NONFINITE is 'ignore'; it must be in \['raise', "):
+        HungarianMatcher(on_nonfinite="ignore")

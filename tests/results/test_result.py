@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mask_former import checkpoint
+from mask_former import files
 from mask_former.classes import Classes
 from mask_former.colors import spread_color
 from mask_former.data.mappers.readers import read_class_map
@@ -332,7 +332,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch, name):
     def disk_full(descriptor):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", disk_full)
+    monkeypatch.setattr(files.os, "fsync", disk_full)
     with pytest.raises(OSError, match="no space left"):
         replace(result, panoptic=None).save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]

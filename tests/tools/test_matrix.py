@@ -1,0 +1,145 @@
+"""tools/matrix.py: the cells, what keeps one from running, and the table."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = ROOT / "tools" / "matrix.py"
+spec = importlib.util.spec_from_file_location("matrix", PATH)
+assert spec is not None and spec.loader is not None
+matrix = importlib.util.module_from_spec(spec)
+sys.modules["matrix"] = matrix  # its dataclasses look themselves up
+spec.loader.exec_module(matrix)
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def lock_of(cell):
+    name = "lock-py310.txt" if cell.python == "3.10" else "lock-py311.txt"
+    return (ROOT / "requirements" / name).read_text()
+
+
+@pytest.mark.parametrize("cell", matrix.CELLS, ids=lambda cell: cell.name)
+def test_each_cell_changes_packages_that_its_lock_has(cell):
+    lines = matrix.pin(lock_of(cell), cell.pins).splitlines()
+    for name, version in cell.pins.items():
+        assert f"{name}=={version}" in [line.split("#")[0].strip() for line in lines]
+    assert len(lines) == len(lock_of(cell).splitlines())
+
+
+def test_the_cells_reach_from_the_oldest_to_the_newest_versions():
+    assert {cell.python for cell in matrix.CELLS} == {"3.10", "3.11", "3.12", "3.13"}
+    pins = [cell.pins for cell in matrix.CELLS]
+    for name, oldest in {"torch": "2.6.", "numpy": "1.26.", "pillow": "10."}.items():
+        assert any(pin.get(name, "").startswith(oldest) for pin in pins)
+
+
+def test_a_package_that_the_lock_has_not_is_refused():
+    with pytest.raises(KeyError, match="0 lines nump==…, expected 1"):
+        matrix.pin("numpy==2.0\n", {"nump": "1.26"})
+
+
+def test_a_python_that_is_not_there_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    with pytest.raises(matrix.NotRun, match=r"no Python 3\.99 here"):
+        matrix.find_python("3.99")
+
+
+def test_a_python_on_the_path_that_does_not_start_is_passed_over(monkeypatch, tmp_path):
+    shim = tmp_path / "bin" / f"python{PYTHON}"
+    real = tmp_path / "versions" / f"{PYTHON}.9" / "bin" / "python"
+    for file, line in ((shim, "exit 127"), (real, "exit 0")):
+        file.parent.mkdir(parents=True)
+        file.write_text(f"#!/bin/sh\n{line}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{shim.parent}:/usr/bin:/bin")
+    assert matrix.find_python(PYTHON) == real
+
+
+def test_a_full_disk_is_told_before_the_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(matrix, "NEEDED_GB", 10**9)
+    monkeypatch.setattr(matrix, "find_python", lambda version: Path(sys.executable))
+    cell = matrix.Cell("here", PYTHON)
+    row = matrix.run_cell(cell, tmp_path, None)
+    assert row["result"].startswith("not run: 1000000000 GB of disk are needed")
+
+
+def test_an_install_that_fails_gives_pips_reason(monkeypatch, tmp_path):
+    def fail(command, log, minutes=0):
+        log.write_text("ERROR: first\nERROR: no matching distribution\n")
+        return 1
+
+    monkeypatch.setattr(matrix, "find_python", lambda version: Path(sys.executable))
+    monkeypatch.setattr(matrix, "run", fail)
+    with pytest.raises(matrix.NotRun, match="the install failed: no matching distribution"):
+        matrix.make_environment(matrix.CELLS[0], tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("output", "result"),
+    [
+        ("....\n480 passed, 3 skipped in 61.20s (0:01:01)\n", "480 passed, 3 skipped"),
+        ("FAILED a\n=== 1 failed, 2 passed in 1.00s ===\n", "1 failed, 2 passed"),
+        ("1 error in 0.5s\n", "1 error"),
+    ],
+)
+def test_the_result_is_pytests_last_line(output, result, monkeypatch, tmp_path):
+    monkeypatch.setattr(matrix, "run", lambda command, log: log.write_text(output))
+    assert matrix.test(Path("python"), tmp_path / "log") == result
+
+
+def test_tests_that_do_not_start_are_no_result(monkeypatch, tmp_path):
+    monkeypatch.setattr(matrix, "run", lambda command, log: log.write_text("No module pytest\n"))
+    with pytest.raises(matrix.NotRun, match="did not start, see log"):
+        matrix.test(Path("python"), tmp_path / "log")
+
+
+def test_a_command_that_hangs_is_ended(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(matrix.NotRun, match="took more than"):
+        matrix.run(command, tmp_path / "log", minutes=0.005)
+
+
+def test_the_page_keeps_its_text_and_gets_a_row_a_cell(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{matrix.START}\nold\n{matrix.END}\nafter\n")
+    (tmp_path / "py310.json").write_text('{"cell": "py310", "result": "5 passed"}')
+    matrix.write_page(page, matrix.kept_rows(tmp_path))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| py")]
+    assert [row[1].strip() for row in rows] == [cell.name for cell in matrix.CELLS]
+    assert [row[7].strip() for row in rows] == ["5 passed", *["not run"] * (len(rows) - 1)]
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="expected one line"):
+        matrix.write_page(page, [])
+
+
+@pytest.mark.parametrize(("result", "code"), [("1 failed, 2 passed", 1), ("2 passed", 0)])
+def test_a_failed_test_is_exit_code_1(result, code, monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{matrix.START}{matrix.END}")
+    monkeypatch.setattr(matrix, "PAGE", page)
+    monkeypatch.setattr(matrix, "run_cell", lambda *_: {"cell": "py310", "result": result})
+    assert matrix.main(["--only", "py310", "--cache", str(tmp_path)]) == code
+    not_run = {"cell": "py310", "result": "not run: the install failed: x"}
+    monkeypatch.setattr(matrix, "run_cell", lambda *_: not_run)
+    assert matrix.main(["--only", "py310", "--cache", str(tmp_path)]) == 0
+
+
+def test_the_projects_page_has_the_marks_and_every_cell_is_named_by_list(capsys):
+    page = matrix.PAGE.read_text()
+    assert page.count(matrix.START) == page.count(matrix.END) == 1
+    assert matrix.main(["--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == [cell.name for cell in matrix.CELLS]
+
+
+def test_the_core_tests_are_there():
+    assert all((ROOT / name).exists() for name in matrix.CORE if name.startswith("tests/"))
