@@ -33,12 +33,20 @@ def read_pixels(content: bytes, image_format: str | None = None) -> NDArray[Any]
         Exception: nearly anything, of Pillow's, for other damaged files.
     """
     check_png(content)
-    with Image.open(io.BytesIO(content)) as image:
+    with _open(content) as image:
         # Pillow would clip what is deeper than 8 bit to white.
         is_deep = image_format is not None and image.mode[0] in "IF"
         upright = detection_utils._apply_exif_orientation(image)
         pixels = detection_utils.convert_PIL_to_numpy(upright, None if is_deep else image_format)
     return _to_8_bit(pixels) if is_deep else np.ascontiguousarray(pixels)
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except Image.UnidentifiedImageError as error:  # which names an object in memory
+        what = "it is no image that Pillow knows" if content else "it is empty"
+        raise Image.UnidentifiedImageError(what) from error
 
 
 def check_png(content: bytes) -> None:
