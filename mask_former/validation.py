@@ -97,6 +97,8 @@ def _check_finite(cfg: CfgNode) -> None:
             endless = isinstance(item, float) and math.isinf(item)
             if item != item or (endless and not key.startswith("SOLVER.CLIP_GRADIENTS.")):
                 raise ValueError(f"{key} is {str(value)[:80]}: expected finite numbers.")
+            if isinstance(item, int) and abs(item) >= 2**63:
+                raise ValueError(f"{key} is {str(value)[:80]}: expected numbers of 64 bit.")
 
 
 def _kind(value: Any) -> str:

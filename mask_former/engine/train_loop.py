@@ -65,7 +65,7 @@ class TrainLoop(SimpleTrainer):
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
-        batches = [next(self._data_loader_iter) for _ in range(self.accumulate_steps)]
+        batches = [self._next_batch() for _ in range(self.accumulate_steps)]
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
         losses = self._add_gradients(batches)
@@ -75,6 +75,16 @@ class TrainLoop(SimpleTrainer):
         self._write_metrics(self._read(losses, batches), data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _next_batch(self) -> Batch:
+        try:
+            batch: Batch = next(self._data_loader_iter)
+        except (ConnectionError, EOFError) as error:  # torch tells, unless it was just sending
+            raise RuntimeError(
+                f"A DataLoader worker ended while it handed over a batch ({error}). Was memory "
+                "short? With DATALOADER.NUM_WORKERS 0 the main process loads, and shows why."
+            ) from error
+        return batch
 
     def _read(self, losses: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
         """The losses on the CPU, in one transfer; those of this rank are seen to be finite."""

@@ -96,3 +96,14 @@ def test_losses_of_a_model_without_a_criterion_are_averaged():
 def test_less_than_one_batch_a_step_is_refused():
     with pytest.raises(ValueError, match=r"SOLVER.ACCUMULATE_STEPS is 0; expected 1 or more"):
         one_step(nn.Linear(1, 1), [], 0)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_data_worker_that_is_gone_is_named_whatever_its_queue_says(cfg, error):
+    class Broken:
+        def __iter__(self):
+            raise error
+            yield
+
+    with pytest.raises(RuntimeError, match=r"A DataLoader worker ended .*NUM_WORKERS 0"):
+        one_step(build_model(cfg).train(), Broken(), 1)
