@@ -31,7 +31,6 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.checkpoint import replace_file
 from mask_former.data.checking import (
     ClassTable,
     Finding,
@@ -49,6 +48,7 @@ from mask_former.data.preparation import parallel_map
 from mask_former.engine.contact_sheet import draw_sheet, sheet_cell
 from mask_former.engine.examples import annotated_example
 from mask_former.errors import one_line
+from mask_former.files import replace_file
 from mask_former.visualization import Classes
 
 FAILURES = (ImportError, KeyError, OSError, ValueError)

@@ -27,13 +27,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
-from mask_former.checkpoint import CLASS_NAMES, read_checkpoint, replace_file, write_weights
+from mask_former.checkpoint import CLASS_NAMES, read_checkpoint, write_weights
 from mask_former.config import get_mask_former_cfg
 from mask_former.engine.finetuning import class_names as dataset_class_names
 from mask_former.engine.inference_data import inference_data, trained_classes
 from mask_former.engine.setup import cfg_from_settings, load_cfg
 from mask_former.engine.weights_fit import compare
 from mask_former.errors import message_of
+from mask_former.files import replace_file
 from mask_former.huggingface import (
     ConvertedCheckpoint,
     read_huggingface_folder,

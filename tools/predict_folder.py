@@ -30,7 +30,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.checkpoint import replace_file
+from mask_former.files import replace_file
 from mask_former.prediction.media import find_images
 from mask_former.prediction.options import (
     SetupError,

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mask_former.checkpoint import replace_file
 from mask_former.data.catalog import Category, Dataset, Table, check_table, register
 from mask_former.data.classes import classes_of_json, read_classes
 from mask_former.data.loaders import read_json
+from mask_former.files import replace_file
 
 __all__ = [
     "Annotated",

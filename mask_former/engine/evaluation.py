@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from .checkpointer import replace_file
+from ..files import replace_file
 from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .instance_evaluation import COCOEvaluator
 from .panoptic_evaluation import COCOPanopticEvaluator

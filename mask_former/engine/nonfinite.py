@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..checkpoint import replace_file, save_torch
+from ..files import replace_file, save_torch
 from ..losses import NonFiniteError
 
 __all__ = ["check_losses", "explained", "load_batch"]

@@ -8,7 +8,7 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image
 
-from ..checkpoint import replace_file
+from ..files import replace_file
 from .result import Result
 
 __all__ = ["FORMATS", "DrawOptions", "is_picture", "save_overlay", "save_semantic"]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import replace_file
 from ..classes import Classes
+from ..files import replace_file
 from .result import InstanceResult, PanopticResult, Result
 
 __all__ = ["load_npz", "save_npz"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoint import replace_file
+from ..files import replace_file
 from .coco import instance_records, resolve_category_ids
 from .files import FORMATS, is_picture, missing, save_overlay, save_semantic
 from .npz import save_npz

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from ..checkpoint import replace_file
+from ..files import replace_file
 from ..visualization import RESULTS
 from .coco import (
     CategoryIds,
