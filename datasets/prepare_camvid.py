@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Bring CamVid into the form that `camvid_sem_seg_*` and `camvid_panoptic_*` are read in.
 
-    python datasets/prepare_camvid.py --source DIR [--output DIR]
+    python datasets/prepare_camvid.py --source DIR [--output DIR] [--hold-out DRIVE]
 
 DIR is either the original download (the SegNet tutorial's `CamVid` folder: train, trainannot, …)
 or a folder of images/<split> and annotations/<split>. Label maps hold 0 to 10, and 11 for
@@ -43,31 +43,40 @@ def main(arguments: list[str] | None = None) -> int:
         default=MIN_INSTANCE_AREA,
         help="smaller components of a thing class become void (pixels, default %(default)s)",
     )
+    parser.add_argument(
+        "--hold-out",
+        metavar="DRIVE",
+        help="train without a drive, such as 0006R0, and validate on it: of the training images "
+        "those of DRIVE become val, the others train; give it an --output of its own",
+    )
     args = parser.parse_args(arguments)
+    output = args.output or datasets_root() / "camvid"
     try:
-        prepare(args.source, args.output or datasets_root() / "camvid", args.min_area)
+        prepare(args.source, output, args.min_area, args.hold_out)
     except (FileNotFoundError, ValueError) as error:
         print(f"prepare_camvid: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def prepare(source: Path, output: Path, min_area: int = MIN_INSTANCE_AREA) -> None:
-    """Write every split of `source` to `output`.
+def prepare(
+    source: Path,
+    output: Path,
+    min_area: int = MIN_INSTANCE_AREA,
+    held_out: str | None = None,
+) -> None:
+    """Write every split of `source` to `output`; or train and val, of its train, by `held_out`.
 
     Raises:
         FileNotFoundError: the source is not there, has no split, or lacks a file.
-        ValueError: a label map has another size or another value than it should.
+        ValueError: a label map has another size or another value than it should, or the training
+            images are not of several drives with `held_out` among them.
     """
     table = read_table("camvid")
     if source.resolve() == output.resolve():
         raise ValueError(f"--source and --output are both {source}: give two different folders.")
-    splits = find_splits(source)
-    for split in SPLITS:
-        if split in splits:
-            prepare_split(*splits[split], output, split, table, min_area)
-        else:
-            print(f"{split}: not in {source}, skipped")
+    for split, records in read_splits(source, held_out).items():
+        prepare_split(records, output, split, table, min_area)
     print(f"CamVid lies in {output}")
 
 
@@ -89,11 +98,44 @@ def find_splits(source: Path) -> dict[str, tuple[Path, Path]]:
     )
 
 
+def read_splits(source: Path, held_out: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Split -> what is to become of it: dicts with the files of each image."""
+    folders = find_splits(source)
+    if held_out is not None:
+        if "train" not in folders:
+            raise FileNotFoundError(f"--hold-out divides the train split, which {source} lacks.")
+        return hold_out(load_sem_seg(*folders["train"]), held_out)
+    for split in SPLITS:
+        if split not in folders:
+            print(f"{split}: not in {source}, skipped")
+    return {split: load_sem_seg(*folders[split]) for split in SPLITS if split in folders}
+
+
+def hold_out(records: list[dict[str, Any]], drive: str) -> dict[str, list[dict[str, Any]]]:
+    """Train and val: the images of all other drives, and those of `drive`.
+
+    CamVid's file names are those of the drive and, behind `_`, the frame.
+    """
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    for record in records:
+        is_held_out = _drive(record) == drive
+        splits["val" if is_held_out else "train"].append(record)
+    if not all(splits.values()):
+        raise ValueError(
+            f"--hold-out {drive}: the training images are of {sorted(set(map(_drive, records)))}; "
+            "name one of several drives."
+        )
+    return splits
+
+
+def _drive(record: dict[str, Any]) -> str:
+    return Path(record["file_name"]).name.split("_")[0]
+
+
 def prepare_split(
-    image_dir: Path, label_dir: Path, output: Path, split: str, table: Table, min_area: int
+    records: list[dict[str, Any]], output: Path, split: str, table: Table, min_area: int
 ) -> None:
     """Write images, label maps, panoptic maps and, last, the JSON of one split."""
-    records = load_sem_seg(image_dir, label_dir)
     folders = [output / "images" / split, output / "annotations" / split]
     folders.append(output / f"panoptic_{split}")
     for folder in folders:

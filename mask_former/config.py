@@ -64,6 +64,8 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.SIZE_DIVISIBILITY = -1
     # Pixels: targets that a crop left smaller are dropped. 0: none is (published).
     cfg.INPUT.MIN_MASK_AREA = 0
+    # Share of crops placed on a class drawn among the image's, each equally likely. 0: published.
+    cfg.INPUT.CROP.CLASS_UNIFORM = 0.0
     # "quick": before training, see that all files are there and read 20 images a dataset; "off".
     cfg.DATASETS.CHECK = "quick"
 

@@ -12,11 +12,10 @@ from detectron2.projects.point_rend import ColorAugSSDTransform, color_augmentat
 from mask_former.data.augmentation import (
     ColorAugSSD,
     RandomFlip,
-    ResizeAndCrop,
-    ResizeCropTransform,
     build_augmentation,
     build_detr_augmentation,
 )
+from mask_former.data.crops import ClassUniformCrop, ResizeAndCrop, ResizeCropTransform
 
 IGNORE = 255
 
@@ -36,83 +35,11 @@ def make_cfg(**settings):
     cfg = get_cfg()
     add_deeplab_config(cfg)
     cfg.INPUT.COLOR_AUG_SSD = False
+    cfg.INPUT.CROP.CLASS_UNIFORM = 0.0
     cfg.INPUT.FORMAT = "RGB"
     for key, value in settings.items():
         cfg.merge_from_list([f"INPUT.{key.replace('__', '.')}", value])
     return cfg
-
-
-def crops():
-    return [
-        T.RandomCrop("absolute", (64, 96)),
-        T.RandomCrop("relative_range", (0.5, 0.3)),
-        T.RandomCrop_CategoryAreaConstraint("absolute", (48, 48), 0.75, IGNORE),
-        T.RandomCrop_CategoryAreaConstraint("absolute_range", (30, 90), 1.0, IGNORE),
-    ]
-
-
-@pytest.mark.parametrize("crop", crops(), ids=lambda crop: f"{type(crop).__name__}")
-@pytest.mark.parametrize("seed", range(6))
-def test_resize_and_crop_is_detectron2s_resize_and_then_crop(crop, seed):
-    height, width = np.random.default_rng(seed).integers(40, 200, 2)
-    image = noise(height, width, seed)
-    labels = image[..., 0] // 64
-    resize = T.ResizeShortestEdge((30, 250), 300, "range")
-    expected, _, _ = augment([resize, crop], image, labels, seed)
-    found, _, _ = augment([ResizeAndCrop(resize, crop)], image, labels, seed)
-    assert found.shape == expected.shape and found.dtype == np.uint8
-    # PIL rounds to 8 bit after rows and after columns; ties may fall to either side
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
-
-
-def test_resize_without_a_crop_is_detectron2s_resize():
-    resize = T.ResizeShortestEdge([37, 111], 130, "choice")
-    for seed in range(4):
-        expected, _, _ = augment([resize], noise(50, 70), seed=seed)
-        found, _, _ = augment([ResizeAndCrop(resize)], noise(50, 70), seed=seed)
-        assert (found == expected).all()
-
-
-def test_a_shortest_edge_of_0_leaves_the_size():
-    image = noise(50, 70)
-    resized, _, _ = augment([ResizeAndCrop(T.ResizeShortestEdge(0))], image)
-    assert (resized == image).all()
-    cropped, _, transforms = augment(
-        [ResizeAndCrop(T.ResizeShortestEdge(0), T.RandomCrop("absolute", (20, 30)))], image
-    )
-    window = transforms.transforms[0]
-    assert (cropped == image[window.y0 : window.y0 + 20, window.x0 : window.x0 + 30]).all()
-
-
-@pytest.mark.parametrize("dtype, values", [(np.uint8, 256), (np.uint16, 65536), (np.int64, 2**40)])
-@pytest.mark.parametrize("new", [(31, 45), (80, 110), (20, 25)])
-def test_a_label_is_the_one_under_the_new_pixels_centre(dtype, values, new):
-    h, w = 20, 25
-    labels = np.random.default_rng(0).integers(0, values, (h, w)).astype(dtype)
-    labels[0, 0] = values - 1
-    y0, x0, crop_h, crop_w = 2, 3, 15, 20
-    transform = ResizeCropTransform(h, w, *new, x0=x0, y0=y0, crop_w=crop_w, crop_h=crop_h)
-    found = transform.apply_segmentation(labels)
-    assert found.dtype == dtype and found.flags["C_CONTIGUOUS"]
-    for y in range(crop_h):
-        for x in range(crop_w):
-            centre_y = (y0 + y + 0.5) * h / new[0]
-            centre_x = (x0 + x + 0.5) * w / new[1]
-            assert found[y, x] == labels[int(centre_y + 1e-9), int(centre_x + 1e-9)]
-
-
-def test_the_last_window_stays_inside_the_image_at_any_scale():
-    for new in range(20, 400, 7):
-        transform = ResizeCropTransform(29, 31, new, new, new - 9, new - 11, 9, 11)
-        assert transform.apply_image(noise(29, 31)).shape == (11, 9, 3)
-        assert transform.apply_segmentation(np.zeros((29, 31), np.uint8)).shape == (11, 9)
-
-
-def test_coordinates_move_as_in_detectron2():
-    points = np.array([[0.0, 0.0], [10.0, 5.0], [31.0, 29.0]])
-    both = T.TransformList([T.ResizeTransform(29, 31, 58, 93), T.CropTransform(7, 5, 20, 20)])
-    one = ResizeCropTransform(29, 31, 58, 93, x0=7, y0=5, crop_w=20, crop_h=20)
-    assert np.allclose(one.apply_coords(points.copy()), both.apply_coords(points.copy()))
 
 
 class Replay:
@@ -171,6 +98,13 @@ def test_maskformer_resizes_crops_jitters_and_flips_in_this_order():
     assert [type(s) for s in steps] == [ResizeAndCrop, ColorAugSSD, RandomFlip]
     assert isinstance(steps[0].crop, T.RandomCrop_CategoryAreaConstraint)
     assert steps[0].crop.ignored_category == IGNORE
+
+
+def test_crops_seek_classes_where_the_config_says_so():
+    (resize, _) = build_augmentation(make_cfg(CROP__ENABLED=True, CROP__CLASS_UNIFORM=0.3), IGNORE)
+    assert isinstance(resize.crop, ClassUniformCrop)
+    assert (resize.crop.probability, resize.crop.ignore_label) == (0.3, IGNORE)
+    assert isinstance(resize.crop.crop, T.RandomCrop_CategoryAreaConstraint)
 
 
 def test_what_the_config_turns_off_is_left_out():

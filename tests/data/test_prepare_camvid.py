@@ -251,3 +251,36 @@ def test_files_that_are_not_of_the_source_are_an_error_not_part_of_the_dataset(
     (tmp_path / "out/images/train/other.jpg").touch()
     with pytest.raises(ValueError, match=r"images.train holds 1 files .*other\.jpg"):
         script.prepare(source, tmp_path / "out")
+
+
+@pytest.fixture
+def drives(tmp_path: Path) -> Path:
+    folder = tmp_path / "drives"
+    for split, names in {"train": ("A1_0", "A1_1", "B2_0", "B22_0"), "val": ("C3_0",)}.items():
+        for name in names:
+            write_pair(
+                folder / f"images/{split}/{name}.jpg", folder / f"annotations/{split}/{name}.png"
+            )
+    return folder
+
+
+def test_a_drive_that_is_held_out_is_what_training_is_measured_on(
+    script: ModuleType, drives: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "held_out/camvid"
+    assert script.main(["--source", f"{drives}", "--output", f"{output}", "--hold-out", "B2"]) == 0
+    for split, names in {"train": ["A1_0", "A1_1", "B22_0"], "val": ["B2_0"]}.items():
+        assert sorted(p.stem for p in (output / "images" / split).iterdir()) == names
+        assert sorted(p.stem for p in (output / "annotations" / split).iterdir()) == names
+        content = json.loads((output / f"panoptic_{split}.json").read_text())
+        assert [image["file_name"] for image in content["images"]] == [f"{n}.jpg" for n in names]
+
+
+def test_a_drive_that_is_not_there_is_an_error_that_names_those_that_are(
+    script: ModuleType, drives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert script.main(["--source", f"{drives}", "--output", f"{output}", "--hold-out", "C3"]) == 1
+    message = "--hold-out C3: the training images are of ['A1', 'B2', 'B22']"
+    assert message in capsys.readouterr().err
+    assert not output.exists()

