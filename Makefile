@@ -25,7 +25,7 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py tools/install.py
 	@$(PYTHON) tools/install.py --venv $(VENV)
 	@touch $@
 
-demo: install ## train, evaluate and show a small panoptic model (some minutes on a CPU)
+demo: install ## segment a photo, then train and show a small panoptic model (some minutes on a CPU)
 	@$(RUN) tools/run_demo.py $(DEMO_ARGS)
 
 app: install ## start the page to try models on (APP_ARGS="--weights model_final.pth --port 8000")
@@ -61,7 +61,7 @@ doctor: ## say what is installed, what is missing and what mends it
 	@if [ -x $(RUN) ]; then $(RUN) tools/doctor.py; else $(PYTHON) tools/doctor.py; fi
 
 clean: ## remove what the demo wrote, caches and build leftovers
-	rm -rf output/shapes_demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf output/shapes_demo output/photos_demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mask_former tools demo tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf datasets/__pycache__
 

@@ -1,13 +1,15 @@
 # Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
-"""Train a small panoptic model on drawn scenes, evaluate it and show what it finds.
+"""Segment a photo, then train a small panoptic model on drawn scenes and show what it finds.
 
-    python tools/run_demo.py [--minimum-pq PQ]
+    python tools/run_demo.py [--photos PATH ...] [--minimum-pq PQ]
 
-`make demo` runs it. What an earlier run has finished is skipped, and a training run that was
-interrupted goes on from its last checkpoint; `make clean` removes the results.
+`make demo` runs it. The photo takes seconds: the model that comes with the code segments it. What
+an earlier run has finished is skipped, and a training run that was interrupted goes on from its
+last checkpoint; `make clean` removes the results.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +17,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ZOO_MODEL = "camvid_semantic"
+PHOTO = ("sklearn", "datasets/images/china.jpg")  # one of an installed package
+PHOTO_OUTPUT = Path("output/photos_demo")
 CONFIG = "configs/shapes/maskformer_panoptic_tiny.yaml"
 OUTPUT = Path("output/shapes_demo")  # seen from ROOT, where every command runs
 DATASET = "shapes_panoptic_val"
@@ -45,6 +50,11 @@ def demo_command(images: list[Path], pictures: Path, weights: Path) -> list[str]
     ]
 
 
+def photos_command(photos: list[str]) -> list[str]:
+    options = ["--weights", ZOO_MODEL, "--legend"]
+    return ["demo/demo.py", *options, "--input", *photos, "--output", str(PHOTO_OUTPUT)]
+
+
 def say(text: str) -> None:
     print(f"demo: {text}", flush=True)
 
@@ -57,6 +67,30 @@ def run(step: str, command: list[str]) -> None:
         sys.exit(
             f"demo: {step} failed (exit code {code}); see the error above and {OUTPUT}/log.txt"
         )
+
+
+def installed_photo() -> Path | None:
+    """The photo that an installed package carries; None where it is not there."""
+    package, name = PHOTO
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / name if spec and spec.origin else None
+    return path if path and path.is_file() else None
+
+
+def segment_photos(photos: list[str]) -> None:
+    """Draw what the model that comes with the code finds in the user's photos, or in ours."""
+    weights = Path("model_zoo") / f"{ZOO_MODEL}.safetensors"
+    if not photos:
+        photo = installed_photo()
+        if photo is None:
+            say(f"photos: {PHOTO[0]} with its photo is not installed; name yours with --photos")
+            return
+        if is_newer(PHOTO_OUTPUT / f"{photo.stem}.png", weights):
+            say(f"photos: done already ({PHOTO_OUTPUT})")
+            return
+        photos = [str(photo)]
+    run("photos", photos_command(photos))
+    say(f"what {ZOO_MODEL}, a model of street scenes, finds in them: {PHOTO_OUTPUT}")
 
 
 def train(weights: Path) -> None:
@@ -94,17 +128,21 @@ def is_newer(path: Path, than: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minimum-pq", type=float, default=0.0, help="exit with 1 below it")
-    minimum = parser.parse_args().minimum_pq
+    parser.add_argument(
+        "--photos", nargs="+", default=[], metavar="PATH", help="yours: images, folders or globs"
+    )
+    args = parser.parse_args()
     weights, pictures = OUTPUT / "model_final.pth", OUTPUT / "pictures"
     try:
+        segment_photos([str(Path(photo).resolve()) for photo in args.photos])
         train(weights)
         pq = evaluate(OUTPUT / "results.json", weights)
         draw(pictures, weights)
     except KeyboardInterrupt:
         sys.exit("\ndemo: interrupted; the same command goes on from here")
     say(f"PQ {pq:.1f} on the held-out scenes; pictures of what the model found: {pictures}")
-    if pq < minimum:
-        sys.exit(f"demo: PQ {pq:.1f} is below {minimum:g}")
+    if pq < args.minimum_pq:
+        sys.exit(f"demo: PQ {pq:.1f} is below {args.minimum_pq:g}")
 
 
 if __name__ == "__main__":

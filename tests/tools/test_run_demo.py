@@ -35,11 +35,13 @@ from pathlib import Path
 arguments = sys.argv[1:]
 images = arguments[arguments.index("--input") + 1 : arguments.index("--output")]
 output = Path(arguments[arguments.index("--output") + 1])
-output.mkdir(exist_ok=True)
+output.mkdir(parents=True, exist_ok=True)
+is_photo = "camvid_semantic" in arguments
 for image in images:
-    (output / Path(image).name).write_text("picture")
+    name = Path(image).stem + ".png" if is_photo else Path(image).name
+    (output / name).write_text("picture")
 with open("calls", "a") as file:
-    print("demo", len(images), file=file)
+    print("photos" if is_photo else "demo", *(images if is_photo else [len(images)]), file=file)
 """
 
 
@@ -56,6 +58,15 @@ def demo(tmp_path, monkeypatch):
     images.mkdir(parents=True)
     for i in range(10):
         (images / f"{i}.jpg").write_text("image")
+    weights = tmp_path / "model_zoo" / "camvid_semantic.safetensors"
+    weights.parent.mkdir()
+    weights.write_text("weights")
+    photo = tmp_path / "site" / "with_a_photo" / "images" / "temple.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_text("image")
+    (photo.parents[1] / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(module, "PHOTO", ("with_a_photo", "images/temple.jpg"))
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
 
@@ -68,9 +79,13 @@ def demo(tmp_path, monkeypatch):
     return run
 
 
-def test_the_first_run_trains_and_draws_and_says_the_pq_and_where_the_pictures_lie(demo, capsys):
-    assert demo() == ["train", "demo 8"]
-    last_line = capsys.readouterr().out.splitlines()[-1]
+def test_the_first_run_segments_a_photo_trains_draws_and_says_where_the_pictures_lie(
+    demo, tmp_path, capsys
+):
+    assert demo() == [f"photos {tmp_path}/site/with_a_photo/images/temple.jpg", "train", "demo 8"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "street scenes" in line and "output/photos_demo" in line]
+    last_line = lines[-1]
     assert "PQ 71.2" in last_line and "output/shapes_demo/pictures" in last_line
 
 
@@ -78,7 +93,29 @@ def test_the_second_run_skips_everything_and_says_so(demo, capsys):
     demo()
     capsys.readouterr()
     assert demo() == []
-    assert capsys.readouterr().out.count("done already") == 2
+    assert capsys.readouterr().out.count("done already") == 3
+
+
+def test_ones_own_photos_are_segmented_in_its_place_each_time(demo, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path / "data")
+    mine = f"photos {tmp_path}/data/a.jpg {tmp_path}/data/holiday"
+    assert demo("--photos", "a.jpg", "holiday") == [mine, "train", "demo 8"]
+    assert demo("--photos", "a.jpg", "holiday") == [mine]
+
+
+def test_without_the_package_of_the_photo_the_rest_runs(demo, tmp_path, capsys):
+    (tmp_path / "site/with_a_photo/images/temple.jpg").unlink()
+    assert demo() == ["train", "demo 8"]
+    assert "name yours with --photos" in capsys.readouterr().out
+
+
+def test_a_photo_that_a_new_model_has_not_seen_is_segmented_again(demo, tmp_path):
+    demo()
+    weights = tmp_path / "model_zoo" / "camvid_semantic.safetensors"
+    later = weights.stat().st_mtime + 60
+    os.utime(weights, (later, later))
+    (again,) = demo()
+    assert again.startswith("photos ")
 
 
 def test_a_training_that_failed_exits_with_its_step_and_goes_on_with_resume(demo, tmp_path):
@@ -86,12 +123,12 @@ def test_a_training_that_failed_exits_with_its_step_and_goes_on_with_resume(demo
     with pytest.raises(SystemExit, match=r"training failed \(exit code 3\)"):
         demo()
     (tmp_path / "fail").unlink()
-    assert demo() == ["--resume", "demo 8"]
+    assert demo() == ["--resume", "demo 8"]  # and the photo is done
 
 
 def test_weights_without_results_are_evaluated(demo, tmp_path):
     (tmp_path / "no_results").touch()
-    assert demo() == ["train", "--eval-only", "demo 8"]
+    assert demo()[1:] == ["train", "--eval-only", "demo 8"]
 
 
 def test_results_and_pictures_of_older_weights_do_not_count(demo, tmp_path):
