@@ -6,15 +6,18 @@ plants them all and holds the page to the table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from mask_former.data.catalog import read_table
+from mask_former.engine.checkpointer import Checkpointer
 from mask_former.engine.evaluation import build_evaluator
 from mask_former.engine.inference_data import read_inference_data
 from mask_former.engine.optimizer import build_optimizer
@@ -97,6 +100,24 @@ CONFIG = {
         "The file is YAML, but no mapping of keys to values.",
         "Write `KEY: VALUE` lines, nested by group.",
     ),
+    "a key that stands twice": Mistake(
+        lambda folder: load_cfg(write(folder, "SEED: 1\nSEED: 2")),
+        "The config file …x.yaml is no plain YAML: the key SEED is there twice,…line 2…",
+        "Plain YAML would take the last one and say nothing.",
+        "Take one of them out.",
+    ),
+    "a key without a value": Mistake(
+        lambda folder: load_cfg(write(folder, "SOLVER:\n  BASE_LR:\nVERSION: 2")),
+        "SOLVER.BASE_LR has no value; expected one such as 0.001.",
+        "Nothing stands behind the colon.",
+        "Give a value, or take the line out.",
+    ),
+    "text in a list of numbers": Mistake(
+        lambda folder: p.config(folder, "MODEL.PIXEL_MEAN", "['a', 'b', 'c']"),
+        "MODEL.PIXEL_MEAN is ['a', 'b', 'c']: found 'a', expected a number.",
+        "An item of a list is of another type than those of the default.",
+        "Give items of that type; in YAML, numbers stand without quotes.",
+    ),
     "an unknown backbone": Mistake(
         lambda folder: p.config(folder, "MODEL.BACKBONE.NAME", "ResNet50"),
         "MODEL.BACKBONE.NAME is 'ResNet50', which is not registered. Known: "
@@ -130,6 +151,14 @@ CONFIG = {
         "crops are padded to: set INPUT.SIZE_DIVISIBILITY to 640.",
         "In spite of its name `INPUT.SIZE_DIVISIBILITY` is a size, and crops have to fit in.",
         "Raise the one or lower the other.",
+    ),
+    "a share of crops in per cent": Mistake(
+        lambda folder: planted_trainer(
+            folder, "INPUT.CROP.ENABLED", True, "INPUT.CROP.CLASS_UNIFORM", 30.0
+        ),
+        "INPUT.CROP.CLASS_UNIFORM is 30.0, expected a probability, 0 to 1.",
+        "It is the share of crops that seek a class.",
+        "Divide by 100.",
     ),
     "a standard deviation of 0": Mistake(
         lambda folder: p.config(folder, "MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]"),
@@ -294,6 +323,22 @@ CONFIG = {
         "Correct it, or leave it empty to begin from random weights.",
         FileNotFoundError,
     ),
+    "weights of a training that diverged": Mistake(
+        lambda folder: Checkpointer(layer(1.0)).load(str(checkpoint(folder, math.nan))),
+        "…x.pth: 1 of its 2 weight tensors are not finite, bias the first. The file is damaged, or "
+        "of a training that diverged: take an earlier checkpoint.",
+        "Every result would be NaN.",
+        "Take an earlier checkpoint, or train again at a lower learning rate.",
+    ),
+    "weights that were damaged on their way": Mistake(
+        lambda folder: Checkpointer(layer(1.0)).load(str(flip_a_bit(checkpoint(folder, 0.0)))),
+        "…x.pth is no readable checkpoint: it is damaged, its record …data… is not what was "
+        "written. Only data is read: arrays, tensors and plain containers. A truncated download? "
+        "Then fetch it again; one that holds other objects must be saved anew as a dict of "
+        "tensors.",
+        "The file was cut off or changed after it was written.",
+        "Copy or download it again.",
+    ),
     "an evaluator without its result": Mistake(
         lambda folder: build_evaluator(
             p.config(folder, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False),
@@ -312,6 +357,24 @@ def planted_trainer(folder: Path, *opts: Any) -> Any:
     """A trainer on data without a mistake."""
     p.semantic(folder, p.labels(0, 1))
     return p.trainer(folder, *opts)
+
+
+def layer(bias: float) -> nn.Linear:
+    made = nn.Linear(20, 10)
+    nn.init.constant_(made.bias, bias)
+    return made
+
+
+def checkpoint(folder: Path, bias: float) -> Path:
+    torch.save({"model": layer(bias).state_dict()}, folder / "x.pth")
+    return folder / "x.pth"
+
+
+def flip_a_bit(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    return path
 
 
 def semantic_trainer(folder: Path, label_map: Any, *opts: Any, **options: Any) -> Any:
@@ -458,6 +521,16 @@ DATA = {
         "The file is cut off, or of another kind than its suffix says.",
         "Restore it.",
     ),
+    "an image that was damaged on its way": Mistake(
+        lambda folder: semantic_trainer(
+            folder, p.labels(0, 1), spoil=lambda image, label_file: flip_a_bit(image)
+        ),
+        "…a.png, the 'file_name' of a dataset dict, cannot be read as an image: the PNG is "
+        "damaged: the checksum at byte … is wrong. Restore the file, or take it out of the "
+        "dataset…",
+        "Readers that leave out the checksums show wrong pixels here.",
+        "Copy it again.",
+    ),
     "a folder that is not there": Mistake(
         lambda folder: p.register_semantic("mine", folder / "images", folder / "labels", p.NAMES),
         "…images is not there (looked for as …images).",
@@ -506,6 +579,22 @@ DATA = {
         "64). Is it another image's annotation, or was only the image resized?",
         "A run-length code is of one size, that of its image.",
         "Make it anew for the image.",
+    ),
+    "a polygon that is none": Mistake(
+        lambda folder: instance_trainer(folder, segmentation=[[0, 0, math.nan, 0, 40, 40]]),
+        "…instances.json: annotation id 5 of …a.png: a polygon is [0, 0, nan, 0, 40, 40], expected "
+        "numbers, pixels in an image of (64, 64) (height, width). Take the polygon out, or mend "
+        "it.",
+        "A point is no number, or far outside the image. In pycocotools it ends the process.",
+        "Take the polygon out, or mend it.",
+    ),
+    "a JSON that breaks off": Mistake(
+        lambda folder: p.register_instances(
+            "mine", folder, write(folder, '{"images": [', "instances.json")
+        ),
+        "…instances.json is no JSON (…): prepare the dataset again.",
+        "The file was not written or copied to its end.",
+        "Write or copy it again.",
     ),
     "a category that the JSON does not list": Mistake(
         lambda folder: instance_trainer(folder, category_id=9),
