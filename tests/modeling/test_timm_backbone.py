@@ -1,5 +1,6 @@
 """timm models as backbones: maps by stride, frozen layers, errors that name the fix."""
 
+import copy
 import sys
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
+from mask_former.layers.depthwise import depthwise_conv2d
+from mask_former.modeling.activation_checkpointing import checkpoint_activations
+from mask_former.modeling.backbone import timm_depthwise
 from mask_former.modeling.backbone.timm_backbone import TimmBackbone
 
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
@@ -185,3 +189,72 @@ def test_the_config_builds_it(cfg):
         "bn1",
         "layer1",
     }
+
+
+def step(backbone, image, dtype=None):
+    """Maps, and gradients by name, of one step; with ``dtype`` in mixed precision."""
+    backbone.zero_grad()
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        maps = backbone(image)
+    sum(one.float().square().mean() for one in maps.values()).backward()
+    return maps, {name: p.grad.clone() for name, p in backbone.named_parameters()}
+
+
+def depthwise_weights(backbone):
+    return {
+        f"{name}.weight"
+        for name, module in backbone.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module.groups > 1
+    }
+
+
+def test_depthwise_gradients_in_mixed_precision_are_torchs_own_to_rounding(monkeypatch):
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 65, 96)
+    backbone = TimmBackbone("tf_efficientnet_lite0").train()
+    calls = []
+    monkeypatch.setattr(
+        timm_depthwise, "depthwise_conv2d", lambda *a: calls.append(a) or depthwise_conv2d(*a)
+    )
+    maps, found = step(backbone, image, torch.bfloat16)
+    assert len(calls) == len(depthwise_weights(backbone)) == 16
+    monkeypatch.setattr(timm_depthwise, "_is_depthwise", lambda module: False)
+    plain = TimmBackbone("tf_efficientnet_lite0").train()
+    plain.load_state_dict(backbone.state_dict())
+    expected_maps, expected = step(plain, image, torch.bfloat16)
+    assert all(torch.equal(maps[name], expected_maps[name]) for name in maps)
+    for name, grad in found.items():
+        error = (grad - expected[name]).norm() / expected[name].norm()
+        assert error < 0.1, name
+
+
+def test_elsewhere_depthwise_convolutions_run_as_they_are(monkeypatch):
+    def forbidden(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(timm_depthwise, "depthwise_conv2d", forbidden)
+    image = torch.randn(1, 3, 64, 64)
+    backbone = TimmBackbone("tf_efficientnet_lite0").train()
+    step(backbone, image)  # in fp32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        backbone(image)  # without gradients
+
+
+def test_a_copy_of_the_backbone_uses_its_own_weights():
+    image = torch.randn(1, 3, 64, 64)
+    backbone = TimmBackbone("tf_efficientnet_lite0").eval()
+    twin = copy.deepcopy(backbone)
+    for parameter in twin.parameters():
+        parameter.data.zero_()
+    assert not torch.equal(twin(image)["res5"], backbone(image)["res5"])
+
+
+def test_depthwise_gradients_survive_activation_checkpointing():
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 64, 64)
+    backbone = TimmBackbone("tf_efficientnet_lite0").train()
+    _, expected = step(backbone, image, torch.bfloat16)
+    checkpoint_activations(backbone)
+    _, found = step(backbone, image, torch.bfloat16)
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, expected[name], rtol=0.05, atol=1e-4)

@@ -14,6 +14,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from .timm_depthwise import speed_up_depthwise
+
 __all__ = ["PREFIX", "TimmBackbone", "add_config", "build_timm_backbone"]
 
 PREFIX = "body."
@@ -55,6 +57,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         self.body = _create(name, in_chans=in_channels, **options)
+        speed_up_depthwise(self.body)
         info: Any = self.body.feature_info
         # Where several maps share a stride, the last one is the richest.
         self._index = {
