@@ -20,7 +20,11 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        with part.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         write(part)
+        if part.stat().st_mode != mode:  # safetensors' files are for their owner alone
+            part.chmod(mode)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mask_former.files import replace_file, save_torch
 from tests.robustness.isolation import isolated
@@ -27,6 +29,17 @@ def test_a_full_disk_is_an_error_with_file_and_cause_and_leaves_the_old_file(tmp
     assert "File too large; nothing was changed" in str(outcome.error)
     assert str(path) in str(outcome.error)
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"] and path.read_text() == "old"
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_file_is_up_to_the_user_not_to_who_wrote_it(tmp_path, umask, mode):
+    path = tmp_path / "x.safetensors"
+    before = os.umask(umask)
+    try:
+        replace_file(path, lambda part: save_file({"a": torch.zeros(3)}, part))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 def test_an_error_of_another_file_stays_as_it_is(tmp_path):
