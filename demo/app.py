@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A page to try models on: drop a picture or a video in, and look at what is found.
 
-demo/app.py                                      the models of model_zoo/
-demo/app.py --weights output/mine/model_final.pth output/other
-demo/app.py --weights W.pkl --config-file F      a checkpoint that does not say what it is
+python demo/app.py                                      the models of model_zoo/
+python demo/app.py --weights output/mine/model_final.pth output/other
+python demo/app.py --weights W.pkl --config-file F      a checkpoint that does not say what it is
 
 Needs `pip install -r requirements/app.txt`. Nothing is fetched from the web and nothing is sent
 there; only this machine reaches the page unless --host says otherwise.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Draw or save what a trained model finds in pictures, in a video or before a camera.
 
-demo/demo.py --input street.jpg photos/ 'more/**/*.png' --output drawn
-demo/demo.py --weights output/mine --input photos --recursive --save semantic-png,npz --output out
-demo/demo.py --config-file F --video-input drive.mp4 --output drawn --opts MODEL.WEIGHTS model.pth
+python demo/demo.py --input street.jpg photos/ 'more/**/*.png' --output drawn
+python demo/demo.py --weights output/mine --input photos --save semantic-png,npz --output out
+python demo/demo.py --config-file F --video-input a.mp4 --output d --opts MODEL.WEIGHTS model.pth
 
 Exit code: 0; 1 where an input or a frame failed (the others are done); 2 where nothing could begin.
 """

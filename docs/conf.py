@@ -22,7 +22,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the API pages import the pa
 project = "MaskFormer on detectron2"
 copyright = "the MaskFormer-on-detectron2 authors, Apache-2.0"
 root_doc = "docs/index"
-include_patterns = ["*.md", "datasets/README.md", "tests/golden/README.md", "docs/**.md"]
+include_patterns = ["*.md", "docs/**.md", "model_zoo/*.md"]
+include_patterns += ["datasets/README.md", "tests/golden/README.md"]
 exclude_patterns = [".*", "output", "build", "dist", "site", "datasets/*/**"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]

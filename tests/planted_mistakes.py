@@ -724,8 +724,10 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     yield "# Troubleshooting\n"
     yield "What is said of common mistakes, what it means, and what helps. In the messages, … is"
-    yield "what differs: files, numbers, names. All but the warnings end the run, and the mistakes"
-    yield "in config and data do so before its first step. Each is planted in a test;"
+    yield "what differs: files, numbers, names. All but the warnings end the run: mistakes in the"
+    yield "config, missing files, and what is wrong in the 20 images of each dataset that are"
+    yield "looked at, before its first step; another bad file when it is read"
+    yield "(`tools/check_dataset.py` reads them all beforehand). Each is planted in a test;"
     yield "`python -m tests.planted_mistakes` writes this page from the table of them.\n"
     for title, section in SECTIONS.items():
         yield f"## {title}\n"

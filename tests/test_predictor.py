@@ -399,5 +399,5 @@ def test_the_examples_of_the_pages_run_as_they_stand(page, tmp_path, monkeypatch
     for code in examples_of(page):
         exec(code, names)
     assert set(names["result"].kinds) & set(KINDS)
-    drawn = Image.open("street_masks.png")
+    drawn = Image.open("street_drawn.png")
     assert drawn.width >= 96 and drawn.height >= 72

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Count a model's parameters, multiply-adds and activations, module by module.
 
-tools/analyze_model.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
-tools/analyze_model.py --config-file F --tasks flop speed --size 800 1333 --depth 3 MODEL.DEVICE cpu
-tools/analyze_model.py --config-file F --num-images 20 --json counts.json
+python tools/analyze_model.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
+python tools/analyze_model.py --config-file F --tasks flop speed --size 800 1333 MODEL.DEVICE cpu
+python tools/analyze_model.py --config-file F --num-images 20 --json counts.json
 
 The network is counted: backbone and head, for one image, without the post-processing of its
 results. It needs neither weights nor data; --num-images takes the sizes of the test set's images.

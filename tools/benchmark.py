@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Time and memory of inference and training, stage by stage.
 
-tools/benchmark.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
-tools/benchmark.py --config-file F --mode train --batch 2 --targets 12 --precision bf16
-tools/benchmark.py --config-file F --compare 'MODEL.COMPILE True'
-tools/benchmark.py --config-file F --peer textbook transformers --json figures.json
+python tools/benchmark.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
+python tools/benchmark.py --config-file F --mode train --batch 2 --targets 12 --precision bf16
+python tools/benchmark.py --config-file F --compare 'MODEL.COMPILE True'
+python tools/benchmark.py --config-file F --peer textbook transformers --json figures.json
 
 Images and targets are random, and so are the weights unless --trained. Every turn does a step of
 each model and its network alone (backbone and head; in training with their backward pass), so that

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seconds of panoptic and semantic evaluation, beside detectron2's evaluators.
 
-tools/benchmark_evaluation.py --images 200 --classes 150
+python tools/benchmark_evaluation.py --images 200 --classes 150
 
 The set is made up: blobs of classes, and predictions that miss some of them and part of their
 outlines. Both evaluators see the same outputs, in turns, and must agree to the last

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Seconds in which one core makes a training example, beside a plain mapper.
 
-tools/benchmark_mappers.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
-tools/benchmark_mappers.py --config-file configs/camvid/F.yaml --own-data --rounds 5
+python tools/benchmark_mappers.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
+python tools/benchmark_mappers.py --config-file configs/camvid/F.yaml --own-data --rounds 5
 
 The images are made up and of --size, unless --own-data reads the config's own. The plain mapper
 runs detectron2's augmentations one after the other on label maps of 64 bit, makes the masks one at

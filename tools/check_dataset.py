@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Check a dataset before training on it: every file, and what all of them together say.
 
-tools/check_dataset.py --images A --labels B --classes classes.txt      # label maps
-tools/check_dataset.py --images A --json instances.json                 # COCO instances
-tools/check_dataset.py --images A --json panoptic.json --panoptic-root P
-tools/check_dataset.py --dataset camvid_sem_seg_train --sheet sheet.png # a registered one
+python tools/check_dataset.py --images A --labels B --classes classes.txt      # label maps
+python tools/check_dataset.py --images A --json instances.json                 # COCO instances
+python tools/check_dataset.py --images A --json panoptic.json --panoptic-root P
+python tools/check_dataset.py --dataset camvid_sem_seg_train --sheet sheet.png # a registered one
 
 It prints what was found, a line each: errors, and notes, which may well be meant so (an image in
 which nothing is labelled, a class that never occurs). Then how often each class occurs, and the

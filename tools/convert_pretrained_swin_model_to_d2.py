@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the official ImageNet weights of a Swin Transformer a file that MODEL.WEIGHTS takes.
 
-tools/convert_pretrained_swin_model_to_d2.py \\
+python tools/convert_pretrained_swin_model_to_d2.py \\
     --checkpoint swin_tiny_patch4_window7_224.pth --output swin_tiny_patch4_window7_224.pkl
 
 The configs under `configs/` name such a .pkl; .safetensors and .pth do as well. The classifier and

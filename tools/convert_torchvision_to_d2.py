@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make a torchvision ResNet's weights a file that MODEL.WEIGHTS takes, for `build_resnet_backbone`.
 
-tools/convert_torchvision_to_d2.py --checkpoint resnet101-63fe2227.pth --output R-101.pkl
-tools/convert_torchvision_to_d2.py --model resnet50 --output R-50.safetensors
+python tools/convert_torchvision_to_d2.py --checkpoint resnet101-63fe2227.pth --output R-101.pkl
+python tools/convert_torchvision_to_d2.py --model resnet50 --output R-50.safetensors
 
 --model takes the file that torchvision has downloaded before. ResNet, ResNeXt and Wide ResNet are
 converted; the classifier is left out.

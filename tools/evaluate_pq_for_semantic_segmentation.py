@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The panoptic quality of a semantic segmentation: PQ^st of the MaskFormer paper, section 4.
 
-tools/evaluate_pq_for_semantic_segmentation.py --dataset ade20k_sem_seg_val \\
+python tools/evaluate_pq_for_semantic_segmentation.py --dataset ade20k_sem_seg_val \\
     --predictions output/inference/sem_seg_predictions.json --json pq.json
 
 Every class is stuff: its pixels in an image are one segment, in the labels as in the prediction.

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Train or evaluate the model that a config describes.
 
-tools/train_net.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml
-tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
-tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True    # also over scales and flips
-tools/train_net.py --config-file F --num-gpus 8 OUTPUT_DIR out SOLVER.BASE_LR 0.0002
+python tools/train_net.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml
+python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
+python tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True  # scales and flips, too
+python tools/train_net.py --config-file F --num-gpus 8 OUTPUT_DIR out SOLVER.BASE_LR 0.0002
 torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 
 Your own data, with --val-images and --val-labels to evaluate on (docs/own_data.md):
 
-tools/train_net.py --config-file configs/custom/maskformer_semantic.yaml --train-images A \
+python tools/train_net.py --config-file configs/custom/maskformer_semantic.yaml --train-images A \
     --train-labels B --classes classes.txt
-tools/train_net.py --config-file configs/custom/maskformer_instance.yaml --train-images A \
+python tools/train_net.py --config-file configs/custom/maskformer_instance.yaml --train-images A \
     --train-json x.json
 """
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draw what a model is trained on: the examples that the config's mapper makes, or the annotations.
 
-tools/visualize_data.py --config-file F --output drawn --num 20 --sheet
-tools/visualize_data.py --config-file F --output drawn --source annotation --split test
+python tools/visualize_data.py --config-file F --output drawn --num 20 --sheet
+python tools/visualize_data.py --config-file F --output drawn --source annotation --split test
 
 Each picture shows the image, the same with its targets, and a list of them by class: how many
 there are, how many the augmentation has emptied, and their share of the pixels. Pixels in no target

@@ -34,10 +34,11 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "GETTING_STARTED.md", "CONTRIBUTING.md")),
     ROOT / "MODEL_ZOO.md",
     ROOT / "datasets" / "README.md",
+    *sorted((ROOT / "model_zoo").glob("*.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-PROGRAMS = ("python", ".venv/bin/python", "torchrun", "make", "pip", "sbatch", ".ci/run")
+PROGRAMS = ("python", ".venv/bin/python", "torchrun", "make", "pip", "git", "sbatch", ".ci/run")
 
 
 class Block(NamedTuple):
