@@ -41,8 +41,9 @@ def test_every_link_to_a_file_leads_somewhere():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_that_comes_with_the_code_has_a_config_a_row_and_is_small(name):
+def test_every_model_that_comes_with_the_code_has_a_config_a_card_a_row_and_is_small(name):
     assert (ROOT / "model_zoo" / f"{name}.yaml").is_file()
+    assert (ROOT / "model_zoo" / f"{name}.md").read_text(encoding="utf-8").startswith(f"# {name}\n")
     assert row_of(f"model_zoo/{name}.yaml")
     assert (ROOT / "model_zoo" / f"{name}.safetensors").stat().st_size <= 12e6
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ZOO_MODEL = "camvid_semantic"
+ZOO_MODEL = "camvid_panoptic"
 PHOTO = ("sklearn", "datasets/images/china.jpg")  # one of an installed package
 PHOTO_OUTPUT = Path("output/photos_demo")
 CONFIG = "configs/shapes/maskformer_panoptic_tiny.yaml"

@@ -36,7 +36,7 @@ arguments = sys.argv[1:]
 images = arguments[arguments.index("--input") + 1 : arguments.index("--output")]
 output = Path(arguments[arguments.index("--output") + 1])
 output.mkdir(parents=True, exist_ok=True)
-is_photo = "camvid_semantic" in arguments
+is_photo = "camvid_panoptic" in arguments
 for image in images:
     name = Path(image).stem + ".png" if is_photo else Path(image).name
     (output / name).write_text("picture")
@@ -58,7 +58,7 @@ def demo(tmp_path, monkeypatch):
     images.mkdir(parents=True)
     for i in range(10):
         (images / f"{i}.jpg").write_text("image")
-    weights = tmp_path / "model_zoo" / "camvid_semantic.safetensors"
+    weights = tmp_path / "model_zoo" / "camvid_panoptic.safetensors"
     weights.parent.mkdir()
     weights.write_text("weights")
     photo = tmp_path / "site" / "with_a_photo" / "images" / "temple.jpg"
@@ -111,7 +111,7 @@ def test_without_the_package_of_the_photo_the_rest_runs(demo, tmp_path, capsys):
 
 def test_a_photo_that_a_new_model_has_not_seen_is_segmented_again(demo, tmp_path):
     demo()
-    weights = tmp_path / "model_zoo" / "camvid_semantic.safetensors"
+    weights = tmp_path / "model_zoo" / "camvid_panoptic.safetensors"
     later = weights.stat().st_mtime + 60
     os.utime(weights, (later, later))
     (again,) = demo()
