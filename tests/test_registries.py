@@ -32,6 +32,7 @@ HELPERS = {
     "losses.pair_losses",
     "losses.point_sampling",
     "modeling.activation_checkpointing",
+    "modeling.backbone.timm_depthwise",
     "modeling.targets",
     "modeling.backbone.timm_weights",
     "data.mappers.base",

@@ -93,7 +93,11 @@ def make_cfg(**settings):
         MAX_SIZE_TRAIN=110,
     )
     cfg.INPUT.CROP.update(
-        ENABLED=True, TYPE="absolute", SIZE=[32, 48], SINGLE_CATEGORY_MAX_AREA=0.9
+        ENABLED=True,
+        TYPE="absolute",
+        SIZE=[32, 48],
+        SINGLE_CATEGORY_MAX_AREA=0.9,
+        CLASS_UNIFORM=0.0,
     )
     cfg.DATASETS.TRAIN = ("mapper_scene",)
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5

@@ -74,10 +74,8 @@ def words_of(line: str) -> list[str]:
     """A command's words; "[…]" around what may be left out and "…" for more of it go."""
     line = re.sub(r"(?<=\s)\[(?=--|KEY)|(?<=[\w.…])\](?=\s|$)", "", line)
     words = [word for word in shlex.split(line) if word not in ("…", "KEY", "VALUE")]
-    while words and re.fullmatch(r"[A-Z_]+\d?=\S*", words[0]):  # variables of the environment
+    while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=\S*", words[0]):  # variables of the environment
         words = words[1:]
-    if words and words[0].endswith(".py"):  # run as a program
-        words = ["python", *words]
     return words
 
 

@@ -47,7 +47,7 @@ def test_maps_are_named_by_their_strides_and_hold_what_timm_gives(name, side):
     images = torch.randn(1, 3, side, side if side == 224 else side + 32)
     with torch.no_grad():
         maps = backbone(images)
-        reference = backbone.body(images)[-4:]
+        reference = backbone.body(images.contiguous(memory_format=torch.channels_last))[-4:]
     assert list(maps) == list(STRIDES)
     for (feature, found), expected in zip(maps.items(), reference, strict=True):
         shape = backbone.output_shape()[feature]

@@ -156,9 +156,9 @@ def test_the_averaged_weights_of_a_checkpoint(tiny, tmp_path):
 
 
 def test_the_models_that_come_with_the_code_go_by_their_names():
-    assert "camvid_semantic" in packaged_models()
+    assert {"camvid_semantic", "camvid_panoptic"} <= set(packaged_models())
     found = find_pretrained("camvid_semantic", device="cpu")
-    assert found.classes.names[:2] == ["sky", "building"] and found.cfg.INPUT.MIN_SIZE_TEST == 360
+    assert found.classes.names[:2] == ["sky", "building"] and found.cfg.INPUT.MIN_SIZE_TEST == 432
 
 
 @pytest.mark.parametrize("name", ["camvid", "none.pth", "no/such/folder"])

@@ -51,7 +51,7 @@ def assert_same_maps(name, backbone, weights):
     reference = timm.create_model(name, features_only=True).eval()
     reference.load_state_dict(weights, strict=False)
     torch.manual_seed(1)
-    image = torch.randn(2, 3, 64, 96)
+    image = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         expected = dict(zip(reference.feature_info.reduction(), reference(image), strict=True))
         for stride, found in zip((4, 8, 16, 32), backbone(image).values(), strict=True):
