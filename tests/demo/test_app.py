@@ -458,7 +458,8 @@ def test_a_port_that_cannot_be_had_ends_the_command_with_one_line(app, tiny, cap
 def test_the_first_of_the_checkpoints_is_loaded_and_the_zoo_stands_behind_them(app, tiny):
     options = ["--weights", str(tiny[1]), "--config-file", str(tiny[0]), "--device", "cpu"]
     models = app.make_models(app.parse_arguments(options))
-    assert models.names == ["tiny.pth", "camvid_semantic"] and models.loaded == ["tiny.pth"]
+    assert models.names == ["tiny.pth", "camvid_panoptic", "camvid_semantic"]
+    assert models.loaded == ["tiny.pth"]
 
 
 def test_the_page_has_every_control_and_no_public_endpoint(part, page):
