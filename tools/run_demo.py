@@ -37,22 +37,9 @@ def evaluate_command(weights: Path) -> list[str]:
     return ["tools/train_net.py", "--config-file", CONFIG, "--eval-only", *settings]
 
 
-def demo_command(images: list[Path], pictures: Path, weights: Path) -> list[str]:
-    files = ["--input", *map(str, images), "--output", str(pictures)]
-    return [
-        "demo/demo.py",
-        "--config-file",
-        CONFIG,
-        *files,
-        "--opts",
-        "MODEL.WEIGHTS",
-        str(weights),
-    ]
-
-
-def photos_command(photos: list[str]) -> list[str]:
-    options = ["--weights", ZOO_MODEL, "--legend"]
-    return ["demo/demo.py", *options, "--input", *photos, "--output", str(PHOTO_OUTPUT)]
+def demo_command(model: str, images: list[str], pictures: Path, *options: str) -> list[str]:
+    files = ["--input", *images, "--output", str(pictures)]
+    return ["demo/demo.py", "--weights", model, *options, *files]
 
 
 def say(text: str) -> None:
@@ -89,7 +76,7 @@ def segment_photos(photos: list[str]) -> None:
             say(f"photos: done already ({PHOTO_OUTPUT})")
             return
         photos = [str(photo)]
-    run("photos", photos_command(photos))
+    run("photos", demo_command(ZOO_MODEL, photos, PHOTO_OUTPUT, "--legend"))
     say(f"what {ZOO_MODEL}, a model of street scenes, finds in them: {PHOTO_OUTPUT}")
 
 
@@ -116,7 +103,7 @@ def draw(pictures: Path, weights: Path) -> None:
     if all(is_newer(pictures / image.name, weights) for image in images):
         say(f"pictures: done already ({pictures})")
         return
-    run("pictures", demo_command(images, pictures, weights))
+    run("pictures", demo_command(str(weights), [str(image) for image in images], pictures))
 
 
 def is_newer(path: Path, than: Path) -> bool:
