@@ -6,7 +6,7 @@
 
 Each cell gets an environment of its own (tools/install.py) under --cache, 6 GB with a CUDA build of
 torch; a second run finds it there. --detectron2 FOLDER puts a checkout of detectron2 in place of
-the wheel. Results are kept beside the environments, and docs/tested_on.md is written from them.
+the wheel. The cells that ran get a new row in docs/tested_on.md, the others keep theirs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tested_on.md"
 START, END = "<!-- the table that tools/matrix.py writes -->", "<!-- end of the table -->"
+
+COLUMNS = (
+    *("cell", "python", "torch", "numpy", "pillow", "detectron2"),
+    *("result", "machine", "date"),
+)
 
 NEEDED_GB = 8
 MINUTES = 20
@@ -180,7 +185,7 @@ def test(python: Path, log: Path) -> str:
 
 
 def run_cell(cell: Cell, cache: Path, detectron2: Path | None) -> dict[str, str]:
-    """What the table says of a cell; it is also kept in the cache."""
+    """What the table says of a cell."""
     row = {"cell": cell.name, "date": datetime.date.today().isoformat()}
     row["machine"] = f"{platform.system()} {platform.machine()}"
     try:
@@ -190,35 +195,35 @@ def run_cell(cell: Cell, cache: Path, detectron2: Path | None) -> dict[str, str]
         row["result"] = test(python, cache / f"{cell.name}-tests.log")
     except NotRun as reason:
         row["result"] = f"not run: {reason}"
-    (cache / f"{cell.name}.json").write_text(json.dumps(row))
     return row
+
+
+def read_table(text: str) -> dict[str, dict[str, str]]:
+    """The rows of a Markdown table that :func:`table` wrote, by their cells' names."""
+    lines = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("| ")]
+    entries = ([entry.strip() for entry in line] for line in lines[2:])
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in entries]
+    return {row["cell"]: row for row in rows}
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> str:
     """The rows as a Markdown table."""
-    versions = ("python", "torch", "numpy", "pillow", "detectron2")
-    columns = ("cell", *versions, "result", "machine", "date")
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[row.get(column, "") for column in columns] for row in rows]
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    lines += [[row.get(column, "") for column in COLUMNS] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_page(page: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Put the table between the page's two marks."""
+def write_row(page: Path, row: Mapping[str, str]) -> None:
+    """Put a cell's row into the table between the page's two marks; the other cells keep theirs."""
     text = page.read_text()
     if text.count(START) != 1 or text.count(END) != 1:
         raise ValueError(f"{page}: expected one line '{START}' and one '{END}'")
-    before, after = text.split(START)[0], text.split(END)[1]
-    page.write_text(f"{before}{START}\n\n{table(rows)}\n\n{END}{after}")
-
-
-def kept_rows(cache: Path) -> list[dict[str, str]]:
-    """A row a cell, as it last ran."""
-    files = [(cell, cache / f"{cell.name}.json") for cell in CELLS]
-    return [
-        json.loads(file.read_text()) if file.exists() else {"cell": cell.name, "result": "not run"}
-        for cell, file in files
-    ]
+    before, rest = text.split(START)
+    kept, after = rest.split(END)
+    rows = {cell.name: {"cell": cell.name, "result": "not run"} for cell in CELLS}
+    known = {**read_table(kept), row["cell"]: row}
+    rows |= {name: dict(row) for name, row in known.items() if name in rows}
+    page.write_text(f"{before}{START}\n\n{table(rows.values())}\n\n{END}{after}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -242,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"matrix: {cell.name} …", flush=True)
         rows.append(run_cell(cell, args.cache, args.detectron2))
         print(f"matrix: {cell.name}: {rows[-1]['result']}", flush=True)
-        write_page(PAGE, kept_rows(args.cache))
+        write_row(PAGE, rows[-1])
     return int(any(re.search(r"\d+ (failed|error)", row["result"]) for row in rows))
 
 

@@ -106,19 +106,26 @@ def test_a_command_that_hangs_is_ended(tmp_path):
         matrix.run(command, tmp_path / "log", minutes=0.005)
 
 
-def test_the_page_keeps_its_text_and_gets_a_row_a_cell(tmp_path):
+def test_a_cell_that_ran_gets_its_row_and_the_page_keeps_the_rest(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{matrix.START}\nold\n{matrix.END}\nafter\n")
-    (tmp_path / "py310.json").write_text('{"cell": "py310", "result": "5 passed"}')
-    matrix.write_page(page, matrix.kept_rows(tmp_path))
+    page.write_text(f"before\n{matrix.START}\n{matrix.END}\nafter\n")
+    matrix.write_row(page, {"cell": "py312", "python": "3.12.1", "result": "4 passed"})
+    matrix.write_row(page, {"cell": "py310", "result": "1 failed"})
+    matrix.write_row(page, {"cell": "py310", "result": "5 passed", "date": "2026-01-02"})
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    rows = [line.split("|") for line in text.splitlines() if line.startswith("| py")]
-    assert [row[1].strip() for row in rows] == [cell.name for cell in matrix.CELLS]
-    assert [row[7].strip() for row in rows] == ["5 passed", *["not run"] * (len(rows) - 1)]
+    assert text.startswith("before\n") and text.endswith("after\n")
+    rows = matrix.read_table(text)
+    assert list(rows) == [cell.name for cell in matrix.CELLS]
+    assert rows["py312"]["python"] == "3.12.1" and rows["py312"]["result"] == "4 passed"
+    assert rows["py310"]["result"] == "5 passed" and rows["py310"]["date"] == "2026-01-02"
+    assert rows["py311"]["result"] == "not run"
+
+
+def test_a_page_without_marks_is_refused(tmp_path):
+    page = tmp_path / "page.md"
     page.write_text("no marks")
     with pytest.raises(ValueError, match="expected one line"):
-        matrix.write_page(page, [])
+        matrix.write_row(page, {"cell": "py310"})
 
 
 @pytest.mark.parametrize(("result", "code"), [("1 failed, 2 passed", 1), ("2 passed", 0)])
