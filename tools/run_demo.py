@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN_NET = "tools/train_net.py"
 ZOO_MODEL = "camvid_panoptic"
 PHOTO = ("sklearn", "datasets/images/china.jpg")  # one of an installed package
 PHOTO_OUTPUT = Path("output/photos_demo")
@@ -29,12 +30,12 @@ NUM_PICTURES = 8
 
 def train_command(*, resume: bool) -> list[str]:
     options = ["--resume"] if resume else []
-    return ["tools/train_net.py", "--config-file", CONFIG, *options, "OUTPUT_DIR", str(OUTPUT)]
+    return [TRAIN_NET, "--config-file", CONFIG, *options, "OUTPUT_DIR", str(OUTPUT)]
 
 
 def evaluate_command(weights: Path) -> list[str]:
     settings = ["OUTPUT_DIR", str(OUTPUT), "MODEL.WEIGHTS", str(weights)]
-    return ["tools/train_net.py", "--config-file", CONFIG, "--eval-only", *settings]
+    return [TRAIN_NET, "--config-file", CONFIG, "--eval-only", *settings]
 
 
 def demo_command(model: str, images: list[str], pictures: Path, *options: str) -> list[str]:
@@ -51,9 +52,8 @@ def run(step: str, command: list[str]) -> None:
     say(f"{step}: python {' '.join(command[:6])} …")
     code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
     if code:
-        sys.exit(
-            f"demo: {step} failed (exit code {code}); see the error above and {OUTPUT}/log.txt"
-        )
+        log = f" and {OUTPUT}/log.txt" if command[0] == TRAIN_NET else ""
+        sys.exit(f"demo: {step} failed (exit code {code}); see the error above{log}")
 
 
 def installed_photo() -> Path | None:

@@ -109,6 +109,12 @@ def test_without_the_package_of_the_photo_the_rest_runs(demo, tmp_path, capsys):
     assert "name yours with --photos" in capsys.readouterr().out
 
 
+def test_photos_that_failed_point_at_no_log_of_the_training(demo, tmp_path):
+    (tmp_path / "demo" / "demo.py").write_text("raise SystemExit(4)")
+    with pytest.raises(SystemExit, match=r"photos failed \(exit code 4\); see the error above$"):
+        demo()
+
+
 def test_a_photo_that_a_new_model_has_not_seen_is_segmented_again(demo, tmp_path):
     demo()
     weights = tmp_path / "model_zoo" / "camvid_panoptic.safetensors"
@@ -120,7 +126,7 @@ def test_a_photo_that_a_new_model_has_not_seen_is_segmented_again(demo, tmp_path
 
 def test_a_training_that_failed_exits_with_its_step_and_goes_on_with_resume(demo, tmp_path):
     (tmp_path / "fail").touch()
-    with pytest.raises(SystemExit, match=r"training failed \(exit code 3\)"):
+    with pytest.raises(SystemExit, match=r"training failed \(exit code 3\).*shapes_demo/log.txt"):
         demo()
     (tmp_path / "fail").unlink()
     assert demo() == ["--resume", "demo 8"]  # and the photo is done
