@@ -32,7 +32,8 @@ myst_heading_anchors = 4
 myst_links_external_new_tab = False
 autodoc_typehints = "none"  # signatures show them
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "special-members": "__call__"}
+autoclass_content = "both"  # a constructor's arguments are in its own docstring
 autodoc_inherit_docstrings = False
 python_use_unqualified_type_names = True
 add_module_names = False
@@ -74,7 +75,14 @@ def _prepare(app: Any, page: str, source: list[str]) -> None:
         source[0] = _line_numbers(source[0])
 
 
+def _drop_pythons_own(app: Any, *about: Any) -> None:
+    """What Python says of a named tuple's constructor repeats its signature."""
+    lines = about[-1]
+    lines[:] = [line for line in lines if not line.startswith("Create new instance of ")]
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", _prepare)
+    app.connect("autodoc-process-docstring", _drop_pythons_own)
     # Or "the key: what it means" below an attribute would be read as a type and its description.
     GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end
