@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
+import pydoc
 import re
 import subprocess
 import sys
@@ -10,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+import mask_former
+from tests.docs.pages import PAGES, ROOT, blocks, name_of, text_of
+
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("**/*.md"), *ROOT.glob("*.md")])
-LINK = re.compile(r"\]\(([^)#\s]+)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 spec = importlib.util.spec_from_file_location("paper_lines", DOCS / "paper_lines.py")
 assert spec is not None and spec.loader is not None
@@ -24,13 +28,23 @@ TEXT = paper_lines.PAGE.read_text(encoding="utf-8")
 ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and "`mask_former/" in line]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def anchors(page: Path) -> set[str]:
+    """What ``#…`` may name on a page: its headings as GitHub and the site write them."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_included_files_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    targets = [link for link in LINK.findall(text) if "://" not in link]
+    links = [link for link in LINK.findall(text) if "://" not in link[0]]
+    targets = [target for target, _ in links if target]
     targets += re.findall(r"\{literalinclude\} (\S+)", text)
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+    for target, anchor in links:
+        if anchor:
+            assert anchor in anchors(page.parent / target if target else page), anchor
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.split("|")[1].strip()[:60] for row in ROWS])
@@ -61,20 +75,64 @@ def test_pictures_are_small() -> None:
     }
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built site; a warning is an error."""
     for module in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(module, reason="make docs installs it (requirements/docs.txt)")
-    command = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS), "-d", str(tmp_path / "d")]
+    folder = tmp_path_factory.mktemp("docs")
+    command = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS), "-d", str(folder / "d")]
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *command, str(ROOT), str(tmp_path / "site")],
+        [sys.executable, "-m", "sphinx", *command, str(ROOT), str(folder / "site")],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    site = tmp_path / "site"
-    html = (site / "docs" / "paper_to_code.html").read_text(encoding="utf-8")
-    assert re.search(r"mask_former/losses/mask_losses\.py:\d+", html)
-    assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
+    return folder / "site"
+
+
+def html(site: Path, page: str) -> str:
+    return (site / page).with_suffix(".html").read_text(encoding="utf-8")
+
+
+def test_the_site_has_all_pages_and_fetches_nothing(site: Path) -> None:
+    assert re.search(r"mask_former/losses/mask_losses\.py:\d+", html(site, "docs/paper_to_code"))
+    assert "docs/index.html" in html(site, "index")
     fetched = re.compile(r'(?:<script[^>]+src|<link[^>]+rel="stylesheet"[^>]+href)="https?:')
-    pages = [path.read_text(encoding="utf-8") for path in site.glob("docs/**/*.html")]
-    assert pages and not any(fetched.search(page) for page in pages), "it works offline"
+    for page in PAGES:
+        assert not fetched.search(html(site, name_of(page))), "it works offline"
+
+
+def test_the_api_pages_say_how_a_class_is_made_and_called(site: Path) -> None:
+    predict = html(site, "docs/api/predict")
+    assert 'id="mask_former.predictor.MaskFormerPredictor.__call__"' in predict
+    assert "<strong>weights</strong> – of the model, where they are not those of" in predict
+    assert not [
+        path.name
+        for path in (site / "docs" / "api").glob("*.html")
+        if "Create new instance of" in path.read_text(encoding="utf-8")
+    ]
+
+
+def public_names() -> dict[str, object]:
+    """What ``mask_former.__all__`` and the Python of the pages name, and the objects themselves."""
+    names = {f"mask_former.{name}": getattr(mask_former, name) for name in mask_former.__all__}
+    for block in blocks("python"):
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mask_former"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    names[f"{node.module}.{alias.name}"] = getattr(module, alias.name)
+    return names
+
+
+def test_the_api_pages_have_every_public_name(site: Path) -> None:
+    pages = [path.read_text(encoding="utf-8") for path in (site / "docs" / "api").glob("*.html")]
+    entries = [entry for page in pages for entry in re.findall(r'id="(mask_former\.[\w.]+)"', page)]
+    documented = [pydoc.locate(entry) for entry in entries]
+    names = public_names()
+    assert len(names) > 20
+    missing = [name for name, it in names.items() if not any(it is found for found in documented)]
+    assert not missing, "docs/api has no entry of it"
+    parts = {"modeling.pixel_decoder.build_pixel_decoder", "data.mappers.base.TrainingMapper"}
+    assert {f"mask_former.{part}" for part in parts} <= set(entries), "a part is built on it"

@@ -1,0 +1,45 @@
+"""The pages of the documentation, and the blocks of code on them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    path
+    for pattern in (
+        *("*.md", "docs/**/*.md", "model_zoo/*.md"),
+        *("datasets/README.md", "tests/golden/README.md"),
+    )
+    for path in ROOT.glob(pattern)
+)
+"""Those of the site."""
+
+FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    page: str
+    language: str
+    text: str
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(*languages: str) -> list[Block]:
+    """The fenced blocks of all pages that name one of these languages."""
+    return [
+        Block(name_of(page), language, text)
+        for page in PAGES
+        for _, language, text in FENCE.findall(page.read_text(encoding="utf-8"))
+        if language in languages
+    ]
+
+
+def text_of(page: Path) -> str:
+    """What a page says outside of its fenced blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
