@@ -30,14 +30,15 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def blocks(*languages: str) -> list[Block]:
-    """The fenced blocks of all pages that name one of these languages."""
-    return [
-        Block(name_of(page), language, text)
-        for page in PAGES
-        for _, language, text in FENCE.findall(page.read_text(encoding="utf-8"))
-        if language in languages
-    ]
+def blocks_of(page: Path) -> list[Block]:
+    """The fenced blocks of a page."""
+    fences = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [Block(name_of(page), language, text) for _, language, text in fences]
+
+
+def blocks(language: str) -> list[Block]:
+    """The fenced blocks of all pages that name this language."""
+    return [block for page in PAGES for block in blocks_of(page) if block.language == language]
 
 
 def text_of(page: Path) -> str:

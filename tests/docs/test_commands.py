@@ -1,7 +1,7 @@
 """Every command and every piece of code that the docs show is one that works.
 
-Commands are parsed by their own script's parser, configs are found, keys resolve; those that take
-seconds are run.
+Commands, in blocks and in backticks, are parsed by their own script's parser, configs are found,
+keys resolve; some of those that take seconds are run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -17,44 +19,33 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
 import mask_former  # noqa: F401  (registers everything)
+from mask_former.checkpoint import read_checkpoint
 from mask_former.config import get_mask_former_cfg
 from mask_former.engine.setup import read_cfg
+from tests.docs.pages import PAGES, ROOT, Block, blocks, blocks_of, name_of, text_of
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "GETTING_STARTED.md", "CONTRIBUTING.md")),
-    ROOT / "MODEL_ZOO.md",
-    ROOT / "datasets" / "README.md",
-    *sorted((ROOT / "model_zoo").glob("*.md")),
-    *sorted((ROOT / "docs").glob("**/*.md")),
-]
-FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+SHELL = {"", "bash", "sh"}
+OTHER_LANGUAGES = {"python", "yaml", "json", "text"}
 PROGRAMS = ("python", ".venv/bin/python", "torchrun", "make", "pip", "git", "sbatch", ".ci/run")
-
-
-class Block(NamedTuple):
-    page: str
-    language: str
-    text: str
-
-
-def blocks(language: str) -> list[Block]:
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for _, kind, content in FENCE.findall(text):
-            if kind == language:
-                found.append(Block(str(page.relative_to(ROOT)), kind, content))
-    return found
+PROGRAMS += ("export",)
+COMMAND = re.compile(rf"\s*(?:[A-Z_0-9]+=\S+ )*(?:{'|'.join(map(re.escape, PROGRAMS))})\s")
+CODE = re.compile(r"`+([^`]+)`+")
+WITHOUT_COMMANDS = {
+    "CHANGELOG.md",  # what a release could do stays as it was written
+    *("docs/index.md", "docs/paper_to_code.md", "docs/predict.md", "docs/transformers.md"),
+    *(name_of(page) for page in PAGES if page.parent.name == "api"),
+    "tests/golden/README.md",
+}
 
 
 def logical_lines(text: str) -> Iterator[str]:
@@ -79,13 +70,22 @@ def words_of(line: str) -> list[str]:
     return words
 
 
+def lines_of(page: Path) -> Iterator[str]:
+    """The commands of a page: the lines of its blocks, and what its text has in backticks."""
+    for block in blocks_of(page):
+        if block.language in SHELL:
+            yield from filter(words_of, logical_lines(block.text))
+    for code in CODE.findall(text_of(page)):
+        if COMMAND.match(code):
+            yield " ".join(code.split())
+
+
 COMMANDS = list(
     dict.fromkeys(
-        (block.page, line)
-        for language in ("", "bash", "sh")
-        for block in blocks(language)
-        for line in logical_lines(block.text)
-        if words_of(line)
+        (name_of(page), line)
+        for page in PAGES
+        if page.name != "CHANGELOG.md"
+        for line in lines_of(page)
     )
 )
 
@@ -119,7 +119,7 @@ def parse(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
 def check_config(args: argparse.Namespace) -> None:
     """The config file is there, if it is the project's; its keys and those given resolve."""
     name = str(getattr(args, "config_file", None) or "")
-    if name.startswith(("configs/", "model_zoo/")):
+    if name.startswith(("configs/", "docs/", "model_zoo/")):
         assert (ROOT / name).is_file(), f"there is no {name}"
     else:
         name = ""  # a placeholder, or a file of the user's own
@@ -142,9 +142,17 @@ SCRIPTS = [
 ]
 
 
-def test_there_are_commands_on_the_pages() -> None:
+def test_each_page_gives_commands_but_for_those_known_to_have_none() -> None:
     assert len(SCRIPTS) > 60
-    assert {page for page, _ in SCRIPTS} >= {"README.md", "GETTING_STARTED.md", "docs/recipes.md"}
+    assert {name_of(page) for page in PAGES} - {page for page, _ in COMMANDS} == WITHOUT_COMMANDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_command_stands_where_it_is_not_read(page: Path) -> None:
+    languages = {block.language for block in blocks_of(page) if block.language[:1] != "{"}
+    assert languages <= SHELL | OTHER_LANGUAGES
+    indented = re.findall(r"^(?: {4}|\t).+", text_of(page), re.MULTILINE)
+    assert not [line for line in indented if COMMAND.match(line)], "put it between ```"
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
@@ -166,6 +174,8 @@ def test_a_script_takes_what_the_docs_give_it(
         assert not arguments or script.startswith(("datasets/", "demo/")), f"{script} takes nothing"
         if not script.startswith("datasets/"):
             return
+    if script == "demo/app.py":
+        pytest.importorskip("gradio", reason="make app installs it (requirements/app.txt)")
     check_config(parse(script, arguments, monkeypatch))
 
 
@@ -175,8 +185,16 @@ def test_an_unknown_option_and_an_unknown_key_are_noticed(monkeypatch: pytest.Mo
     args = argparse.Namespace(config_file="CONFIG", opts=["MODEL.NO_SUCH_KEY", "1"])
     with pytest.raises(KeyError, match="NO_SUCH_KEY"):
         check_config(args)
-    with pytest.raises(AssertionError, match="there is no configs/no"):
-        check_config(argparse.Namespace(config_file="configs/no.yaml", opts=[]))
+    for name in ("configs/no.yaml", "docs/examples/no.yaml", "model_zoo/no.yaml"):
+        with pytest.raises(AssertionError, match=f"there is no {name}"):
+            check_config(argparse.Namespace(config_file=name, opts=[]))
+
+
+def test_modules_that_are_run_are_there() -> None:
+    modules = [(page, words[2]) for page, words in commands("python") if words[1] == "-m"]
+    assert {page for page, _ in modules} >= {"CONTRIBUTING.md", "datasets/README.md"}
+    for page, module in modules:
+        assert importlib.util.find_spec(module), f"{page}: python -m {module}"
 
 
 def test_make_targets_are_there() -> None:
@@ -231,35 +249,86 @@ def test_yaml_has_known_keys(block: Block) -> None:
 # What takes seconds is run, as it stands on its page.
 
 
-def own_data(folder: Path) -> None:
-    for name, kind in (("A", "jpg"), ("B", "png")):
-        (folder / name).mkdir()
-        for index in range(2):
-            shape = (16, 20, 3) if kind == "jpg" else (16, 20)
-            pixels = np.random.default_rng(index).integers(2, size=shape, dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.{kind}")
+def write_files(folder: Path) -> None:
+    """What the commands below are given, each under the name that it has on their pages."""
+    for name in ("A", "B", "output/mine", "output/camvid_semantic", "model_zoo"):
+        (folder / name).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for index in range(2):
+        pixels = random.integers(256, size=(48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "A" / f"{index}.jpg")
+        Image.fromarray(pixels[..., 0] // 128).save(folder / "B" / f"{index}.png")
+    Image.fromarray(pixels).save(folder / "street.jpg")
     (folder / "classes.txt").write_text("background\nobject\n")
 
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 48, "width": 64} for i in range(2)]
+    outline = {"bbox": [4, 4, 20, 20], "segmentation": [[4, 4, 24, 4, 24, 24]], "area": 200}
+    objects = [{"id": i, "image_id": i, "category_id": 1, "iscrowd": 0} | outline for i in range(2)]
+    classes = [{"id": 1, "name": "object"}]
+    own = {"images": images, "annotations": objects, "categories": classes}
+    (folder / "x.json").write_text(json.dumps(own))
 
-RUN = {
-    "README.md": "python tools/check_dataset.py --images A --labels B --classes classes.txt",
-    "GETTING_STARTED.md": "python tools/doctor.py",
-}
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "CONFIG").write_text("_BASE_: configs/shapes/maskformer_panoptic_tiny.yaml\n")
+    mine = {"kind": "sem_seg", "image_root": "../../A", "sem_seg_root": "../../B"}
+    table = {"datasets": {"mine": mine}, "categories": [{"id": 0, "name": "a"}, *classes]}
+    (folder / "output" / "mine" / "custom_table.json").write_text(json.dumps(table))
+    (folder / "output" / "mine" / "config.yaml").write_text(
+        "_BASE_: ../../configs/custom/maskformer_semantic.yaml\n"
+        "DATASETS: {TABLES: [custom_table.json], TRAIN: [mine]}\n"
+        "MODEL: {SEM_SEG_HEAD: {NUM_CLASSES: 2}}\n"
+    )
+
+    weights = read_checkpoint(ROOT / "model_zoo" / "camvid_semantic.safetensors")
+    torch.save(weights, folder / "output" / "camvid_semantic" / "model_final.pth")
+    card = ROOT / "model_zoo" / "camvid_semantic.yaml"
+    (folder / "model_zoo" / card.name).write_text(card.read_text())
 
 
-@pytest.mark.parametrize(("page", "command"), RUN.items())
+RUN = [  # the page, its command, what comes of it
+    ("README.md", "python tools/check_dataset.py --images A --labels B --classes classes.txt", ""),
+    ("GETTING_STARTED.md", "python tools/doctor.py", ""),
+    ("GETTING_STARTED.md", "python tools/analyze_model.py --config-file CONFIG --size 512", ""),
+    ("docs/own_data.md", "python tools/check_dataset.py --images A --json x.json", ""),
+    (
+        "docs/own_data.md",
+        "python tools/visualize_data.py --config-file output/mine/config.yaml --output drawn "
+        "--num 20",
+        "drawn/1.png",
+    ),
+    (
+        "docs/own_data.md",
+        "python datasets/prepare_shapes.py --num-train 20 --num-val 1 --output datasets/shapes20",
+        "datasets/shapes20/panoptic_val.json",
+    ),
+    ("docs/predict_command.md", "python demo/demo.py --input street.jpg", "output/demo/street.png"),
+    (
+        "model_zoo/camvid_semantic.md",
+        "python tools/publish_weights.py output/camvid_semantic/model_final.pth "
+        "model_zoo/camvid_semantic.safetensors --config-file model_zoo/camvid_semantic.yaml",
+        "model_zoo/camvid_semantic.safetensors",
+    ),
+]
+
+
+@pytest.mark.parametrize(("page", "command", "made"), RUN)
 def test_a_cheap_command_works(
-    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, command: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [" ".join(["python", *words[1:]]) for where, words in SCRIPTS if where == page]
     assert command in shown, f"{page} no longer shows it: take another"
-    own_data(tmp_path)
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     _, script, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        DatasetCatalog.pop("mine", None)
+        MetadataCatalog.pop("mine", None)
     assert not end.value.code
+    assert (tmp_path / made).exists()
 
 
 def test_make_alone_lists_the_targets() -> None:
