@@ -107,7 +107,7 @@ class SemanticSegmentorWithTTA(nn.Module):
                 are there, the file counts: a test loader's ``image`` is already resized.
 
         Returns:
-            One dict an image with ``sem_seg``, scores K×``height``×``width``.
+            One dict an image with ``sem_seg``, scores K×height×width.
 
         Raises:
             FileNotFoundError: if there is no such file.
