@@ -19,9 +19,9 @@ FOLDERS = [name for name in ("configs", "model_zoo") if (ROOT / name).is_dir()]
 REQUIRES = [
     "torch>=2.6",  # weights_only loading is safe from here on
     "torchvision>=0.21",
-    "numpy>=1.23",
+    "numpy>=1.26",
     "scipy",
-    "Pillow",
+    "Pillow>=10",
     "safetensors",
     # detectron2's own needs, for the wheel is installed without them
     "cloudpickle",
@@ -54,7 +54,7 @@ setup(
     version=VERSION,
     description="MaskFormer: mask classification for semantic, instance and panoptic segmentation",
     license="Apache-2.0",
-    license_files=["LICENSE", "NOTICE"],
+    license_files=["LICENSE", "NOTICE", "model_zoo/LICENSE"],
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["mask_former", "mask_former.*"]),

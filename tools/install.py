@@ -4,7 +4,8 @@
     python3 tools/install.py [--venv .venv] [--lock FILE] [--wheel FILE]
 
 `make install` runs it. It needs no compiler; when interrupted, run it again and it goes on.
---lock takes other versions (tools/matrix.py), --wheel a built package (tools/release.py).
+--lock takes other versions (tools/matrix.py). --wheel takes a built package and what it asks for,
+at the lock's versions, in place of the checkout and the whole lock (tools/release.py).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
+WHEEL_EXTRAS = "timm,opencv"  # what the models of model_zoo/ and the demo need beside it
 
 # What the new environment's own interpreter says of itself.
 PROBE = """
@@ -87,7 +89,8 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
     Args:
         python: the environment's interpreter.
         lock: None: the one for this Python.
-        wheel: the project as it was built; None: the checkout, editable.
+        wheel: the project as it was built, with nothing but what it requires; None: the checkout,
+            editable, with all that is locked.
     """
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
@@ -99,11 +102,16 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
 
     facts = probe(python)
     lock = lock or lock_file(tuple(facts["python"]))
-    say(f"installing {lock.name} (torch and the rest; 2.5 GB the first time)")
     # three pure Python packages come as source: they are built with the locked setuptools
+    from_source = ("--no-build-isolation", "--use-pep517")
     pip(pinned(lock, "setuptools"))
-    pip("--no-build-isolation", "--use-pep517", "-r", lock)
-    pip("--no-deps", "-r", REQUIREMENTS / "no-deps.txt")
+    if wheel:
+        say(f"installing {wheel.name} and what it requires (torch and the rest; 2.5 GB)")
+        pip(*from_source, "--constraint", lock, f"{wheel}[{WHEEL_EXTRAS}]")
+    else:
+        say(f"installing {lock.name} (torch and the rest; 2.5 GB the first time)")
+        pip(*from_source, "-r", lock)
+        pip("--no-deps", "-r", REQUIREMENTS / "no-deps.txt")
 
     if facts["own_detectron2"]:
         say("keeping the detectron2 that is installed there")
@@ -111,10 +119,7 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
         say("installing detectron2")
         install_detectron2(pip, Path(facts["site"]))
 
-    if wheel:
-        say(f"installing {wheel.name}")
-        pip("--no-deps", wheel)
-    else:
+    if not wheel:
         say("installing mask_former (editable)")
         pip("--no-build-isolation", "--no-deps", "--editable", ROOT)
 

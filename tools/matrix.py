@@ -40,7 +40,10 @@ MINUTES = 20
 CORE = (
     *("tests/losses", "tests/layers", "tests/results", "tests/modeling/test_mask_former.py"),
     *("tests/data/test_augmentation.py", "tests/data/test_targets.py", "tests/test_checkpoint.py"),
-    *("tests/test_inference.py", "tests/test_predictor.py", "-k", "not memory and not time"),
+    *("tests/data/test_files.py", "tests/data/test_mappers.py", "tests/engine/test_trainer.py"),
+    *("tests/engine/test_panoptic_evaluation.py", "tests/engine/test_semantic_evaluation.py"),
+    *("tests/test_inference.py", "tests/test_predictor.py", "tests/robustness/test_pictures.py"),
+    *("-k", "not memory and not time"),
 )
 
 # What the interpreter of a cell says of itself; detectron2's wheel has another name.

@@ -56,17 +56,35 @@ def test_a_broken_environment_is_made_again_and_a_working_one_is_kept(tmp_path):
     assert Path(facts["site"]).is_relative_to(folder)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_detectron2_of_the_users_own_is_kept_and_else_the_stray_tools_are_removed(
-    own, tmp_path, monkeypatch
-):
+@pytest.fixture
+def installation(tmp_path, monkeypatch):
+    """The commands that an installation would run, and the facts that it goes by."""
     commands = []
     (tmp_path / "tools").mkdir()
-    facts = {"python": [3, 11], "site": str(tmp_path), "own_detectron2": own}
+    facts = {"python": [3, 11], "site": str(tmp_path), "own_detectron2": False}
     monkeypatch.setattr(install, "probe", lambda python: facts)
     monkeypatch.setattr(install.subprocess, "run", lambda command, **_: commands.append(command))
+    return commands, facts
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_detectron2_of_the_users_own_is_kept_and_else_the_stray_tools_are_removed(
+    own, installation, tmp_path
+):
+    commands, facts = installation
+    facts["own_detectron2"] = own
     install.install_all(Path("python"))
     lock = ROOT / "requirements" / "detectron2.txt"
     assert any(lock in command for command in commands) != own
     assert (tmp_path / "tools").exists() == own
     assert commands[-1][-2:] == ["--editable", ROOT]
+
+
+def test_a_wheel_brings_what_it_requires_and_nothing_else_of_the_lock(installation):
+    commands, _ = installation
+    install.install_all(Path("python"), wheel=Path("dist/a.whl"))
+    lock = ROOT / "requirements" / "lock-py311.txt"
+    (of_wheel,) = [command for command in commands if "dist/a.whl[timm,opencv]" in command]
+    assert of_wheel[of_wheel.index("--constraint") + 1] == lock and "--no-deps" not in of_wheel
+    assert not any("-r" in command and lock in command for command in commands)
+    assert not any("--editable" in command for command in commands)
