@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..data.pixels import deep_bits, deep_to_8_bit
 from .media import read_image
 
 __all__ = ["Picture", "PictureLike", "to_picture"]
@@ -57,10 +58,16 @@ def to_picture(image: PictureLike) -> Picture:
 
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
-    image = ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(image)
     if image.mode[0] not in "IF":
-        return np.array(image.convert("RGB"))
-    pixels = np.asarray(image)  # Pillow would clip what is deeper than 8 bit to white
+        return np.array(upright.convert("RGB"))
+    pixels = np.asarray(upright)  # Pillow would clip what is deeper than 8 bit to white
+    if image.format:  # it comes from a file, which tells how deep it is
+        try:
+            return deep_to_8_bit(pixels, deep_bits(image))
+        except ValueError as error:
+            name = getattr(image, "filename", "")
+            raise ValueError(f"The picture {name or '(PIL image)'} {error}.") from error
     if pixels.dtype == np.int32 and pixels.size and 0 <= pixels.min() <= pixels.max() < 2**16:
         pixels = pixels.astype(np.uint16)
     return _from_array(pixels)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HEIGHT, WIDTH = 40, 60
+SHARP = {"quality": 100, "subsampling": 0}
+"""A JPEG that loses next to nothing."""
 
 
 def scene(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
@@ -63,7 +65,8 @@ def _turned(path: Path) -> None:
     """On its side, with the note that it has to be turned by 90° clockwise."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.ascontiguousarray(np.rot90(scene()))).save(path, exif=exif)
+    image = Image.fromarray(np.ascontiguousarray(np.rot90(scene())))
+    image.save(path, exif=exif, **(SHARP if path.suffix == ".jpg" else {}))
 
 
 def _animated(path: Path) -> None:
@@ -80,6 +83,17 @@ def _deep_grey(path: Path) -> None:
     Image.fromarray(_grey()[..., 0].astype(np.uint16) * 257).save(path)
 
 
+def _deep_pgm(path: Path) -> None:
+    """Byte by byte: Pillow 10 does not write these."""
+    values = _grey()[..., 0].astype(">u2") * 257
+    path.write_bytes(b"P5 %d %d 65535\n" % (WIDTH, HEIGHT) + values.astype(">u2").tobytes())
+
+
+def write_too_deep(path: Path) -> None:
+    """Dark values that have 32 bit: as 16 bit they would be black."""
+    Image.fromarray(_grey()[..., 0].astype(np.int32)).save(path)
+
+
 ODD_PICTURES = [
     OddPicture("one_pixel.png", _save(scene(2, 2)[1:, 1:]), scene(2, 2)[1:, 1:]),
     OddPicture("line.png", _save(scene(2, 5000)[:1]), scene(2, 5000)[:1]),
@@ -90,9 +104,12 @@ ODD_PICTURES = [
     OddPicture("grey_alpha.png", _save(scene(), "LA"), _grey()),
     OddPicture("deep_grey.png", _deep_grey, _grey()),
     OddPicture("deep_grey.tif", _deep_grey, _grey()),
+    OddPicture("deep_grey.pgm", _deep_pgm, _grey()),
     OddPicture("deep_colour.png", _deep_colour, scene()),
     OddPicture("cmyk.tif", _save(scene(), "CMYK"), scene(), tolerance=1),
+    OddPicture("cmyk.jpg", _save(scene(), "CMYK", **SHARP), scene(), tolerance=3),
     OddPicture("turned.png", _turned, scene()),
+    OddPicture("turned.jpg", _turned, scene(), tolerance=3),
     OddPicture("animated.gif", _animated, scene()),
     OddPicture("animated.webp", _animated, scene()),
     OddPicture("animated.png", _animated, scene()),

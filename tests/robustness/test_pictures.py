@@ -14,7 +14,7 @@ from mask_former.predictor import to_picture
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 from tests.own_data import write_labels
 from tests.robustness.isolation import isolated
-from tests.robustness.pictures import ODD_PICTURES, write_bomb
+from tests.robustness.pictures import ODD_PICTURES, write_bomb, write_too_deep
 from tests.robustness.samples import instance_mapper, panoptic_mapper, semantic_mapper
 from tests.tiny_model import write_tiny_model
 
@@ -119,13 +119,13 @@ def test_augmentation_takes_an_odd_picture_or_names_it(picture, name, tmp_path, 
             assert example["instances"].gt_masks.shape[1:] == example["image"].shape[1:]
 
 
-def read_all(bomb):
+def read_all(path):
     """The errors of all that read pictures."""
     errors = []
     readers = [to_picture, semantic_mapper(), panoptic_mapper(), instance_mapper()]
     for read in readers:
         try:
-            read(bomb if read is to_picture else {"file_name": str(bomb)})
+            read(path if read is to_picture else {"file_name": str(path)})
         except ValueError as error:
             errors.append(str(error))
     return errors
@@ -136,3 +136,12 @@ def test_a_picture_that_would_fill_the_memory_is_refused_by_its_head(tmp_path):
     outcome = isolated(read_all, tmp_path / "bomb.png", timeout=10)
     errors = outcome.value
     assert len(errors) == 4 and all("bomb.png" in e and "decompression bomb" in e for e in errors)
+
+
+def test_a_picture_of_32_bit_is_refused_by_name_and_not_read_as_a_black_one(tmp_path):
+    write_too_deep(tmp_path / "deep.tif")
+    errors = read_all(tmp_path / "deep.tif")
+    assert len(errors) == 4
+    for error in errors:
+        assert "deep.tif" in error and "holds int32 values" in error
+        assert "32 bit each; expected 8 or 16 bit" in error and "Save it with 8 bit" in error

@@ -1,0 +1,109 @@
+"""The depth of a picture is its file's, whatever Pillow holds it in."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_former.data.mappers.readers import read_label_map
+from mask_former.data.pixels import read_pixels
+from mask_former.prediction.pictures import to_picture
+
+DARK = np.arange(24, dtype=np.uint8).reshape(4, 6)
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # TIFF's sample formats
+TYPES = {
+    (16, UNSIGNED): "u2",
+    (16, SIGNED): "i2",
+    (32, UNSIGNED): "u4",
+    (32, SIGNED): "i4",
+    (32, FLOAT): "f4",
+}
+
+
+def packed_12(values):
+    """Two values in three bytes."""
+    a, b = values.astype(np.uint16).reshape(-1, 2).T
+    return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=1).astype(np.uint8).tobytes()
+
+
+def grey_tiff(values, bits, kind=UNSIGNED, order="<"):
+    """A TIFF, byte by byte: Pillow does not write all of those that it reads."""
+    height, width = values.shape
+    if bits == 12:
+        data = packed_12(values)
+    else:
+        data = values.astype(order + TYPES[bits, kind]).tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(data), 339: kind}
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data))
+    # Type 4: one number of 32 bit.
+    entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    return head + data + struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
+
+
+def pgm(values):
+    return b"P5 %d %d 65535\n" % values.shape[::-1] + values.astype(">u2").tobytes()
+
+
+def fits(values):
+    """A format of which Pillow does not say how deep it is."""
+    height, width = values.shape
+    cards = {"SIMPLE": "T", "BITPIX": 32, "NAXIS": 2, "NAXIS1": width, "NAXIS2": height}
+    head = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in cards.items()) + "END"
+    return head.ljust(2880).encode() + values.astype(">i4").tobytes()
+
+
+SCALED = {
+    "12 bit": grey_tiff(DARK * 16.0, 12),
+    "16 bit": grey_tiff(DARK * 256.0 + 7, 16),
+    "16 bit, the other byte order": grey_tiff(DARK * 256.0 + 7, 16, order=">"),
+    "16 bit with a sign": grey_tiff(DARK * 256.0 + 7, 16, SIGNED),
+    "16 bit PGM": pgm(DARK * 256.0 + 7),
+}
+TOO_DEEP = {
+    "without a sign": grey_tiff(DARK, 32),
+    "with a sign": grey_tiff(DARK, 32, SIGNED),
+    "the other byte order": grey_tiff(DARK, 32, SIGNED, ">"),
+    "like 16 bit": grey_tiff(DARK * 2570.0, 32),
+    "another format": fits(DARK),
+    "fractions": grey_tiff(DARK, 32, FLOAT),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_9_to_16_bit_are_scaled_by_what_the_file_has(name, tmp_path):
+    pixels = read_pixels(SCALED[name], "RGB")
+    assert pixels.dtype == np.uint8 and (pixels == DARK[..., None]).all()
+    (tmp_path / "x").write_bytes(SCALED[name])
+    with Image.open(tmp_path / "x") as image:
+        assert (to_picture(image).pixels == pixels).all()
+
+
+@pytest.mark.parametrize("name", TOO_DEEP)
+def test_a_picture_of_32_bit_is_refused_for_nothing_says_which_value_is_white(name, tmp_path):
+    expected = r"holds \w+32 values from 0.* to .*, 32 bit each; expected 8 or 16 bit a channel"
+    with pytest.raises(ValueError, match=rf"{expected}, whole .*Save it with 8 bit, black as 0"):
+        read_pixels(TOO_DEEP[name], "BGR")
+    path = tmp_path / "deep.tif"
+    path.write_bytes(TOO_DEEP[name])
+    with Image.open(path) as image:
+        for picture in (path, image):
+            with pytest.raises(ValueError, match=rf"deep\.tif.*{expected}"):
+                to_picture(picture)
+
+
+def test_values_below_0_are_refused():
+    content = grey_tiff(DARK * 256.0 - 300, 16, SIGNED)
+    with pytest.raises(ValueError, match=r"from -300 to 5588, 16 bit each; .*from 0 on"):
+        read_pixels(content, "RGB")
+
+
+@pytest.mark.parametrize("name", ["without a sign", "with a sign", "the other byte order"])
+def test_label_maps_may_have_32_bit(name, tmp_path):
+    assert (read_pixels(TOO_DEEP[name]) == DARK).all()
+    (tmp_path / "labels.tif").write_bytes(TOO_DEEP[name])
+    labels = read_label_map(str(tmp_path / "labels.tif"))
+    assert labels.dtype == np.uint16 and (labels == DARK).all()
