@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -98,6 +99,27 @@ class Process:
 def isolated(function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> Outcome:
     """Call a function in a process of its own; see :class:`Process`."""
     return Process(function, *args).outcome(timeout)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all that it started, and those in turn, in whatever session."""
+    tree = [pid]
+    for member in tree:  # which grows
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGSTOP)  # it starts no more of them
+        tree += _children(member)
+    for member in tree:
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it may have ended by now
+            if status.read_text().rsplit(")", 1)[1].split()[1] == str(pid):
+                found.append(int(status.parent.name))
+    return found
 
 
 def _work(

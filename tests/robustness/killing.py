@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ from detectron2.engine import hooks
 from detectron2.utils.events import JSONWriter
 
 from mask_former.checkpoint import read_checkpoint
-from tests.robustness.isolation import Process
+from tests.robustness.isolation import Outcome, Process
 from tests.robustness.trainings import SameImages, tiny_cfg
 from tests.tiny_model import write_tiny_model
 
 LOSS = "total_loss"
+TIMEOUT = 600.0  # seconds
 
 
 class OftenWritingTrainer(SameImages):
@@ -58,7 +62,8 @@ class KillReport:
     """Kills that left an unfinished file behind."""
     iterations_lost: int = 0
     """Done before a kill, and done again after it."""
-    seconds: float = 0.0
+    ended_before_a_kill: int = 0
+    """Trainings that were faster than their next kill: compared, and followed by another one."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -80,39 +85,63 @@ def kill_training(folder: Path, kills: int, seed: int, iterations: int = 20) -> 
     config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
     report, rng = KillReport(), random.Random(seed)
     unbroken, broken = folder / "unbroken", folder / "broken"
-    began = time.monotonic()
-    alone = Process(run_training, config, unbroken, iterations, log=folder / "unbroken.log")
-    expected = alone.outcome(timeout=600)
+    start = partial(Process, run_training, config, iterations=iterations, log=folder / "log.txt")
+    expected = start(unbroken).outcome(TIMEOUT)
     if not isinstance(expected.value, float):
-        report.problems.append(f"the undisturbed training failed: {expected.trace}")
+        report.problems.append(f"the undisturbed training failed: {expected}")
         return report
-    before: set[str] = set()
-    while report.kills < kills:
-        # So late that all kills together come about as far as half of the training.
-        part = rng.uniform(0.02, 1.0) * max(0.5, expected.seconds / max(4, kills / 4))
-        process = Process(run_training, config, broken, iterations, log=folder / "broken.log")
-        time.sleep(part)
-        if report.kills % 2:
-            _wait_for_a_write(broken)
-            time.sleep(rng.uniform(0.0, 0.01))
-        if not process.is_alive:
-            early = process.outcome()
-            report.problems += [early.trace] if early.error is not None else []
-            if early.error is not None:
-                return report
-            _begin_again(broken)
-            before = set()
-            continue
-        process.kill()
-        process.outcome()
-        report.kills += 1
-        before = _check_files(broken, before, report)
-    final = Process(run_training, config, broken, iterations, log=folder / "broken.log").outcome(
-        600
-    )
-    _compare(unbroken, broken, expected.value, final, report)
-    report.seconds = time.monotonic() - began
+    # So late that all kills come about as far as half of the training, and never to its end.
+    longest = max(1.0, 2 * expected.seconds / kills)
+    moments = [
+        (rng.uniform(0.02, 1.0) * longest, _checkpoint(broken, iterations * n // (kills + 1)))
+        for n in range(1, kills + 1)
+    ]
+    while not report.problems:
+        earlier = report.kills
+        end = _kill_until_the_end(partial(start, broken), broken, moments, rng, report)
+        _compare(unbroken, broken, expected.value, end, report, report.kills - earlier)
+        if report.kills == kills:
+            break
+        report.ended_before_a_kill += 1
+        if report.ended_before_a_kill > kills:
+            report.problems.append(f"{iterations} iterations are too few for {kills} kills")
+        _begin_again(broken)
     return report
+
+
+def _kill_until_the_end(
+    start: Callable[[], Process],
+    output: Path,
+    moments: Sequence[tuple[float, Path]],
+    rng: random.Random,
+    report: KillReport,
+) -> Outcome:
+    """Kill a training at the moments that are left; how it ended after them, or before one."""
+    before: set[str] = set()
+    for seconds, checkpoint in moments[report.kills :]:
+        process = start()
+        _wait_for_the_moment(process, seconds, checkpoint)
+        if report.kills % 2:
+            _wait_for_a_write(output)
+            time.sleep(rng.uniform(0.0, 0.01))
+        process.kill()
+        outcome = process.outcome()
+        if outcome.signal != signal.SIGKILL:
+            return outcome
+        report.kills += 1
+        before = _check_files(output, before, report)
+    return start().outcome(TIMEOUT)
+
+
+def _checkpoint(output: Path, iteration: int) -> Path:
+    return output / f"model_{iteration:07d}.pth"
+
+
+def _wait_for_the_moment(process: Process, seconds: float, checkpoint: Path) -> None:
+    """Let a training go on that long, but not beyond a checkpoint."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.is_alive and not checkpoint.exists():
+        time.sleep(0.002)
 
 
 def _wait_for_a_write(output: Path, patience: float = 1.0) -> None:
@@ -182,7 +211,10 @@ def _lines(path: Path, report: KillReport, where: str, whole: bool = False) -> l
     return content
 
 
-def _compare(unbroken: Path, broken: Path, expected: float, final: Any, report: KillReport) -> None:
+def _compare(
+    unbroken: Path, broken: Path, expected: float, final: Outcome, report: KillReport, kills: int
+) -> None:
+    """Hold the results of a training that was killed ``kills`` times against the other one's."""
     if final.error is not None or not final.ended_well:
         report.problems.append(f"the last run did not come to its end: {final}")
         return
@@ -201,7 +233,7 @@ def _compare(unbroken: Path, broken: Path, expected: float, final: Any, report: 
         report.problems.append(f"metrics.json differs at the iterations {wrong[:5]}")
     # The line of an iteration is written after its checkpoint: a kill may fall between the two.
     missing = sorted(losses[0].keys() - losses[1].keys())
-    if len(missing) > report.kills:
+    if len(missing) > kills:
         report.problems.append(f"metrics.json lacks the iterations {missing[:5]}")
     if list(broken.glob(".*.part")):
         report.problems.append("an unfinished file is left at the end")

@@ -1,11 +1,13 @@
 """A training in two processes of which one dies; ``python -m tests.robustness.ranks``.
 
-Started by itself with ``--num-gpus 2``, or by ``torchrun``, as tools/train_net.py is.
+Started by itself with ``--num-gpus 2``, by ``torchrun``, or once for each of two machines, as
+tools/train_net.py is.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
 from mask_former.engine.setup import run
+from tests.robustness.isolation import kill_tree
 from tests.robustness.trainings import train_in_ranks
 from tests.tiny_model import write_tiny_model
 
@@ -26,47 +29,79 @@ ROOT = Path(__file__).resolve().parents[2]
 class RankReport:
     """How the job ended."""
 
-    returncode: int
+    returncodes: list[int]
+    """Of each command."""
     seconds_after_death: float
     left: list[int]
     """Processes of the job that are still there."""
     output: str
 
 
-def end_a_rank(folder: Path, end: str, launcher: str, timeout: float = 120) -> RankReport:
-    """Train in two processes, let the second one die, and wait for the command's end.
+def end_a_rank(
+    folder: Path, end: str, launcher: str, dying: int, timeout: float = 120
+) -> RankReport:
+    """Train in two processes, let one of them die, and wait for the end of all commands.
 
     Args:
         folder: an empty one.
-        end: "kill" (SIGKILL) or "raise" (an error).
-        launcher: "spawn" (``--num-gpus 2``) or "torchrun".
+        end: "raise" (an error), or what gets a SIGKILL: "kill" (the process alone), "command" (the
+            command that started it), "machine" (both).
+        launcher: "spawn" (``--num-gpus 2``), "torchrun", or "machines": a command for each process,
+            that meet at a port.
+        dying: the rank of the process that dies.
         timeout: seconds for all of it.
 
     Raises:
         subprocess.TimeoutExpired: if the job hangs.
     """
     config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
-    job = ["tests.robustness.ranks", "--end", end, "--config-file", str(config)]
-    if launcher == "torchrun":
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *job]
-    else:
-        words = ["-m", *job, "--num-gpus", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-    )
-    now = time.time()
+    job = ["tests.robustness.ranks", "--end", end, "--dying", str(dying)]
+    job += ["--config-file", str(config)]
+    commands = _commands(launcher, job)
+    logs = [folder / f"command{number}.log" for number in range(len(commands))]
+    deadline = time.monotonic() + timeout
+    started = [_start(*both) for both in zip(commands, logs, strict=True)]
+    try:
+        codes = [one.wait(max(0.0, deadline - time.monotonic())) for one in started]
+    except subprocess.TimeoutExpired:
+        for one in started:
+            kill_tree(one.pid)
+            one.wait()
+        raise
+    now, output = time.time(), "\n".join(log.read_text() for log in logs)
     marks = [folder / f"rank{rank}" for rank in range(2)]
-    assert all(mark.exists() for mark in marks), done.stdout[-3000:]
-    died = marks[1].stat().st_mtime
+    assert all(mark.exists() for mark in [*marks, folder / "died"]), output[-3000:]
+    seconds = now - (folder / "died").stat().st_mtime
     left = [int(mark.read_text()) for mark in marks if _is_running(int(mark.read_text()))]
-    return RankReport(done.returncode, now - died, left, done.stdout)
+    return RankReport(codes, seconds, left, output)
+
+
+def _commands(launcher: str, job: list[str]) -> list[list[str]]:
+    python = [sys.executable, "-m"]
+    if launcher == "spawn":
+        return [[*python, *job, "--num-gpus", "2"]]
+    if launcher == "torchrun":
+        words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        return [[*python, *words, *job]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    machines = [*python, *job, "--num-gpus", "1", "--num-machines", "2", "--dist-url", url]
+    return [[*machines, "--machine-rank", str(rank)] for rank in range(2)]
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """In a process group of its own, as on a machine of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _is_running(pid: int) -> bool:
@@ -76,6 +111,7 @@ def _is_running(pid: int) -> bool:
 
 if __name__ == "__main__":
     parser = default_argument_parser()
-    parser.add_argument("--end", choices=["kill", "raise"], required=True)
+    parser.add_argument("--end", choices=["raise", "kill", "command", "machine"], required=True)
+    parser.add_argument("--dying", type=int, required=True)
     arguments = parser.parse_args()
     run(train_in_ranks, arguments)

@@ -45,8 +45,9 @@ from tests.robustness.trainings import (
 )
 from tests.tiny_model import write_tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 MINUTE = 60.0  # seconds
-KILLS, KILLS_A_UNIT = 20, 5
+KILLS, ITERATIONS = 20, 100
 MUTATIONS, MUTATIONS_A_UNIT = 1000, 50
 STEPS, PREDICTIONS = 2000, 5000
 GROWTH = 30.0
@@ -78,29 +79,31 @@ def all_units(seed: int) -> list[Unit]:
         for i, s in ((0, 0.0), (1, 0.01), (3, 0.3), (4, 0.6), (5, 0.9))
     ]
     workers = [Unit("worker", end, partial(_worker, end)) for end in ("exit", "kill")]
-    kills = [
-        Unit("kill", f"{KILLS_A_UNIT} kills, seed {seed + i}", partial(_kills, seed + i))
-        for i in range(KILLS // KILLS_A_UNIT)
-    ]
+    kills = Unit("kill", f"{KILLS} kills of one training", partial(_kills, seed))
     starts = range(0, MUTATIONS, MUTATIONS_A_UNIT)
     mutations = [Unit("fuzz", f"from {i}", partial(_fuzz, seed * MUTATIONS + i)) for i in starts]
+    endings = {
+        "spawn": ("kill", "raise"),
+        "torchrun": ("kill", "raise"),
+        "machines": ("machine", "command"),
+    }
     ranks = [
-        Unit("ranks", f"{launcher}, {end}", partial(_ranks, end, launcher))
-        for launcher in ("spawn", "torchrun")
-        for end in ("kill", "raise")
+        Unit("ranks", f"{launcher}, {end}, rank {dying}", partial(_ranks, end, launcher, dying))
+        for launcher, ends in endings.items()
+        for end in ends
+        for dying in (0, 1)
     ]
     memory = [
         Unit("memory", f"{STEPS} training steps", partial(_memory, memory_of_training, STEPS)),
         Unit("memory", f"{PREDICTIONS} predictions", partial(_memory, memory_of_prediction,
                                                              PREDICTIONS)),
     ]  # fmt: skip
-    first = [*disk, *workers, kills[0], *mutations[:2], ranks[0]]
-    return [*first, *kills[1:], *memory, *ranks[1:], *mutations[2:]]
+    return [*disk, *workers, kills, *mutations[:2], ranks[0], *memory, *ranks[1:], *mutations[2:]]
 
 
 def _kills(seed: int, folder: Path) -> Found:
-    report = kill_training(folder, KILLS_A_UNIT, seed)
-    names = ("kills", "while_writing", "iterations_lost")
+    report = kill_training(folder, KILLS, seed, ITERATIONS)
+    names = ("kills", "while_writing", "iterations_lost", "ended_before_a_kill")
     return Found({name: getattr(report, name) for name in names}, report.problems)
 
 
@@ -140,12 +143,12 @@ def _worker(end: str, folder: Path) -> Found:
     return Found(figures, [] if told else [f"{outcome}"])
 
 
-def _ranks(end: str, launcher: str, folder: Path) -> Found:
+def _ranks(end: str, launcher: str, dying: int, folder: Path) -> Found:
     try:
-        report = end_a_rank(folder, end, launcher, timeout=5 * MINUTE)
+        report = end_a_rank(folder, end, launcher, dying, timeout=5 * MINUTE)
     except subprocess.TimeoutExpired:
         return Found({}, ["the job hangs"])
-    problems = [] if report.returncode else ["the command ended as if all were well"]
+    problems = [] if all(report.returncodes) else ["a command ended as if all were well"]
     problems += [f"processes are left: {report.left}"] if report.left else []
     problems += ["it took more than a minute"] if report.seconds_after_death > MINUTE else []
     return Found({"seconds_after_death": round(report.seconds_after_death, 1)}, problems)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
+import time
 
 import pytest
 
 from mask_former.checkpoint import read_checkpoint
+from tests.robustness import killing
 from tests.robustness.isolation import isolated
-from tests.robustness.killing import kill_training
+from tests.robustness.killing import kill_training, run_training
 from tests.robustness.ranks import end_a_rank
 from tests.robustness.trainings import (
     memory_of_prediction,
@@ -26,7 +30,30 @@ GROWTH = 12.0
 def test_a_training_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path):
     report = kill_training(tmp_path, kills=3, seed=0)
     assert not report.problems, report
-    assert report.kills == 3
+    assert (report.kills, report.ended_before_a_kill) == (3, 0)
+
+
+def never(process, *_):
+    """A moment of a kill that comes after the end."""
+    while process.is_alive:
+        time.sleep(0.01)
+
+
+def wrong_where_broken(config, output, iterations):
+    return run_training(config, output, iterations) + (output.name == "broken")
+
+
+def test_a_training_that_ends_before_it_is_killed_is_compared_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(killing, "_wait_for_the_moment", never)
+    report = kill_training(tmp_path, kills=1, seed=0, iterations=2)
+    assert report.problems == ["2 iterations are too few for 1 kills"]
+    assert (report.kills, report.ended_before_a_kill) == (0, 2)
+    shutil.rmtree(tmp_path / "unbroken")
+    shutil.rmtree(tmp_path / "broken", ignore_errors=True)
+    monkeypatch.setattr(killing, "run_training", wrong_where_broken)
+    report = kill_training(tmp_path, kills=1, seed=0, iterations=2)
+    assert report.ended_before_a_kill == 1 and len(report.problems) == 1
+    assert "the final loss is" in report.problems[0]
 
 
 @pytest.mark.parametrize("room", [0, 1])
@@ -62,10 +89,18 @@ def test_a_data_worker_that_dies_ends_the_training_with_an_error_that_says_so(tm
 
 
 def test_when_one_of_two_processes_is_killed_the_other_ends_and_so_does_the_command(tmp_path):
-    report = end_a_rank(tmp_path, "kill", "spawn")
-    assert report.returncode != 0 and not report.left
+    report = end_a_rank(tmp_path, "kill", "spawn", dying=1)
+    assert all(report.returncodes) and not report.left, report
     assert report.seconds_after_death < MINUTE
-    assert "SIGKILL" in report.output, report.output[-2000:]
+    assert "process 1 terminated with signal SIGKILL" in report.output, report.output[-2000:]
+
+
+def test_when_one_of_two_machines_is_gone_the_command_on_the_other_one_ends_with_an_error(tmp_path):
+    report = end_a_rank(tmp_path, "machine", "machines", dying=0)
+    killed, survivor = report.returncodes
+    assert killed == -signal.SIGKILL and survivor == 1 and not report.left, report
+    assert report.seconds_after_death < MINUTE
+    assert re.search("Connection (reset|closed) by peer", report.output), report.output[-2000:]
 
 
 @pytest.mark.parametrize("work, count", [(memory_of_training, 60), (memory_of_prediction, 200)])

@@ -171,19 +171,22 @@ def memory_of_prediction(folder: Path, count: int) -> list[float]:
 
 
 def train_in_ranks(args: Any) -> None:
-    """One of several processes of a training; in the second one, ``args.end`` happens."""
+    """One of several processes of a training; to the rank ``args.dying``, ``args.end`` happens."""
     torch.set_num_threads(1)
     folder = Path(args.config_file).parent
+    (folder / f"rank{comm.get_rank()}").write_text(str(os.getpid()))
     cfg = tiny_cfg(Path(args.config_file), folder / "output", SOLVER__MAX_ITER=10_000)
     trainer = SameImages(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.register_hooks([At(3, lambda: _end_rank(args.end, folder))])
+    if comm.get_rank() == args.dying:
+        trainer.register_hooks([At(3, lambda: _die(args.end, folder / "died"))])
     trainer.train()
 
 
-def _end_rank(end: str, folder: Path) -> None:
-    (folder / f"rank{comm.get_rank()}").write_text(str(os.getpid()))
-    if comm.get_rank() == 1:
-        if end == "raise":
-            raise ValueError("the second process has had enough")
-        os.kill(os.getpid(), signal.SIGKILL)
+def _die(end: str, mark: Path) -> None:
+    mark.touch()
+    if end == "raise":
+        raise ValueError("this process has had enough")
+    if end == "machine":
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getppid() if end == "command" else os.getpid(), signal.SIGKILL)
