@@ -73,8 +73,8 @@ class Process:
         return self._process.is_alive()
 
     def kill(self) -> None:
-        """SIGKILL: the process can do nothing about it."""
-        os.kill(self.pid, signal.SIGKILL)
+        """SIGKILL: the process, and those that it started, can do nothing about it."""
+        kill_tree(self.pid)
 
     def outcome(self, timeout: float = TIMEOUT) -> Outcome:
         """Wait for the end; after ``timeout`` seconds the process is killed."""
@@ -88,7 +88,11 @@ class Process:
         else:
             timed_out = True
             self.kill()
-        self._process.join()
+        self._process.join(max(0.0, self._began + timeout - time.monotonic()) if there else None)
+        if self._process.is_alive():  # it has said all, but something that it started goes on
+            timed_out = True
+            self.kill()
+            self._process.join()
         code = self._process.exitcode
         self._reader.close()
         seconds = time.monotonic() - self._began

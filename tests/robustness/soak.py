@@ -3,13 +3,14 @@
     python -m tests.robustness.soak                        # half an hour at most
     python -m tests.robustness.soak --minutes 5 --only fuzz kill --seed 7
 
-What was done is kept in the report; the same command goes on behind it until all is done. It ends
-with 1 where something broke.
+What was done is kept in the report; the same command, on the same machine and code, goes on behind
+it until all is done, and does again what had problems. It ends with 1 where something broke.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
 from mask_former.checkpoint import replace_file
+from mask_former.engine.provenance import git_state
 from tests.robustness.fuzzing import all_samples, fuzz
 from tests.robustness.isolation import isolated
 from tests.robustness.killing import kill_training
@@ -70,6 +72,11 @@ class Unit:
     part: str
     name: str
     work: Callable[[Path], Found]
+    """Is given an empty folder."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.part}: {self.name}"
 
 
 def all_units(seed: int) -> list[Unit]:
@@ -171,25 +178,52 @@ def machine() -> dict[str, str]:
     """What the figures depend on."""
     versions = {"torch": torch.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
     cores = len(os.sched_getaffinity(0))
-    return {"python": platform.python_version(), **versions, "cores": str(cores)}
+    system = {"name": platform.node(), "system": platform.platform(), "cores": str(cores)}
+    return {**system, "python": platform.python_version(), **versions}
+
+
+def code() -> str:
+    """A checksum of the code that is broken here, and of what breaks it."""
+    files = [path for name in ("mask_former", "tests") for path in (ROOT / name).rglob("*.py")]
+    content = b"".join(path.read_bytes() for path in sorted(files))
+    return hashlib.sha256(content).hexdigest()
+
+
+def as_json(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False)
+
+
+def begin(path: Path, seed: int) -> dict[str, Any]:
+    """The report at ``path``, if it is of this machine, code and seed; otherwise an empty one."""
+    git = git_state(ROOT / "mask_former")
+    report = {"machine": machine(), "git": git, "code": code(), "seed": seed}
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        other = [name for name, value in report.items() if earlier.get(name) != value]
+        if not other:
+            return earlier
+        print(f"{path} was made with another {', '.join(other)}: it begins anew.")
+    return {**report, "done": {}}
 
 
 def soak(units: list[Unit], done: dict[str, Any], minutes: float, save: Callable[[], None]) -> int:
-    """Do what is not yet ``done`` until the time is over; returns how many are left."""
+    """Do what is not yet ``done``, or had problems; returns how many are left.
+
+    The time is a bound: the unit that it ends in is cut off, and is left for the next run.
+    """
     end = time.monotonic() + minutes * MINUTE
-    left = [unit for unit in units if f"{unit.part}: {unit.name}" not in done]
+    left = [unit for unit in units if unit.key not in done or done[unit.key]["problems"]]
     progress = tqdm(left, desc="soak", unit="unit", dynamic_ncols=True)
     for number, unit in enumerate(progress):
-        if time.monotonic() > end:
+        progress.set_postfix_str(unit.key)
+        folder = Path(tempfile.mkdtemp(prefix="soak_"))
+        outcome = isolated(unit.work, folder, timeout=end - time.monotonic())
+        if outcome.timed_out:
+            shutil.rmtree(folder, ignore_errors=True)
             return len(left) - number
-        progress.set_postfix_str(f"{unit.part}: {unit.name}")
-        folder, began = Path(tempfile.mkdtemp(prefix="soak_")), time.monotonic()
-        try:
-            found = unit.work(folder)
-        except Exception as error:
-            found = Found({}, [f"{type(error).__name__}: {error}"])
-        found.seconds = round(time.monotonic() - began, 1)
-        done[f"{unit.part}: {unit.name}"] = asdict(found)
+        found = outcome.value or Found({}, [f"{outcome}"])
+        found.seconds = round(outcome.seconds, 1)
+        done[unit.key] = asdict(found)
         save()
         if not found.problems:
             shutil.rmtree(folder, ignore_errors=True)
@@ -215,7 +249,7 @@ def rows(done: dict[str, Any]) -> Iterator[list[Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip  # noqa: E501
-    parser.add_argument("--minutes", type=float, default=30, help="begin nothing after that long")
+    parser.add_argument("--minutes", type=float, default=30, help="of the whole run, at most")
     parser.add_argument("--only", nargs="+", help="kill, fuzz, disk, worker, ranks, memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, default=Path("output/soak.json"))
@@ -225,15 +259,13 @@ def main(argv: list[str] | None = None) -> int:
     if not units:
         print(f"--only {' '.join(args.only)}: no such part.", file=sys.stderr)
         return 1
-    report: dict[str, Any] = {"machine": machine(), "seed": args.seed, "done": {}}
-    if args.report.is_file() and not args.again:
-        earlier = json.loads(args.report.read_text())
-        report["done"] = earlier["done"] if earlier["seed"] == args.seed else {}
     args.report.parent.mkdir(parents=True, exist_ok=True)
+    if args.again:
+        args.report.unlink(missing_ok=True)
+    report = begin(args.report, args.seed)
 
     def save() -> None:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        replace_file(args.report, lambda part: part.write_text(text))
+        replace_file(args.report, lambda part: part.write_text(as_json(report)))
 
     left = soak(units, report["done"], args.minutes, save)
     print(tabulate(rows(report["done"]), ["what", "figures", "problems", "seconds"]))

@@ -1,0 +1,109 @@
+"""The long version keeps its time, and keeps of an earlier run what is still true."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.robustness import soak as module
+from tests.robustness.soak import Found, Unit, begin, soak
+
+MINUTE = 60.0
+
+
+def quick(folder):
+    return Found({"files": len(list(folder.iterdir()))})
+
+
+def hang(mark, folder):
+    """Waits for a process that has a session of its own, as one of torchrun's has."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(300)"]
+    child = subprocess.Popen(sleeper, start_new_session=True)
+    mark.write_text(str(child.pid))
+    child.wait()
+    return Found()
+
+
+def run(units, done, seconds):
+    return soak(units, done, seconds / MINUTE, lambda: None)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_unit_that_the_time_ends_in_is_cut_off_with_all_it_started_and_is_left(tmp_path):
+    mark = tmp_path / "pid"
+    units = [
+        Unit("a", "quick", quick),
+        Unit("a", "hangs", lambda folder: hang(mark, folder)),
+        Unit("a", "after it", quick),
+    ]
+    done, began = {}, time.monotonic()
+    assert run(units, done, 2) == 2
+    assert time.monotonic() - began < 10
+    assert list(done) == ["a: quick"] and not done["a: quick"]["problems"]
+    assert not is_running(int(mark.read_text()))
+
+
+def linger(folder):
+    """Python waits for such a child at its end, when the result is long there."""
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,)).start()
+    return Found()
+
+
+def test_a_unit_that_leaves_something_behind_does_not_outlast_the_time():
+    began = time.monotonic()
+    assert run([Unit("a", "lingers", linger)], {}, 1) == 1
+    assert time.monotonic() - began < 10
+
+
+def test_after_the_time_nothing_is_begun():
+    done = {}
+    assert run([Unit("a", "quick", quick)], done, 0) == 1
+    assert not done
+
+
+def fail(folder):
+    raise ValueError("it broke")
+
+
+def die(folder):
+    os._exit(7)
+
+
+@pytest.mark.parametrize("work, text", [(fail, "it broke"), (die, "signal=7")])
+def test_what_breaks_is_a_problem_and_is_done_again_and_nothing_else_is(work, text):
+    done = {}
+    assert run([Unit("a", "1", quick), Unit("a", "2", work)], done, MINUTE) == 0
+    (problem,) = done["a: 2"]["problems"]
+    assert text in problem
+    assert run([Unit("a", "1", fail), Unit("a", "2", quick)], done, MINUTE) == 0
+    assert [found["problems"] for found in done.values()] == [[], []]
+
+
+@pytest.mark.parametrize("changed", ["machine", "git_state", "code", "seed"])
+def test_what_was_done_elsewhere_or_with_other_code_is_dropped(
+    changed, tmp_path, monkeypatch, capsys
+):
+    path, seed = tmp_path / "soak.json", 0
+    report = begin(path, seed)
+    report["done"] = {"a: quick": {"figures": {}, "problems": [], "seconds": 0.1}}
+    path.write_text(module.as_json(report))
+    assert begin(path, seed) == report
+    if changed == "seed":
+        seed = 1
+    else:
+        monkeypatch.setattr(module, changed, lambda *_: {"other": "one"})
+    assert begin(path, seed)["done"] == {}
+    assert f"another {changed.split('_')[0]}: it begins anew" in capsys.readouterr().out
