@@ -32,6 +32,7 @@ class RankReport:
     returncodes: list[int]
     """Of each command."""
     seconds_after_death: float
+    """Until all commands and processes had ended."""
     left: list[int]
     """Processes of the job that are still there."""
     output: str
@@ -40,7 +41,7 @@ class RankReport:
 def end_a_rank(
     folder: Path, end: str, launcher: str, dying: int, timeout: float = 120
 ) -> RankReport:
-    """Train in two processes, let one of them die, and wait for the end of all commands.
+    """Train in two processes, let one of them die, and wait for the end of all of it.
 
     Args:
         folder: an empty one.
@@ -68,11 +69,13 @@ def end_a_rank(
             kill_tree(one.pid)
             one.wait()
         raise
-    now, output = time.time(), "\n".join(log.read_text() for log in logs)
+    output = "\n".join(log.read_text() for log in logs)
     marks = [folder / f"rank{rank}" for rank in range(2)]
     assert all(mark.exists() for mark in [*marks, folder / "died"]), output[-3000:]
-    seconds = now - (folder / "died").stat().st_mtime
-    left = [int(mark.read_text()) for mark in marks if _is_running(int(mark.read_text()))]
+    left = [int(mark.read_text()) for mark in marks]
+    while (left := [pid for pid in left if _is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seconds = time.time() - (folder / "died").stat().st_mtime
     return RankReport(codes, seconds, left, output)
 
 
