@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -14,6 +15,12 @@ from tests.robustness import soak as module
 from tests.robustness.soak import Found, Unit, begin, soak
 
 MINUTE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """A unit's folder stays where it had problems."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def quick(folder):
