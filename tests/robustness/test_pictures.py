@@ -138,10 +138,14 @@ def test_a_picture_that_would_fill_the_memory_is_refused_by_its_head(tmp_path):
     assert len(errors) == 4 and all("bomb.png" in e and "decompression bomb" in e for e in errors)
 
 
-def test_a_picture_of_32_bit_is_refused_by_name_and_not_read_as_a_black_one(tmp_path):
-    write_too_deep(tmp_path / "deep.tif")
-    errors = read_all(tmp_path / "deep.tif")
+def test_a_picture_of_32_bit_is_refused_by_name_and_not_read_as_a_black_one(tmp_path, model):
+    path = tmp_path / "deep.tif"
+    write_too_deep(path)
+    errors = read_all(path)
     assert len(errors) == 4
+    with pytest.raises(ValueError) as of_evaluation:
+        InferenceMapper(load_cfg(model[0]), is_train=False)({"file_name": str(path)})
+    errors.append(str(of_evaluation.value))
     for error in errors:
         assert "deep.tif" in error and "holds int32 values" in error
         assert "32 bit each; expected 8 or 16 bit" in error and "Save it with 8 bit" in error
