@@ -32,6 +32,11 @@ def test_the_match_is_the_cheapest_of_all_assignments(weights, seed):
             assert found == best
 
 
+def test_unless_told_otherwise_the_terms_of_the_cost_weigh_the_same():
+    matcher = HungarianMatcher()
+    assert (matcher.class_weight, matcher.mask_weight, matcher.dice_weight) == (1, 1, 1)
+
+
 def test_a_match_is_a_pair_of_index_tensors_queries_ascending():
     outputs, targets = random_batch(layers=1, counts=(3, 0, 7), queries=6)
     for queries, numbers in HungarianMatcher(*PUBLISHED)(outputs, targets):

@@ -171,6 +171,10 @@ def test_losses_and_gradients_are_finite_with_any_number_of_targets(counts, dtyp
             assert bool((layer["pred_masks"].grad[image] != 0).any()) == (count > 0)
 
 
+def test_the_least_that_makes_sense_is_allowed():
+    assert PointSampling(1, 1.0, 0.0).num_points == 1
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
