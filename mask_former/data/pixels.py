@@ -73,7 +73,7 @@ def deep_bits(image: Image.Image) -> int:
     """How many bits a value has in the file of a grey image that Pillow holds in more than 8.
 
     Pillow's mode "I" does not tell: it takes integers of 32 bit, but also PGMs and signed TIFFs of
-    16 bit and, before Pillow 10.3, PNGs.
+    16 bit and, in its older versions, PNGs.
 
     Args:
         image: as it was opened, of a mode that begins with "I" or "F".
