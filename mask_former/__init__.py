@@ -27,6 +27,6 @@ __all__ = [
     "add_mask_former_config",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 register_all()

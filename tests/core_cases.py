@@ -123,7 +123,10 @@ def run_criterion(
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation gives."""
+    """Notes the number of elements of the largest tensor that any operation makes.
+
+    A view of what it was given, such as torch 2.6 lists for a ``detach``, takes no memory.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,8 +134,10 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
         for value in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(value, Tensor):  # not what .item() gives
+            # not what .item() gives
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in given:
                 self.elements = max(self.elements, value.numel())
         return out
 

@@ -339,11 +339,14 @@ def test_the_semantic_result_can_be_differentiated(case):
     torch.testing.assert_close(mask_pred.grad, other_pred.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="torch 2.6 exports what no_grad encloses as None"
+)
 def test_the_map_can_be_exported(case):
     class Map(torch.nn.Module):
         def forward(self, mask_cls, mask_pred):
             return semantic_map(mask_cls, mask_pred, FULL_SIZE)
 
-    program = torch.export.export(Map(), (case.cls, case.pred))
+    program = torch.export.export(Map(), (case.cls, case.pred), strict=False)
     found = program.module()(case.cls, case.pred)
     assert torch.equal(found, semantic_map(case.cls, case.pred, FULL_SIZE))

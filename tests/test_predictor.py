@@ -72,13 +72,6 @@ def same(one, other):
     )
 
 
-def nearly_same(one, other):
-    """The same but for rounding, which may differ from batch to batch."""
-    return (one.semantic == other.semantic).mean() > 0.99 and np.allclose(
-        one.semantic_scores, other.semantic_scores, atol=1e-4
-    )
-
-
 def change(folder, checkpoint, change_entry):
     """A copy of a checkpoint, with its ``inference`` entry changed."""
     content = read_checkpoint(checkpoint)
@@ -228,7 +221,16 @@ def test_the_inner_outputs_end_in_the_logits(predictor):
 # Several pictures
 
 
-def test_a_list_gives_a_list_and_a_batch_gives_what_each_picture_gives_alone(predictor):
+@pytest.fixture(scope="module")
+def exact_predictor(checkpoint):
+    """In double precision, for rounding may differ from batch to batch: no result shows it here."""
+    predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
+    predictor.model.double()
+    return predictor
+
+
+def test_a_list_gives_a_list_and_a_batch_gives_what_each_picture_gives_alone(exact_predictor):
+    predictor = exact_predictor
     sizes = [(40, 70), (50, 50), (40, 70), (70, 40), (41, 70), (40, 70)]
     pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
     alone = [predictor(one) for one in pictures]
@@ -236,7 +238,7 @@ def test_a_list_gives_a_list_and_a_batch_gives_what_each_picture_gives_alone(pre
     for batch_size in (1, 2, 6):
         found = predictor(pictures, batch_size=batch_size)
         assert len(found) == len(alone)
-        assert all(nearly_same(*pair) for pair in zip(found, alone, strict=True))
+        assert all(same(*pair) for pair in zip(found, alone, strict=True))
         assert [one.semantic.shape for one in found] == sizes
 
 
@@ -256,8 +258,8 @@ def test_only_pictures_of_one_size_share_a_forward_pass(checkpoint):
     assert all(len(set(one)) == 1 for one in passes)
 
 
-def test_a_stream_takes_no_more_than_a_batch_ahead(predictor):
-    taken = 0
+def test_a_stream_takes_no_more_than_a_batch_ahead(exact_predictor):
+    predictor, taken = exact_predictor, 0
 
     def pictures():
         nonlocal taken
@@ -268,7 +270,8 @@ def test_a_stream_takes_no_more_than_a_batch_ahead(predictor):
     stream = predictor.stream(pictures(), kinds="semantic", batch_size=3)
     assert taken == 0
     first = next(stream)
-    assert taken == 3 and nearly_same(first, predictor(picture(seed=0), kinds="semantic"))
+    alone = predictor(picture(seed=0), kinds="semantic")
+    assert taken == 3 and np.array_equal(first.semantic_scores, alone.semantic_scores)
     for _ in range(3):
         next(stream)
     assert taken == 6
