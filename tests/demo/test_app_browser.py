@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import sys
 import threading
 import zipfile
@@ -23,6 +22,7 @@ from scipy import ndimage
 
 from mask_former import MaskFormerPredictor
 from mask_former.prediction.media import VideoWriter
+from tests.ports import free_port
 from tests.tiny_model import write_tiny_model
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -100,10 +100,7 @@ def address(predictors, tmp_path_factory):
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     models = Models(list(predictors), predictors.get, keep=2)
     blocks = build(Page(models, Limits(megapixels=1, frames=3), folder, max_sessions=4))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    yield launch(blocks, "127.0.0.1", port, queue_size=2)
+    yield launch(blocks, "127.0.0.1", free_port(), queue_size=2)
     blocks.close()
     sys.path.remove(str(DEMO))
 

@@ -36,8 +36,10 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks, blocks_of, name_of, tex
 
 SHELL = {"", "bash", "sh"}
 OTHER_LANGUAGES = {"python", "yaml", "json", "text"}
-PROGRAMS = ("python", ".venv/bin/python", "torchrun", "make", "pip", "git", "sbatch", ".ci/run")
-PROGRAMS += ("export",)
+PROGRAMS = (
+    *("python", ".venv/bin/python", "torchrun", "make", "pip", "git"),
+    *("sbatch", ".ci/run", "export"),
+)
 COMMAND = re.compile(rf"\s*(?:[A-Z_0-9]+=\S+ )*(?:{'|'.join(map(re.escape, PROGRAMS))})\s")
 CODE = re.compile(r"`+([^`]+)`+")
 WITHOUT_COMMANDS = {

@@ -117,13 +117,24 @@ def kill_tree(pid: int) -> None:
             os.kill(member, signal.SIGKILL)
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and no zombie."""
+    state, _ = _state_and_parent(pid)
+    return state not in ("", "Z")
+
+
 def _children(pid: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it may have ended by now
-            if status.read_text().rsplit(")", 1)[1].split()[1] == str(pid):
-                found.append(int(status.parent.name))
-    return found
+    everyone = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [one for one in everyone if _state_and_parent(one)[1] == str(pid)]
+
+
+def _state_and_parent(pid: int) -> tuple[str, str]:
+    """A process's state, a letter, and its parent's number; both empty once it is gone."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+    except OSError:
+        return "", ""
+    return state, parent
 
 
 def _work(

@@ -7,7 +7,6 @@ tools/train_net.py is.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,8 @@ from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
 from mask_former.engine.setup import run
-from tests.robustness.isolation import kill_tree
+from tests.ports import free_port
+from tests.robustness.isolation import is_running, kill_tree
 from tests.robustness.trainings import train_in_ranks
 from tests.tiny_model import write_tiny_model
 
@@ -73,7 +73,7 @@ def end_a_rank(
     marks = [folder / f"rank{rank}" for rank in range(2)]
     assert all(mark.exists() for mark in [*marks, folder / "died"]), output[-3000:]
     left = [int(mark.read_text()) for mark in marks]
-    while (left := [pid for pid in left if _is_running(pid)]) and time.monotonic() < deadline:
+    while (left := [pid for pid in left if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     seconds = time.time() - (folder / "died").stat().st_mtime
     return RankReport(codes, seconds, left, output)
@@ -86,9 +86,7 @@ def _commands(launcher: str, job: list[str]) -> list[list[str]]:
     if launcher == "torchrun":
         words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
         return [[*python, *words, *job]]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    url = f"tcp://127.0.0.1:{free_port()}"
     machines = [*python, *job, "--num-gpus", "1", "--num-machines", "2", "--dist-url", url]
     return [[*machines, "--machine-rank", str(rank)] for rank in range(2)]
 
@@ -105,11 +103,6 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def _is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 if __name__ == "__main__":

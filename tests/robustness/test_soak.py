@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.robustness import soak as module
+from tests.robustness.isolation import is_running
 from tests.robustness.soak import Found, Unit, begin, soak
 
 MINUTE = 60.0
@@ -38,15 +39,6 @@ def hang(mark, folder):
 
 def run(units, done, seconds):
     return soak(units, done, seconds / MINUTE, lambda: None)
-
-
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_a_unit_that_the_time_ends_in_is_cut_off_with_all_it_started_and_is_left(tmp_path):

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.ports import free_port
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,12 +80,6 @@ def undisturbed(folder, images):
 
 def words(tiny, output="out", save=FORMATS):
     return ["--input", "in", "--recursive", "--output", output, "--save", save, *tiny]
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def run_one(arguments, rank, count, port, before):
