@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.checkpoint import replace_file
-from mask_former.data.catalog import read_table
-from mask_former.data.files import check_size, copy_file, read_image, require
-from mask_former.data.preparation import Job, convert_all, run_command
+from mask_former.data.datasets.catalog import read_table
+from mask_former.data.preparation.command import Job, convert_all, run_command
+from mask_former.data.preparation.downloads import check_size, copy_file, read_image, require
+from mask_former.utils.weight_files import replace_file
 
 DOWNLOAD = (
     "ADE20K_2021_17_01.zip, to be had after registration at "

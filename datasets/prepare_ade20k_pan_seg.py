@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.catalog import Dataset, Table, read_table
-from mask_former.data.files import check_size, read_image, read_labels, require
-from mask_former.data.loaders import load_sem_seg
-from mask_former.data.panoptic_files import segments_info, write_ids, write_json
-from mask_former.data.preparation import Job, make_ready, parallel_map, run_command
+from mask_former.data.datasets.catalog import Dataset, Table, read_table
+from mask_former.data.datasets.loaders import load_sem_seg
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_json
+from mask_former.data.preparation.command import Job, make_ready, parallel_map, run_command
+from mask_former.data.preparation.downloads import check_size, read_image, read_labels, require
 
 DOWNLOAD = (
     "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and, for "

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mask_former.data.catalog import read_table
-from mask_former.data.files import read_labels, require
-from mask_former.data.loaders import load_sem_seg
-from mask_former.data.panoptic_files import write_image
-from mask_former.data.preparation import Job, convert_all, run_command
+from mask_former.data.datasets.catalog import read_table
+from mask_former.data.datasets.loaders import load_sem_seg
+from mask_former.data.formats.coco_panoptic import write_image
+from mask_former.data.preparation.command import Job, convert_all, run_command
+from mask_former.data.preparation.downloads import read_labels, require
 
 DOWNLOAD = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 FOLDER = "ADEChallengeData2016"

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mask_former.data import files
-from mask_former.data.catalog import Table, datasets_root, read_table
-from mask_former.data.loaders import load_sem_seg
-from mask_former.data.panoptic_files import segments_info, write_ids, write_image, write_json
+from mask_former.data.datasets.catalog import Table, datasets_root, read_table
+from mask_former.data.datasets.loaders import load_sem_seg
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_image, write_json
+from mask_former.data.preparation import downloads as files
 
 SPLITS = ("train", "val", "test")
 UNLABELLED = 11  # in the source; the table's ignore label in what is written

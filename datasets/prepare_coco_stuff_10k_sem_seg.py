@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.catalog import read_table
-from mask_former.data.files import check_size, copy_file, read_image, require
-from mask_former.data.panoptic_files import write_image
-from mask_former.data.preparation import Job, convert_all, run_command
+from mask_former.data.datasets.catalog import read_table
+from mask_former.data.formats.coco_panoptic import write_image
+from mask_former.data.preparation.command import Job, convert_all, run_command
+from mask_former.data.preparation.downloads import check_size, copy_file, read_image, require
 
 DOWNLOAD = "cocostuff-10k-v1.0.zip of https://github.com/nightrome/cocostuff10k"
 UNLABELLED = 1  # in the source, where the classes follow from 2

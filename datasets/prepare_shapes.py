@@ -13,7 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from mask_former.data.catalog import datasets_root
+from mask_former.data.datasets.catalog import datasets_root
 from mask_former.data.shapes.writer import DEFAULT, Settings, generate
 
 

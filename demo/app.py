@@ -32,8 +32,8 @@ from page.models import Models
 from page.uploads import Limits
 
 from mask_former import MaskFormerPredictor
-from mask_former.errors import one_line
-from mask_former.prediction.pretrained import packaged_models
+from mask_former.predictor.pretrained import packaged_models
+from mask_former.utils.errors import one_line
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

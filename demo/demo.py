@@ -28,8 +28,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.prediction.media import VideoReader, VideoWriter, Window, find_images
-from mask_former.prediction.options import (
+from mask_former.cli.media import VideoReader, VideoWriter, Window, find_images
+from mask_former.cli.options import (
     SetupError,
     add_model_options,
     add_result_options,
@@ -40,7 +40,7 @@ from mask_former.prediction.options import (
     predict_function,
     setting_up,
 )
-from mask_former.prediction.outputs import (
+from mask_former.cli.output_files import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     OutputPlan,
@@ -48,8 +48,8 @@ from mask_former.prediction.outputs import (
     distinct_names,
     plan_outputs,
 )
-from mask_former.prediction.run import Item, PredictionRun, Use, read_files, read_frames
-from mask_former.predictor import MaskFormerPredictor
+from mask_former.cli.run import Item, PredictionRun, Use, read_files, read_frames
+from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import Result, ResultWriter
 
 logger = logging.getLogger("mask_former.demo")

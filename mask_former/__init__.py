@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .config import add_mask_former_config
+from .config.keys import add_mask_former_config
+from .data.datasets.catalog import register_tables
 from .data.mappers import (
     DETRPanopticDatasetMapper,
     MaskFormerInstanceDatasetMapper,
@@ -10,10 +11,10 @@ from .data.mappers import (
     MaskFormerSemanticDatasetMapper,
 )
 from .modeling.mask_former import MaskFormer
-from .modeling.transformer_predictor import TransformerPredictor
-from .predictor import MaskFormerPredictor
-from .registration import register_all
-from .test_time_augmentation import SemanticSegmentorWithTTA
+from .modeling.test_time_augmentation import SemanticSegmentorWithTTA
+from .modeling.transformer_decoder.maskformer import TransformerPredictor
+from .predictor.predictor import MaskFormerPredictor
+from .registries import plugins
 
 __all__ = [
     "DETRPanopticDatasetMapper",
@@ -29,4 +30,5 @@ __all__ = [
 
 __version__ = "0.2.0"
 
-register_all()
+plugins()
+register_tables()

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from mask_former.config import get_mask_former_cfg
+from mask_former.config.keys import get_mask_former_cfg
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -13,7 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.paths import ROOT
+
 LOCKS = ("lock-py310.txt", "lock-py311.txt")
 EXTRAS = ("dev", "timm", "opencv", "huggingface", "coco-stuff")
 

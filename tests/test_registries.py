@@ -4,14 +4,15 @@ import pytest
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
-from mask_former.config import get_mask_former_cfg
-from mask_former.registration import plugins, register_all
+from mask_former.config.keys import get_mask_former_cfg
 from mask_former.registries import (
     DATASET_MAPPER_REGISTRY,
     LOSS_REGISTRY,
     PREDICTOR_REGISTRY,
     Registry,
     lookup,
+    plugins,
+    register_all,
 )
 
 REGISTRIES = [

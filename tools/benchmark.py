@@ -29,10 +29,7 @@ from string import ascii_uppercase
 from typing import Any
 
 import torch
-
-import mask_former  # noqa: F401  (registers everything)
-from mask_former.config import get_mask_former_cfg
-from mask_former.engine.benchmarking import (
+from profiling import (
     Spec,
     Work,
     build_contenders,
@@ -41,8 +38,11 @@ from mask_former.engine.benchmarking import (
     measure_data,
     measure_memory,
 )
-from mask_former.engine.setup import load_cfg
-from mask_former.errors import message_of
+
+import mask_former  # noqa: F401  (registers everything)
+from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.loading import load_cfg
+from mask_former.utils.errors import message_of
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 MODES = {"inference": [False], "train": [True], "all": [False, True]}

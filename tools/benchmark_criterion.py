@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from profiling import TextbookCriterion, peak_memory
 from torch import Tensor
 from tqdm import tqdm
 
-from mask_former.engine.benchmarking import TextbookCriterion, peak_memory
 from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
 from mask_former.structures import Outputs, Prediction, Target, layer_predictions
 

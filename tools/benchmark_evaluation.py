@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from mask_former.data.catalog import Category
-from mask_former.data.panoptic_files import segments_info, write_ids, write_image, write_json
-from mask_former.engine.panoptic_evaluation import COCOPanopticEvaluator
-from mask_former.engine.semantic_evaluation import SemSegEvaluator
+from mask_former.data.datasets.catalog import Category
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_image, write_json
+from mask_former.evaluation.panoptic import COCOPanopticEvaluator
+from mask_former.evaluation.semantic import SemSegEvaluator
 
 DATASET = "benchmark_evaluation"
 SEGMENTS, IGNORE = 12, 255

@@ -35,9 +35,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.engine.setup import load_cfg
-from mask_former.errors import message_of
+from mask_former.config.loading import load_cfg
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.utils.errors import message_of
 
 SEGMENTS = 12  # of a made-up image
 NOISE = 6.0  # of its pixels, standard deviation of 255: about 3 bits a pixel as JPEG

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ..checkpoint import as_tensors, read_checkpoint, write_weights
+from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
 
 __all__ = ["convert_file"]
 

@@ -27,14 +27,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
-from mask_former.checkpoint import CLASS_NAMES, read_checkpoint, write_weights
-from mask_former.config import get_mask_former_cfg
-from mask_former.engine.finetuning import class_names as dataset_class_names
-from mask_former.engine.inference_data import inference_data, trained_classes
-from mask_former.engine.setup import cfg_from_settings, load_cfg
-from mask_former.engine.weights_fit import compare
-from mask_former.errors import message_of
-from mask_former.files import replace_file
+from mask_former.checkpoint.finetuning import class_names as dataset_class_names
+from mask_former.checkpoint.inference_data import inference_data, trained_classes
+from mask_former.checkpoint.weights_fit import compare
+from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.loading import cfg_from_settings, load_cfg
 from mask_former.huggingface import (
     ConvertedCheckpoint,
     read_huggingface_folder,
@@ -42,7 +39,10 @@ from mask_former.huggingface import (
     to_huggingface_names,
     to_huggingface_processor,
 )
-from mask_former.prediction.inference_pipeline import load_trained_model
+from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.errors import message_of
+from mask_former.utils.weight_files import CLASS_NAMES, read_checkpoint, write_weights
 
 
 def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> list[Path]:

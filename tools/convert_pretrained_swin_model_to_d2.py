@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conversion import convert_file
 from torch import Tensor
-
-from mask_former.engine.backbone_conversion import convert_file
 
 LEFT_OUT = re.compile(r"^head\.|^norm\.|\.attn_mask$")
 """The classifier, and masks that depend on the image's size."""

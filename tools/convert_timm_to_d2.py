@@ -15,11 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_former.checkpoint import as_tensors, read_checkpoint, write_weights
-from mask_former.modeling.backbone.timm_weights import (
-    convert_timm_checkpoint,
-    packaged_checkpoint,
-)
+from mask_former.modeling.backbone.timm_weights import convert_timm_checkpoint, packaged_checkpoint
+from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
 
 
 def find_checkpoint(model: str) -> Path:

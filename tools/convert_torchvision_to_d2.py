@@ -19,9 +19,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
+from conversion import convert_file
 from torch import Tensor
-
-from mask_former.engine.backbone_conversion import convert_file
 
 RENAMES = (
     (r"^conv1\.", "stem.conv1."),

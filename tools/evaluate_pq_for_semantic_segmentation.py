@@ -26,10 +26,10 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers the datasets)
-from mask_former.data.mappers.readers import read_class_map
-from mask_former.engine.evaluation import write_results
-from mask_former.engine.panoptic_quality import METRICS, PanopticQuality, match_classes
-from mask_former.errors import message_of
+from mask_former.data.formats.readers import read_class_map
+from mask_former.evaluation.build import write_results
+from mask_former.evaluation.panoptic_quality import METRICS, PanopticQuality, match_classes
+from mask_former.utils.errors import message_of
 
 LabelMap = NDArray[np.int64]  # H×W: 0 … K-1, and K where a pixel has no class
 Segment = tuple[int, dict[str, Any]]  # category_id and COCO's run-length encoding

@@ -26,11 +26,11 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.export import FORMATS, LIMIT, STRIDE, compare, describe, graphs_of, measure
 from mask_former.export.formats import OPSET, Runner
 from mask_former.export.verification import TOLERANCE, reference
-from mask_former.prediction.inference_pipeline import load_trained_model
+from mask_former.predictor.inference_pipeline import load_trained_model
 
 LOG = logging.getLogger("export")
 ROUNDS = 5

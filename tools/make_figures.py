@@ -30,9 +30,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mask_former import MaskFormerPredictor, TransformerPredictor
-from mask_former.errors import message_of
 from mask_former.inference import panoptic_inference
-from mask_former.inner_outputs import DecoderLayerOutput, InnerOutputs
+from mask_former.modeling.inner_outputs import DecoderLayerOutput, InnerOutputs
+from mask_former.utils.errors import message_of
 
 DOTS = 110
 """Dots per inch; a cell of a figure is 1.5 inches wide."""

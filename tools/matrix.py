@@ -39,10 +39,22 @@ MINUTES = 20
 # What the versions matter to; tests that measure memory or time take long.
 CORE = (
     *("tests/losses", "tests/layers", "tests/results", "tests/modeling/test_mask_former.py"),
-    *("tests/data/test_augmentation.py", "tests/data/test_targets.py", "tests/test_checkpoint.py"),
-    *("tests/data/test_files.py", "tests/data/test_mappers.py", "tests/engine/test_trainer.py"),
-    *("tests/engine/test_panoptic_evaluation.py", "tests/engine/test_semantic_evaluation.py"),
-    *("tests/test_inference.py", "tests/test_predictor.py", "tests/robustness/test_pictures.py"),
+    *(
+        "tests/data/transforms/test_augmentation.py",
+        "tests/data/test_targets.py",
+        "tests/utils/test_weight_files.py",
+    ),
+    *(
+        "tests/data/preparation/test_downloads.py",
+        "tests/data/mappers/test_mappers.py",
+        "tests/engine/test_trainer.py",
+    ),
+    *("tests/evaluation/test_panoptic.py", "tests/evaluation/test_semantic.py"),
+    *(
+        "tests/inference/test_results.py",
+        "tests/predictor/test_predictor.py",
+        "tests/robustness/test_pictures.py",
+    ),
     *("-k", "not memory and not time"),
 )
 

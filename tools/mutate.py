@@ -38,11 +38,11 @@ EQUIVALENT = ROOT / "tests" / "mutation" / "equivalent.txt"
 # The tests of each package, until one fails; those of memory are slow.
 FAST = ("-k", "not memory")
 TESTS = {
-    "losses": ("tests/losses", "tests/test_guards.py"),
+    "losses": ("tests/losses", "tests/config/test_guards.py"),
     "inference": (
-        *("tests/test_inference.py", "tests/test_inference_logits.py"),
-        *("tests/test_inference_scenes.py", "tests/test_sliding_window.py"),
-        "tests/test_golden_inference.py",
+        *("tests/inference/test_results.py", "tests/inference/test_logits.py"),
+        *("tests/inference/test_scenes.py", "tests/inference/test_sliding_window.py"),
+        "tests/inference/test_golden_inference.py",
     ),
 }
 # what every test process needs and no mutant is in

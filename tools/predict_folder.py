@@ -30,9 +30,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.files import replace_file
-from mask_former.prediction.media import find_images
-from mask_former.prediction.options import (
+from mask_former.cli.media import find_images
+from mask_former.cli.options import (
     SetupError,
     add_model_options,
     add_result_options,
@@ -42,10 +41,11 @@ from mask_former.prediction.options import (
     predict_function,
     setting_up,
 )
-from mask_former.prediction.outputs import check_apart, relative_names
-from mask_former.prediction.ranks import Ranks
-from mask_former.prediction.run import Item, PredictionRun, read_files
+from mask_former.cli.output_files import check_apart, relative_names
+from mask_former.cli.ranks import Ranks
+from mask_former.cli.run import Item, PredictionRun, read_files
 from mask_former.results import Result, ResultWriter, merge_records
+from mask_former.utils.atomic_files import replace_file
 
 logger = logging.getLogger("mask_former.predict_folder")
 

@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 
-from mask_former.checkpoint import (
+from mask_former.checkpoint.inference_data import inference_data, read_inference_data
+from mask_former.config.loading import load_cfg
+from mask_former.utils.errors import message_of
+from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
     as_tensors,
@@ -26,9 +29,6 @@ from mask_former.checkpoint import (
     read_checkpoint,
     write_weights,
 )
-from mask_former.engine.inference_data import inference_data, read_inference_data
-from mask_former.engine.setup import load_cfg
-from mask_former.errors import message_of
 
 
 def half(name: str, value: torch.Tensor) -> torch.Tensor:

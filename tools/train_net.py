@@ -24,11 +24,11 @@ from typing import Any
 from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
-from mask_former.checkpoint import averaged_weights
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.cli.custom_data import add_arguments, use_own_data
 from mask_former.engine import Trainer
-from mask_former.engine.checkpointer import Checkpointer
-from mask_former.engine.custom_data import add_arguments, use_own_data
-from mask_former.engine.setup import run, setup
+from mask_former.engine.launch import run, setup
+from mask_former.utils.weight_files import averaged_weights
 
 
 def main(args: argparse.Namespace) -> Mapping[str, Any] | None:

@@ -11,14 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from mask_former.errors import one_line
-
-from .models import Models
-from .pictures import Picture, Settings
-from .sessions import Sessions
-from .uploads import Limits, is_video, read_picture
-from .videos import draw_video
-from .viewer import MAX_SIDE, NOTHING, message, preview, view
+from demo.page.models import Models
+from demo.page.pictures import Picture, Settings
+from demo.page.sessions import Sessions
+from demo.page.uploads import Limits, is_video, read_picture
+from demo.page.videos import draw_video
+from demo.page.viewer import MAX_SIDE, NOTHING, message, preview, view
+from mask_former.utils.errors import one_line
 
 __all__ = ["FAILURES", "SESSION_LIFETIME", "Page"]
 

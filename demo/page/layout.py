@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from .handlers import Page
-from .pictures import FORMATS, Settings
+from demo.page.handlers import Page
+from demo.page.pictures import FORMATS, Settings
 
 __all__ = ["build", "launch"]
 

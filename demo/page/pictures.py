@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask_former.predictor import PictureLogits
+from mask_former.predictor.predictor import PictureLogits
 from mask_former.results import InstanceResult, Result
 
 __all__ = ["FORMATS", "Picture", "Settings", "reduce"]

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.errors import one_line
-from mask_former.prediction.media import VideoReader, read_image
+from mask_former.cli.media import VideoReader
+from mask_former.predictor.images import read_image
+from mask_former.utils.errors import one_line
 
 __all__ = ["Limits", "check_size", "is_video", "read_picture"]
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from demo.page.pictures import Picture, Settings
+from demo.page.uploads import Limits, check_size
 from mask_former import MaskFormerPredictor
-from mask_former.prediction.media import VideoReader, VideoWriter
-
-from .pictures import Picture, Settings
-from .uploads import Limits, check_size
+from mask_former.cli.media import VideoReader, VideoWriter
 
 __all__ = ["Frame", "draw_video"]
 

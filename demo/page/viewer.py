@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.results import Result
-from mask_former.visualization import Overlay, draw
+from mask_former.visualization.overlay import Overlay, draw
 
 __all__ = ["MAX_SIDE", "NOTHING", "message", "preview", "view"]
 

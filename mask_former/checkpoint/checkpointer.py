@@ -16,7 +16,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import (
+from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
     as_tensors,
@@ -26,6 +26,7 @@ from ..checkpoint import (
     replace_file,
     save_torch,
 )
+
 from .finetuning import CLASS_TENSORS, Finetuning, match_classes
 from .weights_fit import WeightsFit, compare
 

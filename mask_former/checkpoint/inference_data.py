@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,14 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..checkpoint import INFERENCE
-from ..classes import Classes
-from ..validation import OF_BOXES
+from mask_former.config.validation import OF_BOXES
+from mask_former.data.datasets.classes import Classes
+from mask_former.utils.weight_files import INFERENCE
 
 __all__ = [
     "InferenceData",
     "are_named",
+    "classes_of",
     "inference_data",
     "inference_settings",
     "read_inference_data",
@@ -96,6 +98,20 @@ def trained_classes(cfg: CfgNode) -> Classes:
         classes = Classes.from_metadata(metadata, count)
         if are_named(classes):
             break
+    return classes
+
+
+def classes_of(cfg: CfgNode) -> Classes:
+    """Names and colours, from the metadata of the config's dataset."""
+    dataset = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), "")
+    metadata, num_classes = MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    named = metadata.get("stuff_classes", None) or metadata.get("thing_classes", None)
+    classes = Classes.from_metadata(metadata, num_classes)
+    if named and classes.names[0] == "class 0":
+        logging.getLogger(__name__).warning(
+            f"The dataset {dataset!r} has {len(named)} classes, the model has {num_classes}: they "
+            "are drawn without names. DATASETS.TEST says whose names to take."
+        )
     return classes
 
 

@@ -6,10 +6,10 @@ import argparse
 import re
 from pathlib import Path
 
-from ..data.catalog import Table, register_table
-from ..data.custom import Annotated, json_table, semantic_table, write_table
-from .datasets import fitting_keys
-from .setup import read_cfg
+from mask_former.config.loading import read_cfg
+from mask_former.data.datasets.catalog import Table, register_table
+from mask_former.data.datasets.config_keys import fitting_keys
+from mask_former.data.datasets.custom import Annotated, json_table, semantic_table, write_table
 
 __all__ = ["add_arguments", "use_own_data"]
 

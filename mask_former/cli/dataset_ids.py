@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.classes import classes_of_json
+from mask_former.data.datasets.class_files import classes_of_json
 
 __all__ = ["DatasetIds", "ImageId"]
 

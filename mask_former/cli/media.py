@@ -12,11 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..data.pixels import read_pixels
-
-__all__ = ["IMAGE_SUFFIXES", "VideoReader", "VideoWriter", "Window", "find_images", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "VideoReader", "VideoWriter", "Window", "find_images"]
 
 IMAGE_SUFFIXES = (
     ".bmp",
@@ -75,28 +72,6 @@ def _images_in(folder: Path, recursive: bool) -> list[Path]:
         paths = (Path(base, name) for name in names if name[0] != ".")
         found += [p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     return sorted(found)
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read any image that Pillow reads, upright (EXIF); 16 bit become 8.
-
-    Returns:
-        H×W×3, RGB.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no image, or a damaged one.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return read_pixels(path.read_bytes(), "RGB")
-    except Image.UnidentifiedImageError as error:
-        what = "is empty" if path.stat().st_size == 0 else "is not an image that Pillow knows"
-        raise ValueError(f"{path}: {what}") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as an image: {reason}") from error
 
 
 class VideoReader:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import yaml
 
-from ..engine.inference_data import are_named
-from ..engine.setup import load_cfg
-from ..errors import one_line
-from ..predictor import MaskFormerPredictor
-from ..results import FORMATS, PALETTES, Result
-from ..visualization import INSTANCE_THRESHOLD, RESULTS
+from mask_former.checkpoint.inference_data import are_named
+from mask_former.config.loading import load_cfg
+from mask_former.predictor.predictor import MaskFormerPredictor
+from mask_former.results import FORMATS, PALETTES, Result
+from mask_former.utils.errors import one_line
+from mask_former.visualization.overlay import INSTANCE_THRESHOLD, RESULTS
+
 from .dataset_ids import DatasetIds
 from .run import Image, Predict
 

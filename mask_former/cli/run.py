@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import one_line
-from ..results import Result
+from mask_former.predictor.images import read_image
+from mask_former.results import Result
+from mask_former.utils.errors import one_line
+
 from .dataset_ids import DatasetIds, ImageId
-from .media import VideoReader, read_image
+from .media import VideoReader
 
 __all__ = [
     "FAILURES",

@@ -9,8 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config
 
+from mask_former.registries import plugins
+
 from . import validation
-from .registration import plugins
 
 __all__ = ["add_mask_former_config", "get_mask_former_cfg", "validate"]
 
@@ -43,7 +44,7 @@ def get_mask_former_cfg() -> CfgNode:
 
 
 def validate(cfg: CfgNode) -> None:
-    """Find the mistakes that a config alone shows: see :mod:`mask_former.validation`.
+    """Find the mistakes that a config alone shows: see :mod:`mask_former.config.validation`.
 
     Raises:
         KeyError, ValueError: name the key and the fix.
@@ -53,7 +54,7 @@ def validate(cfg: CfgNode) -> None:
 
 
 def _add_datasets(cfg: CfgNode) -> None:
-    # Files of JSON tables (see data/catalog.py) whose datasets are registered, beside our own.
+    # JSON tables whose datasets are registered besides our own (see data/datasets/catalog.py).
     cfg.DATASETS.TABLES = ()
 
 

@@ -1,30 +1,26 @@
-"""From command-line arguments to a checked config and running processes."""
+"""Read a config file and options into a checked, frozen config."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from fvcore.common.config import BASE_KEY
 
-from ..config import get_mask_former_cfg, validate
-from .datasets import register_own_tables
+from mask_former.data.datasets.config_keys import register_own_tables
 
-__all__ = ["cfg_from_settings", "load_cfg", "read_cfg", "resolve_device", "run", "setup"]
+from .keys import get_mask_former_cfg, validate
+
+__all__ = ["cfg_from_settings", "finish_cfg", "load_cfg", "read_cfg", "resolve_device"]
 
 
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -36,7 +32,7 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         ValueError: if a file is no YAML mapping, or a value does not fit its key.
     """
     cfg = read_cfg(config_file, opts)
-    _finish_cfg(cfg)
+    finish_cfg(cfg)
     return cfg
 
 
@@ -61,7 +57,7 @@ def cfg_from_settings(settings: Mapping[str, Any], opts: Sequence[Any], source: 
     return cfg
 
 
-def _finish_cfg(cfg: CfgNode) -> None:
+def finish_cfg(cfg: CfgNode) -> None:
     register_own_tables(cfg)
     resolve_device(cfg)
     validate(cfg)
@@ -140,7 +136,11 @@ def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
             kind = KeyError if isinstance(error, KeyError) else ValueError
             raise kind(f"{source}: {text}") from error
         near = difflib.get_close_matches(unknown[1].upper(), _keys(cfg))
-        hint = f"did you mean {' or '.join(near)}?" if near else "mask_former/config.py lists ours."
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "mask_former/config/keys.py lists ours."
+        )
         raise KeyError(f"{source}: there is no config key {unknown[1]}; {hint}") from error
 
 
@@ -159,54 +159,3 @@ def resolve_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but there is no GPU: using the CPU."
         )
         cfg.MODEL.DEVICE = "cpu"
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """detectron2's ``default_setup`` with our config and loggers."""
-    cfg = read_cfg(args.config_file, args.opts)
-    # The log is there before the config is finished, so that what that has to say is kept.
-    setup_logger(cfg.OUTPUT_DIR, name="mask_former", distributed_rank=comm.get_rank())
-    _finish_cfg(cfg)
-    default_setup(cfg, args)
-    return cfg
-
-
-def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
-    """Run ``main(args)`` in as many processes as asked for.
-
-    Under ``torchrun`` this process is one of them; otherwise ``--num-gpus`` processes are started
-    on this machine. Where the config's ``MODEL.DEVICE`` is the CPU they are CPU processes (gloo).
-
-    Raises:
-        KeyError, FileNotFoundError, ValueError: see :func:`load_cfg`; before any process starts.
-    """
-    if read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cpu"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return _run_under_torchrun(main, args)
-    if args.num_gpus > 1 and not torch.cuda.is_available():
-        # Processes that each take every core get in each other's way.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // args.num_gpus)))
-    return launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
-
-
-def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    try:
-        return main(args)
-    finally:
-        dist.destroy_process_group()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,9 +10,14 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
-from .inference import SlidingWindow
-from .losses import ON_NONFINITE, PointSampling
-from .registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY, lookup
+from mask_former.inference import SlidingWindow
+from mask_former.losses import ON_NONFINITE, PointSampling
+from mask_former.registries import (
+    DATASET_MAPPER_REGISTRY,
+    LOSS_REGISTRY,
+    PREDICTOR_REGISTRY,
+    lookup,
+)
 
 __all__ = ["OF_BOXES", "OWN_ARCHITECTURES", "check_lists", "validate"]
 

@@ -16,10 +16,11 @@ from detectron2.evaluation.evaluator import inference_context
 from numpy.typing import NDArray
 from torch import nn
 
-from ..checkpoint import read_checkpoint
-from ..results import Classes, from_detectron2
-from ..visualization import classes_of
-from .checkpointer import Checkpointer, unwrapped
+from mask_former.checkpoint.checkpointer import Checkpointer, unwrapped
+from mask_former.checkpoint.inference_data import classes_of
+from mask_former.results import Classes, from_detectron2
+from mask_former.utils.weight_files import read_checkpoint
+
 from .ema import WeightAverage
 
 __all__ = ["AverageWeights", "BestCheckpointer", "DrawPredictions"]

@@ -11,8 +11,8 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..files import replace_file, save_torch
-from ..losses import NonFiniteError
+from mask_former.losses import NonFiniteError
+from mask_former.utils.atomic_files import replace_file, save_torch
 
 __all__ = ["check_losses", "explained", "load_batch"]
 

@@ -14,7 +14,8 @@ from detectron2.engine import SimpleTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..losses import NonFiniteError
+from mask_former.losses import NonFiniteError
+
 from .nonfinite import check_losses, explained
 
 __all__ = ["TrainLoop"]

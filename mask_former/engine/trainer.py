@@ -23,26 +23,25 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
 from torch import nn
 
-from ..checkpoint import EMA
-from ..data.mappers import InferenceMapper
-from ..precision import amp_dtype
-from ..registries import DATASET_MAPPER_REGISTRY, lookup
-from ..test_time_augmentation import SemanticSegmentorWithTTA
-from .checkpointer import Checkpointer, remove_parts, unwrapped
-from .dataset_checks import check_classes, check_registered
+from mask_former.checkpoint.checkpointer import Checkpointer, remove_parts, unwrapped
+from mask_former.checkpoint.finetuning import Finetuning, class_names
+from mask_former.checkpoint.inference_data import inference_data
+from mask_former.checkpoint.provenance import run_metadata
+from mask_former.data.mappers import InferenceMapper
+from mask_former.evaluation.build import build_evaluator, write_results
+from mask_former.modeling.test_time_augmentation import SemanticSegmentorWithTTA
+from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.solver.freezing import freeze
+from mask_former.solver.optimizer import build_optimizer
+from mask_former.utils.precision import amp_dtype
+from mask_former.utils.weight_files import EMA
+
+from .dataset_checks import check_classes, check_registered, checked_training_set
 from .ema import WeightAverage
-from .evaluation import build_evaluator, write_results
-from .file_checks import checked_training_set
-from .finetuning import Finetuning, class_names
-from .freezing import freeze
 from .hooks import AverageWeights, BestCheckpointer, DrawPredictions
-from .inference_data import inference_data
-from .optimizer import build_optimizer
-from .progress import mend_metrics_file
-from .provenance import run_metadata
 from .train_loop import TrainLoop
 from .validation_losses import build_validation_loader, validation_losses
-from .writers import build_writers
+from .writers import build_writers, mend_metrics_file
 
 __all__ = ["Trainer"]
 

@@ -16,8 +16,8 @@ from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from torch import nn
 
-from ..precision import amp_dtype
-from ..registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.utils.precision import amp_dtype
 
 __all__ = ["build_validation_loader", "loss_mode", "preserved_randomness", "validation_losses"]
 

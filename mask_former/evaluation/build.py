@@ -12,11 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from ..files import replace_file
-from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from .instance_evaluation import COCOEvaluator
-from .panoptic_evaluation import COCOPanopticEvaluator
-from .semantic_evaluation import SemSegEvaluator
+from mask_former.utils.atomic_files import replace_file
+
+from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from .instance import COCOEvaluator
+from .panoptic import COCOPanopticEvaluator
+from .semantic import SemSegEvaluator
 
 __all__ = ["build_evaluator", "write_results"]
 

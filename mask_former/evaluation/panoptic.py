@@ -16,8 +16,9 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import Tensor
 
-from ..data.mappers.readers import read_segment_map
-from ..data.targets import index_segments
+from mask_former.data.formats.readers import read_segment_map
+from mask_former.data.targets import index_segments
+
 from .panoptic_quality import (
     METRICS,
     Matches,

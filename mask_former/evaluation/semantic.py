@@ -13,7 +13,8 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..data.mappers.readers import read_class_map
+from mask_former.data.formats.readers import read_class_map
+
 from .panoptic_quality import NDArray, pair_counts
 
 __all__ = ["SemSegEvaluator", "class_map", "encode_classes"]

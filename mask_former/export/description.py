@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from ..visualization import classes_of
+from mask_former.checkpoint.inference_data import classes_of
+
 from .formats import FORMATS, OPSET
 from .graphs import STRIDE
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..inference import semantic_map
+from mask_former.inference import semantic_map
+
 from .formats import Runner
 
 __all__ = ["TOLERANCE", "Parity", "Timing", "compare", "measure", "reference"]

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from .exporting import to_huggingface_config, to_huggingface_processor
-from .importing import (
-    ConvertedCheckpoint,
-    read_huggingface_folder,
-    settings_from_huggingface,
-)
+from .importing import ConvertedCheckpoint, read_huggingface_folder, settings_from_huggingface
 from .names import from_huggingface_names, to_huggingface_names
 
 __all__ = [

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoint import read_checkpoint
+from mask_former.utils.weight_files import read_checkpoint
+
 from . import tables
 from .names import from_huggingface_names
 from .tables import MAPS, RESNET_DEPTHS, check, get, nest

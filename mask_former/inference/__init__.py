@@ -17,7 +17,7 @@ from .logits import ImageLogits
 from .masks import resize_masks
 from .panoptic import panoptic_inference
 from .semantic import semantic_inference, semantic_map, semantic_map_with_scores
-from .windows import SlidingWindow, WindowLogits
+from .sliding_window import SlidingWindow, WindowLogits
 
 __all__ = [
     "ImageLogits",

@@ -8,7 +8,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..layers import LazyMasks
+from mask_former.ops import LazyMasks
+
 from .masks import Masks, Size, without_autocast
 
 __all__ = ["instance_inference"]

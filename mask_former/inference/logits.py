@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..layers import LazyMasks
-from ..structures import SegmentInfo
+from mask_former.ops import LazyMasks
+from mask_former.structures import SegmentInfo
+
 from .instance import instance_inference
 from .masks import Size
 from .panoptic import panoptic_inference

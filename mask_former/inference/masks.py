@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import LazyMasks
+from mask_former.ops import LazyMasks
 
 __all__ = ["Masks", "Size", "resize_masks", "without_autocast"]
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..layers import LazyMasks, largest
-from ..structures import SegmentInfo
+from mask_former.ops import LazyMasks, largest
+from mask_former.structures import SegmentInfo
+
 from .masks import Masks, Size, without_autocast
 
 __all__ = ["panoptic_inference"]

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..layers import LazyMasks, largest
+from mask_former.ops import LazyMasks, largest
+
 from .masks import Masks, Size, without_autocast
 
 __all__ = [

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from ..layers import LazyMasks
+from mask_former.ops import LazyMasks
+
 from .logits import ImageLogits
 from .masks import Size
 from .semantic import best_classes, class_probability

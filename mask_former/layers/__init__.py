@@ -1,7 +1,5 @@
-"""Building blocks of the transformer, and masks resized by the row: torch only."""
+"""Building blocks of the transformer: torch only."""
 
-from .largest import largest
-from .lazy_masks import LazyMasks
 from .mlp import MLP
 from .position_encoding import sine_position_encoding
 from .transformer import (
@@ -14,12 +12,10 @@ from .transformer import (
 
 __all__ = [
     "MLP",
-    "LazyMasks",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
-    "largest",
     "sine_position_encoding",
 ]

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..registries import LOSS_REGISTRY, lookup
-from ..structures import Outputs, Target, layer_predictions
+from mask_former.registries import LOSS_REGISTRY, lookup
+from mask_former.structures import Outputs, Target, layer_predictions
+
 from .matcher import HungarianMatcher
 from .point_sampling import PointSampling
 from .set_losses import MatchedBatch

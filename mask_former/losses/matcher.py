@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..structures import Match, Prediction, Target
+from mask_former.structures import Match, Prediction, Target
+
 from .mask_losses import pairwise_mask_costs
 from .nonfinite import ON_NONFINITE, NonFiniteError, mend_costs
 from .point_sampling import PointSampling, random_points, read_logits, read_masks

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..registries import LOSS_REGISTRY
-from ..structures import Match, Prediction, Target
+from mask_former.registries import LOSS_REGISTRY
+from mask_former.structures import Match, Prediction, Target
+
 from .matcher import resize_targets
 from .pair_losses import Section, dense_mask_losses, point_mask_losses
 from .point_sampling import PointSampling, read_logits, read_masks, uncertain_points

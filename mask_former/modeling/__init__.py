@@ -1,1 +1,1 @@
-"""The model and its plug-ins, one file each; :mod:`mask_former.registration` finds them."""
+"""The model and its plug-ins, one file each; :mod:`mask_former.registries` finds them."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
-from ..structures import Target
+from mask_former.structures import Target
 
 __all__ = ["prepare_targets"]
 

@@ -10,9 +10,10 @@ import torch
 from detectron2.evaluation.evaluator import inference_context
 from torch import Tensor, nn
 
-from .modeling.heads.mask_former_head import MaskFormerHead
-from .modeling.mask_former import MaskFormer
-from .structures import layer_predictions
+from mask_former.structures import layer_predictions
+
+from .heads.mask_former_head import MaskFormerHead
+from .mask_former import MaskFormer
 
 __all__ = ["DecoderLayerOutput", "InnerOutputs", "inner_outputs"]
 

@@ -14,12 +14,13 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..inference import ImageLogits, SlidingWindow, WindowLogits
-from ..losses import HungarianMatcher, PointSampling, SetCriterion
-from ..precision import amp_dtype
-from ..structures import Outputs, Target
+from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits
+from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
+from mask_former.structures import Outputs, Target
+from mask_former.utils.precision import amp_dtype
+
 from .activation_checkpointing import checkpoint_activations
-from .targets import prepare_targets
+from .batch_targets import prepare_targets
 
 __all__ = ["MaskFormer"]
 

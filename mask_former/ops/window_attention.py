@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .symbols import plain_size
+from .symbolic_sizes import plain_size
 
 __all__ = [
     "OpenLayout",

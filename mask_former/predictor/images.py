@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..data.pixels import deep_bits, deep_to_8_bit
-from .media import read_image
+from mask_former.data.formats.pixels import deep_bits, deep_to_8_bit, read_pixels
 
-__all__ = ["Picture", "PictureLike", "to_picture"]
+__all__ = ["Picture", "PictureLike", "read_image", "to_picture"]
 
 PictureLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
 """A path, a PIL image, a numpy array H×W×3 or H×W, or a torch tensor 3×H×W."""
@@ -55,6 +54,28 @@ def to_picture(image: PictureLike) -> Picture:
         f"{type(image).__name__} {str(image)[:40]!r} is no picture; expected a path, a PIL image, "
         "a numpy array (H×W×3, RGB, uint8) or a torch tensor (3×H×W, RGB, uint8)."
     )
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read any image that Pillow reads, upright (EXIF); 16 bit become 8.
+
+    Returns:
+        H×W×3, RGB.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image, or a damaged one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return read_pixels(path.read_bytes(), "RGB")
+    except Image.UnidentifiedImageError as error:
+        what = "is empty" if path.stat().st_size == 0 else "is not an image that Pillow knows"
+        raise ValueError(f"{path}: {what}") from error
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as an image: {reason}") from error
 
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:

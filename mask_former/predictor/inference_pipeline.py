@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..engine.checkpointer import Checkpointer
+from mask_former.checkpoint.checkpointer import Checkpointer
 
 __all__ = ["InputPipeline", "load_trained_model"]
 

@@ -12,17 +12,18 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from .engine.inference_data import trained_classes
-from .modeling.mask_former import MaskFormer
-from .prediction.inference_pipeline import InputPipeline, load_trained_model
-from .prediction.picture_logits import PictureLogits, PixelLogits, ResultOptions, check_kinds
-from .prediction.pictures import Picture, PictureLike, to_picture
-from .prediction.pretrained import find_pretrained
-from .results import Classes, Result
-from .visualization import RESULTS
+from mask_former.checkpoint.inference_data import trained_classes
+from mask_former.modeling.mask_former import MaskFormer
+from mask_former.results import Classes, Result
+from mask_former.visualization.overlay import RESULTS
+
+from .image_logits import PictureLogits, PixelLogits, ResultOptions, check_kinds
+from .images import Picture, PictureLike, to_picture
+from .inference_pipeline import InputPipeline, load_trained_model
+from .pretrained import find_pretrained
 
 if TYPE_CHECKING:
-    from .inner_outputs import InnerOutputs
+    from mask_former.modeling.inner_outputs import InnerOutputs
 
 __all__ = ["MaskFormerPredictor", "PictureLogits"]
 
@@ -192,12 +193,14 @@ class MaskFormerPredictor:
         return self._forward([to_picture(image)])[0]
 
     def inner_outputs(self, image: PictureLike) -> InnerOutputs:
-        """What the parts of the network give for a picture: see :mod:`mask_former.inner_outputs`.
+        """Run one image and keep what each part of the network returns.
+
+        See :mod:`mask_former.modeling.inner_outputs`.
 
         Raises:
             FileNotFoundError, ValueError: as a call.
         """
-        from .inner_outputs import inner_outputs
+        from mask_former.modeling.inner_outputs import inner_outputs
 
         with torch.no_grad(), self._lock:
             return inner_outputs(self.model, [self._inputs(to_picture(image).pixels)])

@@ -18,19 +18,19 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 from torch import Tensor
 
-from ..checkpoint import CLASS_NAMES, read_extras
-from ..classes import Classes
-from ..config import validate
-from ..engine.datasets import register_own_tables
-from ..engine.inference_data import (
+from mask_former.checkpoint.inference_data import (
     InferenceData,
     are_named,
     inference_settings,
     read_inference_data,
     trained_classes,
 )
-from ..engine.setup import cfg_from_settings, read_cfg, resolve_device
-from ..huggingface import read_huggingface_folder
+from mask_former.config.keys import validate
+from mask_former.config.loading import cfg_from_settings, read_cfg, resolve_device
+from mask_former.data.datasets.classes import Classes
+from mask_former.data.datasets.config_keys import register_own_tables
+from mask_former.huggingface import read_huggingface_folder
+from mask_former.utils.weight_files import CLASS_NAMES, read_extras
 
 __all__ = ["Pretrained", "find_pretrained", "packaged_models"]
 

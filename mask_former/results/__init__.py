@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ..classes import Classes
-from ..colors import PALETTES
+from mask_former.data.datasets.classes import Classes
+from mask_former.utils.colors import PALETTES
+
+from .arrays import InstanceResult, PanopticResult, Result
 from .conversion import from_detectron2
 from .files import FORMATS
 from .npz import load_npz
-from .result import InstanceResult, PanopticResult, Result
 from .writer import ResultWriter, merge_records
 
 __all__ = [

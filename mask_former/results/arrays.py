@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..classes import Classes
-from ..legend import LegendRow, add_legend
-from ..structures import SegmentInfo
-from ..visualization import (
+from mask_former.data.datasets.classes import Classes
+from mask_former.structures import SegmentInfo
+from mask_former.visualization.legend import LegendRow, add_legend
+from mask_former.visualization.overlay import (
     INSTANCE_THRESHOLD,
     RESULTS,
     Overlay,

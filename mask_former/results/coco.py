@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..classes import Classes
-from ..data.panoptic_files import segments_info, write_ids
-from .result import InstanceResult, PanopticResult
+from mask_former.data.datasets.classes import Classes
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids
+
+from .arrays import InstanceResult, PanopticResult
 
 __all__ = ["categories", "instance_records", "panoptic_record", "resolve_category_ids"]
 

@@ -11,9 +11,10 @@ from detectron2.structures import Instances
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..classes import Classes
-from ..visualization import RESULTS
-from .result import InstanceResult, PanopticResult, Result
+from mask_former.data.datasets.classes import Classes
+from mask_former.visualization.overlay import RESULTS
+
+from .arrays import InstanceResult, PanopticResult, Result
 
 __all__ = ["from_detectron2", "instances_from_detectron2"]
 

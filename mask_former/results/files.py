@@ -8,8 +8,9 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image
 
-from ..files import replace_file
-from .result import Result
+from mask_former.utils.atomic_files import replace_file
+
+from .arrays import Result
 
 __all__ = ["FORMATS", "DrawOptions", "is_picture", "save_overlay", "save_semantic"]
 

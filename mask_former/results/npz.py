@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..classes import Classes
-from ..files import replace_file
-from .result import InstanceResult, PanopticResult, Result
+from mask_former.data.datasets.classes import Classes
+from mask_former.utils.atomic_files import replace_file
+
+from .arrays import InstanceResult, PanopticResult, Result
 
 __all__ = ["load_npz", "save_npz"]
 

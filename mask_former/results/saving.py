@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import replace_file
+from mask_former.utils.atomic_files import replace_file
+
+from .arrays import Result
 from .coco import instance_records, resolve_category_ids
 from .files import FORMATS, is_picture, missing, save_overlay, save_semantic
 from .npz import save_npz
-from .result import Result
 from .writer import ResultWriter
 
 __all__ = ["save"]

@@ -10,19 +10,14 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from ..files import replace_file
-from ..visualization import RESULTS
-from .coco import (
-    CategoryIds,
-    categories,
-    instance_records,
-    panoptic_record,
-    resolve_category_ids,
-)
+from mask_former.utils.atomic_files import replace_file
+from mask_former.visualization.overlay import RESULTS
+
+from .arrays import Result
+from .coco import CategoryIds, categories, instance_records, panoptic_record, resolve_category_ids
 from .files import FORMATS, DrawOptions, missing, save_overlay, save_semantic
 from .npz import save_npz
 from .records import RecordFile, RecordIndex
-from .result import Result
 
 __all__ = ["ResultWriter", "merge_records"]
 

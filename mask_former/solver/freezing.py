@@ -23,7 +23,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     Args:
         model: not yet wrapped, and without an optimizer.
         patterns: of names of parameters or modules, see
-            :func:`~mask_former.engine.name_patterns.lies_below`.
+            :func:`~mask_former.solver.name_patterns.lies_below`.
 
     Raises:
         ValueError: if a pattern matches nothing, or nothing is left to train.

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import replace_file, save_torch
+from .atomic_files import replace_file, save_torch
 
 __all__ = [
     "CLASS_NAMES",

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..labels import font
-from ..visualization import draw
 from .examples import Example
+from .labels import font
+from .overlay import draw
 
 __all__ = [
     "CELL",

@@ -13,12 +13,18 @@ from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, Instances
 from numpy.typing import NDArray
 
-from ..data.instance_files import decode_segmentation
-from ..data.mappers.base import ignore_label_of
-from ..data.mappers.readers import check_classes, check_same_size, read_image, read_segment_map
-from ..data.mappers.semantic import read_sem_seg
-from ..registries import DATASET_MAPPER_REGISTRY, lookup
-from ..visualization import Classes, Overlay, mask_overlay, panoptic_overlay
+from mask_former.data.formats.coco_instances import decode_segmentation
+from mask_former.data.formats.readers import (
+    check_classes,
+    check_same_size,
+    read_image,
+    read_segment_map,
+)
+from mask_former.data.mappers.base import ignore_label_of
+from mask_former.data.mappers.semantic import read_sem_seg
+from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+
+from .overlay import Classes, Overlay, mask_overlay, panoptic_overlay
 
 __all__ = ["Example", "FedExamples", "Record", "annotated_example"]
 

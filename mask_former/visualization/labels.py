@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from .colors import Color, text_color
+from mask_former.utils.colors import Color, text_color
 
 __all__ = ["Label", "draw_labels", "font", "outlines", "place_labels"]
 

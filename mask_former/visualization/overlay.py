@@ -7,7 +7,6 @@ of its own, so that neighbours can be told apart. What is drawn depends on the r
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,14 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 from PIL import Image
 
-from .classes import Classes
-from .colors import Color, instance_color
+from mask_former.data.datasets.classes import Classes
+from mask_former.structures import SegmentInfo
+from mask_former.utils.colors import Color, instance_color
+
 from .labels import draw_labels, outlines
-from .structures import SegmentInfo
 
 __all__ = [
     "INSTANCE_THRESHOLD",
@@ -31,7 +29,6 @@ __all__ = [
     "Classes",
     "Overlay",
     "Region",
-    "classes_of",
     "draw",
     "mask_overlay",
     "panoptic_overlay",
@@ -61,20 +58,6 @@ class Overlay:
     regions: list[Region]
     class_ids: list[int] = field(default_factory=list)
     """The class of each region, for a legend; empty where there will be none."""
-
-
-def classes_of(cfg: CfgNode) -> Classes:
-    """Names and colours, from the metadata of the config's dataset."""
-    dataset = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), "")
-    metadata, num_classes = MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    named = metadata.get("stuff_classes", None) or metadata.get("thing_classes", None)
-    classes = Classes.from_metadata(metadata, num_classes)
-    if named and classes.names[0] == "class 0":
-        logging.getLogger(__name__).warning(
-            f"The dataset {dataset!r} has {len(named)} classes, the model has {num_classes}: they "
-            "are drawn without names. DATASETS.TEST says whose names to take."
-        )
-    return classes
 
 
 def semantic_overlay(class_ids: NDArray[np.integer], classes: Classes) -> Overlay:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,11 @@ from detectron2.modeling import build_backbone, build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from mask_former.checkpoint import read_extras, write_weights
-from mask_former.engine.checkpointer import Checkpointer, remove_parts, replace_file
-from mask_former.engine.setup import load_cfg
-from tests.tiny_model import write_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
+from mask_former.checkpoint.checkpointer import Checkpointer, remove_parts, replace_file
+from mask_former.config.loading import load_cfg
+from mask_former.utils.weight_files import read_extras, write_weights
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import write_tiny_model
 
 
 def small_model(value):

@@ -7,10 +7,10 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from mask_former.engine.checkpointer import Checkpointer
-from mask_former.engine.finetuning import Finetuning, class_names, match_classes
-from mask_former.engine.setup import load_cfg
-from tests.tiny_model import write_tiny_model
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.checkpoint.finetuning import Finetuning, class_names, match_classes
+from mask_former.config.loading import load_cfg
+from tests.helpers.tiny_model import write_tiny_model
 
 PREDICTOR = "sem_seg_head.predictor."
 CLASS = PREDICTOR + "class_embed."

@@ -9,14 +9,14 @@ import torch
 import yaml
 from detectron2.data import MetadataCatalog
 
-from mask_former.engine.inference_data import (
+from mask_former.checkpoint.inference_data import (
     inference_data,
     inference_settings,
     read_inference_data,
     trained_classes,
 )
-from mask_former.engine.setup import cfg_from_settings, load_cfg
-from tests.tiny_model import COLORS, DATASET, NAMES, write_tiny_model
+from mask_former.config.loading import cfg_from_settings, load_cfg
+from tests.helpers.tiny_model import COLORS, DATASET, NAMES, write_tiny_model
 
 
 @pytest.fixture(scope="module")

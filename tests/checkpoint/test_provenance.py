@@ -6,8 +6,8 @@ import subprocess
 
 import torch
 
-from mask_former.engine.provenance import git_state
-from tests.tiny_trainer import train
+from mask_former.checkpoint.provenance import git_state
+from tests.helpers.tiny_trainer import train
 
 
 def git(folder, *words):

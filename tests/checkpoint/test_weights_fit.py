@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mask_former.engine.weights_fit import compare, grouped
+from mask_former.checkpoint.weights_fit import compare, grouped
 
 
 def zeros(**shapes):

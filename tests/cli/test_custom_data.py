@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.config import validate
-from mask_former.data.catalog import read_table
-from mask_former.engine.custom_data import add_arguments, use_own_data
-from mask_former.engine.setup import load_cfg
-from tests.own_data import write_instances, write_panoptic, write_semantic_folder
+from mask_former.cli.custom_data import add_arguments, use_own_data
+from mask_former.config.keys import validate
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.catalog import read_table
+from tests.helpers.own_data import write_instances, write_panoptic, write_semantic_folder
+from tests.helpers.paths import ROOT
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "custom"
+CONFIGS = ROOT / "configs" / "custom"
 
 
 @pytest.fixture(autouse=True)

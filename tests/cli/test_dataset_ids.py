@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.prediction.dataset_ids import DatasetIds
+from mask_former.cli.dataset_ids import DatasetIds
 
 NAMES = ["sky", "road", "car"]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.prediction.media import VideoReader, VideoWriter, Window, find_images, read_image
+from mask_former.cli.media import VideoReader, VideoWriter, Window, find_images
+from mask_former.predictor.images import read_image
 
 cv2 = pytest.importorskip("cv2")
 

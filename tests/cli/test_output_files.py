@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mask_former.prediction.outputs import (
+from mask_former.cli.output_files import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     check_apart,

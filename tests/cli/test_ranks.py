@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mask_former.prediction.ranks import Ranks
+from mask_former.cli.ranks import Ranks
 
 
 def test_without_variables_there_is_one_process_and_it_waits_for_none():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.classes import Classes
-from mask_former.prediction.media import VideoReader, VideoWriter
-from mask_former.prediction.run import Item, PredictionRun, read_files, read_frames
+from mask_former.cli.media import VideoReader, VideoWriter
+from mask_former.cli.run import Item, PredictionRun, read_files, read_frames
+from mask_former.data.datasets.classes import Classes
 from mask_former.results import Result, ResultWriter
 
 CLASSES = Classes(["dark", "bright"], [(0, 0, 0), (255, 255, 255)], [False, False])

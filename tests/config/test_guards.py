@@ -6,21 +6,21 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
-from mask_former.config import get_mask_former_cfg, validate
+from mask_former.config.keys import get_mask_former_cfg, validate
 from mask_former.engine.dataset_checks import check_classes, check_registered
 from mask_former.engine.nonfinite import check_losses, load_batch
 from mask_former.losses import HungarianMatcher, NonFiniteError
-from tests import planting as p
-from tests.core_cases import pairs_of, random_batch
-from tests.planted_mistakes import MISTAKES, PAGE, SECTIONS, page
+from tests.helpers import planting as p
+from tests.helpers.core_cases import pairs_of, random_batch
+from tests.helpers.paths import ROOT
+from tests.helpers.planted_mistakes import MISTAKES, PAGE, SECTIONS, page
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 PUBLISHED = json.loads(
     gzip.decompress((CONFIGS.parent / "tests/golden/published_configs.json.gz").read_bytes())
 )["configs"]
@@ -71,7 +71,9 @@ def test_there_are_at_least_30_each_of_its_own_name():
 
 
 def test_the_page_is_that_of_the_table():
-    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.planted_mistakes"
+    assert PAGE.read_text(encoding="utf-8") == page(), (
+        "run python -m tests.helpers.planted_mistakes"
+    )
 
 
 # What is no mistake

@@ -10,8 +10,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
-from mask_former import config
-from mask_former.config import add_mask_former_config, get_mask_former_cfg, validate
+from mask_former.config import keys as config
+from mask_former.config.keys import add_mask_former_config, get_mask_former_cfg, validate
 from mask_former.registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY
 
 # Keys beside the published ones, with the values that leave published behaviour as it is.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 
 import pytest
 import torch
 
-from mask_former.engine import setup as engine_setup
-from mask_former.engine.setup import load_cfg, resolve_device, run, setup
+from mask_former.config.loading import load_cfg, resolve_device
 
 DEVICE = ["MODEL.DEVICE", "cpu"]
 
@@ -181,47 +178,3 @@ def test_a_missing_base_is_an_error_that_names_both_files(write, tmp_path, bases
 def test_a_config_that_contradicts_itself_is_refused():
     with pytest.raises(ValueError, match="OBJECT_MASK_THRESHOLD is 2"):
         load_cfg("", [*DEVICE, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "2.0"])
-
-
-def test_the_fall_back_to_the_cpu_stands_in_the_log_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    opts = ["MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path)]
-    cfg = setup(argparse.Namespace(config_file="", opts=opts, eval_only=True))
-    assert cfg.MODEL.DEVICE == "cpu"
-    assert (tmp_path / "log.txt").read_text().count("using the CPU") == 1
-
-
-# The processes
-
-
-@pytest.mark.parametrize(
-    "content, opts, sees_gpus",
-    [
-        ("MODEL: {DEVICE: cpu}\n", [], False),
-        ("MODEL: {DEVICE: cuda}\n", [], True),
-        ("MODEL: {DEVICE: cuda}\n", ["MODEL.DEVICE", "cpu"], False),
-        ("MODEL: {DEVICE: cpu}\n", ["MODEL.DEVICE", "cuda"], True),
-        ("SEED: 1\n", ["OUTPUT_DIR", "cpu"], True),  # a folder of that name
-    ],
-)
-def test_cpu_processes_see_no_gpu_wherever_the_device_is_named(
-    write, monkeypatch, content, opts, sees_gpus
-):
-    # detectron2's `launch` takes NCCL where it sees a GPU, and that moves no CPU tensor.
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with_gpu(monkeypatch, True)
-    seen = []
-
-    def launch(*_, **__):
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-
-    monkeypatch.setattr(engine_setup, "launch", launch)
-    machines = {"num_gpus": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    run(print, argparse.Namespace(config_file=write(content), opts=opts, **machines))
-    assert seen == ["0,1" if sees_gpus else ""]
-
-
-def test_a_mistake_in_the_config_is_found_before_any_process_starts(monkeypatch):
-    monkeypatch.setattr(engine_setup, "launch", lambda *_, **__: pytest.fail("it was started"))
-    with pytest.raises(KeyError, match="there is no config key SEEED"):
-        run(print, argparse.Namespace(config_file="", opts=["SEEED", "1"]))

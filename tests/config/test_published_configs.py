@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +13,11 @@ from detectron2.projects.deeplab import add_deeplab_config
 from torch.overrides import TorchFunctionMode
 
 import mask_former  # noqa: F401  (registers the parts of the models)
-from mask_former.config import get_mask_former_cfg, validate
+from mask_former.config.keys import get_mask_former_cfg, validate
+from tests.helpers.paths import GOLDEN
+from tests.helpers.paths import ROOT as REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
-GOLDEN = REPOSITORY / "tests" / "golden"
 SPEC = REPOSITORY.parent / "shared" / "spec"
 ABSENT = object()
 

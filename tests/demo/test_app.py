@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from mask_former import MaskFormerPredictor
-from mask_former.prediction.media import VideoReader, VideoWriter
-from tests.tiny_model import NAMES, write_tiny_model
+from mask_former.cli.media import VideoReader, VideoWriter
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import NAMES, write_tiny_model
 
-DEMO = Path(__file__).resolve().parents[2] / "demo"
+DEMO = ROOT / "demo"
 VISITOR = SimpleNamespace(session_hash="visitor1")
 
 

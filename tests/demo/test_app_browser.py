@@ -21,16 +21,17 @@ from PIL import Image
 from scipy import ndimage
 
 from mask_former import MaskFormerPredictor
-from mask_former.prediction.media import VideoWriter
-from tests.ports import free_port
-from tests.tiny_model import write_tiny_model
+from mask_former.cli.media import VideoWriter
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_port
+from tests.helpers.tiny_model import write_tiny_model
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 REASON = "is not installed (requirements/app.txt)"
 pytest.importorskip("gradio", reason=f"Gradio {REASON}")
 playwright = pytest.importorskip("playwright.sync_api", reason=f"Playwright {REASON}")
 
-DEMO = Path(__file__).resolve().parents[2] / "demo"
+DEMO = ROOT / "demo"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

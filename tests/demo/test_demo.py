@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.prediction.media import VideoReader, VideoWriter
-from mask_former.predictor import MaskFormerPredictor
+from mask_former.cli.media import VideoReader, VideoWriter
+from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import load_npz
-from tests.tiny_model import DATASET, NAMES, write_tiny_model
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import DATASET, NAMES, write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "demo" / "demo.py"
 
 

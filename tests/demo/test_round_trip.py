@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +16,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from mask_former.data.catalog import register_tables
-from mask_former.data.instance_files import instances_of_panoptic
-from mask_former.data.panoptic_files import segments_info
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.catalog import register_tables
+from mask_former.data.formats.coco_instances import instances_of_panoptic
+from mask_former.data.formats.coco_panoptic import segments_info
 from mask_former.data.shapes.writer import Settings, generate
 from mask_former.engine import Trainer
-from mask_former.engine.setup import load_cfg
-from mask_former.predictor import MaskFormerPredictor
-from tests.tiny_model import tiny_settings
+from mask_former.predictor.predictor import MaskFormerPredictor
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import tiny_settings
 
 DATASET, NUM_CLASSES, NUM_IMAGES = "shapes_panoptic_val", 12, 5
-PATH = Path(__file__).resolve().parents[2] / "demo" / "demo.py"
+PATH = ROOT / "demo" / "demo.py"
 spec = importlib.util.spec_from_file_location("demo_script", PATH)
 assert spec is not None and spec.loader is not None
 demo = importlib.util.module_from_spec(spec)

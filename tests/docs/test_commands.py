@@ -29,10 +29,10 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.checkpoint import read_checkpoint
-from mask_former.config import get_mask_former_cfg
-from mask_former.engine.setup import read_cfg
-from tests.docs.pages import PAGES, ROOT, Block, blocks, blocks_of, name_of, text_of
+from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.loading import read_cfg
+from mask_former.utils.weight_files import read_checkpoint
+from tests.helpers.pages import PAGES, ROOT, Block, blocks, blocks_of, name_of, text_of
 
 SHELL = {"", "bash", "sh"}
 OTHER_LANGUAGES = {"python", "yaml", "json", "text"}

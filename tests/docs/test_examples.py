@@ -15,14 +15,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_model
 from PIL import Image
 
-from mask_former import config
+from mask_former.config import keys as config
+from mask_former.config.loading import load_cfg
 from mask_former.data.mappers import MaskFormerSemanticDatasetMapper
-from mask_former.engine.optimizer import build_optimizer
-from mask_former.engine.setup import load_cfg
 from mask_former.registries import LOSS_REGISTRY
-from tests.tiny_trainer import make_example
+from mask_former.solver.optimizer import build_optimizer
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_trainer import make_example
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+EXAMPLES = ROOT / "docs" / "examples"
 REGISTRIES = (BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, LOSS_REGISTRY)
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.MASK_FORMER.DEC_LAYERS", "2"]
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
-from mask_former.checkpoint import read_extras
-from mask_former.engine.inference_data import inference_settings, trained_classes
-from mask_former.engine.setup import load_cfg
+from mask_former.checkpoint.inference_data import inference_settings, trained_classes
+from mask_former.config.loading import load_cfg
+from mask_former.utils.weight_files import read_extras
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ZOO = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
 PUBLISHED = json.loads(
     gzip.decompress((ROOT / "tests/golden/published_results.json.gz").read_bytes())

@@ -10,10 +10,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from mask_former.data.catalog import read_table
-from mask_former.data.classes import read_classes
+from mask_former.data.datasets.catalog import read_table
+from mask_former.data.datasets.class_files import read_classes
+from tests.helpers.paths import ROOT
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
 
 
 def block(language: str, start: str = "") -> str:
@@ -64,7 +65,7 @@ def test_the_calls_of_the_page_are_there_and_make_the_config(
 ) -> None:
     for folder in "ABCD":
         (tmp_path / folder).mkdir()
-    (tmp_path / "configs").symlink_to(Path(__file__).resolve().parents[1] / "configs")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import mask_former
-from tests.docs.pages import PAGES, ROOT, blocks, name_of, text_of
+from tests.helpers.pages import PAGES, ROOT, blocks, name_of, text_of
 
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")

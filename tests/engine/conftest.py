@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from detectron2.utils.env import seed_all_rng
 
-from mask_former.engine.setup import load_cfg
-from tests.tiny_model import write_tiny_model
-from tests.tiny_trainer import TinyTrainer
+from mask_former.config.loading import load_cfg
+from tests.helpers.tiny_model import write_tiny_model
+from tests.helpers.tiny_trainer import TinyTrainer
 
 
 @pytest.fixture

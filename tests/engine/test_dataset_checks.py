@@ -11,11 +11,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-from mask_former.engine import Trainer, file_checks
-from mask_former.engine.file_checks import checked_training_set
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
+from mask_former.engine import Trainer
+from mask_former.engine import dataset_checks as file_checks
+from mask_former.engine.dataset_checks import checked_training_set
 from mask_former.registries import DATASET_MAPPER_REGISTRY
-from tests.tiny_model import NAMES, write_tiny_model
+from tests.helpers.tiny_model import NAMES, write_tiny_model
 
 SIZE, COUNT = 64, 50
 SETS = ("file_checks_train", "file_checks_val")

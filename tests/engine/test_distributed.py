@@ -10,7 +10,7 @@ from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from mask_former.config import get_mask_former_cfg
+from mask_former.config.keys import get_mask_former_cfg
 
 SIZE = 64  # pixels: two cells of the coarsest map
 

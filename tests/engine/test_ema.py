@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import runpy
 from collections import OrderedDict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +12,12 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
-from mask_former.checkpoint import averaged_weights, read_checkpoint
+from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.engine import trainer
-from mask_former.engine.checkpointer import Checkpointer
 from mask_former.engine.ema import WeightAverage
-from tests.tiny_trainer import Kill, TinyTrainer, make_example, train
+from mask_former.utils.weight_files import averaged_weights, read_checkpoint
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_trainer import Kill, TinyTrainer, make_example, train
 
 ON = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.6]
 
@@ -127,7 +127,7 @@ def test_it_is_evaluated_beside_the_trained_weights_and_is_in_the_file(config, t
 
 
 def test_eval_only_evaluates_both_and_asks_for_the_average_first(config, tmp_path, monkeypatch):
-    path = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
+    path = ROOT / "tools" / "train_net.py"
     script = SimpleNamespace(**runpy.run_path(str(path)))
     plain, output = config("SOLVER.MAX_ITER", 1), tmp_path / "output"
     train(plain)

@@ -12,8 +12,8 @@ from detectron2.evaluation import DatasetEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask_former.engine import trainer
-from tests.tiny_model import DATASET, NAMES
-from tests.tiny_trainer import Kill, TinyTrainer, make_example, train
+from tests.helpers.tiny_model import DATASET, NAMES
+from tests.helpers.tiny_trainer import Kill, TinyTrainer, make_example, train
 
 
 class Given(DatasetEvaluator):
@@ -135,7 +135,7 @@ def test_predictions_are_drawn_for_tensorboard(config, monkeypatch, tmp_path, ki
 
 def test_a_picture_shows_the_image_in_true_colours_and_what_the_model_says_of_it(config):
     from mask_former.engine.hooks import _draw
-    from mask_former.visualization import Classes
+    from mask_former.visualization.overlay import Classes
 
     scores = torch.full((4, 64, 64), -3.0)  # logits, as the per-pixel models give them
     scores[2, :, 32:], scores[1, :, :32] = -1.0, -1.0

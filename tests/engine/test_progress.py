@@ -9,7 +9,7 @@ import re
 import pytest
 from detectron2.utils.events import EventStorage
 
-from mask_former.engine.progress import CpuMetricPrinter, mend_metrics_file
+from mask_former.engine.writers import CpuMetricPrinter, mend_metrics_file
 
 LINE = '{"iteration": 19, "total_loss": 1.5}'
 

@@ -8,9 +8,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.engine.train_loop import TrainLoop
-from tests.tiny_model import write_tiny_model
+from tests.helpers.tiny_model import write_tiny_model
 
 SIZE = 64  # pixels
 

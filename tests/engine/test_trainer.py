@@ -16,10 +16,10 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from mask_former.engine import Trainer, trainer
-from mask_former.engine.optimizer import build_optimizer
 from mask_former.engine.train_loop import TrainLoop
-from tests.tiny_model import NAMES
-from tests.tiny_trainer import SIZE, Kill, TinyTrainer, train
+from mask_former.solver.optimizer import build_optimizer
+from tests.helpers.tiny_model import NAMES
+from tests.helpers.tiny_trainer import SIZE, Kill, TinyTrainer, train
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -22,7 +22,7 @@ from mask_former.engine.validation_losses import (
     preserved_randomness,
     validation_losses,
 )
-from tests.tiny_trainer import TinyTrainer, make_example, train
+from tests.helpers.tiny_trainer import TinyTrainer, make_example, train
 
 DROPPING = ["MODEL.MASK_FORMER.DROPOUT", 0.5, "MODEL.SWIN.DROP_PATH_RATE", 0.5]
 BATCHES = [[make_example(2)], [make_example(3)]]

@@ -10,7 +10,7 @@ import pytest
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
 from mask_former.engine.writers import WandbWriter, build_writers
-from tests.tiny_trainer import TinyTrainer
+from tests.helpers.tiny_trainer import TinyTrainer
 
 
 class Wandb(SimpleNamespace):

@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 from PIL import Image
 
-from mask_former.engine import evaluation
-from mask_former.engine.evaluation import build_evaluator, write_results
+from mask_former.evaluation import build as evaluation
+from mask_former.evaluation.build import build_evaluator, write_results
 
 CLASSES = {
     "SemSegEvaluator": "semantic",

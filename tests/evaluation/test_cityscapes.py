@@ -12,11 +12,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from PIL import Image
 
-from mask_former.engine.cityscapes_evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-)
-from tests.miniature_datasets import cityscapes
+from mask_former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from tests.helpers.miniature_datasets import cityscapes
 
 DATASET = "test_cityscapes_evaluation"
 THINGS = list(MetadataCatalog.get("cityscapes_fine_sem_seg_val").thing_classes)

@@ -13,8 +13,8 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mask_former.engine.evaluation import build_evaluator
-from mask_former.engine.instance_evaluation import COCOEvaluator
+from mask_former.evaluation.build import build_evaluator
+from mask_former.evaluation.instance import COCOEvaluator
 
 DATASET = "test_instance_evaluation"
 H, W, BLOCK = 48, 64, 16

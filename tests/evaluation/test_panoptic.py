@@ -12,8 +12,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
-from mask_former.engine import panoptic_evaluation
-from mask_former.engine.panoptic_evaluation import COCOPanopticEvaluator
+from mask_former.evaluation import panoptic as panoptic_evaluation
+from mask_former.evaluation.panoptic import COCOPanopticEvaluator
 
 DATASET = "test_panoptic_evaluation"
 H, W, BLOCK = 32, 48, 8
@@ -126,7 +126,7 @@ def test_so_they_are_whatever_the_number_of_cores(make, monkeypatch, cores):
     # It decides in what order panopticapi adds up.
     images = make(20)
     monkeypatch.setattr("multiprocessing.cpu_count", lambda: cores)
-    monkeypatch.setattr("mask_former.engine.panoptic_quality.cpu_count", lambda: cores)
+    monkeypatch.setattr("mask_former.evaluation.panoptic_quality.cpu_count", lambda: cores)
     expected = evaluate(d2.COCOPanopticEvaluator(DATASET), images)
     assert evaluate(COCOPanopticEvaluator(DATASET), images) == expected
 

@@ -13,7 +13,7 @@ from detectron2.evaluation import sem_seg_evaluation
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mask_former.engine.semantic_evaluation import SemSegEvaluator, class_map, encode_classes
+from mask_former.evaluation.semantic import SemSegEvaluator, class_map, encode_classes
 
 DATASET = "test_semantic_evaluation"
 H, W, COUNT = 70, 50, 5

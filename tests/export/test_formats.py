@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,7 @@ import torch
 
 from mask_former.export import FORMATS, compare, graphs_of
 from mask_former.export.verification import reference
-
-PATH = Path(__file__).with_name("tiny_networks.py")
-spec = importlib.util.spec_from_file_location("tiny_networks", PATH)
-assert spec is not None and spec.loader is not None
-tiny_networks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_networks)
+from tests.helpers import tiny_networks
 
 EXAMPLE = (2, 3, 96, 128)
 OTHERS = [(1, 3, 64, 160), (3, 3, 128, 64)]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,12 +10,7 @@ from timm.layers import Conv2dSame
 from mask_former.export import graphs_of
 from mask_former.export.graphs import _StaticSameConv
 from mask_former.export.verification import Parity, compare, measure, reference
-
-PATH = Path(__file__).with_name("tiny_networks.py")
-spec = importlib.util.spec_from_file_location("tiny_networks", PATH)
-assert spec is not None and spec.loader is not None
-tiny_networks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_networks)
+from tests.helpers import tiny_networks
 
 
 def image(*shape: int) -> torch.Tensor:

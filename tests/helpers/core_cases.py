@@ -1,7 +1,7 @@
 """Seeded inputs for losses and inference, and the figures that ``golden/`` carries of them.
 
-``python -m tests.core_cases`` computes the carried figures anew. That is right only while the cases
-``criterion`` and ``inference_functions`` of ``../shared/golden`` hold.
+``python -m tests.helpers.core_cases`` computes the carried figures again. That is right only while
+the cases ``criterion`` and ``inference_functions`` of ``../shared/golden`` hold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mask_former.inference import (
     semantic_map,
 )
 from mask_former.losses import HungarianMatcher, SetCriterion
-from tests.golden_cases import GOLDEN
+from tests.helpers.golden_cases import GOLDEN
 
 WEIGHTS = {"loss_ce": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
 NO_OBJECT_WEIGHT = 0.1

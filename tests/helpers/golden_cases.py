@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from mask_former.config import get_mask_former_cfg
-
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(__file__).resolve().parent / "golden"
+from mask_former.config.keys import get_mask_former_cfg
+from tests.helpers.paths import GOLDEN, ROOT
 
 
 def load_case(name: str, folder: Path = GOLDEN) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

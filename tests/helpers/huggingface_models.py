@@ -14,9 +14,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from mask_former.config import get_mask_former_cfg
+from mask_former.config.keys import get_mask_former_cfg
 from mask_former.huggingface import ConvertedCheckpoint
-from tests.golden_cases import fill_weights
+from tests.helpers.golden_cases import fill_weights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

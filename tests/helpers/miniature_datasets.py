@@ -16,8 +16,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.data.catalog import Category, read_table
-from mask_former.data.panoptic_files import segments_info, write_ids, write_json
+from mask_former.data.datasets.catalog import Category, read_table
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_json
 
 HEIGHT, WIDTH, BLOCK = 64, 96, 16  # pixels
 COUNTS = {"train": 4, "val": 3}

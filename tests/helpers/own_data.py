@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mask_former.data.panoptic_files import segments_info, write_ids
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids
 
 SIZE = (48, 64)  # height and width, pixels
 

@@ -1,7 +1,7 @@
 """Mistakes that users make, each planted here, with what they are told.
 
-``python -m tests.planted_mistakes`` writes docs/troubleshooting.md from this table; test_guards.py
-plants them all and holds the page to the table.
+``python -m tests.helpers.planted_mistakes`` writes docs/troubleshooting.md from this table;
+tests/config/test_guards.py plants them all and holds the page to the table.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from mask_former.data.catalog import read_table
-from mask_former.engine.checkpointer import Checkpointer
-from mask_former.engine.evaluation import build_evaluator
-from mask_former.engine.inference_data import read_inference_data
-from mask_former.engine.optimizer import build_optimizer
-from mask_former.engine.setup import load_cfg
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.checkpoint.inference_data import read_inference_data
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.catalog import read_table
+from mask_former.evaluation.build import build_evaluator
 from mask_former.losses import NonFiniteError
-from mask_former.prediction.pictures import to_picture
-from mask_former.prediction.pretrained import find_pretrained
-from tests import planting as p
-from tests.tiny_model import write_tiny_model
+from mask_former.predictor.images import to_picture
+from mask_former.predictor.pretrained import find_pretrained
+from mask_former.solver.optimizer import build_optimizer
+from tests.helpers import planting as p
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import write_tiny_model
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "troubleshooting.md"
+PAGE = ROOT / "docs" / "troubleshooting.md"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ CONFIG = {
         "…: there is no config key MODEL.MASK_FORMER.NUM_QUERIES; did you mean "
         "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES…",
         "No config key has that name.",
-        "Take one of the keys that are named, or look it up in `mask_former/config.py`.",
+        "Take one of the keys that are named, or look it up in `mask_former/config/keys.py`.",
         KeyError,
     ),
     "a value of another type": Mistake(
@@ -728,7 +729,7 @@ def _lines() -> Iterator[str]:
     yield "config, missing files, and what is wrong in the 20 images of each dataset that are"
     yield "looked at, before its first step; another bad file when it is read"
     yield "(`tools/check_dataset.py` reads them all beforehand). Each is planted in a test;"
-    yield "`python -m tests.planted_mistakes` writes this page from the table of them.\n"
+    yield "`python -m tests.helpers.planted_mistakes` writes this page from the table of them.\n"
     for title, section in SECTIONS.items():
         yield f"## {title}\n"
         for name, mistake in section.items():

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from mask_former.config.loading import load_cfg
 from mask_former.data import register_instances, register_semantic
 from mask_former.engine import Trainer
-from mask_former.engine.optimizer import build_optimizer
-from mask_former.engine.setup import load_cfg
 from mask_former.engine.train_loop import TrainLoop
-from tests.tiny_model import NAMES, tiny_settings
+from mask_former.solver.optimizer import build_optimizer
+from tests.helpers.tiny_model import NAMES, tiny_settings
 
 SIZE = 64  # pixels
 DATASET = "planted_train"

@@ -16,11 +16,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_ade20k
 from PIL import Image
 
-from mask_former.data.catalog import register_tables
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.catalog import register_tables
 from mask_former.registries import DATASET_MAPPER_REGISTRY
+from tests.helpers.paths import ROOT
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = ROOT
 HEIGHT, WIDTH = 40, 60
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from mask_former.classes import Classes
-from mask_former.data.catalog import Category, read_table
-from mask_former.data.panoptic_files import segments_info, write_ids, write_json
+from mask_former.data.datasets.catalog import Category, read_table
+from mask_former.data.datasets.classes import Classes
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_json
 from mask_former.data.shapes.scene import scene
 
 TABLE = read_table("shapes").categories

@@ -10,7 +10,7 @@ import yaml
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 
 NAMES = ["sky", "road", "car", "bicyclist"]
 COLORS = [[70, 130, 180], [128, 64, 128], [0, 0, 142], [119, 11, 32]]

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.huggingface import (
     read_huggingface_folder,
     to_huggingface_config,
@@ -17,9 +17,9 @@ from mask_former.huggingface import (
     to_huggingface_processor,
 )
 from mask_former.huggingface.tables import get
-from tests.golden_cases import GOLDEN, ROOT, fill_weights
-from tests.huggingface_models import load_theirs, random_images, worst_difference
-from tests.tiny_model import tiny_settings
+from tests.helpers.golden_cases import GOLDEN, ROOT, fill_weights
+from tests.helpers.huggingface_models import load_theirs, random_images, worst_difference
+from tests.helpers.tiny_model import tiny_settings
 
 CONFIGS = ROOT / "configs"
 REFUSED = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mask_former.huggingface import read_huggingface_folder, settings_from_huggingface, tables
-from tests.huggingface_models import (
+from tests.helpers.huggingface_models import (
     NAMES,
     SMALL,
     model_of,

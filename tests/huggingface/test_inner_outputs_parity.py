@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mask_former.huggingface import read_huggingface_folder
-from mask_former.inner_outputs import inner_outputs
-from tests.huggingface_models import (
+from mask_former.modeling.inner_outputs import inner_outputs
+from tests.helpers.huggingface_models import (
     SMALL,
     model_of,
     random_images,

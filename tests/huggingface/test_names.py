@@ -1,13 +1,13 @@
 """Names both ways: every weight has one place on either side, and no value changes."""
 
 import ast
-from pathlib import Path
 
 import pytest
 import torch
 
 from mask_former.huggingface import from_huggingface_names, to_huggingface_names
-from tests.huggingface_models import SMALL, their_model
+from tests.helpers.huggingface_models import SMALL, their_model
+from tests.helpers.paths import ROOT
 
 UNUSED = ("encoder.model.layernorm.weight", "encoder.model.layernorm.bias")
 
@@ -81,7 +81,7 @@ def test_a_value_without_its_query_and_key_is_refused():
 
 
 def test_no_file_of_the_package_but_the_benchmarks_peer_imports_transformers():
-    package = Path(__file__).resolve().parents[2] / "mask_former"
+    package = ROOT / "mask_former"
     peer = package / "engine" / "benchmarking" / "transformers_peer.py"
     for file in set(package.rglob("*.py")) - {peer}:
         for node in ast.walk(ast.parse(file.read_text())):

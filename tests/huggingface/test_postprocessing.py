@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mask_former.inference import instance_inference, panoptic_inference, semantic_map
-from mask_former.layers import LazyMasks, lazy_masks
-from mask_former.losses import HungarianMatcher, SetCriterion
-from mask_former.postprocessing import (
+from mask_former.huggingface.postprocessing import (
     encode,
     post_process_instance,
     post_process_panoptic,
     post_process_semantic,
 )
+from mask_former.inference import instance_inference, panoptic_inference, semantic_map
+from mask_former.losses import HungarianMatcher, SetCriterion
+from mask_former.ops import LazyMasks, lazy_masks
 
 QUERIES, CLASSES = 8, 3
 

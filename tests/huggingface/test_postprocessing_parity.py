@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mask_former.inference import semantic_inference
-from mask_former.postprocessing import (
+from mask_former.huggingface.postprocessing import (
     encode,
     post_process_instance,
     post_process_panoptic,
     post_process_semantic,
 )
-from tests.huggingface_models import transformers
+from mask_former.inference import semantic_inference
+from tests.helpers.huggingface_models import transformers
 
 THEIRS = transformers.MaskFormerImageProcessor(do_resize=False, size_divisor=1)
 QUERIES, CLASSES = 30, 7

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mask_former.predictor import MaskFormerPredictor
-from tests.huggingface_models import NAMES, save_theirs, small_config, their_model, transformers
+from mask_former.predictor.predictor import MaskFormerPredictor
+from tests.helpers.huggingface_models import (
+    NAMES,
+    save_theirs,
+    small_config,
+    their_model,
+    transformers,
+)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden_cases import build_case_model, load_case
+from tests.helpers.golden_cases import build_case_model, load_case
 
 
 def test_the_whole_inference_path_gives_the_published_result(shared_dir):

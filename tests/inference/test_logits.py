@@ -17,9 +17,9 @@ from mask_former.inference import (
     semantic_map,
     semantic_map_with_scores,
 )
-from mask_former.layers import lazy_masks
-from tests import references
-from tests.core_cases import FULL_SIZE, THINGS, LargestTensor, inference_inputs
+from mask_former.ops import lazy_masks
+from tests.helpers import references
+from tests.helpers.core_cases import FULL_SIZE, THINGS, LargestTensor, inference_inputs
 
 PADDED, IMAGE, OUTPUT = (40, 52), (37, 50), (60, 45)
 """The grid of the masks is 10×13."""

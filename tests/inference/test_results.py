@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +17,9 @@ from mask_former.inference import (
     semantic_map,
 )
 from mask_former.inference import semantic as semantic_module
-from mask_former.layers import LazyMasks, lazy_masks
-from tests import references
-from tests.core_cases import (
+from mask_former.ops import LazyMasks, lazy_masks
+from tests.helpers import references
+from tests.helpers.core_cases import (
     FULL_SIZE,
     PANOPTIC_CASES,
     THINGS,
@@ -29,7 +28,8 @@ from tests.core_cases import (
     inference_inputs,
     random_masks,
 )
-from tests.golden_cases import load_case
+from tests.helpers.golden_cases import load_case
+from tests.helpers.paths import ROOT
 
 PUBLISHED_KEYS = ("id", "isthing", "category_id")
 COCO_THINGS = range(80)
@@ -265,7 +265,7 @@ def test_the_semantic_result_takes_little_more_memory_than_it_has():
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert 1.0 <= float(run.stdout) < 1.5
 

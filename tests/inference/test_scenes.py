@@ -15,7 +15,7 @@ from mask_former.inference import (
     semantic_inference,
     semantic_map,
 )
-from tests.core_cases import THINGS, inference_inputs
+from tests.helpers.core_cases import THINGS, inference_inputs
 
 
 def says(*labels, logit=6.0):

@@ -4,7 +4,6 @@ import itertools
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +12,14 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from mask_former.config import validate
-from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits, windows
-from mask_former.inference.windows import blend_weights, window_starts
-from mask_former.layers import lazy_masks
-from tests.core_cases import LargestTensor
-from tests.tiny_model import tiny_settings
+from mask_former.config.keys import validate
+from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits
+from mask_former.inference import sliding_window as windows
+from mask_former.inference.sliding_window import blend_weights, window_starts
+from mask_former.ops import lazy_masks
+from tests.helpers.core_cases import LargestTensor
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import tiny_settings
 
 CLASSES, QUERIES = 5, 7
 GRIDS = [(100, 32, 16), (100, 32, 32), (97, 40, 13), (64, 64, 64), (65, 64, 64), (33, 32, 1)]
@@ -266,7 +267,7 @@ def test_the_map_takes_a_small_part_of_the_memory_of_all_scores():
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert float(run.stdout) < 0.3
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mask_former.layers import sine_position_encoding
-from tests import references
+from tests.helpers import references
 
 
 @pytest.mark.parametrize("height, width", [(5, 7), (1, 1), (1, 9), (16, 3)])

@@ -12,7 +12,7 @@ from mask_former.layers import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
-from tests import references
+from tests.helpers import references
 
 DIM, HEADS, FEEDFORWARD = 16, 4, 24
 BATCH, CELLS, QUERIES = 2, 15, 6

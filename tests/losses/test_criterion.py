@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
-from tests import references
-from tests.core_cases import (
+from tests.helpers import references
+from tests.helpers.core_cases import (
     NO_OBJECT_WEIGHT,
     WEIGHTS,
     build_criterion,
@@ -21,7 +21,7 @@ from tests.core_cases import (
     run_criterion,
     weighted_total,
 )
-from tests.golden_cases import load_case, unpack_masks
+from tests.helpers.golden_cases import load_case, unpack_masks
 
 # The published figures
 

@@ -13,8 +13,8 @@ from mask_former.losses import (
 )
 from mask_former.losses.mask_losses import leave_out, pairwise_mask_costs, softplus
 from mask_former.losses.pair_losses import Section, dense_mask_losses
-from tests import references
-from tests.core_cases import LargestTensor
+from tests.helpers import references
+from tests.helpers.core_cases import LargestTensor
 
 LOSSES = [
     pytest.param(sigmoid_focal_loss, references.focal, id="focal"),

@@ -5,8 +5,8 @@ import torch
 
 from mask_former.losses import HungarianMatcher
 from mask_former.losses.matcher import resize_targets
-from tests import references
-from tests.core_cases import WEIGHTS, layers_of, pairs_of, random_batch, random_masks
+from tests.helpers import references
+from tests.helpers.core_cases import WEIGHTS, layers_of, pairs_of, random_batch, random_masks
 
 PUBLISHED = tuple(WEIGHTS.values())
 

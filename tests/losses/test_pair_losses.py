@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from mask_former.losses import dice_loss, pair_losses, sigmoid_focal_loss
 from mask_former.losses.pair_losses import Section, dense_mask_losses, point_mask_losses
-from tests import references
-from tests.core_cases import LargestTensor, random_masks
+from tests.helpers import references
+from tests.helpers.core_cases import LargestTensor, random_masks
 
 
 def one_section(logits, masks, target, valid=None):

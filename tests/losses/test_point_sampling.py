@@ -3,20 +3,14 @@
 import pytest
 import torch
 
-from mask_former.losses import (
-    HungarianMatcher,
-    PointSampling,
-    matcher,
-    point_sampling,
-    set_losses,
-)
+from mask_former.losses import HungarianMatcher, PointSampling, matcher, point_sampling, set_losses
 from mask_former.losses.point_sampling import (
     random_points,
     read_logits,
     read_masks,
     uncertain_points,
 )
-from tests.core_cases import (
+from tests.helpers.core_cases import (
     build_criterion,
     layers_of,
     pairs_of,

@@ -7,7 +7,7 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from mask_former.modeling.activation_checkpointing import checkpoint_activations
-from tests.modeling.small_backbones import resnet, swin, timm
+from tests.helpers.small_backbones import resnet, swin, timm
 
 
 def run(backbone, image):

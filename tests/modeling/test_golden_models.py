@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Instances
 
 from mask_former.engine import Trainer
-from tests.golden_cases import build_case_model, load_case, make_image, unpack_masks
+from tests.helpers.golden_cases import build_case_model, load_case, make_image, unpack_masks
 
 CASES = (
     "ade20k150_maskformer_R50",

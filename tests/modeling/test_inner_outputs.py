@@ -8,11 +8,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, build
 from detectron2.modeling.backbone import Backbone
 from torch import nn
 
-from mask_former.inner_outputs import inner_outputs
+from mask_former.modeling.inner_outputs import inner_outputs
 from mask_former.registries import PREDICTOR_REGISTRY
 from mask_former.structures import layer_predictions
-from tests.modeling.small_backbones import resnet
-from tests.tiny_model import tiny_settings
+from tests.helpers.small_backbones import resnet
+from tests.helpers.tiny_model import tiny_settings
 
 LAYERS, QUERIES, CLASSES, WIDTH = 3, 6, 4, 16
 

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from mask_former.inference import instance_inference, panoptic_inference, semantic_inference
 from mask_former.registries import LOSS_REGISTRY
-from tests.tiny_model import DATASET, tiny_settings
+from tests.helpers.tiny_model import DATASET, tiny_settings
 
 CLASSES, QUERIES, THINGS = 4, 6, {2, 3}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +19,13 @@ from PIL import Image
 from torch import nn
 
 from mask_former import SemanticSegmentorWithTTA
+from mask_former.config.loading import load_cfg
 from mask_former.engine import Trainer
-from mask_former.engine.setup import load_cfg
-from mask_former.prediction.inference_pipeline import load_trained_model
-from mask_former.test_time_augmentation import LazyDatasetMapperTTA
-from tests.tiny_model import NAMES, write_tiny_model
+from mask_former.modeling.test_time_augmentation import LazyDatasetMapperTTA
+from mask_former.predictor.inference_pipeline import load_trained_model
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import NAMES, write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[1]
 K = len(NAMES)
 SIZES = [48, 64, 80]
 VIEWS = ("TEST.AUG.MIN_SIZES", SIZES, "TEST.AUG.MAX_SIZE", 320, "TEST.AUG.FLIP", True)

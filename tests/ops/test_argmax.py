@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mask_former.layers import largest
+from mask_former.ops import largest
 
 
 def test_of_equal_values_the_first_is_the_largest():

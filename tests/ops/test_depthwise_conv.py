@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mask_former.layers.depthwise import depthwise_conv2d
+from mask_former.ops.depthwise_conv import depthwise_conv2d
 
 
 def inputs(dtype, kernel, bias):

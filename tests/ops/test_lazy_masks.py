@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mask_former.layers import LazyMasks, lazy_masks
-from tests import references
+from mask_former.ops import LazyMasks, lazy_masks
+from tests.helpers import references
 
 SIZES = [(24, 31), (10, 13), (7, 5), (1, 1), (11, 200), (3, 14)]
 

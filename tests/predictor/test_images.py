@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mask_former.prediction.pictures import to_picture
+from mask_former.predictor.images import to_picture
 
 
 @pytest.fixture

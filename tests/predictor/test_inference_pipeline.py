@@ -8,9 +8,9 @@ import torch
 from detectron2.data import DatasetMapper
 from PIL import Image
 
-from mask_former.engine.setup import load_cfg
-from mask_former.prediction.inference_pipeline import InputPipeline, load_trained_model
-from tests.tiny_model import write_tiny_model
+from mask_former.config.loading import load_cfg
+from mask_former.predictor.inference_pipeline import InputPipeline, load_trained_model
+from tests.helpers.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="module")

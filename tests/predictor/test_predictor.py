@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +14,16 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 import mask_former
-from mask_former.checkpoint import read_checkpoint, write_weights
-from mask_former.engine.inference_data import inference_data
-from mask_former.engine.setup import load_cfg
-from mask_former.prediction import picture_logits
-from mask_former.predictor import MaskFormerPredictor
-from tests.tiny_model import NAMES, tiny_settings, write_tiny_model
-from tests.tiny_trainer import TinyTrainer, train
+from mask_former.checkpoint.inference_data import inference_data
+from mask_former.config.loading import load_cfg
+from mask_former.predictor import image_logits as picture_logits
+from mask_former.predictor.predictor import MaskFormerPredictor
+from mask_former.utils.weight_files import read_checkpoint, write_weights
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import NAMES, tiny_settings, write_tiny_model
+from tests.helpers.tiny_trainer import TinyTrainer, train
 
 KINDS = ("panoptic", "instance", "semantic")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def examples_of(page):
@@ -363,7 +362,7 @@ def test_a_config_makes_a_predictor_too(checkpoint):
 
 def test_classes_of_another_number_are_refused(checkpoint):
     cfg = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu").cfg
-    classes = mask_former.classes.Classes(["a"], [(0, 0, 0)], [False])
+    classes = mask_former.data.datasets.classes.Classes(["a"], [(0, 0, 0)], [False])
     with pytest.raises(ValueError, match="classes: found 1, the model has 4"):
         MaskFormerPredictor(cfg, classes)
 

@@ -13,13 +13,13 @@ import torch
 import yaml
 from detectron2.data import MetadataCatalog
 
-from mask_former.checkpoint import read_checkpoint, write_weights
-from mask_former.engine.inference_data import inference_data
-from mask_former.engine.setup import load_cfg
-from mask_former.prediction import pretrained
-from mask_former.prediction.inference_pipeline import load_trained_model
-from mask_former.prediction.pretrained import find_pretrained, packaged_models
-from tests.tiny_model import COLORS, DATASET, NAMES, tiny_settings, write_tiny_model
+from mask_former.checkpoint.inference_data import inference_data
+from mask_former.config.loading import load_cfg
+from mask_former.predictor import pretrained
+from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.pretrained import find_pretrained, packaged_models
+from mask_former.utils.weight_files import read_checkpoint, write_weights
+from tests.helpers.tiny_model import COLORS, DATASET, NAMES, tiny_settings, write_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask_former.data.instance_files import instances_of_panoptic
-from mask_former.engine.instance_evaluation import COCOEvaluator
-from mask_former.engine.panoptic_evaluation import COCOPanopticEvaluator
+from mask_former.data.formats.coco_instances import instances_of_panoptic
+from mask_former.evaluation.instance import COCOEvaluator
+from mask_former.evaluation.panoptic import COCOPanopticEvaluator
 from mask_former.results import PanopticResult, Result, ResultWriter, from_detectron2
-from tests.results.scenes import CATEGORY_IDS, CLASSES, write_dataset
+from tests.helpers.scenes import CATEGORY_IDS, CLASSES, write_dataset
 
 DATASET = "test_saved_results"
 

@@ -10,19 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mask_former import files
-from mask_former.classes import Classes
-from mask_former.colors import spread_color
-from mask_former.data.mappers.readers import read_class_map
-from mask_former.results import (
-    InstanceResult,
-    PanopticResult,
-    Result,
-    from_detectron2,
-    load_npz,
-)
-from tests.results.scenes import CLASSES as SHAPES
-from tests.results.scenes import instances_of, predict, scene
+from mask_former.data.datasets.classes import Classes
+from mask_former.data.formats.readers import read_class_map
+from mask_former.results import InstanceResult, PanopticResult, Result, from_detectron2, load_npz
+from mask_former.utils import atomic_files as files
+from mask_former.utils.colors import spread_color
+from tests.helpers.scenes import CLASSES as SHAPES
+from tests.helpers.scenes import instances_of, predict, scene
 
 CLASSES = Classes(
     ["sky", "road", "car"], [(70, 130, 180), (128, 64, 128), (0, 0, 142)], [False, False, True]
@@ -177,7 +171,7 @@ def test_what_is_not_there_is_an_error_that_says_what_is():
 
 
 def legend_of(monkeypatch, result, kind, **options):
-    from mask_former.results import result as module
+    from mask_former.results import arrays as module
 
     rows = []
     monkeypatch.setattr(module, "add_legend", lambda picture, found: rows.extend(found) or picture)

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.results import (
-    FORMATS,
-    ResultWriter,
-    from_detectron2,
-    load_npz,
-    merge_records,
-)
-from tests.results.scenes import CATEGORY_IDS, CLASSES, predict, scene
+from mask_former.results import FORMATS, ResultWriter, from_detectron2, load_npz, merge_records
+from tests.helpers.scenes import CATEGORY_IDS, CLASSES, predict, scene
 
 COCO = ["panoptic-coco", "instances-coco"]
 

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mask_former.data.loaders import load_instances, load_panoptic
-from mask_former.data.table import read_table
-from mask_former.engine.checkpointer import Checkpointer
-from mask_former.engine.setup import load_cfg
-from mask_former.predictor import to_picture
-from tests import own_data
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.loaders import load_instances, load_panoptic
+from mask_former.data.datasets.table import read_table
+from mask_former.predictor.predictor import to_picture
+from tests.helpers import own_data
 from tests.robustness.isolation import Outcome, isolated
 from tests.robustness.mutations import mutate_bytes, mutate_structure
 from tests.robustness.samples import (

@@ -16,10 +16,10 @@ from typing import Any
 from detectron2.engine import hooks
 from detectron2.utils.events import JSONWriter
 
-from mask_former.checkpoint import read_checkpoint
+from mask_former.utils.weight_files import read_checkpoint
+from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.isolation import Outcome, Process
 from tests.robustness.trainings import SameImages, tiny_cfg
-from tests.tiny_model import write_tiny_model
 
 LOSS = "total_loss"
 TIMEOUT = 600.0  # seconds

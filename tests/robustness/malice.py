@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mask_former.checkpoint import read_extras
-from mask_former.data.table import read_table
-from mask_former.engine.checkpointer import Checkpointer
-from mask_former.engine.setup import load_cfg
-from mask_former.predictor import MaskFormerPredictor
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.table import read_table
+from mask_former.predictor.predictor import MaskFormerPredictor
+from mask_former.utils.weight_files import read_extras
 
 MARKER = "executed"
 

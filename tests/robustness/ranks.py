@@ -16,13 +16,12 @@ from pathlib import Path
 from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
-from mask_former.engine.setup import run
-from tests.ports import free_port
+from mask_former.engine.launch import run
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_port
+from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.isolation import is_running, kill_tree
 from tests.robustness.trainings import train_in_ranks
-from tests.tiny_model import write_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import torch
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
+from mask_former.config.loading import load_cfg
 from mask_former.data.mappers import (
     DETRPanopticDatasetMapper,
     MaskFormerInstanceDatasetMapper,
     MaskFormerSemanticDatasetMapper,
 )
-from mask_former.engine.setup import load_cfg
-from tests import own_data
-from tests.tiny_model import write_tiny_model
+from tests.helpers import own_data
+from tests.helpers.tiny_model import write_tiny_model
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".gif", ".bmp")
 CLASSES = 2

@@ -32,8 +32,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.checkpoint import replace_file
-from mask_former.engine.provenance import git_state
+from mask_former.checkpoint.provenance import git_state
+from mask_former.utils.weight_files import replace_file
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.fuzzing import all_samples, fuzz
 from tests.robustness.isolation import isolated
 from tests.robustness.killing import kill_training
@@ -45,9 +47,7 @@ from tests.robustness.trainings import (
     train_on_a_full_disk,
     train_with_a_dying_worker,
 )
-from tests.tiny_model import write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 MINUTE = 60.0  # seconds
 KILLS, ITERATIONS = 20, 100
 MUTATIONS, MUTATIONS_A_UNIT = 1000, 50

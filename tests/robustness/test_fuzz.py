@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mask_former.checkpoint import read_checkpoint
-from mask_former.data.instance_files import check_segmentation
-from mask_former.data.pixels import read_pixels
-from mask_former.data.table import read_table
-from mask_former.engine.checkpointer import Checkpointer
-from mask_former.engine.setup import load_cfg
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.table import read_table
+from mask_former.data.formats.coco_instances import check_segmentation
+from mask_former.data.formats.pixels import read_pixels
+from mask_former.utils.weight_files import read_checkpoint
 from tests.robustness.fuzzing import all_samples, fuzz
 from tests.robustness.isolation import isolated
 from tests.robustness.samples import write_checkpoints, write_table

@@ -8,15 +8,15 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 import mask_former
+from mask_former.config.loading import load_cfg
 from mask_former.data.mappers import InferenceMapper
-from mask_former.engine.setup import load_cfg
-from mask_former.predictor import to_picture
+from mask_former.predictor.predictor import to_picture
 from mask_former.registries import DATASET_MAPPER_REGISTRY
-from tests.own_data import write_labels
+from tests.helpers.own_data import write_labels
+from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.isolation import isolated
 from tests.robustness.pictures import ODD_PICTURES, write_bomb, write_too_deep
 from tests.robustness.samples import instance_mapper, panoptic_mapper, semantic_mapper
-from tests.tiny_model import write_tiny_model
 
 each_picture = pytest.mark.parametrize("picture", ODD_PICTURES, ids=lambda p: p.name)
 

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from mask_former.checkpoint import read_checkpoint
+from mask_former.utils.weight_files import read_checkpoint
+from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness import killing
 from tests.robustness.isolation import isolated
 from tests.robustness.killing import kill_training, run_training
@@ -20,7 +21,6 @@ from tests.robustness.trainings import (
     train_on_a_full_disk,
     train_with_a_dying_worker,
 )
-from tests.tiny_model import write_tiny_model
 
 MINUTE = 60.0
 GROWTH = 12.0

@@ -14,11 +14,11 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from mask_former.config.loading import load_cfg
 from mask_former.engine import Trainer
-from mask_former.engine.setup import load_cfg
-from tests import own_data
-from tests.tiny_model import write_tiny_model
-from tests.tiny_trainer import TinyTrainer, make_example
+from tests.helpers import own_data
+from tests.helpers.tiny_model import write_tiny_model
+from tests.helpers.tiny_trainer import TinyTrainer, make_example
 
 SETTINGS = {
     "DATASETS.TEST": "()",
@@ -127,7 +127,7 @@ class WatchMemory(HookBase):
 
 def memory_of_training(folder: Path, steps: int) -> list[float]:
     """Mebibytes at ``PARTS`` of a training on image files, with flips and crops."""
-    from mask_former.data.custom import register_semantic
+    from mask_former.data.datasets.custom import register_semantic
 
     config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
     own_data.write_semantic_folder(folder, (0, 1), count=8)

@@ -7,8 +7,8 @@ import torch
 from detectron2.engine import HookBase
 from torch import nn
 
-from mask_former.engine.freezing import freeze
-from tests.tiny_trainer import TinyTrainer, train
+from mask_former.solver.freezing import freeze
+from tests.helpers.tiny_trainer import TinyTrainer, train
 
 
 def block():

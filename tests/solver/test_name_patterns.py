@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mask_former.engine.name_patterns import matching
+from mask_former.solver.name_patterns import matching
 
 NAMES = ["backbone.stem.conv1.weight", "backbone.norm2.bias", "backbone_two.weight", "head.bias"]
 

@@ -11,9 +11,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from torch import nn
 
-from mask_former.engine.optimizer import build_optimizer, parameter_groups
-from mask_former.engine.setup import load_cfg
-from tests.tiny_model import write_tiny_model
+from mask_former.config.loading import load_cfg
+from mask_former.solver.optimizer import build_optimizer, parameter_groups
+from tests.helpers.tiny_model import write_tiny_model
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from tests.tiny_model import tiny_settings
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import tiny_settings
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "analyze_model.py"
+PATH = ROOT / "tools" / "analyze_model.py"
 spec = importlib.util.spec_from_file_location("analyze_model", PATH)
 assert spec is not None and spec.loader is not None
 analyze_model = importlib.util.module_from_spec(spec)

@@ -6,16 +6,16 @@ import importlib.util
 import itertools
 import json
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from tests.tiny_model import tiny_settings
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import tiny_settings
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+PATH = ROOT / "tools" / "benchmark.py"
 spec = importlib.util.spec_from_file_location("benchmark", PATH)
 assert spec is not None and spec.loader is not None
 benchmark = importlib.util.module_from_spec(spec)

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "benchmark_criterion.py"
+from tests.helpers.paths import ROOT
+
+SCRIPT = ROOT / "tools" / "benchmark_criterion.py"
 spec = importlib.util.spec_from_file_location("benchmark_criterion", SCRIPT)
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)

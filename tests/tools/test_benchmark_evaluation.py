@@ -2,12 +2,13 @@
 
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "benchmark_evaluation.py"
+from tests.helpers.paths import ROOT
+
+SCRIPT = ROOT / "tools" / "benchmark_evaluation.py"
 spec = importlib.util.spec_from_file_location("benchmark_evaluation", SCRIPT)
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)

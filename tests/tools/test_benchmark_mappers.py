@@ -2,17 +2,16 @@
 
 import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
 
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.registries import DATASET_MAPPER_REGISTRY
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "benchmark_mappers.py"
 spec = importlib.util.spec_from_file_location("benchmark_mappers", SCRIPT)
 tool = importlib.util.module_from_spec(spec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,9 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "check_dataset.py"
+from tests.helpers.paths import ROOT
+
+PATH = ROOT / "tools" / "check_dataset.py"
 spec = importlib.util.spec_from_file_location("check_dataset", PATH)
 assert spec is not None and spec.loader is not None
 check_dataset = importlib.util.module_from_spec(spec)

@@ -12,13 +12,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mask_former.checkpoint import read_checkpoint, write_weights
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.inference import semantic_map
-from mask_former.prediction.inference_pipeline import load_trained_model
-from mask_former.prediction.pretrained import find_pretrained
-from tests.golden_cases import fill_weights
-from tests.huggingface_models import (
+from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.pretrained import find_pretrained
+from mask_former.utils.weight_files import read_checkpoint, write_weights
+from tests.helpers.golden_cases import fill_weights
+from tests.helpers.huggingface_models import (
     NAMES,
     load_theirs,
     random_images,
@@ -28,10 +28,11 @@ from tests.huggingface_models import (
     transformers,
     worst_difference,
 )
-from tests.tiny_model import DATASET, write_tiny_model
-from tests.tiny_model import NAMES as TINY_NAMES
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import DATASET, write_tiny_model
+from tests.helpers.tiny_model import NAMES as TINY_NAMES
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "convert_hf_maskformer.py"
+PATH = ROOT / "tools" / "convert_hf_maskformer.py"
 spec = importlib.util.spec_from_file_location("convert_hf_maskformer", PATH)
 assert spec is not None and spec.loader is not None
 tool = importlib.util.module_from_spec(spec)

@@ -4,19 +4,19 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from mask_former.engine.checkpointer import Checkpointer
+from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.modeling.backbone.timm_backbone import TimmBackbone
+from tests.helpers.paths import ROOT
 
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_timm_to_d2.py"
+SCRIPT = ROOT / "tools" / "convert_timm_to_d2.py"
 spec = importlib.util.spec_from_file_location("convert_timm_to_d2", SCRIPT)
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)

@@ -1,7 +1,6 @@
 """tools/convert_torchvision_to_d2.py: torchvision's ResNet gives detectron2's the same maps."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,10 @@ import yaml
 from detectron2.modeling import build_backbone
 from safetensors.torch import save_file
 
-from mask_former.engine.checkpointer import Checkpointer
+from mask_former.checkpoint.checkpointer import Checkpointer
+from tests.helpers.paths import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_torchvision_to_d2.py"
+SCRIPT = ROOT / "tools" / "convert_torchvision_to_d2.py"
 spec = importlib.util.spec_from_file_location("convert_torchvision_to_d2", SCRIPT)
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)

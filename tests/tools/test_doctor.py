@@ -4,11 +4,11 @@ import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
 DOCTOR = ROOT / "tools" / "doctor.py"
 
 spec = importlib.util.spec_from_file_location("doctor", DOCTOR)

@@ -13,7 +13,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "evaluate_pq_for_semantic_segmentation.py"
+from tests.helpers.paths import ROOT
+
+PATH = ROOT / "tools" / "evaluate_pq_for_semantic_segmentation.py"
 spec = importlib.util.spec_from_file_location("evaluate_pq_for_semantic_segmentation", PATH)
 assert spec is not None and spec.loader is not None
 tool = importlib.util.module_from_spec(spec)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.inference import semantic_map
-from mask_former.prediction.inference_pipeline import load_trained_model
-from tests.tiny_model import COLORS, NAMES, write_tiny_model
+from mask_former.predictor.inference_pipeline import load_trained_model
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import COLORS, NAMES, write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export.py")
 assert spec is not None and spec.loader is not None
 export = importlib.util.module_from_spec(spec)

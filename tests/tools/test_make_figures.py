@@ -12,9 +12,10 @@ from PIL import Image
 
 from mask_former import MaskFormerPredictor
 from mask_former.layers import TransformerDecoderLayer
-from tests.tiny_model import NAMES, write_tiny_model
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import NAMES, write_tiny_model
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "make_figures.py"
+PATH = ROOT / "tools" / "make_figures.py"
 spec = importlib.util.spec_from_file_location("make_figures", PATH)
 assert spec is not None and spec.loader is not None
 make_figures = importlib.util.module_from_spec(spec)

@@ -6,11 +6,11 @@ import ast
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
 spec = importlib.util.spec_from_file_location("mutate", ROOT / "tools" / "mutate.py")
 assert spec is not None and spec.loader is not None
 mutate = importlib.util.module_from_spec(spec)

@@ -13,10 +13,10 @@ import torch
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
-from mask_former.engine.checkpointer import Checkpointer
-from mask_former.engine.setup import load_cfg
-from tests.miniature_datasets import ade20k
-from tests.train_net_runs import (
+from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.config.loading import load_cfg
+from tests.helpers.miniature_datasets import ade20k
+from tests.helpers.train_net_runs import (
     ROOT,
     SMALL_MODEL,
     SMALL_RUN,

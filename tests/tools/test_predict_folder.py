@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.ports import free_port
-from tests.tiny_model import write_tiny_model
+from tests.helpers.paths import ROOT
+from tests.helpers.ports import free_port
+from tests.helpers.tiny_model import write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "predict_folder.py"
 spec = importlib.util.spec_from_file_location("predict_folder", SCRIPT)
 assert spec is not None and spec.loader is not None

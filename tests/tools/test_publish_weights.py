@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mask_former.checkpoint import read_checkpoint, write_weights
-from mask_former.engine.inference_data import inference_data
-from mask_former.engine.setup import load_cfg
-from mask_former.prediction.inference_pipeline import load_trained_model
-from mask_former.prediction.pretrained import find_pretrained
-from tests.tiny_model import NAMES, write_tiny_model
+from mask_former.checkpoint.inference_data import inference_data
+from mask_former.config.loading import load_cfg
+from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.pretrained import find_pretrained
+from mask_former.utils.weight_files import read_checkpoint, write_weights
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import NAMES, write_tiny_model
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "publish_weights.py"
+PATH = ROOT / "tools" / "publish_weights.py"
 spec = importlib.util.spec_from_file_location("publish_weights", PATH)
 assert spec is not None and spec.loader is not None
 publish_weights = importlib.util.module_from_spec(spec)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
 PATH = ROOT / "tools" / "release.py"
 spec = importlib.util.spec_from_file_location("release", PATH)
 assert spec is not None and spec.loader is not None

@@ -4,11 +4,10 @@ import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
 
 # Stand-ins for the project's scripts: they note how they were called and write what those write.
 TRAIN_NET = """

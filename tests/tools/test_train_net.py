@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from mask_former.data.shapes.writer import Settings, generate
-from tests import train_net_runs
-from tests.train_net_runs import TIMEOUT, arguments, results_of
+from tests.helpers import train_net_runs
+from tests.helpers.train_net_runs import TIMEOUT, arguments, results_of
 
 CONFIG = "shapes/maskformer_panoptic_tiny.yaml"
 DATASET = "shapes_panoptic_val"

@@ -8,11 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from mask_former.data.instance_files import instances_of_panoptic
+from mask_former.data.formats.coco_instances import instances_of_panoptic
 from mask_former.data.shapes.writer import Settings, generate
-from tests.miniature_datasets import coco_panoptic
-from tests.tools.test_train_net import TINY
-from tests.train_net_runs import (
+from tests.helpers.miniature_datasets import coco_panoptic
+from tests.helpers.train_net_runs import (
     SMALL_MODEL,
     SMALL_RUN,
     arguments,
@@ -21,6 +20,7 @@ from tests.train_net_runs import (
     results_of,
     run_in_turn,
 )
+from tests.tools.test_train_net import TINY
 
 INSTANCES_ON = {"MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
 # The model is sure of nothing, and what it finds shall not be none, nor stuff alone.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.own_data import write_instances, write_panoptic, write_semantic_folder
-from tests.train_net_runs import (
+from tests.helpers.own_data import write_instances, write_panoptic, write_semantic_folder
+from tests.helpers.train_net_runs import (
     SCRIPT,
     SMALL_RUN,
     check_done,
@@ -16,7 +16,7 @@ from tests.train_net_runs import (
     results_of,
     run_in_turn,
 )
-from tests.train_net_runs import environment as environment_of
+from tests.helpers.train_net_runs import environment as environment_of
 
 SMALL = {
     **SMALL_RUN,

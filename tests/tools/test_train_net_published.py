@@ -15,8 +15,8 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 import mask_former  # noqa: F401  (registers the datasets)
-from tests.miniature_datasets import COUNTS, write_all
-from tests.train_net_runs import (
+from tests.helpers.miniature_datasets import COUNTS, write_all
+from tests.helpers.train_net_runs import (
     SMALL_MODEL,
     SMALL_RUN,
     arguments,

@@ -11,11 +11,12 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from mask_former.engine.examples import Example
-from mask_former.visualization import Classes, Overlay, Region
-from tests.tiny_model import COLORS, NAMES, tiny_settings
+from mask_former.visualization.examples import Example
+from mask_former.visualization.overlay import Classes, Overlay, Region
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import COLORS, NAMES, tiny_settings
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "visualize_data.py"
+PATH = ROOT / "tools" / "visualize_data.py"
 spec = importlib.util.spec_from_file_location("visualize_data", PATH)
 assert spec is not None and spec.loader is not None
 visualize_data = importlib.util.module_from_spec(spec)

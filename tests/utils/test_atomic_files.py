@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mask_former.files import replace_file, save_torch
+from mask_former.utils.atomic_files import replace_file, save_torch
 from tests.robustness.isolation import isolated
 from tests.robustness.trainings import _limit_files
 

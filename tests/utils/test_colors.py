@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mask_former.colors import (
+from mask_former.data.datasets.table import TABLES, read_table
+from mask_former.utils.colors import (
     PALETTES,
     colorblind_color,
     instance_color,
     spread_color,
     text_color,
 )
-from mask_former.data.table import TABLES, read_table
 
 COLORS = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
 TABLE_NAMES = sorted(path.stem for path in TABLES.glob("*.json"))

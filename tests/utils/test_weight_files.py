@@ -9,22 +9,22 @@ import pickle
 import pickletools
 import tarfile
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
-from mask_former.checkpoint import (
+from mask_former.utils.weight_files import (
     as_tensors,
     read_checkpoint,
     read_extras,
     rename_old_layout,
     write_weights,
 )
+from tests.helpers.paths import GOLDEN
 
-PUBLISHED = Path(__file__).parent / "golden" / "published_state_dicts.json.gz"
+PUBLISHED = GOLDEN / "published_state_dicts.json.gz"
 
 WEIGHTS = {
     "backbone.weight": torch.arange(6, dtype=torch.float32).view(2, 3),

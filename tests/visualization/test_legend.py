@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mask_former.colors import spread_color
-from mask_former.legend import LegendRow, add_legend, draw_legend
+from mask_former.utils.colors import spread_color
+from mask_former.visualization.legend import LegendRow, add_legend, draw_legend
 
 
 def rows(count, name="class"):

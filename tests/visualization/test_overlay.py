@@ -8,9 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mask_former import labels
-from mask_former.colors import spread_color
-from mask_former.visualization import (
+from mask_former.utils.colors import spread_color
+from mask_former.visualization import labels
+from mask_former.visualization.overlay import (
     Classes,
     Overlay,
     Region,

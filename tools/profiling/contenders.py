@@ -14,12 +14,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ...inference import ImageLogits, semantic_map
-from ...layers import LazyMasks
-from ...modeling.mask_former import MaskFormer
-from ...precision import amp_dtype
-from ...structures import Outputs, layer_predictions
-from ..optimizer import build_optimizer
+from mask_former.inference import ImageLogits, semantic_map
+from mask_former.modeling.mask_former import MaskFormer
+from mask_former.ops import LazyMasks
+from mask_former.solver.optimizer import build_optimizer
+from mask_former.structures import Outputs, layer_predictions
+from mask_former.utils.precision import amp_dtype
+
 from .stopwatch import Stopwatch, lap_after, then
 from .work import Work, be_sure, random_batch
 

@@ -16,9 +16,10 @@ from detectron2.modeling import build_model
 from torch import Tensor
 from tqdm import tqdm
 
-from ...modeling.mask_former import MaskFormer
-from ...prediction.inference_pipeline import load_trained_model
-from ...registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.modeling.mask_former import MaskFormer
+from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+
 from .contenders import Contender, ModelContender, initial_weights
 from .stopwatch import Peak, Stopwatch, peak_memory
 from .textbook import build_textbook_model

@@ -21,11 +21,11 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ...inference import ImageLogits, WindowLogits
-from ...losses import SetCriterion, dice_loss, pairwise_dice_cost, sigmoid_focal_loss
-from ...modeling.backbone.swin import D2SwinTransformer
-from ...modeling.mask_former import MaskFormer
-from ...structures import Outputs, Prediction, SegmentInfo, Target, layer_predictions
+from mask_former.inference import ImageLogits, WindowLogits
+from mask_former.losses import SetCriterion, dice_loss, pairwise_dice_cost, sigmoid_focal_loss
+from mask_former.modeling.backbone.swin import D2SwinTransformer
+from mask_former.modeling.mask_former import MaskFormer
+from mask_former.structures import Outputs, Prediction, SegmentInfo, Target, layer_predictions
 
 __all__ = ["TextbookCriterion", "TextbookMaskFormer", "build_textbook_model"]
 

@@ -10,7 +10,12 @@ from detectron2.config import CfgNode
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from ...huggingface import to_huggingface_config, to_huggingface_names, to_huggingface_processor
+from mask_former.huggingface import (
+    to_huggingface_config,
+    to_huggingface_names,
+    to_huggingface_processor,
+)
+
 from .contenders import Contender
 from .stopwatch import Stopwatch, lap_after
 from .work import Work, be_sure

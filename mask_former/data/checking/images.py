@@ -15,16 +15,17 @@ import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image
 
-from mask_former.data.checking.instances import instance_area
-from mask_former.data.mappers.readers import (
+from mask_former.utils.errors import message_of
+
+from ..formats.readers import (
     check_classes,
     check_same_size,
     read_class_map,
     read_image,
     read_segment_map,
 )
-from mask_former.data.targets import NDArray, count_values
-from mask_former.errors import message_of
+from ..targets import NDArray, count_values
+from .instances import instance_area
 
 __all__ = ["ClassTable", "Finding", "ImageCheck", "Record", "check_image"]
 

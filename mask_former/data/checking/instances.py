@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_former.data.instance_files import decode_segmentation
+from ..formats.coco_instances import decode_segmentation
 
 __all__ = ["instance_area"]
 

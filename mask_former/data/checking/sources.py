@@ -13,10 +13,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.data.checking.images import ClassTable, Finding, Record
-from mask_former.data.classes import classes_of_json
-from mask_former.data.loaders import files_by_stem, read_json
-from mask_former.data.mappers.base import ignore_label_of
+from ..datasets.class_files import classes_of_json
+from ..datasets.loaders import files_by_stem, read_json
+from ..mappers.base import ignore_label_of
+from .images import ClassTable, Finding, Record
 
 __all__ = ["Source", "classes_of_dataset", "from_coco_json", "from_folders", "from_registered"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mask_former.data.checking.images import Finding, ImageCheck, Record
-from mask_former.data.checking.sources import Source
+from .images import Finding, ImageCheck, Record
+from .sources import Source
 
 __all__ = ["Summary", "fitting_config", "summarize"]
 

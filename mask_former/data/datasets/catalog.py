@@ -10,8 +10,8 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.data.loaders import load_instances, load_panoptic, load_sem_seg
-from mask_former.data.table import TABLES, Category, Dataset, Table, check_table, read_table
+from .loaders import load_instances, load_panoptic, load_sem_seg
+from .table import TABLES, Category, Dataset, Table, check_table, read_table
 
 __all__ = [
     "TABLES",

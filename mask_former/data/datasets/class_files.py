@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_former.data.catalog import Category
+from .catalog import Category
 
 __all__ = ["classes_of_json", "read_classes"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .colors import PALETTES, Color, spread_color
+from mask_former.utils.colors import PALETTES, Color, spread_color
 
 __all__ = ["Classes"]
 
@@ -64,7 +64,7 @@ class Classes:
         """The same classes in other colours; a class's colour depends on its id alone.
 
         Args:
-            name: a key of :data:`mask_former.colors.PALETTES`; "dataset" leaves all as it is.
+            name: a key of :data:`mask_former.utils.colors.PALETTES`; "dataset" leaves all as it is.
 
         Raises:
             ValueError: for another name.

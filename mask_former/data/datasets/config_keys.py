@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.catalog import read_table, register
+from .catalog import read_table, register
 
 __all__ = ["fitting_keys", "register_own_tables", "use_datasets"]
 

@@ -1,6 +1,6 @@
 """A user's own data: from folders and files to a table of datasets, and from there registered.
 
-The same table (see `mask_former.data.catalog`) is what `register_*` register at once, what
+The same table (see `mask_former.data.datasets.catalog`) is what `register_*` register at once, what
 `tools/train_net.py` writes beside its results, and what a user may write by hand.
 """
 
@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mask_former.data.catalog import Category, Dataset, Table, check_table, register
-from mask_former.data.classes import classes_of_json, read_classes
-from mask_former.data.loaders import read_json
-from mask_former.files import replace_file
+from mask_former.utils.atomic_files import replace_file
+
+from .catalog import Category, Dataset, Table, check_table, register
+from .class_files import classes_of_json, read_classes
+from .loaders import read_json
 
 __all__ = [
     "Annotated",

@@ -12,13 +12,8 @@ from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
 
-from mask_former.data.instance_files import (
-    check_segmentation,
-    complete,
-    compress,
-    instances_of_panoptic,
-)
-from mask_former.data.json_files import naming_mistakes, read_json
+from ..formats.coco_instances import check_segmentation, complete, compress, instances_of_panoptic
+from ..formats.coco_json import naming_mistakes, read_json
 
 _PANOPTIC, _INSTANCES = "COCO panoptic format", "COCO instance format"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

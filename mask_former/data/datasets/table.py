@@ -23,7 +23,7 @@ from typing import Any
 
 __all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table"]
 
-TABLES = Path(__file__).parent / "tables"
+TABLES = Path(__file__).parents[1] / "tables"
 
 _PATHS = ("image_root", "sem_seg_root", "panoptic_root", "panoptic_json", "json_file")
 _NEVER_NONE = ("name", "image_root", "kind", "ignore_label", "isthing", "labels_are_ids")

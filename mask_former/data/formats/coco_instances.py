@@ -13,8 +13,8 @@ import numpy as np
 from detectron2.structures.masks import polygons_to_bitmask
 from pycocotools import mask as coco_mask
 
-from mask_former.data.mappers.readers import read_segment_map
-from mask_former.data.targets import NDArray
+from ..targets import NDArray
+from .readers import read_segment_map
 
 __all__ = [
     "check_segmentation",

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from mask_former.data.catalog import Category
-from mask_former.data.targets import index_segments
-from mask_former.files import replace_file
+from mask_former.utils.atomic_files import replace_file
+
+from ..datasets.catalog import Category
+from ..targets import index_segments
 
 
 def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> list[dict[str, Any]]:

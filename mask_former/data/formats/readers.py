@@ -7,13 +7,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-from mask_former.data.pixels import read_pixels
-from mask_former.data.targets import (
-    MAX_SEGMENT_ID,
-    NDArray,
-    decode_segment_ids,
-    index_segments,
-)
+from ..targets import MAX_SEGMENT_ID, NDArray, decode_segment_ids, index_segments
+from .pixels import read_pixels
 
 __all__ = [
     "check_classes",

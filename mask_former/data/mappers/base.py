@@ -16,9 +16,9 @@ from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from mask_former.data.augmentation import build_augmentation
-from mask_former.data.mappers.readers import read_image
-from mask_former.data.targets import InstanceMasks, NDArray, SegmentMap, pad_map
+from ..formats.readers import read_image
+from ..targets import InstanceMasks, NDArray, SegmentMap, pad_map
+from ..transforms.augmentation import build_augmentation
 
 __all__ = ["Annotations", "TrainingMapper", "ignore_label_of", "settings"]
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from mask_former.data.augmentation import build_detr_augmentation
-from mask_former.data.mappers.base import settings
-from mask_former.data.mappers.panoptic import MaskFormerPanopticDatasetMapper
 from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+from ..transforms.augmentation import build_detr_augmentation
+from .base import settings
+from .panoptic import MaskFormerPanopticDatasetMapper
 
 __all__ = ["DETRPanopticDatasetMapper"]
 

@@ -9,8 +9,8 @@ import torch
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 
-from mask_former.data.mappers.base import ANNOTATION_KEYS
-from mask_former.data.mappers.readers import read_image
+from ..formats.readers import read_image
+from .base import ANNOTATION_KEYS
 
 __all__ = ["InferenceMapper"]
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from mask_former.data.augmentation import build_augmentation
-from mask_former.data.instance_files import decode_segmentation
-from mask_former.data.mappers.base import Annotations, TrainingMapper, settings
-from mask_former.data.mappers.readers import check_classes
-from mask_former.data.targets import InstanceMasks, NDArray
 from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+from ..formats.coco_instances import decode_segmentation
+from ..formats.readers import check_classes
+from ..targets import InstanceMasks, NDArray
+from ..transforms.augmentation import build_augmentation
+from .base import Annotations, TrainingMapper, settings
 
 __all__ = ["MaskFormerInstanceDatasetMapper"]
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from mask_former.data.mappers.base import Annotations, TrainingMapper
-from mask_former.data.mappers.readers import check_classes, check_same_size, read_segment_map
-from mask_former.data.mappers.semantic import read_sem_seg
-from mask_former.data.targets import NDArray, SegmentMap
 from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+from ..formats.readers import check_classes, check_same_size, read_segment_map
+from ..targets import NDArray, SegmentMap
+from .base import Annotations, TrainingMapper
+from .semantic import read_sem_seg
 
 __all__ = ["MaskFormerPanopticDatasetMapper"]
 

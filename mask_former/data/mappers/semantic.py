@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mask_former.data.mappers.base import Annotations, TrainingMapper
-from mask_former.data.mappers.readers import check_classes, check_same_size, read_class_map
-from mask_former.data.targets import NDArray, SegmentMap
 from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+from ..formats.readers import check_classes, check_same_size, read_class_map
+from ..targets import NDArray, SegmentMap
+from .base import Annotations, TrainingMapper
 
 __all__ = ["MaskFormerSemanticDatasetMapper", "read_sem_seg"]
 

@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mask_former.data.catalog import datasets_root
-from mask_former.data.files import require
+from ..datasets.catalog import datasets_root
+from .downloads import require
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

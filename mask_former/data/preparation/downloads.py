@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_former.data.pixels import check_png
-from mask_former.files import replace_file
+from mask_former.utils.atomic_files import replace_file
+
+from ..formats.pixels import check_png
 
 
 def require(paths: Iterable[Path]) -> None:

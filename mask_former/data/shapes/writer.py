@@ -17,9 +17,8 @@ from typing import Any
 
 from iopath.common.file_io import file_lock
 
-from mask_former.data.catalog import read_table
-from mask_former.data.panoptic_files import segments_info, write_ids, write_image, write_json
-
+from ..datasets.catalog import read_table
+from ..formats.coco_panoptic import segments_info, write_ids, write_image, write_json
 from .scene import HEIGHT, WIDTH, scene
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from mask_former.data.crops import ClassUniformCrop, ResizeAndCrop
-from mask_former.data.targets import NDArray
+from ..targets import NDArray
+from .crops import ClassUniformCrop, ResizeAndCrop
 
 __all__ = ["ColorAugSSD", "build_augmentation", "build_detr_augmentation"]
 

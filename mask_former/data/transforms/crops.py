@@ -6,7 +6,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from PIL import Image
 
-from mask_former.data.targets import NDArray
+from ..targets import NDArray
 
 __all__ = ["ClassUniformCrop", "ResizeAndCrop", "ResizeCropTransform"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data.targets import NDArray, SegmentMap, index_segments
-from ..structures import Target
+from mask_former.data.targets import NDArray, SegmentMap, index_segments
+from mask_former.structures import Target
 
 __all__ = ["encode"]
 

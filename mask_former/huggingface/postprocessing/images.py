@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..layers import LazyMasks
+from mask_former.ops import LazyMasks
 
 __all__ = ["Picture", "Size", "Sizes", "pictures_of"]
 

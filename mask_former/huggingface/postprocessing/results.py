@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..inference import instance_inference, semantic_inference, semantic_map
-from ..inference.panoptic import segment_ids
-from ..inference.semantic import best_classes
-from ..layers import LazyMasks, largest
-from .pictures import Picture, Size, Sizes, pictures_of
+from mask_former.inference import instance_inference, semantic_inference, semantic_map
+from mask_former.inference.panoptic import segment_ids
+from mask_former.inference.semantic import best_classes
+from mask_former.ops import LazyMasks, largest
+
+from .images import Picture, Size, Sizes, pictures_of
 
 __all__ = [
     "PostProcessed",

@@ -22,7 +22,7 @@ from detectron2.modeling.backbone.swin import (
 )
 from torch import Tensor
 
-from ...layers.windows import (
+from mask_former.ops.window_attention import (
     OpenLayout,
     WindowLayout,
     from_windows,

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...layers.depthwise import depthwise_conv2d
+from mask_former.ops.depthwise_conv import depthwise_conv2d
 
 __all__ = ["speed_up_depthwise"]
 

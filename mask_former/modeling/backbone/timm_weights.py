@@ -16,7 +16,8 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, get_cache_dir
 from torch import Tensor
 
-from ...checkpoint import read_checkpoint, write_weights
+from mask_former.utils.weight_files import read_checkpoint, write_weights
+
 from .timm_backbone import PREFIX, TimmBackbone
 
 __all__ = ["convert_timm_checkpoint", "packaged_checkpoint"]

@@ -9,9 +9,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ...structures import Outputs
+from mask_former.structures import Outputs
+
 from ..pixel_decoder import build_pixel_decoder
-from ..transformer_predictor import build_predictor
+from ..transformer_decoder.maskformer import build_predictor
 
 __all__ = ["MaskFormerHead"]
 
@@ -30,7 +31,8 @@ class MaskFormerHead(nn.Module):
         """
         Args:
             pixel_decoder: see :func:`~mask_former.modeling.pixel_decoder.build_pixel_decoder`.
-            predictor: see :func:`~mask_former.modeling.transformer_predictor.build_predictor`.
+            predictor: see
+                :func:`~mask_former.modeling.transformer_decoder.maskformer.build_predictor`.
             transformer_in_feature: the map that the queries look at: a backbone map's name,
                 ``transformer_encoder`` or ``pixel_embedding``.
         """

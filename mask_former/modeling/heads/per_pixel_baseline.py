@@ -11,7 +11,8 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ...structures import layer_predictions
+from mask_former.structures import layer_predictions
+
 from ..pixel_decoder import build_pixel_decoder
 from .mask_former_head import MaskFormerHead
 

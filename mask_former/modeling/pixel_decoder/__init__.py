@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
-from ...registries import lookup
+from mask_former.registries import lookup
 
 __all__ = ["build_pixel_decoder"]
 

@@ -10,8 +10,9 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor
 
-from ...layers import Transformer
-from .base import BasePixelDecoder
+from mask_former.layers import Transformer
+
+from .fpn import BasePixelDecoder
 
 __all__ = ["TransformerEncoderPixelDecoder"]
 

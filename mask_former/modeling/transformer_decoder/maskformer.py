@@ -10,9 +10,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from ..layers import MLP, Transformer
-from ..registries import PREDICTOR_REGISTRY, lookup
-from ..structures import Outputs, Prediction
+from mask_former.layers import MLP, Transformer
+from mask_former.registries import PREDICTOR_REGISTRY, lookup
+from mask_former.structures import Outputs, Prediction
 
 __all__ = ["TransformerPredictor", "build_predictor"]
 
@@ -22,7 +22,7 @@ def build_predictor(cfg: CfgNode, in_channels: int, mask_classification: bool = 
 
     Its contract: ``forward(feature_map, mask_features) -> Outputs``. A predictor that also has
     ``query_states(feature_map) -> L×B×Q×C`` and ``predict(states, mask_features) -> [Prediction]``
-    shows every layer to :func:`~mask_former.inner_outputs.inner_outputs`.
+    shows every layer to :func:`~mask_former.modeling.inner_outputs.inner_outputs`.
     """
     key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
     predictor = lookup(PREDICTOR_REGISTRY, cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME, key)

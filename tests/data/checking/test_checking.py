@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from yacs.config import CfgNode
 
-from mask_former.config import get_mask_former_cfg, validate
+from mask_former.config.keys import get_mask_former_cfg, validate
 from mask_former.data.checking import (
     ClassTable,
     ImageCheck,
@@ -23,7 +23,7 @@ from mask_former.data.checking import (
     from_registered,
     summarize,
 )
-from mask_former.data.panoptic_files import write_ids
+from mask_former.data.formats.coco_panoptic import write_ids
 
 HEIGHT, WIDTH = 40, 60
 CLASSES = ClassTable(["sky", "road", "car"], ignore_label=255)

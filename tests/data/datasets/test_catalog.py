@@ -13,10 +13,10 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin_meta, coco_panoptic
 
-from mask_former.data import catalog
-from mask_former.data.loaders import load_panoptic, load_sem_seg
+from mask_former.data.datasets import catalog
+from mask_former.data.datasets.loaders import load_panoptic, load_sem_seg
+from tests.helpers.paths import ROOT as REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared"
 GOLDEN = REPOSITORY / "tests" / "golden" / "dataset_metadata_sha256.json"
 ROOT = "$DETECTRON2_DATASETS"  # as the published facts spell it

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mask_former.data.catalog import Category
-from mask_former.data.classes import classes_of_json, read_classes
+from mask_former.data.datasets.catalog import Category
+from mask_former.data.datasets.class_files import classes_of_json, read_classes
 
 
 def test_a_line_is_a_name_with_a_value_before_and_a_colour_behind_where_they_are_wanted() -> None:

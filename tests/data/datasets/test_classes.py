@@ -8,8 +8,8 @@ import pytest
 from detectron2.data import Metadata, MetadataCatalog
 
 import mask_former  # noqa: F401  (registers the datasets)
-from mask_former.classes import Classes
-from mask_former.colors import PALETTES, colorblind_color
+from mask_former.data.datasets.classes import Classes
+from mask_former.utils.colors import PALETTES, colorblind_color
 
 CLASSES = Classes(
     ["sky", "road", "car"], [(70, 130, 180), (128, 64, 128), (0, 0, 142)], [False, False, True]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.config import get_mask_former_cfg
+from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.data import register_instances, register_semantic
-from mask_former.engine.datasets import fitting_keys, use_datasets
-from mask_former.engine.setup import load_cfg
-from tests.own_data import write_instances, write_semantic_folder
+from mask_former.data.datasets.config_keys import fitting_keys, use_datasets
+from tests.helpers.own_data import write_instances, write_semantic_folder
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_config_that_evaluates_nothing_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_config(tmp_path, str(write_table(tmp_path)), TRAIN=["by_hand"])
-    with caplog.at_level("INFO", logger="mask_former.engine.datasets"):
+    with caplog.at_level("INFO", logger="mask_former.data.datasets.config_keys"):
         load_cfg(path)
     assert "by_hand: 2 classes (a, b), from" in caplog.text
     assert "DATASETS.TEST is empty: nothing will be evaluated." in caplog.text

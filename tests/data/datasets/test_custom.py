@@ -12,14 +12,14 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.config import get_mask_former_cfg
+from mask_former.config.keys import get_mask_former_cfg
 from mask_former.data import register_instances, register_panoptic, register_semantic
-from mask_former.data.catalog import read_table, register_table
-from mask_former.data.custom import Annotated, json_table, semantic_table, write_table
+from mask_former.data.datasets.catalog import read_table, register_table
+from mask_former.data.datasets.config_keys import register_own_tables
+from mask_former.data.datasets.custom import Annotated, json_table, semantic_table, write_table
 from mask_former.data.mappers import MaskFormerSemanticDatasetMapper
-from mask_former.engine.datasets import register_own_tables
-from mask_former.engine.semantic_evaluation import SemSegEvaluator
-from tests.own_data import write_image, write_instances, write_labels, write_panoptic
+from mask_former.evaluation.semantic import SemSegEvaluator
+from tests.helpers.own_data import write_image, write_instances, write_labels, write_panoptic
 
 
 @pytest.fixture(autouse=True)

@@ -12,14 +12,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mask_former.data import catalog
-from mask_former.data.instance_files import (
+from mask_former.data.datasets import catalog
+from mask_former.data.datasets.loaders import load_instances
+from mask_former.data.formats.coco_instances import (
     complete,
     decode_segmentation,
     instances_of_panoptic,
 )
-from mask_former.data.loaders import load_instances
-from mask_former.data.mappers.readers import read_segment_map
+from mask_former.data.formats.readers import read_segment_map
 
 SIZE = (20, 30)
 WHERE = "x.json: annotation id 7"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.data.panoptic_files import segments_info, write_ids
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids
 
 
 def test_ids_beyond_one_and_two_bytes_survive_the_png(tmp_path: Path) -> None:

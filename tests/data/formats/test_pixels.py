@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.data.mappers.readers import read_label_map
-from mask_former.data.pixels import read_pixels
-from mask_former.prediction.pictures import to_picture
+from mask_former.data.formats.pixels import read_pixels
+from mask_former.data.formats.readers import read_label_map
+from mask_former.predictor.images import to_picture
 
 DARK = np.arange(24, dtype=np.uint8).reshape(4, 6)
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # TIFF's sample formats

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mask_former.config import get_mask_former_cfg
+from mask_former.config.keys import get_mask_former_cfg
 from mask_former.data.mappers import MaskFormerInstanceDatasetMapper
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mask_former.data.files import copy_file
-from mask_former.data.preparation import Job, convert_all, parallel_map, run_command
+from mask_former.data.preparation.command import Job, convert_all, parallel_map, run_command
+from mask_former.data.preparation.downloads import copy_file
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.data.files import check_size, copy_file, read_image, read_labels, require
+from mask_former.data.preparation.downloads import (
+    check_size,
+    copy_file,
+    read_image,
+    read_labels,
+    require,
+)
 
 
 def test_a_copy_has_the_content(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mask_former.data.catalog import read_table
-from mask_former.engine.evaluation import build_evaluator
-from mask_former.engine.setup import load_cfg
-from tests.data.preparation_trees import (
+from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.catalog import read_table
+from mask_former.evaluation.build import build_evaluator
+from tests.helpers.preparation_trees import (
     FULL,
     HEIGHT,
     LARGE,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mask_former.data.catalog import read_table
-from tests.data.preparation_trees import (
+from mask_former.data.datasets.catalog import read_table
+from tests.helpers.preparation_trees import (
     ADE,
     HEIGHT,
     WIDTH,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.preparation_trees import ADE, ade_semantic, ade_tree, load_script, pixels, save
+from tests.helpers.preparation_trees import ADE, ade_semantic, ade_tree, load_script, pixels, save
 
 script = load_script("prepare_ade20k_sem_seg")
 

@@ -13,9 +13,10 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from mask_former.data.catalog import read_table, register_tables
+from mask_former.data.datasets.catalog import read_table, register_tables
+from tests.helpers.paths import ROOT
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_camvid.py"
+SCRIPT = ROOT / "datasets" / "prepare_camvid.py"
 SKY, ROAD, CAR, PEDESTRIAN, UNLABELLED, VOID = 0, 3, 8, 9, 11, 255
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.preparation_trees import (
+from tests.helpers.preparation_trees import (
     STUFF,
     load_script,
     pixels,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.preparation_trees import (
+from tests.helpers.preparation_trees import (
     CASES,
     REPOSITORY,
     Case,

@@ -15,7 +15,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from mask_former.data.catalog import read_table, register_tables
+from mask_former.data.datasets.catalog import read_table, register_tables
 from mask_former.data.shapes import writer
 from mask_former.data.shapes.scene import HEIGHT, OUTLINES, PATTERNS, WIDTH, scene
 

@@ -9,14 +9,14 @@ from detectron2.data import transforms as T
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import ColorAugSSDTransform, color_augmentation
 
-from mask_former.data.augmentation import (
+from mask_former.data.transforms.augmentation import (
     ColorAugSSD,
     RandomFlip,
     build_augmentation,
     build_detr_augmentation,
 )
-from mask_former.data.crops import ClassUniformCrop, ResizeAndCrop, ResizeCropTransform
-from tests.data.noise_images import IGNORE, augment, noise
+from mask_former.data.transforms.crops import ClassUniformCrop, ResizeAndCrop, ResizeCropTransform
+from tests.helpers.noise_images import IGNORE, augment, noise
 
 
 def make_cfg(**settings):

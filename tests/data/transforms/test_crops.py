@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from detectron2.data import transforms as T
 
-from mask_former.data.crops import ClassUniformCrop, ResizeAndCrop, ResizeCropTransform
-from tests.data.noise_images import IGNORE, augment, noise
+from mask_former.data.transforms.crops import ClassUniformCrop, ResizeAndCrop, ResizeCropTransform
+from tests.helpers.noise_images import IGNORE, augment, noise
 
 
 def crops():

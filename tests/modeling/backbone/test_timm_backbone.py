@@ -8,10 +8,10 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-from mask_former.layers.depthwise import depthwise_conv2d
 from mask_former.modeling.activation_checkpointing import checkpoint_activations
 from mask_former.modeling.backbone import timm_depthwise
 from mask_former.modeling.backbone.timm_backbone import TimmBackbone
+from mask_former.ops.depthwise_conv import depthwise_conv2d
 
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
 

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from mask_former.engine.checkpointer import Checkpointer
+from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.modeling.backbone.timm_backbone import TimmBackbone
 from mask_former.modeling.backbone.timm_weights import convert_timm_checkpoint, packaged_checkpoint
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_sem_seg_head
 
-from tests.modeling.pixel_decoder_battery import CONVS_DIM, MASK_DIM, SHAPES, SIZES, make_features
+from tests.helpers.batteries.pixel_decoder import CONVS_DIM, MASK_DIM, SHAPES, SIZES, make_features
 
 
 @pytest.fixture

@@ -6,11 +6,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from tests.modeling.pixel_decoder_battery import (
-    PixelDecoderBattery,
-    build_decoder,
-    make_features,
-)
+from tests.helpers.batteries.pixel_decoder import PixelDecoderBattery, build_decoder, make_features
 
 PYRAMID = ["layer_4", "adapter_3", "layer_3", "adapter_2", "layer_2", "adapter_1", "layer_1"]
 

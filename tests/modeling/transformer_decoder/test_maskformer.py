@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mask_former.modeling.transformer_predictor import TransformerPredictor, build_predictor
+from mask_former.modeling.transformer_decoder.maskformer import (
+    TransformerPredictor,
+    build_predictor,
+)
 from mask_former.registries import PREDICTOR_REGISTRY
 
 CLASSES, QUERIES, HIDDEN, MASK_DIM, LAYERS = 5, 7, 16, 12, 3

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.layers import Conv2d
-from torch import nn
-
-from mask_former.engine.analysis import (
+from profiling.analysis import (
     Network,
     analyze,
     count_activations,
@@ -17,10 +13,13 @@ from mask_former.engine.analysis import (
     count_parameters,
     measure_seconds,
 )
-from mask_former.engine.setup import load_cfg
-from mask_former.layers.transformer import _Attention
+from torch import nn
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from mask_former.config.loading import load_cfg
+from mask_former.layers.transformer import _Attention
+from tests.helpers.paths import ROOT
+
+CONFIGS = ROOT / "configs"
 
 
 class OnImage(nn.Module):

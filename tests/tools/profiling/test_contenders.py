@@ -4,12 +4,12 @@ import time
 
 import pytest
 import torch
+from profiling import Spec, Work, build_contenders
+from profiling.stopwatch import Stopwatch
+from profiling.work import be_sure, random_batch
 
-from mask_former.engine.benchmarking import Spec, Work, build_contenders
-from mask_former.engine.benchmarking.stopwatch import Stopwatch
-from mask_former.engine.benchmarking.work import be_sure, random_batch
-from mask_former.engine.setup import load_cfg
-from tests.tiny_model import write_tiny_model
+from mask_former.config.loading import load_cfg
+from tests.helpers.tiny_model import write_tiny_model
 
 WORK = Work(size=(32, 64), images=2, targets=3)
 SLEEP = 0.3

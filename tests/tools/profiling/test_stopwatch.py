@@ -5,14 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from mask_former.engine.benchmarking.stopwatch import (
-    Stopwatch,
-    lap_after,
-    matrix_product_rate,
-    peak_memory,
-    then,
-)
+from profiling.stopwatch import Stopwatch, lap_after, matrix_product_rate, peak_memory, then
 
 CPU = torch.device("cpu")
 

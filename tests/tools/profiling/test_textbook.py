@@ -4,12 +4,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import swin
+from profiling.textbook import build_textbook_model
+from profiling.work import Work, be_sure, random_batch
 
-from mask_former.engine.benchmarking.textbook import build_textbook_model
-from mask_former.engine.benchmarking.work import Work, be_sure, random_batch
-from mask_former.engine.setup import load_cfg
+from mask_former.config.loading import load_cfg
 from mask_former.structures import layer_predictions
-from tests.tiny_model import write_tiny_model
+from tests.helpers.tiny_model import write_tiny_model
 
 EVERYTHING = {"PANOPTIC_ON": True, "INSTANCE_ON": True, "OVERLAP_THRESHOLD": 0.3}
 TARGETS = Work(size=(64, 80), output_size=(50, 90), images=2, targets=3)

@@ -1,0 +1,1 @@
+"""Checkpoints: saving and loading, fine-tuning, and what inference needs of them."""

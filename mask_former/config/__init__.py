@@ -1,0 +1,7 @@
+"""Config keys, their validation, and reading config files."""
+
+from .keys import add_mask_former_config, get_mask_former_cfg
+from .loading import load_cfg
+from .validation import validate
+
+__all__ = ["add_mask_former_config", "get_mask_former_cfg", "load_cfg", "validate"]

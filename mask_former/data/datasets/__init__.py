@@ -1,0 +1,1 @@
+"""Dataset tables, the catalog, loaders and custom datasets."""

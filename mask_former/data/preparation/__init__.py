@@ -1,0 +1,1 @@
+"""Download and convert the published datasets."""

@@ -1,0 +1,1 @@
+"""Evaluators, on detectron2's interface."""

@@ -1,1 +1,0 @@
-"""From a trained model to results of pictures, videos and folders."""

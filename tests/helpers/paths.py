@@ -1,0 +1,10 @@
+"""Folders of the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout."""
+GOLDEN = ROOT / "tests" / "golden"
+"""Figures of the published code that parity tests carry."""
