@@ -1,9 +1,8 @@
-"""What a model says of one picture, as numpy arrays."""
+"""Results of one image as plain data: numpy arrays, and how to draw them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from mask_former.visualization.overlay import (
     semantic_overlay,
 )
 
-__all__ = ["InstanceResult", "PanopticResult", "Result"]
+__all__ = ["InstanceResult", "PanopticResult", "ResultArrays"]
 
 
 class PanopticResult(NamedTuple):
@@ -71,8 +70,8 @@ class InstanceResult:
 
 
 @dataclass(frozen=True)
-class Result:
-    """A picture and what a model says of it; what it does not say is None."""
+class ResultArrays:
+    """An image and its results; a kind of result that was not computed is None."""
 
     image: NDArray[np.uint8]
     """H×W×3, RGB."""
@@ -194,26 +193,3 @@ class Result:
             share = float(sum(own)) / overlay.ids.size
             rows.append(LegendRow(swatch, name or self.classes.names[class_id], share))
         return sorted(rows, key=lambda row: -row.share)
-
-    def save(self, path: str | Path, *formats: str, name: str | None = None) -> list[Path]:
-        """Write the result, each file whole or not at all.
-
-        Args:
-            path: one file, whose suffix says what it will be (.png, .jpg, …: the drawn picture;
-                .npz: all arrays; .json: COCO's instance results; with "semantic-png" a .png of
-                class ids), or a folder, which is made.
-            formats: of :data:`mask_former.results.FORMATS`; for a folder by default "overlay".
-                How a folder is laid out says :class:`mask_former.results.ResultWriter`.
-            name: of the files in a folder, without suffix; by default the picture's name, and
-                "result" where it has none.
-
-        Returns:
-            the files.
-
-        Raises:
-            ValueError: for an unknown format, one that the suffix does not fit, or one whose result
-                is not there.
-        """
-        from .saving import save  # which is built on this class
-
-        return save(self, Path(path).expanduser(), formats, name)

@@ -14,7 +14,8 @@ from torch import Tensor
 from mask_former.data.datasets.classes import Classes
 from mask_former.visualization.overlay import RESULTS
 
-from .arrays import InstanceResult, PanopticResult, Result
+from .arrays import InstanceResult, PanopticResult
+from .image_result import Result
 
 __all__ = ["from_detectron2", "instances_from_detectron2"]
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from mask_former.utils.atomic_files import replace_file
 
-from .arrays import Result
+from .arrays import ResultArrays
 
-__all__ = ["FORMATS", "DrawOptions", "is_picture", "save_overlay", "save_semantic"]
+__all__ = ["FORMATS", "DrawOptions", "is_image_suffix", "save_overlay", "save_semantic"]
 
 FORMATS = ("overlay", "semantic-png", "panoptic-coco", "instances-coco", "npz")
 """What a result can be written as: see :class:`mask_former.results.ResultWriter`."""
@@ -30,12 +30,12 @@ class DrawOptions(TypedDict, total=False):
     scale: int
 
 
-def is_picture(suffix: str) -> bool:
+def is_image_suffix(suffix: str) -> bool:
     """Whether Pillow writes files with this suffix, such as ".png"."""
     return Image.registered_extensions().get(suffix.lower()) in Image.SAVE
 
 
-def save_overlay(result: Result, path: Path, kind: str | None, options: DrawOptions) -> None:
+def save_overlay(result: ResultArrays, path: Path, kind: str | None, options: DrawOptions) -> None:
     """Write the drawn picture, in the form that the suffix says."""
     picture = Image.fromarray(result.draw(kind, **options))
     form = Image.registered_extensions()[path.suffix.lower()]
@@ -43,7 +43,7 @@ def save_overlay(result: Result, path: Path, kind: str | None, options: DrawOpti
     replace_file(path, lambda part: picture.save(part, format=form, **settings))
 
 
-def save_semantic(result: Result, path: Path) -> None:
+def save_semantic(result: ResultArrays, path: Path) -> None:
     """Write class ids as a PNG, whole or not at all.
 
     Up to 255 classes: 8 bit with the classes' colours as palette, so that viewers show colours and
@@ -53,7 +53,7 @@ def save_semantic(result: Result, path: Path) -> None:
         ValueError: there is no semantic result.
     """
     if result.semantic is None:
-        raise missing("semantic-png", "semantic", result)
+        raise missing_result("semantic-png", "semantic", result)
     if len(result.classes.names) > _MAX_8_BIT:
         picture = Image.fromarray(result.semantic.astype(np.uint16))  # -1: 65535
     else:
@@ -64,7 +64,7 @@ def save_semantic(result: Result, path: Path) -> None:
     replace_file(path, lambda part: picture.save(part, format="PNG", compress_level=3))
 
 
-def missing(format_name: str, kind: str, result: Result) -> ValueError:
+def missing_result(format_name: str, kind: str, result: ResultArrays) -> ValueError:
     """The error for a format whose result is not there."""
     return ValueError(
         f"The format {format_name!r} needs a {kind} result; {result.file_name or 'the picture'} "

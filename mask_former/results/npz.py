@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_former.data.datasets.classes import Classes
 from mask_former.utils.atomic_files import replace_file
 
-from .arrays import InstanceResult, PanopticResult, Result
+from .arrays import InstanceResult, ResultArrays
 
-__all__ = ["load_npz", "save_npz"]
+__all__ = ["Arrays", "save_npz"]
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def save_npz(result: Result, path: Path, kinds: Collection[str] | None = None) -> None:
+def save_npz(result: ResultArrays, path: Path, kinds: Collection[str] | None = None) -> None:
     """Write a result, but for the picture itself, whole or not at all.
 
     The arrays, of which those of results that are not there are missing:
@@ -83,50 +81,3 @@ def _small(ids: NDArray[np.int32]) -> NDArray[Any]:
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     with path.open("wb") as file:  # numpy would put .npz behind a name that does not end so
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def load_npz(path: str | Path, image: NDArray[np.uint8] | None = None) -> Result:
-    """Read what :func:`save_npz` wrote.
-
-    Args:
-        path: of the file.
-        image: H×W×3, RGB: the picture, which is not in the file. Without it, it is black.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, or none of its kind, or the picture is of another size.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file of results {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        height, width = arrays["size"].tolist()
-        if image is None:
-            image = np.zeros((height, width, 3), np.uint8)
-        return _result(arrays, image, width)
-    except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is no file of results, or the picture is of another size ({error}): expected "
-            "what Result.save(….npz) writes."
-        ) from error
-
-
-def _result(arrays: Arrays, image: NDArray[np.uint8], width: int) -> Result:
-    classes = Classes.from_data(json.loads(str(arrays["classes"])))
-    semantic = panoptic = instances = None
-    shares = arrays.get("semantic_scores")
-    if "semantic" in arrays:
-        semantic = arrays["semantic"].astype(np.int32)
-    if "panoptic_ids" in arrays:
-        segments = json.loads(str(arrays["panoptic_segments"]))
-        panoptic = PanopticResult(arrays["panoptic_ids"].astype(np.int32), segments)
-    if "instance_masks" in arrays:
-        masks = np.unpackbits(arrays["instance_masks"], axis=-1, count=width).view(bool)
-        class_ids = arrays["instance_class_ids"]
-        names = [classes.names[i] for i in class_ids]
-        boxes, scores = arrays["instance_boxes"], arrays["instance_scores"]
-        instances = InstanceResult(masks, boxes, scores, class_ids, names)
-    file_name = str(arrays["file_name"]) if "file_name" in arrays else None
-    return Result(image, classes, semantic, shares, panoptic, instances, file_name)

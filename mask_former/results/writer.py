@@ -13,9 +13,9 @@ from typing import Any
 from mask_former.utils.atomic_files import replace_file
 from mask_former.visualization.overlay import RESULTS
 
-from .arrays import Result
+from .arrays import ResultArrays
 from .coco import CategoryIds, categories, instance_records, panoptic_record, resolve_category_ids
-from .files import FORMATS, DrawOptions, missing, save_overlay, save_semantic
+from .files import FORMATS, DrawOptions, missing_result, save_overlay, save_semantic
 from .npz import save_npz
 from .records import RecordFile, RecordIndex
 
@@ -99,7 +99,9 @@ class ResultWriter:
             path.is_file() for path in self._paths(name)
         )
 
-    def write(self, result: Result, name: str, image_id: int | str | None = None) -> list[Path]:
+    def write(
+        self, result: ResultArrays, name: str, image_id: int | str | None = None
+    ) -> list[Path]:
         """Write the result of one picture; what was there under its name is replaced.
 
         Args:
@@ -146,7 +148,7 @@ class ResultWriter:
         }
         return [self.folder / file for f in self.formats for file in files.get(f, ())]
 
-    def _ids(self, result: Result) -> CategoryIds:
+    def _ids(self, result: ResultArrays) -> CategoryIds:
         """Category ids of the classes, the same for the whole folder, which has them in a file."""
         if self._resolved is None:
             ids = resolve_category_ids(result.classes, self._category_ids)
@@ -162,9 +164,9 @@ class ResultWriter:
             self._resolved = ids
         return self._resolved
 
-    def _panoptic(self, result: Result, path: Path, image_id: int | str) -> dict[str, Any]:
+    def _panoptic(self, result: ResultArrays, path: Path, image_id: int | str) -> dict[str, Any]:
         if result.panoptic is None:
-            raise missing("panoptic-coco", "panoptic", result)
+            raise missing_result("panoptic-coco", "panoptic", result)
         annotation = panoptic_record(result.panoptic, path, image_id, self._ids(result))
         annotation["file_name"] = path.relative_to(self.folder / "panoptic").as_posix()
         height, width = result.image.shape[:2]
@@ -172,9 +174,11 @@ class ResultWriter:
         image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         return {"image": image, "annotation": annotation}
 
-    def _instances(self, result: Result, name: str, image_id: int | str) -> list[dict[str, Any]]:
+    def _instances(
+        self, result: ResultArrays, name: str, image_id: int | str
+    ) -> list[dict[str, Any]]:
         if result.instances is None:
-            raise missing("instances-coco", "instance", result)
+            raise missing_result("instances-coco", "instance", result)
         return instance_records(result.instances, image_id, self._ids(result), name)
 
     def close(self) -> None:

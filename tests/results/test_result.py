@@ -307,7 +307,7 @@ def test_a_folder_has_the_drawing_unless_formats_are_named(tmp_path):
     [
         ("a.png", ["npz"], r"a\.png can be written as overlay or semantic-png, not as npz"),
         ("a.npz", ["npz", "overlay"], r"a\.npz can be written as npz, not as npz, overlay"),
-        ("a.xyz", [], r"a\.xyz is no folder, and no file that can be written"),
+        ("a.xyz", [], r"a\.xyz is not a folder, and its suffix is not one that can be written"),
         ("a", ["masks"], r"no format 'masks'; there are overlay"),
     ],
 )
