@@ -58,6 +58,7 @@ _LEFT_OUT = (
     "MODEL.ACTIVATION_CHECKPOINTING",
     "MODEL.COMPILE",
     "MODEL.DEVICE",
+    "MODEL.REFERENCE_OPS",
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
     *(f"MODEL.{name}" for name in OF_BOXES),

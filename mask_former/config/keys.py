@@ -146,6 +146,8 @@ def _add_acceleration(cfg: CfgNode) -> None:
     cfg.MODEL.COMPILE = False
     # Keep the inputs of the backbone's blocks alone and run them twice: less memory, more time.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
+    # Run the plain reference version of every kernel in mask_former/ops: slower, the same results.
+    cfg.MODEL.REFERENCE_OPS = False
     # Write sem_seg_predictions.json and predictions.json. False: faster, the metrics alone.
     cfg.TEST.SAVE_PREDICTIONS = True
     cfg.TEST.AMP = CN()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits
 from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
+from mask_former.ops import reference_ops
 from mask_former.structures import Outputs, Target
 from mask_former.utils.precision import amp_dtype
 
@@ -55,6 +56,7 @@ class MaskFormer(nn.Module):
         mask_ignore: bool = False,
         window_size: int = 0,
         window_stride: int = 0,
+        reference_ops: bool = False,
     ) -> None:
         """
         Args:
@@ -76,6 +78,8 @@ class MaskFormer(nn.Module):
                 example's ``valid`` says which do have one.
             window_size, window_stride: run images that are larger than a window in overlapping
                 windows: see :class:`~mask_former.inference.SlidingWindow`. 0: run them whole.
+            reference_ops: run the reference versions of losses and inference: see
+                :mod:`mask_former.ops.reference`.
         """
         super().__init__()
         self.backbone = backbone
@@ -97,6 +101,7 @@ class MaskFormer(nn.Module):
         self.resize_before_inference = resize_before_inference or panoptic_on or instance_on
         self.inference_dtype = inference_dtype
         self.mask_ignore = mask_ignore
+        self.reference_ops = reference_ops
         self.sliding_window = SlidingWindow.of(
             window_size, window_stride, panoptic_on=panoptic_on, instance_on=instance_on
         )
@@ -148,6 +153,7 @@ class MaskFormer(nn.Module):
             "mask_ignore": mask_former.MASK_IGNORE,
             "window_size": cfg.TEST.SLIDING_WINDOW.SIZE,
             "window_stride": cfg.TEST.SLIDING_WINDOW.STRIDE,
+            "reference_ops": cfg.MODEL.REFERENCE_OPS,
         }
 
     @property
@@ -171,7 +177,8 @@ class MaskFormer(nn.Module):
             images = self._preprocess(batched_inputs)
             outputs = self._network(images.tensor)
             targets = self._prepare_targets(batched_inputs, images)
-            losses = self.criterion(outputs, targets)
+            with reference_ops(self.reference_ops):
+                losses = self.criterion(outputs, targets)
             return {name: self._weight(name) * value for name, value in losses.items()}
         return [self._infer(logits) for logits in self.predict(batched_inputs)]
 

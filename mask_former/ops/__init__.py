@@ -2,5 +2,6 @@
 
 from .argmax import largest
 from .lazy_masks import LazyMasks
+from .reference import is_reference, reference_ops
 
-__all__ = ["LazyMasks", "largest"]
+__all__ = ["LazyMasks", "is_reference", "largest", "reference_ops"]
