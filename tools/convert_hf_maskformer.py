@@ -27,8 +27,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
-from mask_former.checkpoint.finetuning import class_names as dataset_class_names
-from mask_former.checkpoint.inference_data import inference_data, trained_classes
+from mask_former.checkpoint.inference_data import classes_of, inference_data
 from mask_former.checkpoint.weights_fit import compare
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import cfg_from_settings, load_cfg
@@ -74,7 +73,7 @@ def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> 
 def carried_data(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """What the weights carry for inference; the names are theirs, the rest is the dataset's."""
     cfg = cfg_from_settings(settings, [], "config.yaml")
-    return inference_data(cfg, replace(trained_classes(cfg), names=list(names)))
+    return inference_data(cfg, replace(classes_of(cfg), names=list(names)))
 
 
 def set_dataset(settings: dict[str, Any], dataset: str) -> None:
@@ -157,10 +156,10 @@ def find_class_names(cfg: CfgNode, weights: Path, names_file: Path | None) -> li
     """The class names of a model, from the first that has them: file, checkpoint, dataset."""
     if names_file is not None:
         return names_file.read_text(encoding="utf-8").splitlines()
-    names = read_checkpoint(weights).get(CLASS_NAMES) or dataset_class_names(cfg)
+    names = read_checkpoint(weights).get(CLASS_NAMES) or classes_of(cfg).known_names
     if names is None:
         raise ValueError(
-            f"Neither {weights} nor the dataset of DATASETS.TRAIN names the "
+            f"Neither {weights} nor a dataset of DATASETS.TRAIN or TEST names the "
             f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes: give a file with one name a line as "
             "--class-names."
         )

@@ -16,7 +16,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-__all__ = ["Finetuning", "class_names", "match_classes"]
+from mask_former.data.datasets.classes import Classes
+
+from .inference_data import classes_of
+
+__all__ = ["Finetuning", "match_classes"]
 
 _PREDICTOR = "sem_seg_head.predictor."
 _CLASS_EMBED = (f"{_PREDICTOR}class_embed.weight", f"{_PREDICTOR}class_embed.bias")
@@ -24,23 +28,6 @@ _PER_PIXEL = (f"{_PREDICTOR}weight", f"{_PREDICTOR}bias")
 _QUERIES = f"{_PREDICTOR}query_embed.weight"
 CLASS_TENSORS = (*_CLASS_EMBED, *_PER_PIXEL, _QUERIES)
 """What has the shape of the classes or of the queries."""
-
-
-def class_names(cfg: CfgNode) -> list[str] | None:
-    """The names of the classes that a config trains; None where its dataset does not say."""
-    if not cfg.DATASETS.TRAIN:
-        return None
-    return _names_of(cfg.DATASETS.TRAIN[0], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-
-
-def _names_of(dataset: str, count: int) -> list[str] | None:
-    """The dataset's list of ``count`` classes."""
-    metadata = MetadataCatalog.get(dataset)
-    for key in ("stuff_classes", "thing_classes"):
-        names = metadata.get(key, None)
-        if names is not None and len(names) == count:
-            return list(names)
-    return None
 
 
 def match_classes(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
@@ -140,7 +127,7 @@ class Finetuning:
                 f"is no registered dataset; {'near it: ' if near else 'there are: '}"
                 f"{', '.join(near or known)}."
             )
-        return cls(class_names(cfg), node.FINETUNE_CLASSES_FROM)
+        return cls(classes_of(cfg).known_names, node.FINETUNE_CLASSES_FROM)
 
     def adapt(
         self,
@@ -178,7 +165,8 @@ class Finetuning:
     ) -> tuple[list[int | None], str]:
         names = file_classes
         if names is None and self.classes_from:
-            names = _names_of(self.classes_from, in_file)
+            metadata = MetadataCatalog.get(self.classes_from)
+            names = Classes.from_metadata(metadata, in_file).known_names
             if names is None:
                 raise ValueError(
                     f"MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is {self.classes_from!r}, which has "

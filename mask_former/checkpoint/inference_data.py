@@ -1,10 +1,10 @@
-"""What a checkpoint carries for inference: the model's config and classes, as plain data."""
+"""The part of a checkpoint that inference reads: the model's config and classes, as plain data."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -17,19 +17,17 @@ from mask_former.utils.weight_files import INFERENCE
 
 __all__ = [
     "InferenceData",
-    "are_named",
     "classes_of",
     "inference_data",
     "inference_settings",
     "read_inference_data",
-    "trained_classes",
 ]
 
 _KEPT = {
     "DATASETS": ("TRAIN", "TEST"),  # names, which need not be registered
     "INPUT": ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST"),
 }
-"""All that is carried of these groups of keys."""
+"""The only keys that are stored of these groups."""
 
 _LEFT_OUT = (
     # training's
@@ -63,70 +61,73 @@ _LEFT_OUT = (
     "OUTPUT_DIR",
     *(f"MODEL.{name}" for name in OF_BOXES),
 )
-"""Keys and groups of keys that are not carried: inference does not read them, and some hold paths
-of the machine that trained. Other keys are, those of plug-ins among them."""
+"""Keys and groups of keys that are not stored: inference does not read them, and some hold paths of
+the machine that trained. All other keys are stored, including those of plug-ins."""
 
 
 @dataclass(frozen=True)
 class InferenceData:
-    """What a checkpoint carries for inference."""
+    """The model's config and classes, as a checkpoint stores them."""
 
     settings: dict[str, Any]
-    """Of a config, as :func:`inference_settings` leaves them."""
+    """Values of the config, as :func:`inference_settings` returns them."""
     classes: Classes
 
 
 def inference_data(cfg: CfgNode, classes: Classes | None = None) -> dict[str, Any]:
-    """The ``inference`` entry of a checkpoint.
+    """Build the ``inference`` entry of a checkpoint.
 
     Args:
-        cfg: of the model.
-        classes: of the model; None: those of the metadata of its training data.
+        cfg: The model's config.
+        classes: The model's classes. Default: see :func:`classes_of`.
 
     Returns:
-        ``config`` (YAML text) and ``classes`` (a dict of ``name``, ``color``, ``isthing`` each).
+        ``config`` (YAML text) and ``classes`` (a dict of ``name``, ``color`` and ``isthing`` for
+        each class).
     """
-    classes = classes or trained_classes(cfg)
+    classes = classes or classes_of(cfg)
     text = yaml.safe_dump(inference_settings(cfg), default_flow_style=None)
     return {"config": text, "classes": classes.to_data()}
 
 
-def trained_classes(cfg: CfgNode) -> Classes:
-    """The classes that a config trains, from the metadata of the first dataset that has as many."""
-    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    for metadata in (*map(MetadataCatalog.get, datasets), {}):
+def classes_of(cfg: CfgNode, names: Sequence[str] | None = None) -> Classes:
+    """Classes that a config's model predicts; the one answer that the whole package uses.
+
+    They come from the metadata of the first dataset of ``DATASETS.TRAIN``, then ``DATASETS.TEST``,
+    that names K classes, K being ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+
+    Args:
+        cfg: The model's config.
+        names: Class names that the model's checkpoint stores, used if no dataset names K classes.
+
+    Returns:
+        The K classes, called "class 0" and so on if nothing names them.
+    """
+    count, other_counts = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, {}
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(dataset)
         classes = Classes.from_metadata(metadata, count)
-        if are_named(classes):
-            break
-    return classes
-
-
-def classes_of(cfg: CfgNode) -> Classes:
-    """Names and colours, from the metadata of the config's dataset."""
-    dataset = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), "")
-    metadata, num_classes = MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    named = metadata.get("stuff_classes", None) or metadata.get("thing_classes", None)
-    classes = Classes.from_metadata(metadata, num_classes)
-    if named and classes.names[0] == "class 0":
+        if classes.known_names is not None:
+            return classes
+        if listed := metadata.get("stuff_classes") or metadata.get("thing_classes"):
+            other_counts[dataset] = len(listed)
+    unnamed = Classes.from_metadata({}, count)
+    if names is not None and len(names) == count:
+        return replace(unnamed, names=list(names))
+    if other_counts:
         logging.getLogger(__name__).warning(
-            f"The dataset {dataset!r} has {len(named)} classes, the model has {num_classes}: they "
-            "are drawn without names. DATASETS.TEST says whose names to take."
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}, but the datasets have other numbers of "
+            f"classes ({other_counts}): the classes have no names."
         )
-    return classes
-
-
-def are_named(classes: Classes) -> bool:
-    """Whether the classes have names of their own, not "class 0" and so on."""
-    return classes.names != [f"class {i}" for i in range(len(classes.names))]
+    return unnamed
 
 
 def inference_settings(cfg: CfgNode) -> dict[str, Any]:
-    """The values of a config that inference reads, as plain data."""
-    return _without_the_rest(yaml.safe_load(cfg.dump()))
+    """Return the values of a config that inference reads, as plain data."""
+    return _keep_inference_keys(yaml.safe_load(cfg.dump()))
 
 
-def _without_the_rest(settings: dict[str, Any]) -> dict[str, Any]:
+def _keep_inference_keys(settings: dict[str, Any]) -> dict[str, Any]:
     for key in _LEFT_OUT:
         *groups, name = key.split(".")
         node: Any = settings
@@ -142,14 +143,17 @@ def _without_the_rest(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData | None:
-    """The entry of a checkpoint, checked; None where it has none.
+    """Read and check the ``inference`` entry of a checkpoint.
 
     Args:
-        extras: what the checkpoint holds beside the weights.
-        source: its name, for the error.
+        extras: Everything in the checkpoint except the weights.
+        source: Name of the checkpoint, for the error message.
+
+    Returns:
+        The config and classes; None if the checkpoint has no such entry.
 
     Raises:
-        ValueError: if the entry is broken, or not ours.
+        ValueError: if the entry is broken, or was not written by this package.
     """
     entry = extras.get(INFERENCE)
     if entry is None:
@@ -160,7 +164,7 @@ def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData
         settings = yaml.safe_load(entry["config"])
         if not isinstance(settings, dict) or not isinstance(settings.get("MODEL"), dict):
             raise ValueError("'config' is no YAML with a MODEL")
-        return InferenceData(_without_the_rest(settings), Classes.from_data(entry["classes"]))
+        return InferenceData(_keep_inference_keys(settings), Classes.from_data(entry["classes"]))
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 
-from mask_former.checkpoint.inference_data import are_named
 from mask_former.config.loading import load_cfg
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import FORMATS, PALETTES, Result
@@ -214,7 +213,7 @@ def predict_function(
 ) -> Predict:
     """From images to results of these kinds, in the colours of ``--palette``."""
     classes = predictor.classes
-    if not are_named(classes):
+    if classes.known_names is None:
         logging.getLogger(__name__).warning(
             f"Nothing names the model's {len(classes.names)} classes, neither its checkpoint nor a "
             "dataset of DATASETS.TRAIN or TEST with as many: they are called 'class 0' and so on."

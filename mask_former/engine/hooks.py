@@ -18,7 +18,8 @@ from torch import nn
 
 from mask_former.checkpoint.checkpointer import Checkpointer, unwrapped
 from mask_former.checkpoint.inference_data import classes_of
-from mask_former.results import Classes, from_detectron2
+from mask_former.data.datasets.classes import Classes
+from mask_former.results import from_detectron2
 from mask_former.utils.weight_files import read_checkpoint
 
 from .ema import WeightAverage

@@ -24,8 +24,8 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from mask_former.checkpoint.checkpointer import Checkpointer, remove_parts, unwrapped
-from mask_former.checkpoint.finetuning import Finetuning, class_names
-from mask_former.checkpoint.inference_data import inference_data
+from mask_former.checkpoint.finetuning import Finetuning
+from mask_former.checkpoint.inference_data import classes_of, inference_data
 from mask_former.checkpoint.provenance import run_metadata
 from mask_former.data.mappers import InferenceMapper
 from mask_former.evaluation.build import build_evaluator, write_results
@@ -73,7 +73,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
-            class_names=class_names(cfg),
+            class_names=classes_of(cfg).known_names,
             inference=inference_data(cfg),
             finetuning=Finetuning.from_config(cfg),
             metadata=run_metadata(cfg),

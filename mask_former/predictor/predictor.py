@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from mask_former.checkpoint.inference_data import trained_classes
+from mask_former.checkpoint.inference_data import classes_of
 from mask_former.modeling.mask_former import MaskFormer
 from mask_former.results import Classes, Result
 from mask_former.visualization.overlay import RESULTS
@@ -64,7 +64,7 @@ class MaskFormerPredictor:
         self.model = load_trained_model(cfg, weights)
         self.device = torch.device(cfg.MODEL.DEVICE)
         self._lock = threading.Lock()
-        self.classes = classes or trained_classes(cfg)
+        self.classes = classes or classes_of(cfg)
         _check_number(self.classes, cfg)
         if isinstance(self.model, MaskFormer):
             self.model.thing_ids = frozenset(self.classes.thing_ids)

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from mask_former.checkpoint.inference_data import (
     InferenceData,
-    are_named,
+    classes_of,
     inference_settings,
     read_inference_data,
-    trained_classes,
 )
 from mask_former.config.keys import validate
 from mask_former.config.loading import cfg_from_settings, read_cfg, resolve_device
@@ -171,7 +170,7 @@ def _from_checkpoint(weights: str, config_file: str | Path | None, options: _Opt
     if carried is not None and len(carried.classes.names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
         classes = carried.classes
     else:
-        classes = _classes_of(cfg, extras.get(CLASS_NAMES))
+        classes = classes_of(cfg, extras.get(CLASS_NAMES))
     return Pretrained(cfg, _with_things(classes, options.things))
 
 
@@ -241,15 +240,7 @@ def _is_huggingface(folder: Path) -> bool:
 def _from_huggingface(folder: Path, options: _Options) -> Pretrained:
     settings, weights, names = read_huggingface_folder(folder)
     cfg = _finished(settings, str(folder), str(folder), options)
-    return Pretrained(cfg, _with_things(_classes_of(cfg, names), options.things), weights)
-
-
-def _classes_of(cfg: CfgNode, names: Sequence[str] | None) -> Classes:
-    """Those of the config's datasets; where these say nothing of them, those of these names."""
-    classes = trained_classes(cfg)
-    if are_named(classes) or names is None or len(names) != len(classes.names):
-        return classes
-    return replace(classes, names=list(names))
+    return Pretrained(cfg, _with_things(classes_of(cfg, names), options.things), weights)
 
 
 def _with_things(classes: Classes, things: Sequence[str | int] | None) -> Classes:

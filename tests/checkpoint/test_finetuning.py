@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from mask_former.checkpoint.checkpointer import Checkpointer
-from mask_former.checkpoint.finetuning import Finetuning, class_names, match_classes
+from mask_former.checkpoint.finetuning import Finetuning, match_classes
 from mask_former.config.loading import load_cfg
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -42,16 +42,6 @@ MetadataCatalog.get("finetuning_new").stuff_classes = NEW
 )
 def test_classes_are_matched_by_name(names, others, expected):
     assert match_classes(names, others) == expected
-
-
-def test_the_names_are_those_of_the_list_with_as_many_classes(cfg):
-    MetadataCatalog.get("finetuning_two").set(stuff_classes=["a", "b", "c"], thing_classes=["b"])
-    cfg.DATASETS.TRAIN = ("finetuning_two",)
-    for count, names in ((3, ["a", "b", "c"]), (1, ["b"]), (2, None)):
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
-        assert class_names(cfg) == names
-    cfg.DATASETS.TRAIN = ()
-    assert class_names(cfg) is None
 
 
 # Weights

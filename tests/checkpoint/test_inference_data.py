@@ -9,14 +9,20 @@ import torch
 import yaml
 from detectron2.data import MetadataCatalog
 
+from mask_former.checkpoint.finetuning import Finetuning
 from mask_former.checkpoint.inference_data import (
+    classes_of,
     inference_data,
     inference_settings,
     read_inference_data,
-    trained_classes,
 )
 from mask_former.config.loading import cfg_from_settings, load_cfg
+from mask_former.engine.hooks import DrawPredictions
+from mask_former.export import describe
+from mask_former.predictor import MaskFormerPredictor
+from mask_former.utils.weight_files import read_extras
 from tests.helpers.tiny_model import COLORS, DATASET, NAMES, write_tiny_model
+from tests.helpers.tiny_trainer import TinyTrainer
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +120,62 @@ def test_the_classes_are_those_of_the_training_data_before_the_test_data(cfg):
     changed = cfg.clone()
     changed.defrost()
     changed.DATASETS.TEST = ("other_classes_test",)
-    assert trained_classes(changed).names == NAMES
+    assert classes_of(changed).names == NAMES
     changed.DATASETS.TRAIN = ("nobody_knows_it",)
-    assert trained_classes(changed).names == ["a", "b", "c", "d"]
+    assert classes_of(changed).names == ["a", "b", "c", "d"]
     changed.DATASETS.TEST = ()
-    assert trained_classes(changed).names == ["class 0", "class 1", "class 2", "class 3"]
+    assert classes_of(changed).names == ["class 0", "class 1", "class 2", "class 3"]
+
+
+def test_classes_of_another_number_are_not_taken_and_a_warning_says_so(cfg, caplog):
+    MetadataCatalog.get("two_lists").set(stuff_classes=["a", "b", "c"], thing_classes=["b"])
+    changed = cfg.clone()
+    changed.defrost()
+    changed.DATASETS.TRAIN, changed.DATASETS.TEST = ("two_lists",), ()
+    for count, names in ((3, ["a", "b", "c"]), (1, ["b"]), (2, None)):
+        assert not caplog.records
+        changed.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
+        assert classes_of(changed).known_names == names
+    assert "NUM_CLASSES is 2, but" in caplog.text and "{'two_lists': 3}" in caplog.text
+    assert classes_of(changed, ["x", "y"]).known_names == ["x", "y"]
+
+
+def test_the_names_in_a_checkpoint_are_taken_where_no_dataset_has_names(cfg):
+    assert classes_of(cfg, ["a", "b", "c", "d"]).names == NAMES
+    changed = cfg.clone()
+    changed.defrost()
+    changed.DATASETS.TRAIN = changed.DATASETS.TEST = ()
+    assert classes_of(changed, ["a", "b", "c", "d"]).names == ["a", "b", "c", "d"]
+    assert classes_of(changed, ["a", "b", "c"]).known_names is None
+    assert classes_of(changed).known_names is None
+
+
+def test_export_tensorboard_predictor_checkpoint_and_fine_tuning_name_the_same_classes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TinyTrainer, "loaders", [], raising=False)
+    names = {"trained_on": ["sky", "car"], "tested_on": ["dog", "cat"]}
+    for dataset, listed in names.items():
+        MetadataCatalog.get(dataset).set(stuff_classes=listed)
+    config, _ = write_tiny_model(tmp_path, SEMANTIC_ON=True)
+    words = ["DATASETS.TRAIN", "('trained_on',)", "DATASETS.TEST", "('tested_on',)"]
+    words += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2", "VIS_PERIOD", "1", "TEST.EVAL_PERIOD", "0"]
+    words += ["OUTPUT_DIR", str(tmp_path), "MODEL.MASK_FORMER.FINETUNE", "True"]
+    trainer = TinyTrainer(load_cfg(str(config), words))
+    trainer.checkpointer.save("model")
+    weights = str(tmp_path / "model.pth")
+    cfg = load_cfg(str(config), [*words, "MODEL.WEIGHTS", weights])
+
+    drawing = next(hook for hook in trainer._hooks if isinstance(hook, DrawPredictions))
+    described = describe(cfg, {}, format_name="torchscript", size=None)["classes"]
+    extras = read_extras(weights)
+    found = {
+        "export": [one["name"] for one in described],
+        "TensorBoard": drawing.classes.names,
+        "predictor": MaskFormerPredictor(cfg).classes.names,
+        "from_pretrained": MaskFormerPredictor.from_pretrained(weights).classes.names,
+        "checkpoint": [one["name"] for one in extras["inference"]["classes"]],
+        "class_names": extras["class_names"],
+        "fine-tuning": Finetuning.from_config(cfg).classes,
+    }
+    assert found == dict.fromkeys(found, names["trained_on"])

@@ -9,7 +9,7 @@ import re
 import pytest
 import yaml
 
-from mask_former.checkpoint.inference_data import inference_settings, trained_classes
+from mask_former.checkpoint.inference_data import classes_of, inference_settings
 from mask_former.config.loading import load_cfg
 from mask_former.utils.weight_files import read_extras
 from tests.helpers.paths import ROOT
@@ -51,6 +51,6 @@ def test_every_model_that_comes_with_the_code_has_a_config_a_card_a_row_and_is_s
 def test_every_model_that_comes_with_the_code_carries_what_its_config_says(name):
     cfg = load_cfg(str(ROOT / "model_zoo" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
     carried = read_extras(ROOT / "model_zoo" / f"{name}.safetensors")["inference"]
-    assert carried["classes"] == trained_classes(cfg).to_data()
+    assert carried["classes"] == classes_of(cfg).to_data()
     settings, expected = yaml.safe_load(carried["config"]), inference_settings(cfg)
     assert settings == expected

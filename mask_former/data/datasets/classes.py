@@ -1,4 +1,4 @@
-"""The classes of a dataset as results need them: names, colours, and which are things."""
+"""Classes of a dataset: their names, their colours, and which of them are things."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Classes:
     names: list[str]
     colors: list[Color]
     is_thing: list[bool]
-    """False: stuff, or a class of a dataset that does not tell things from stuff."""
+    """False for stuff, and for all classes of a dataset that does not separate the two."""
 
     def __post_init__(self) -> None:
         lengths = len(self.names), len(self.colors), len(self.is_thing)
@@ -29,19 +29,24 @@ class Classes:
             )
 
     @property
+    def known_names(self) -> list[str] | None:
+        """Names of the classes; None if they are only numbered ("class 0", …)."""
+        return None if self.names == _numbered(len(self.names)) else self.names
+
+    @property
     def thing_ids(self) -> list[int]:
-        """The contiguous ids of the things, ascending."""
+        """Contiguous ids of the things, ascending."""
         return [index for index, is_thing in enumerate(self.is_thing) if is_thing]
 
     @classmethod
     def from_metadata(cls, metadata: Any, num_classes: int) -> Classes:
-        """Those of a dataset's metadata; where it has none for K classes, "class 3" and a colour.
+        """Classes from a dataset's metadata, or numbered ones ("class 3") if it does not list K.
 
         Args:
-            metadata: detectron2's, with ``stuff_classes`` or ``thing_classes`` and colours. Things
-                are the values of ``thing_dataset_id_to_contiguous_id``; without it all classes,
-                where the names are those of ``thing_classes`` alone.
-            num_classes: K; a list of another length belongs to other classes and is not taken.
+            metadata: detectron2's metadata, with ``stuff_classes`` or ``thing_classes`` and their
+                colours. Things are the values of ``thing_dataset_id_to_contiguous_id``; if it is
+                missing, all classes are things if only ``thing_classes`` lists K names.
+            num_classes: K; a list of another length belongs to other classes and is ignored.
         """
 
         def find(suffix: str) -> tuple[str, list[Any]] | None:
@@ -49,7 +54,7 @@ class Classes:
             found = ((kind, list(one)) for kind, one in lists if one and len(one) == num_classes)
             return next(found, None)
 
-        kind, names = find("classes") or ("", [f"class {i}" for i in range(num_classes)])
+        kind, names = find("classes") or ("", _numbered(num_classes))
         _, colors = find("colors") or ("", [spread_color(i) for i in range(num_classes)])
         mapping = metadata.get("thing_dataset_id_to_contiguous_id", None)
         every = range(num_classes) if kind == "thing" else ()
@@ -61,13 +66,13 @@ class Classes:
         )
 
     def with_palette(self, name: str) -> Classes:
-        """The same classes in other colours; a class's colour depends on its id alone.
+        """Return the same classes in other colours; a class's colour depends only on its id.
 
         Args:
-            name: a key of :data:`mask_former.utils.colors.PALETTES`; "dataset" leaves all as it is.
+            name: A key of :data:`mask_former.utils.colors.PALETTES`; "dataset" changes nothing.
 
         Raises:
-            ValueError: for another name.
+            ValueError: if there is no palette of this name.
         """
         if name not in PALETTES:
             raise ValueError(f"There is no palette {name!r}; there are {', '.join(PALETTES)}.")
@@ -77,7 +82,7 @@ class Classes:
         return replace(self, colors=[make(index) for index in range(len(self.names))])
 
     def to_data(self) -> list[dict[str, Any]]:
-        """Plain data for checkpoints and JSON: a dict of ``name``, ``color``, ``isthing`` each."""
+        """Return plain data for files: a dict of name, color and isthing per class."""
         return [
             {"name": name, "color": list(color), "isthing": bool(is_thing)}
             for name, color, is_thing in zip(self.names, self.colors, self.is_thing, strict=True)
@@ -85,10 +90,10 @@ class Classes:
 
     @classmethod
     def from_data(cls, data: Sequence[Mapping[str, Any]]) -> Classes:
-        """What :meth:`to_data` gave.
+        """Build classes from the data that :meth:`to_data` returns.
 
         Raises:
-            ValueError: if an entry lacks a key or has another type there.
+            ValueError: if a key of an entry is missing or has the wrong type.
         """
         try:
             rows = [(str(d["name"]), _color(d["color"]), bool(d["isthing"])) for d in data]
@@ -98,6 +103,10 @@ class Classes:
                 f"found {str(data)[:200]} ({error!r})."
             ) from error
         return cls(*([row[column] for row in rows] for column in range(3)))  # type: ignore[arg-type]
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"class {index}" for index in range(count)]
 
 
 def _color(values: Sequence[Any]) -> Color:
