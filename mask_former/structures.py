@@ -24,7 +24,18 @@ from typing import NamedTuple, TypedDict, cast
 
 from torch import Tensor
 
-__all__ = ["Match", "Outputs", "Prediction", "SegmentInfo", "Target", "layer_predictions"]
+__all__ = [
+    "RESULTS",
+    "Match",
+    "Outputs",
+    "Prediction",
+    "SegmentInfo",
+    "Target",
+    "layer_predictions",
+]
+
+RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
+"""Kinds of results, the richest first, and detectron2's key of each in a model's results."""
 
 
 class Prediction(TypedDict):

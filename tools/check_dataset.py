@@ -43,13 +43,13 @@ from mask_former.data.checking import (
     from_registered,
     summarize,
 )
+from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.custom import Annotated, semantic_table
 from mask_former.data.preparation.command import parallel_map
 from mask_former.utils.atomic_files import replace_file
 from mask_former.utils.errors import one_line
 from mask_former.visualization.contact_sheet import draw_sheet, sheet_cell
 from mask_former.visualization.examples import annotated_example
-from mask_former.visualization.overlay import Classes
 
 FAILURES = (ImportError, KeyError, OSError, ValueError)
 """What a wrong option or file raises."""

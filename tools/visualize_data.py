@@ -33,6 +33,7 @@ from tqdm import tqdm
 import mask_former  # noqa: F401  (registers everything)
 from mask_former.cli.output_files import PICTURE_SUFFIXES, plan_outputs
 from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.classes import Classes
 from mask_former.utils.errors import one_line
 from mask_former.visualization.contact_sheet import (
     GAP,
@@ -47,7 +48,6 @@ from mask_former.visualization.contact_sheet import (
 from mask_former.visualization.examples import Example, FedExamples, Record, annotated_example
 from mask_former.visualization.labels import font
 from mask_former.visualization.legend import LegendRow, draw_legend
-from mask_former.visualization.overlay import Classes
 
 MIN_SIDE, MAX_SIDE = 600, 960
 """Smaller images are drawn enlarged by a whole factor, larger ones reduced; in pixels."""

@@ -15,8 +15,9 @@ import yaml
 from mask_former.config.loading import load_cfg
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import FORMATS, PALETTES, Result
+from mask_former.structures import RESULTS
 from mask_former.utils.errors import one_line
-from mask_former.visualization.overlay import INSTANCE_THRESHOLD, RESULTS
+from mask_former.visualization.overlay import INSTANCE_THRESHOLD
 
 from .dataset_ids import DatasetIds
 from .run import Image, Predict

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mask_former.data.datasets.classes import Classes
 from mask_former.inference import ImageLogits, WindowLogits
-from mask_former.results import Classes, PanopticResult, Result
+from mask_former.results import PanopticResult, Result
 from mask_former.results.conversion import instances_from_detectron2
-from mask_former.visualization.overlay import RESULTS
+from mask_former.structures import RESULTS
 
 __all__ = ["PictureLogits", "PixelLogits", "ResultOptions", "check_kinds"]
 

@@ -13,9 +13,10 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from mask_former.checkpoint.inference_data import classes_of
+from mask_former.data.datasets.classes import Classes
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.results import Classes, Result
-from mask_former.visualization.overlay import RESULTS
+from mask_former.results import Result
+from mask_former.structures import RESULTS
 
 from .image_logits import PictureLogits, PixelLogits, ResultOptions, check_kinds
 from .images import Picture, PictureLike, to_picture

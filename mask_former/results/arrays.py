@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask_former.data.datasets.classes import Classes
-from mask_former.structures import SegmentInfo
+from mask_former.structures import RESULTS, SegmentInfo
 from mask_former.visualization.legend import LegendRow, add_legend
 from mask_former.visualization.overlay import (
     INSTANCE_THRESHOLD,
-    RESULTS,
     Overlay,
     draw,
     mask_overlay,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mask_former.data.datasets.classes import Classes
-from mask_former.visualization.overlay import RESULTS
+from mask_former.structures import RESULTS
 
 from .arrays import InstanceResult, PanopticResult
 from .image_result import Result

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from mask_former.structures import RESULTS
 from mask_former.utils.atomic_files import replace_file
-from mask_former.visualization.overlay import RESULTS
 
 from .arrays import ResultArrays
 from .coco import CategoryIds, categories, instance_records, panoptic_record, resolve_category_ids

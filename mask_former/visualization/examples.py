@@ -13,6 +13,7 @@ from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, Instances
 from numpy.typing import NDArray
 
+from mask_former.data.datasets.classes import Classes
 from mask_former.data.formats.coco_instances import decode_segmentation
 from mask_former.data.formats.readers import (
     check_classes,
@@ -24,7 +25,7 @@ from mask_former.data.mappers.base import ignore_label_of
 from mask_former.data.mappers.semantic import read_sem_seg
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 
-from .overlay import Classes, Overlay, mask_overlay, panoptic_overlay
+from .overlay import Overlay, mask_overlay, panoptic_overlay
 
 __all__ = ["Example", "FedExamples", "Record", "annotated_example"]
 

@@ -25,8 +25,6 @@ from .labels import draw_labels, outlines
 
 __all__ = [
     "INSTANCE_THRESHOLD",
-    "RESULTS",
-    "Classes",
     "Overlay",
     "Region",
     "draw",
@@ -36,8 +34,6 @@ __all__ = [
 ]
 
 
-RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
-"""The kinds of results, the richest first, and what the model calls them."""
 INSTANCE_THRESHOLD = 0.5
 """The score that an instance needs to be drawn, where nothing else is said."""
 

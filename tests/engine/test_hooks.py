@@ -134,8 +134,8 @@ def test_predictions_are_drawn_for_tensorboard(config, monkeypatch, tmp_path, ki
 
 
 def test_a_picture_shows_the_image_in_true_colours_and_what_the_model_says_of_it(config):
+    from mask_former.data.datasets.classes import Classes
     from mask_former.engine.hooks import _draw
-    from mask_former.visualization.overlay import Classes
 
     scores = torch.full((4, 64, 64), -3.0)  # logits, as the per-pixel models give them
     scores[2, :, 32:], scores[1, :, :32] = -1.0, -1.0

@@ -11,8 +11,9 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from mask_former.data.datasets.classes import Classes
 from mask_former.visualization.examples import Example
-from mask_former.visualization.overlay import Classes, Overlay, Region
+from mask_former.visualization.overlay import Overlay, Region
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import COLORS, NAMES, tiny_settings
 

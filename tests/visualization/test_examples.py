@@ -10,10 +10,10 @@ from detectron2.structures import BitMasks, BoxMode, Instances
 from PIL import Image
 
 from mask_former.config.keys import get_mask_former_cfg
+from mask_former.data.datasets.classes import Classes
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 from mask_former.visualization import examples
 from mask_former.visualization.examples import FedExamples, annotated_example
-from mask_former.visualization.overlay import Classes
 
 HEIGHT, WIDTH, IGNORE, SIDE = 40, 60, 255, 64
 NAMES = ["sky", "road", "car", "person"]

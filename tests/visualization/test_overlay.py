@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mask_former.data.datasets.classes import Classes
 from mask_former.utils.colors import spread_color
 from mask_former.visualization import labels
 from mask_former.visualization.overlay import (
-    Classes,
     Overlay,
     Region,
     draw,
