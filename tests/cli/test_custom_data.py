@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,9 @@ from mask_former.data.datasets.catalog import read_table
 from tests.helpers.own_data import write_instances, write_panoptic, write_semantic_folder
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
+
 CONFIGS = ROOT / "configs" / "custom"
-
-
-@pytest.fixture(autouse=True)
-def catalogs_as_they_were() -> Iterator[None]:
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
 
 
 def parse(folder: Path, words: str, config: str = "semantic") -> argparse.Namespace:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib
-import importlib.util
 import json
 import socket
 import sys
@@ -21,6 +20,7 @@ from PIL import Image
 from mask_former import MaskFormerPredictor
 from mask_former.cli.media import VideoReader, VideoWriter
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 from tests.helpers.tiny_model import NAMES, write_tiny_model
 
 DEMO = ROOT / "demo"
@@ -433,10 +433,7 @@ def test_the_controls_start_where_the_config_says(page):
 
 @pytest.fixture
 def app(page):
-    spec = importlib.util.spec_from_file_location("app_script", DEMO / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DEMO / "app.py")
 
 
 def test_a_checkpoint_that_is_not_there_ends_the_command_with_one_line(app, capsys, tmp_path):

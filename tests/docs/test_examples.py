@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ from mask_former.data.mappers import MaskFormerSemanticDatasetMapper
 from mask_former.registries import LOSS_REGISTRY
 from mask_former.solver.optimizer import build_optimizer
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 from tests.helpers.tiny_trainer import make_example
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -32,13 +33,11 @@ SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.MASK_FORMER.DEC_LAYE
 def plugin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The example, registered as if it lay in its folder; nothing of it stays."""
     before = [dict(registry) for registry in REGISTRIES]
-    spec = importlib.util.spec_from_file_location(request.param, EXAMPLES / f"{request.param}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(EXAMPLES / f"{request.param}.py")
     found = config.plugins()
     monkeypatch.setattr(config, "plugins", lambda: (*found, module))
     yield module
+    del sys.modules[request.param]
     for registry, entries in zip(REGISTRIES, before, strict=True):
         for name in set(dict(registry)) - set(entries):
             registry._obj_map.pop(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import pydoc
 import re
 import subprocess
@@ -15,14 +14,12 @@ import pytest
 
 import mask_former
 from tests.helpers.pages import PAGES, ROOT, blocks, name_of, text_of
+from tests.helpers.scripts import load_script
 
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
-spec = importlib.util.spec_from_file_location("paper_lines", DOCS / "paper_lines.py")
-assert spec is not None and spec.loader is not None
-paper_lines = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(paper_lines)
+paper_lines = load_script(DOCS / "paper_lines.py")
 
 TEXT = paper_lines.PAGE.read_text(encoding="utf-8")
 ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and "`mask_former/" in line]

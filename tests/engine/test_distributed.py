@@ -12,16 +12,9 @@ from detectron2.structures import Instances
 
 from mask_former.config.keys import get_mask_former_cfg
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 64  # pixels: two cells of the coarsest map
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from threads, which on a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_cfg():

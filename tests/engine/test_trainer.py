@@ -21,14 +21,7 @@ from mask_former.solver.optimizer import build_optimizer
 from tests.helpers.tiny_model import NAMES
 from tests.helpers.tiny_trainer import SIZE, Kill, TinyTrainer, train
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from threads, which on a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Mixed precision

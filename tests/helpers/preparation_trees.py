@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,25 +18,7 @@ from mask_former.data.datasets.catalog import register_tables
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 from tests.helpers.paths import ROOT
 
-REPOSITORY = ROOT
 HEIGHT, WIDTH = 40, 60
-
-
-@pytest.fixture
-def catalogs_as_they_were() -> Iterator[None]:
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
-
-
-def load_script(name: str) -> ModuleType:
-    """A file of `datasets/` as a module; its functions can be sent to other processes."""
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "datasets" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def save(path: Path, array: np.ndarray) -> Path:
@@ -81,7 +60,7 @@ def registered(name: str, root: Path) -> list[dict[str, Any]]:
 
 def training_example(config: str, record: dict[str, Any]) -> dict[str, Any]:
     """What the mapper of a published config makes of a dataset dict."""
-    cfg = load_cfg(str(REPOSITORY / "configs" / config))
+    cfg = load_cfg(str(ROOT / "configs" / config))
     mapper = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, is_train=True)
     np.random.seed(0)
     return mapper(record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -10,14 +9,10 @@ import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 from tests.helpers.tiny_model import tiny_settings
 
-PATH = ROOT / "tools" / "analyze_model.py"
-spec = importlib.util.spec_from_file_location("analyze_model", PATH)
-assert spec is not None and spec.loader is not None
-analyze_model = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(analyze_model)
+analyze_model = load_script("tools/analyze_model.py")
 
 
 @pytest.fixture

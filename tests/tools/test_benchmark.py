@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import time
@@ -12,14 +11,10 @@ import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 from tests.helpers.tiny_model import tiny_settings
 
-PATH = ROOT / "tools" / "benchmark.py"
-spec = importlib.util.spec_from_file_location("benchmark", PATH)
-assert spec is not None and spec.loader is not None
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+benchmark = load_script("tools/benchmark.py")
 
 SMALL = ["--size", 32, 64, "--targets", 3, "--iterations", 5, "--warmup", 2, "--matrix", 64]
 QUICK = [*SMALL, "--no-memory"]

@@ -1,17 +1,13 @@
 """tools/benchmark_criterion.py: time and memory of the criterion."""
 
-import importlib.util
 import json
 
 import pytest
 import torch
 
-from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
-SCRIPT = ROOT / "tools" / "benchmark_criterion.py"
-spec = importlib.util.spec_from_file_location("benchmark_criterion", SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_script("tools/benchmark_criterion.py")
 
 SMALL = ["--queries", "7", "--images", "2", "--layers", "3", "--size", "32"]
 

@@ -1,17 +1,13 @@
 """tools/benchmark_evaluation.py: evaluation beside detectron2's."""
 
-import importlib.util
 import re
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
-SCRIPT = ROOT / "tools" / "benchmark_evaluation.py"
-spec = importlib.util.spec_from_file_location("benchmark_evaluation", SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_script("tools/benchmark_evaluation.py")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """tools/benchmark_mappers.py: training mappers beside a plain one."""
 
-import importlib.util
 import re
 
 import numpy as np
@@ -11,11 +10,9 @@ from detectron2.data import transforms as T
 from mask_former.config.loading import load_cfg
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
-SCRIPT = ROOT / "tools" / "benchmark_mappers.py"
-spec = importlib.util.spec_from_file_location("benchmark_mappers", SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_script("tools/benchmark_mappers.py")
 
 CONFIGS = {
     "semantic": "ade20k-150/maskformer_R50_bs16_160k.yaml",

@@ -1,6 +1,5 @@
 """tools/doctor.py: each finding from a made-up environment, and the real one without packages."""
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,13 +7,11 @@ from dataclasses import replace
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
 DOCTOR = ROOT / "tools" / "doctor.py"
 
-spec = importlib.util.spec_from_file_location("doctor", DOCTOR)
-doctor = importlib.util.module_from_spec(spec)
-sys.modules["doctor"] = doctor  # dataclasses look their module up there
-spec.loader.exec_module(doctor)
+doctor = load_script("tools/doctor.py")
 
 HEALTHY = doctor.Environment(
     python=(3, 11, 7),

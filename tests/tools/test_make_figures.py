@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,10 @@ from PIL import Image
 
 from mask_former import MaskFormerPredictor
 from mask_former.layers import TransformerDecoderLayer
-from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 from tests.helpers.tiny_model import NAMES, write_tiny_model
 
-PATH = ROOT / "tools" / "make_figures.py"
-spec = importlib.util.spec_from_file_location("make_figures", PATH)
-assert spec is not None and spec.loader is not None
-make_figures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_figures)
+make_figures = load_script("tools/make_figures.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
-PATH = ROOT / "tools" / "matrix.py"
-spec = importlib.util.spec_from_file_location("matrix", PATH)
-assert spec is not None and spec.loader is not None
-matrix = importlib.util.module_from_spec(spec)
-sys.modules["matrix"] = matrix  # its dataclasses look themselves up
-spec.loader.exec_module(matrix)
+matrix = load_script("tools/matrix.py")
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 

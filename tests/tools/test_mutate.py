@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
-import sys
 
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
-spec = importlib.util.spec_from_file_location("mutate", ROOT / "tools" / "mutate.py")
-assert spec is not None and spec.loader is not None
-mutate = importlib.util.module_from_spec(spec)
-sys.modules["mutate"] = mutate  # its dataclass looks itself up
-spec.loader.exec_module(mutate)
+mutate = load_script("tools/mutate.py")
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -13,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
-PATH = ROOT / "tools" / "release.py"
-spec = importlib.util.spec_from_file_location("release", PATH)
-assert spec is not None and spec.loader is not None
-release = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(release)
+release = load_script("tools/release.py")
 
 READY = {"changelog": "# Changelog\n\n## 1.2.0\n\n- New.\n", "status": "", "tags": ["v1.1.0"]}
 

@@ -1,13 +1,12 @@
 """`make demo`: what an earlier run finished is skipped, what was broken off goes on."""
 
-import importlib.util
 import json
 import os
 import sys
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
 # Stand-ins for the project's scripts: they note how they were called and write what those write.
 TRAIN_NET = """
@@ -47,9 +46,7 @@ with open("calls", "a") as file:
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     """tools/run_demo.py in a made-up repository; returns a function that runs it."""
-    spec = importlib.util.spec_from_file_location("run_demo", ROOT / "tools" / "run_demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("tools/run_demo.py")
     for path, code in {"tools/train_net.py": TRAIN_NET, "demo/demo.py": DEMO}.items():
         (tmp_path / path).parent.mkdir()
         (tmp_path / path).write_text(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,11 @@ from mask_former.data.datasets import catalog
 from mask_former.data.datasets.loaders import load_panoptic, load_sem_seg
 from tests.helpers.paths import ROOT as REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
+
 SHARED = REPOSITORY.parent / "shared"
 GOLDEN = REPOSITORY / "tests" / "golden" / "dataset_metadata_sha256.json"
 ROOT = "$DETECTRON2_DATASETS"  # as the published facts spell it
-
-
-@pytest.fixture(autouse=True)
-def catalogs_as_they_were() -> Iterator[None]:
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
 
 
 def published_metadata(name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,7 @@ from mask_former.data import register_instances, register_semantic
 from mask_former.data.datasets.config_keys import fitting_keys, use_datasets
 from tests.helpers.own_data import write_instances, write_semantic_folder
 
-
-@pytest.fixture(autouse=True)
-def catalogs_as_they_were() -> Iterator[None]:
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 @pytest.fixture

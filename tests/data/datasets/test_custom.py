@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,7 @@ from mask_former.data.mappers import MaskFormerSemanticDatasetMapper
 from mask_former.evaluation.semantic import SemSegEvaluator
 from tests.helpers.own_data import write_image, write_instances, write_labels, write_panoptic
 
-
-@pytest.fixture(autouse=True)
-def catalogs_as_they_were() -> Iterator[None]:
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 LABELS = np.array([[0, 1, 1, 2], [0, 2, 2, 2]])

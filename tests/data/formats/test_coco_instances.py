@@ -258,13 +258,6 @@ def test_missing_keys_files_and_double_ids_are_named(tree, tmp_path):
 # Tables
 
 
-@pytest.fixture
-def catalogs():
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
-
-
 def write_table(folder, **dataset):
     entry = {"kind": "instances", "image_root": ".", **dataset}
     categories = [
@@ -278,7 +271,7 @@ def write_table(folder, **dataset):
     return path
 
 
-def test_the_classes_of_instances_are_the_tables_things(catalogs, tree, tmp_path):
+def test_the_classes_of_instances_are_the_tables_things(restored_catalogs, tree, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(tree))
     catalog.register_table(write_table(tmp_path, json_file="x.json"), tmp_path)
     metadata = MetadataCatalog.get("own_instances")
@@ -304,7 +297,7 @@ def test_a_table_of_instances_needs_their_files_and_things(tmp_path):
 
 @pytest.mark.parametrize("family, things", [("camvid", 3), ("shapes", 8)])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_our_panoptic_datasets_are_there_as_instances(catalogs, family, things, split):
+def test_our_panoptic_datasets_are_there_as_instances(restored_catalogs, family, things, split):
     catalog.register_tables("root")
     metadata = MetadataCatalog.get(f"{family}_instances_{split}")
     panoptic = MetadataCatalog.get(f"{family}_panoptic_{split}")

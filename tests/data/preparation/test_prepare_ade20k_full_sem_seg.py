@@ -14,24 +14,23 @@ from PIL import Image
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.catalog import read_table
 from mask_former.evaluation.build import build_evaluator
+from tests.helpers.paths import ROOT
 from tests.helpers.preparation_trees import (
     FULL,
     HEIGHT,
     LARGE,
-    REPOSITORY,
     WIDTH,
-    catalogs_as_they_were,  # noqa: F401
     full_annotation,
     full_objects,
     full_tree,
-    load_script,
     pixels,
     registered,
     save,
     save_photo,
 )
+from tests.helpers.scripts import load_script
 
-script = load_script("prepare_ade20k_full_sem_seg")
+script = load_script("datasets/prepare_ade20k_full_sem_seg.py")
 IGNORED = 65535
 WALL, PERSON = 0, 11  # class ids of the objects 2978 and 1831
 
@@ -147,7 +146,7 @@ def test_an_annotation_without_colours_or_of_another_size_is_an_error(tmp_path: 
         script.convert(image, other, *targets)
 
 
-@pytest.mark.usefixtures("catalogs_as_they_were")
+@pytest.mark.usefixtures("restored_catalogs")
 def test_the_right_answer_scores_100(tmp_path: Path) -> None:
     full_tree(tmp_path)
     script.prepare(tmp_path)
@@ -155,7 +154,7 @@ def test_the_right_answer_scores_100(tmp_path: Path) -> None:
     labels = pixels(Path(record["sem_seg_file_name"])).astype(np.int64)
     answer = np.where(labels == IGNORED, 5, labels)
     scores = torch.nn.functional.one_hot(torch.from_numpy(answer), 847).permute(2, 0, 1)
-    cfg = load_cfg(str(REPOSITORY / "configs/ade20k-full-847/maskformer_R50_bs16_200k.yaml"))
+    cfg = load_cfg(str(ROOT / "configs/ade20k-full-847/maskformer_R50_bs16_200k.yaml"))
     evaluator = build_evaluator(cfg, "ade20k_full_sem_seg_val", str(tmp_path / "predictions"))
     evaluator.reset()
     evaluator.process([record], [{"sem_seg": scores}])

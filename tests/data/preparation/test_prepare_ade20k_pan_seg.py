@@ -18,15 +18,14 @@ from tests.helpers.preparation_trees import (
     ade_instances,
     ade_semantic,
     ade_tree,
-    catalogs_as_they_were,  # noqa: F401
-    load_script,
     pixels,
     registered,
     save,
     save_photo,
 )
+from tests.helpers.scripts import load_script
 
-script = load_script("prepare_ade20k_pan_seg")
+script = load_script("datasets/prepare_ade20k_pan_seg.py")
 WALL, SKY, BED, PERSON = 0, 2, 7, 12  # category ids
 
 
@@ -167,11 +166,11 @@ def test_panopticapi_finds_the_annotation_equal_to_itself(tmp_path: Path) -> Non
     assert (found["pq"], found["n"]) == (1.0, 4)
 
 
-@pytest.mark.usefixtures("catalogs_as_they_were")
+@pytest.mark.usefixtures("restored_catalogs")
 def test_the_catalogs_segments_are_contiguous_and_tell_things(tmp_path: Path) -> None:
     ade_tree(tmp_path)
     script.prepare(tmp_path)
-    load_script("prepare_ade20k_sem_seg").prepare(tmp_path)
+    load_script("datasets/prepare_ade20k_sem_seg.py").prepare(tmp_path)
     (record,) = registered("ade20k_panoptic_val", tmp_path)
     found = {(s["category_id"], s["isthing"]) for s in record["segments_info"]}
     assert found == {(WALL, False), (SKY, False), (BED, True), (PERSON, True)}

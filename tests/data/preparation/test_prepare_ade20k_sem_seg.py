@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.preparation_trees import ADE, ade_semantic, ade_tree, load_script, pixels, save
+from tests.helpers.preparation_trees import ADE, ade_semantic, ade_tree, pixels, save
+from tests.helpers.scripts import load_script
 
-script = load_script("prepare_ade20k_sem_seg")
+script = load_script("datasets/prepare_ade20k_sem_seg.py")
 
 
 def test_classes_count_from_0_and_unlabelled_is_255(tmp_path: Path) -> None:

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from mask_former.data.datasets.catalog import read_table, register_tables
-from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
-SCRIPT = ROOT / "datasets" / "prepare_camvid.py"
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
+
 SKY, ROAD, CAR, PEDESTRIAN, UNLABELLED, VOID = 0, 3, 8, 9, 11, 255
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_camvid", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def catalogs_as_they_were() -> Iterator[None]:
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
+    return load_script("datasets/prepare_camvid.py")
 
 
 def street() -> np.ndarray:

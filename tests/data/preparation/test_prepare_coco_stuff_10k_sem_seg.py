@@ -11,16 +11,16 @@ import pytest
 
 from tests.helpers.preparation_trees import (
     STUFF,
-    load_script,
     pixels,
     save_mat,
     save_photo,
     stuff_labels,
     stuff_tree,
 )
+from tests.helpers.scripts import load_script
 
 pytest.importorskip("h5py", reason="h5py is not installed")
-script = load_script("prepare_coco_stuff_10k_sem_seg")
+script = load_script("datasets/prepare_coco_stuff_10k_sem_seg.py")
 
 
 def test_classes_count_from_0_and_unlabelled_is_255(tmp_path: Path) -> None:

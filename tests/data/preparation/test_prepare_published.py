@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.paths import ROOT
 from tests.helpers.preparation_trees import (
     CASES,
-    REPOSITORY,
     Case,
-    catalogs_as_they_were,  # noqa: F401
     contents,
-    load_script,
     registered,
     snapshot,
     training_example,
 )
+from tests.helpers.scripts import load_script
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.script)
@@ -30,7 +29,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def script(case: Case) -> ModuleType:
-    return load_script(case.script)
+    return load_script(f"datasets/{case.script}.py")
 
 
 @pytest.fixture
@@ -50,13 +49,13 @@ each_source = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.usefixtures("catalogs_as_they_were")
+@pytest.mark.usefixtures("restored_catalogs")
 def test_what_is_written_is_what_the_catalog_reads_and_the_mapper_takes(
     script: ModuleType, case: Case, root: Path
 ) -> None:
     assert run(script, root) == 0
     if case.script == "prepare_ade20k_pan_seg":  # these datasets carry the semantic maps, too
-        assert run(load_script("prepare_ade20k_sem_seg"), root) == 0
+        assert run(load_script("datasets/prepare_ade20k_sem_seg.py"), root) == 0
     train, test = (registered(name, root) for name in case.datasets)
     assert (len(train), len(test)) == (2, 1)
     for record in train:
@@ -193,7 +192,7 @@ def test_the_root_is_that_of_detectron2_unless_given(
 def test_a_script_runs_from_the_command_line_in_several_processes(tmp_path: Path) -> None:
     case = CASES[0]
     case.tree(tmp_path)
-    file = REPOSITORY / "datasets" / f"{case.script}.py"
+    file = ROOT / "datasets" / f"{case.script}.py"
     command = [sys.executable, str(file), "--root", str(tmp_path), "--workers", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from mask_former.data.datasets.catalog import read_table, register_tables
 from mask_former.data.shapes import writer
 from mask_former.data.shapes.scene import HEIGHT, OUTLINES, PATTERNS, WIDTH, scene
+
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 NUM_SCENES = 24
 NAMES_OF_SCENE_0 = {1: "waves", 2: "dots", 3: "star", 4: "moon", 5: "heart", 6: "square"}
@@ -28,13 +29,6 @@ Segments = list[tuple[str, np.ndarray]]  # class name and H×W mask
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     return [scene((7, i)) for i in range(NUM_SCENES)]
-
-
-@pytest.fixture(autouse=True)
-def catalogs_as_they_were() -> Iterator[None]:
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data, MetadataCatalog.data = before
 
 
 # ------------------------------------------------------------------------------------ scenes
