@@ -14,7 +14,7 @@ from .modeling.mask_former import MaskFormer
 from .modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from .modeling.transformer_decoder.maskformer import TransformerPredictor
 from .predictor.predictor import MaskFormerPredictor
-from .registries import plugins
+from .registries import load_plugin, plugins
 
 __all__ = [
     "DETRPanopticDatasetMapper",
@@ -26,6 +26,7 @@ __all__ = [
     "SemanticSegmentorWithTTA",
     "TransformerPredictor",
     "add_mask_former_config",
+    "load_plugin",
 ]
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""Registries: plug-ins are found by name, and this module finds the plug-ins.
+"""Registries, in which parts are found by name, and the plug-ins that fill them.
 
 Backbones, heads and pixel decoders live in detectron2's own registries (``BACKBONE_REGISTRY``,
 ``SEM_SEG_HEADS_REGISTRY``), meta-architectures in ``META_ARCH_REGISTRY``. What detectron2 has no
@@ -8,9 +8,15 @@ registry for is registered here.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import pkgutil
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +26,12 @@ __all__ = [
     "DATASET_MAPPER_REGISTRY",
     "LOSS_REGISTRY",
     "PREDICTOR_REGISTRY",
+    "MissingPluginError",
     "Registry",
+    "load_plugin",
+    "loaded_plugins",
     "lookup",
+    "naming_missing_plugins",
     "plugins",
 ]
 
@@ -73,15 +83,20 @@ def lookup(registry: _Registry, name: str, key: str) -> Any:
     return known[name]
 
 
-@cache
 def plugins() -> tuple[ModuleType, ...]:
-    """Import every plug-in module of the package, once.
+    """Return every plug-in: the package's own, and those that :func:`load_plugin` imported.
 
     A plug-in may define ``add_config(cfg)``, which adds the config keys that it reads.
 
     Returns:
-        The modules, sorted by name within each package.
+        The package's modules, sorted by name within each package, then the loaded files in the
+        order of loading.
     """
+    return (*_own_plugins(), *_LOADED.values())
+
+
+@cache
+def _own_plugins() -> tuple[ModuleType, ...]:
     modules = []
     for name in _PLUGIN_PACKAGES:
         package = importlib.import_module(f"{__package__}.{name}")
@@ -89,3 +104,110 @@ def plugins() -> tuple[ModuleType, ...]:
             if not module.ispkg:
                 modules.append(importlib.import_module(f"{package.__name__}.{module.name}"))
     return tuple(modules)
+
+
+_LOADED: dict[Path, ModuleType] = {}
+"""The plug-ins outside the package, by their resolved path."""
+
+
+def load_plugin(path: str | os.PathLike[str]) -> ModuleType:
+    """Import a Python file that lies outside the package, and remember it as a plug-in.
+
+    What the file registers can be named by a config, and its ``add_config(cfg)``, if it has one,
+    adds its config keys. Loading a file again returns the module that exists.
+
+    Args:
+        path: a ``.py`` file. Its name is recorded in checkpoints, so two loaded plug-ins must not
+            share one.
+
+    Returns:
+        The module.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a ``.py`` file, if another plug-in has its name, or if importing it
+            fails; the message names file, line and reason.
+    """
+    file = Path(path).expanduser().resolve()
+    if file in _LOADED:
+        return _LOADED[file]
+    if not file.exists():
+        raise FileNotFoundError(f"The plug-in {path} is missing: there is no such file.")
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(f"The plug-in {path} is not a Python file: expected a file NAME.py.")
+    if file.name in loaded_plugins():
+        other = next(known for known in _LOADED if known.name == file.name)
+        raise ValueError(
+            f"The plug-ins {other} and {file} share a name, and a checkpoint records plug-ins by "
+            "name: rename one of them."
+        )
+    _LOADED[file] = _imported(str(file)) or _import_file(file)
+    return _LOADED[file]
+
+
+def loaded_plugins() -> tuple[str, ...]:
+    """Return the file names, without folders, of the plug-ins outside the package."""
+    return tuple(file.name for file in _LOADED)
+
+
+class MissingPluginError(KeyError):
+    """A config needs a plug-in that is not loaded; the message names it."""
+
+
+@contextmanager
+def naming_missing_plugins(source: str, names: Iterable[str]) -> Iterator[None]:
+    """Explain a ``KeyError`` of a config whose plug-ins are not all loaded.
+
+    Args:
+        source: the config or checkpoint, for the message.
+        names: file names of the plug-ins that it was made with.
+
+    Raises:
+        MissingPluginError: in place of any other ``KeyError``, if a plug-in is missing.
+    """
+    try:
+        yield
+    except KeyError as error:
+        missing = [name for name in dict.fromkeys(names) if name not in loaded_plugins()]
+        if not missing or isinstance(error, MissingPluginError):
+            raise
+        options = " ".join(f"--plugin {name}" for name in missing)
+        calls = ", ".join(f"mask_former.load_plugin({name!r})" for name in missing)
+        raise MissingPluginError(
+            f"{source} needs the plug-in {' and '.join(missing)}, which is not loaded: give "
+            f"{options} with the path of the file, or in Python call {calls} first. Without it: "
+            f"{error.args[0]}"
+        ) from error
+
+
+def _imported(file: str) -> ModuleType | None:
+    """Find the module that Python already made from ``file``, for example by an import."""
+    modules = list(sys.modules.values())
+    return next(
+        (one for one in modules if getattr(one, "__dict__", {}).get("__file__") == file), None
+    )
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = f"mask_former_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # for pickle and dataclasses, which look a class's module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(
+            f"The plug-in {file} cannot be imported: line {_line_in(file, error)}: "
+            f"{type(error).__name__}: {error.args[0] if error.args else error}"
+        ) from error
+    return module
+
+
+def _line_in(file: Path, error: Exception) -> int | None:
+    """Return the number of the line of ``file`` that raised ``error``."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if frame.filename == str(file)), None)

@@ -25,9 +25,11 @@ from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
 from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.cli.arguments import add_plugin_argument
 from mask_former.cli.custom_data import add_arguments, use_own_data
 from mask_former.engine import Trainer
 from mask_former.engine.launch import run, setup
+from mask_former.registries import load_plugin
 from mask_former.utils.weight_files import averaged_weights
 
 
@@ -54,6 +56,9 @@ def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
 if __name__ == "__main__":
     parser = default_argument_parser(epilog=__doc__)
     add_arguments(parser)
+    add_plugin_argument(parser)
     arguments = parser.parse_args()
+    for file in arguments.plugins:
+        load_plugin(file)
     use_own_data(arguments)
     run(main, arguments)

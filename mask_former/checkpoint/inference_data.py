@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from mask_former.config.validation import OF_BOXES
 from mask_former.data.datasets.classes import Classes
+from mask_former.registries import loaded_plugins
 from mask_former.utils.weight_files import INFERENCE
 
 __all__ = [
@@ -72,6 +73,8 @@ class InferenceData:
     settings: dict[str, Any]
     """Values of the config, as :func:`inference_settings` returns them."""
     classes: Classes
+    plugins: tuple[str, ...] = ()
+    """File names of the plug-ins that were loaded when it was written."""
 
 
 def inference_data(cfg: CfgNode, classes: Classes | None = None) -> dict[str, Any]:
@@ -82,12 +85,13 @@ def inference_data(cfg: CfgNode, classes: Classes | None = None) -> dict[str, An
         classes: The model's classes. Default: see :func:`classes_of`.
 
     Returns:
-        ``config`` (YAML text) and ``classes`` (a dict of ``name``, ``color`` and ``isthing`` for
-        each class).
+        ``config`` (YAML text), ``classes`` (a dict of ``name``, ``color`` and ``isthing`` for each
+        class) and, if any are loaded, ``plugins`` (file names).
     """
     classes = classes or classes_of(cfg)
     text = yaml.safe_dump(inference_settings(cfg), default_flow_style=None)
-    return {"config": text, "classes": classes.to_data()}
+    plugins = {"plugins": list(names)} if (names := loaded_plugins()) else {}
+    return {"config": text, "classes": classes.to_data(), **plugins}
 
 
 def classes_of(cfg: CfgNode, names: Sequence[str] | None = None) -> Classes:
@@ -164,7 +168,11 @@ def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData
         settings = yaml.safe_load(entry["config"])
         if not isinstance(settings, dict) or not isinstance(settings.get("MODEL"), dict):
             raise ValueError("'config' is no YAML with a MODEL")
-        return InferenceData(_keep_inference_keys(settings), Classes.from_data(entry["classes"]))
+        plugins = entry.get("plugins", [])
+        if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
+            raise ValueError("'plugins' is not a list of file names")
+        classes = Classes.from_data(entry["classes"])
+        return InferenceData(_keep_inference_keys(settings), classes, tuple(plugins))
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(

@@ -17,51 +17,75 @@ from detectron2.config import CfgNode
 from fvcore.common.config import BASE_KEY
 
 from mask_former.data.datasets.config_keys import register_own_tables
+from mask_former.registries import loaded_plugins, naming_missing_plugins
 
 from .keys import get_mask_former_cfg, validate
 
-__all__ = ["cfg_from_settings", "finish_cfg", "load_cfg", "read_cfg", "resolve_device"]
+__all__ = [
+    "cfg_from_settings",
+    "load_cfg",
+    "plugin_comments",
+    "plugins_named_in",
+    "read_cfg",
+    "resolve_device",
+]
+
+_PLUGIN_COMMENT = "# needs --plugin "
 
 
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
-    """The config of a file with ``KEY VALUE …`` on top, checked and frozen.
+    """Read a config file with ``KEY VALUE …`` on top into a checked and frozen config.
 
     Raises:
-        KeyError: for a key that does not exist; names those that are near.
-        FileNotFoundError: if there is no such file, or none that its ``_BASE_`` names.
-        ValueError: if a file is no YAML mapping, or a value does not fit its key.
+        KeyError: for an unknown key; names similar ones, or the plug-in that is missing.
+        FileNotFoundError: if the file, or one that its ``_BASE_`` names, is missing.
+        ValueError: if a file is not a YAML mapping, or a value does not fit its key.
     """
     cfg = read_cfg(config_file, opts)
-    finish_cfg(cfg)
+    register_own_tables(cfg)
+    resolve_device(cfg)
+    with naming_missing_plugins(config_file, plugins_named_in(config_file)):
+        validate(cfg)
+    cfg.freeze()
     return cfg
 
 
 def read_cfg(config_file: str, opts: list[str] | None) -> CfgNode:
-    """As :func:`load_cfg`, but neither checked nor frozen, and without its tables registered."""
+    """Read a config as :func:`load_cfg`, without checking, freezing, or registering its tables."""
     cfg = get_mask_former_cfg()
     if config_file:
         _check_file(Path(config_file), "--config-file")
-        with _naming_mistakes(cfg, config_file):
+        missing = naming_missing_plugins(config_file, plugins_named_in(config_file))
+        with missing, _naming_mistakes(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
             _find_files_beside(cfg, Path(config_file))
     _merge_options(cfg, opts or [])
     return cfg
 
 
+def plugin_comments() -> str:
+    """Return a comment line for each loaded plug-in, for the top of a config file."""
+    return "".join(f"{_PLUGIN_COMMENT}{name}\n" for name in loaded_plugins())
+
+
+def plugins_named_in(config_file: str) -> list[str]:
+    """Return the file names of the plug-ins that the comments of a config file name."""
+    if not Path(config_file).is_file():
+        return []
+    lines = Path(config_file).read_text(encoding="utf-8").splitlines()
+    names = (
+        line.removeprefix(_PLUGIN_COMMENT) for line in lines if line.startswith(_PLUGIN_COMMENT)
+    )
+    return [name.strip() for name in names]
+
+
 def cfg_from_settings(settings: Mapping[str, Any], opts: Sequence[Any], source: str) -> CfgNode:
-    """As :func:`read_cfg`, from the content of a config file; ``source`` stands in the error."""
+    """Make a config from the content of a config file; ``source`` is its name in errors."""
     cfg = get_mask_former_cfg()
     with _naming_mistakes(cfg, source):
         cfg.merge_from_other_cfg(CfgNode(dict(settings)))
     _merge_options(cfg, list(opts))
     return cfg
-
-
-def finish_cfg(cfg: CfgNode) -> None:
-    register_own_tables(cfg)
-    resolve_device(cfg)
-    validate(cfg)
-    cfg.freeze()
 
 
 def _find_files_beside(cfg: CfgNode, config_file: Path) -> None:
@@ -139,7 +163,7 @@ def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
         hint = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else "mask_former/config/keys.py lists ours."
+            else "mask_former/config/keys.py lists ours; a plug-in's are known with --plugin."
         )
         raise KeyError(f"{source}: there is no config key {unknown[1]}; {hint}") from error
 

@@ -25,10 +25,16 @@ from mask_former.checkpoint.inference_data import (
     read_inference_data,
 )
 from mask_former.config.keys import validate
-from mask_former.config.loading import cfg_from_settings, read_cfg, resolve_device
+from mask_former.config.loading import (
+    cfg_from_settings,
+    plugins_named_in,
+    read_cfg,
+    resolve_device,
+)
 from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.config_keys import register_own_tables
 from mask_former.huggingface import read_huggingface_folder
+from mask_former.registries import naming_missing_plugins
 from mask_former.utils.weight_files import CLASS_NAMES, read_extras
 
 __all__ = ["Pretrained", "find_pretrained", "packaged_models"]
@@ -157,16 +163,18 @@ def _checkpoint_in(folder: Path) -> Path:
 def _from_checkpoint(weights: str, config_file: str | Path | None, options: _Options) -> Pretrained:
     extras = read_extras(weights.partition("?")[0])
     carried = _carried(extras, weights, config_file)
-    if config_file is not None:
-        settings = _settings_of(config_file, tables=carried is None)
-    elif carried is not None:
-        settings = carried.settings
-    else:
-        raise ValueError(
-            f"{weights} does not carry its config and classes, as checkpoints of others and of "
-            "older trainings do not. Give the config that it was trained with: config_file=."
-        )
-    cfg = _finished(settings, weights, str(config_file or weights), options)
+    plugins = [*(carried.plugins if carried else ()), *plugins_named_in(str(config_file or ""))]
+    with naming_missing_plugins(weights, plugins):
+        if config_file is not None:
+            settings = _settings_of(config_file, tables=carried is None)
+        elif carried is not None:
+            settings = carried.settings
+        else:
+            raise ValueError(
+                f"{weights} does not carry its config and classes, as checkpoints of others and of "
+                "older trainings do not. Give the config that it was trained with: config_file=."
+            )
+        cfg = _finished(settings, weights, str(config_file or weights), options)
     if carried is not None and len(carried.classes.names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
         classes = carried.classes
     else:
