@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A page to try models on: drop a picture or a video in, and look at what is found.
+"""A page to try models on: drop an image or a video in, and see the results.
 
 python demo/app.py                                      the models of model_zoo/
 python demo/app.py --weights output/mine/model_final.pth output/other
-python demo/app.py --weights W.pkl --config-file F      a checkpoint that does not say what it is
+python demo/app.py --weights W.pkl --config-file F      a checkpoint that carries no config
 
-Needs `pip install -r requirements/app.txt`. Nothing is fetched from the web and nothing is sent
-there; only this machine reaches the page unless --host says otherwise.
+Needs `pip install -r requirements/app.txt`. The page loads nothing from the web and sends nothing
+there; unless --host is given, only this machine can open it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -32,11 +33,28 @@ from page.models import Models
 from page.uploads import Limits
 
 from mask_former import MaskFormerPredictor
+from mask_former.cli.options import positive
 from mask_former.predictor.pretrained import packaged_models
 from mask_former.utils.errors import one_line
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of the command."""
+
+    weights: tuple[str, ...]
+    config_file: str | None
+    device: str | None
+    host: str
+    port: int
+    queue_size: int
+    keep_models: int
+    sessions: int
+    limits: Limits
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,59 +64,55 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="checkpoints, output folders of trainings, URLs or names of model_zoo/, to choose "
-        "from besides those of model_zoo/; the first is loaded at once, others when chosen",
+        help="checkpoints, output folders of trainings, URLs or names of model_zoo/, offered "
+        "besides those of model_zoo/; the first is loaded at once, others when chosen",
     )
-    add("--config-file", metavar="FILE", help="of the --weights that do not carry their config")
-    add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
-    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all (%(default)s)")
+    add("--config-file", metavar="FILE", help="config of the --weights that do not carry theirs")
+    add("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (%(default)s)")
     add("--port", type=int, default=7860, help="(%(default)s)")
     add(
         "--queue-size",
-        type=_positive,
+        type=positive,
         default=16,
         metavar="N",
-        help="requests that may wait; who comes after them is told to try later (%(default)s)",
+        help="requests that may wait; later ones are refused (%(default)s)",
     )
     add(
         "--keep-models",
-        type=_positive,
+        type=positive,
         default=2,
         metavar="N",
         help="checkpoints that stay in memory (%(default)s)",
     )
     add(
         "--sessions",
-        type=_positive,
+        type=positive,
         default=16,
         metavar="N",
-        help="visitors whose picture is kept, for their sliders; one each (%(default)s)",
+        help="visitors whose image is kept, for their sliders; one each (%(default)s)",
     )
     add(
         "--max-megapixels",
         type=float,
         default=Limits.megapixels,
         metavar="N",
-        help="of a picture, in millions of pixels (%(default)s)",
+        help="largest image, in millions of pixels (%(default)s)",
     )
     add(
         "--max-frames",
-        type=_positive,
+        type=positive,
         default=Limits.frames,
         metavar="N",
-        help="of a video; the rest is left out (%(default)s)",
+        help="most frames of a video; the rest is left out (%(default)s)",
     )
-    return parser.parse_args(argv)
+    given = vars(parser.parse_args(argv))
+    limits = Limits(given.pop("max_megapixels"), given.pop("max_frames"))
+    return Arguments(weights=tuple(given.pop("weights")), limits=limits, **given)
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
-
-
-def make_models(args: argparse.Namespace) -> Models:
-    """The checkpoints to choose from; the first of them is loaded."""
+def make_models(args: Arguments) -> Models:
+    """Name the checkpoints to choose from, and load the first."""
     zoo = packaged_models()
 
     def load(source: str) -> MaskFormerPredictor:
@@ -114,13 +128,12 @@ def make_models(args: argparse.Namespace) -> Models:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C. Returns the exit code."""
-    args = parse_arguments(argv)
+    """Serve the page until Ctrl-C and return the exit code."""
+    args = parse(argv)
     with tempfile.TemporaryDirectory(prefix="mask_former_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads are gone when the page ends
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads are deleted when the page ends
         try:
-            limits = Limits(args.max_megapixels, args.max_frames)
-            page = Page(make_models(args), limits, Path(folder), args.sessions)
+            page = Page(make_models(args), args.limits, Path(folder), args.sessions)
             blocks = build(page)
             address = launch(blocks, args.host, args.port, args.queue_size)
         except (OSError, KeyError, ValueError, ImportError, yaml.YAMLError) as error:

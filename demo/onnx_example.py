@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A picture's class map from an exported model, with ONNX Runtime and numpy alone: no torch.
+"""Make the class map of an image with an exported model, ONNX Runtime and numpy; no torch needed.
 
 python tools/export.py --config-file model_zoo/camvid_semantic.yaml --dynamic --output camvid
 python demo/onnx_example.py camvid street.jpg classes.png
@@ -15,24 +15,24 @@ from PIL import Image
 
 
 def resizing(old, new):
-    """new×old: the matrix that resizes an axis, bilinear, pixel centres at half."""
-    place = (np.arange(new) + 0.5) * old / new - 0.5
-    return np.stack([np.interp(place, np.arange(old), row) for row in np.eye(old)], 1)
+    """Return the matrix, new×old, that resizes an axis (bilinear, pixel centres at one half)."""
+    position = (np.arange(new) + 0.5) * old / new - 0.5
+    return np.stack([np.interp(position, np.arange(old), row) for row in np.eye(old)], 1)
 
 
 def load(path, about):
-    """The picture at the network's size, 3×h×w, and its own size."""
-    picture = Image.open(path).convert("RGB")
-    scale = about["shortest_edge"] / min(picture.size) if about["shortest_edge"] else 1
-    scale = min(scale, about["longest_edge"] / max(picture.size))
-    small = picture.resize([int(side * scale + 0.5) for side in picture.size], Image.BILINEAR)
+    """Read an image: 3×h×w, at the size of the network's input; and its own (width, height)."""
+    image = Image.open(path).convert("RGB")
+    scale = about["shortest_edge"] / min(image.size) if about["shortest_edge"] else 1
+    scale = min(scale, about["longest_edge"] / max(image.size))
+    small = image.resize([int(side * scale + 0.5) for side in image.size], Image.BILINEAR)
     pixels = np.asarray(small, np.float32)
     pixels = pixels if about["channels"] == "RGB" else pixels[..., ::-1]
-    return pixels.transpose(2, 0, 1), picture.size
+    return pixels.transpose(2, 0, 1), image.size
 
 
 def class_map(session, pixels, about):
-    """h×w ids: the class with the largest Σ over queries of class × mask probability."""
+    """Find the class of each pixel, h×w: the largest Σ over queries of class × mask probability."""
     _, height, width = pixels.shape
     padded = about["size"] or [-(-side // 32) * 32 for side in (height, width)]
     image = np.tile(np.float32(about["mean"]).reshape(1, 3, 1, 1), padded)  # padding: the mean
@@ -45,10 +45,11 @@ def class_map(session, pixels, about):
     return np.tensordot(classes, masks, (0, 0)).argmax(0)
 
 
-def main(folder, picture, output):
+def main(folder, image, output):
+    """Write the class map of an image in the colours of the classes."""
     about = json.loads(Path(folder, "mask_former.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(Path(folder, "mask_former.onnx"))
-    pixels, size = load(picture, about["input"])
+    pixels, size = load(image, about["input"])
     ids = class_map(session, pixels, about["input"])
     colors = np.array([one["color"] for one in about["classes"]], np.uint8)[ids]
     Image.fromarray(colors).resize(size, Image.Resampling.NEAREST).save(output)
@@ -56,4 +57,4 @@ def main(folder, picture, output):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if len(sys.argv) == 4 else sys.exit(__doc__)

@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
-from mask_former.cli.output_files import PICTURE_SUFFIXES, plan_outputs
+from mask_former.cli.output_files import DRAWN_IMAGE_SUFFIXES, plan_outputs
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.classes import Classes
 from mask_former.utils.errors import one_line
@@ -163,7 +163,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         make = partial(annotated_example, classes=classes, dataset=dataset)
     inputs = [Path(record["file_name"]) for record in records]
-    plan = plan_outputs([*inputs, Path("contact_sheet")], ["png"], args.output, PICTURE_SUFFIXES)
+    plan = plan_outputs(
+        [*inputs, Path("contact_sheet")], ["png"], args.output, DRAWN_IMAGE_SUFFIXES
+    )
     seed_all_rng(args.seed)
     cells, failed = [], 0
     *names, sheet = plan.names

@@ -1,4 +1,4 @@
-"""What happens when something on the page is used. No layout here."""
+"""Handlers of the page's events, without its layout."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import gradio as gr
 
+from demo.page.image_results import ImageResults, Settings
 from demo.page.models import Models
-from demo.page.pictures import Picture, Settings
 from demo.page.sessions import Sessions
-from demo.page.uploads import Limits, is_video, read_picture
+from demo.page.uploads import Limits, is_video, read_upload
 from demo.page.videos import draw_video
 from demo.page.viewer import MAX_SIDE, NOTHING, message, preview, view
 from mask_former.utils.errors import one_line
@@ -24,9 +24,9 @@ __all__ = ["FAILURES", "SESSION_LIFETIME", "Page"]
 logger = logging.getLogger("mask_former.page")
 
 SESSION_LIFETIME = 30 * 60.0
-"""Seconds after which the picture of a visitor who does nothing is forgotten."""
+"""Seconds without activity after which a visitor's image is dropped."""
 FAILURES = (OSError, KeyError, ValueError, RuntimeError, MemoryError)
-"""What one request may fail with; its visitor is told why, and the page goes on."""
+"""Errors that fail one request: its visitor gets the reason, and the page continues."""
 
 _PREVIEW_SECONDS = 0.5  # between the frames of a video that are shown while it is drawn
 
@@ -35,7 +35,7 @@ Shown = tuple[Any, Any, str]
 
 
 class Page:
-    """The page's memory, and one method for each thing that can be done."""
+    """State of the page, and one method for each event."""
 
     def __init__(
         self,
@@ -45,22 +45,23 @@ class Page:
         max_sessions: int,
         lifetime: float = SESSION_LIFETIME,
     ) -> None:
-        """
+        """Set up a page.
+
         Args:
             models: the checkpoints to choose from.
-            limits: of what can be dropped in.
-            folder: for the files that are made to be downloaded, a subfolder a session.
-            max_sessions: of how many visitors a picture is kept.
-            lifetime: seconds; see `SESSION_LIFETIME`.
+            limits: limits on uploads.
+            folder: folder of the files to download, with a subfolder for each session.
+            max_sessions: number of visitors whose image is kept.
+            lifetime: seconds; see ``SESSION_LIFETIME``.
         """
         self.models = models
         self.limits = limits
         self._folder = folder
-        self._pictures: Sessions[Picture] = Sessions(max_sessions, lifetime)
-        self._at_work: set[str] = set()  # sessions whose picture or video is being worked on
+        self._images: Sessions[ImageResults] = Sessions(max_sessions, lifetime)
+        self._busy: set[str] = set()  # sessions whose image or video is being processed
 
     def defaults(self, model: str) -> Settings:
-        """Where the controls stand for a checkpoint, from its config.
+        """Return the values of the controls for a checkpoint, from its config.
 
         Raises:
             OSError, KeyError, ValueError: if it cannot be loaded.
@@ -79,36 +80,36 @@ class Page:
     def analyze(
         self, request: gr.Request, upload: str | None, model: str, *settings: Any
     ) -> Iterator[Shown]:
-        """Run the network on what was dropped in.
+        """Run the network on an upload.
 
-        A video is drawn here, and shown meanwhile; a picture is kept for :meth:`show`, so that it
-        is drawn with the settings that hold when the network is done.
+        A video is drawn here, and shown meanwhile; an image is kept for :meth:`show`, so that it is
+        drawn with the settings of the moment when the network is done.
         """
         session = str(request.session_hash)
-        self._pictures.drop(session)
-        self._at_work.add(session)
+        self._images.drop(session)
+        self._busy.add(session)
         try:
             if upload is None:
                 yield None, _no_video(), ""
             elif is_video(path := Path(upload)):
                 yield from self._video(path, model, Settings(*settings), session)
             else:
-                self._picture(path, model, session)
+                self._image(path, model, session)
                 yield gr.skip(), _no_video(), gr.skip()
         except FAILURES as error:
             yield message(_reason(error)), _no_video(), ""
         finally:
-            self._at_work.discard(session)
+            self._busy.discard(session)
 
-    def _picture(self, path: Path, model: str, session: str) -> None:
-        image = read_picture(path, self.limits)
+    def _image(self, path: Path, model: str, session: str) -> None:
+        image = read_upload(path, self.limits)
         predictor = self.models.get(model)
         start = time.perf_counter()
-        logits = predictor.logits(image)
+        output = predictor.logits(image)
         seconds = time.perf_counter() - start
         height, width = image.shape[:2]
         summary = f"{path.name} · {width}×{height} · one forward pass: {seconds:.2f} s"
-        self._pictures.put(session, Picture(logits, path.stem, summary))
+        self._images.put(session, ImageResults(output, path.stem, summary))
 
     def _video(self, path: Path, model: str, settings: Settings, session: str) -> Iterator[Shown]:
         predictor, limit = self.models.get(model), self.limits.frames
@@ -120,7 +121,7 @@ class Page:
                 shown = now
                 total = min(frame.in_file or limit, limit)
                 line = f"{path.name} · frame {frame.done} of {total}"
-                yield preview(frame.picture), _no_video(), line
+                yield preview(frame.image), _no_video(), line
         line = f"{path.name} · {frame.done} frames · {(now - start) / frame.done:.2f} s a frame"
         if frame.broken:
             line += f" · {frame.broken} broken frames left out"
@@ -129,51 +130,51 @@ class Page:
         yield NOTHING, gr.update(value=str(output), visible=True), line
 
     def show(self, request: gr.Request, *settings: Any) -> tuple[Any, Any]:
-        """The kept picture at these settings, without a forward pass: viewer and line."""
-        picture = self._pictures.get(str(request.session_hash))
-        if picture is None:
+        """Draw the kept image with these settings, without a forward pass: viewer and line."""
+        image = self._images.get(str(request.session_hash))
+        if image is None:
             return gr.skip(), gr.skip()
         chosen = Settings(*settings)
         start = time.perf_counter()
         try:
-            shown = view(picture.result(chosen, MAX_SIDE), chosen.kind, chosen.opacity)
+            shown = view(image.result(chosen, MAX_SIDE), chosen.kind, chosen.opacity)
         except FAILURES as error:
             return message(_reason(error)), ""
-        return shown, f"{picture.summary} · drawn in {time.perf_counter() - start:.2f} s"
+        return shown, f"{image.summary} · drawn in {time.perf_counter() - start:.2f} s"
 
     def redraw(self, request: gr.Request, upload: str | None, *settings: Any) -> tuple[Any, Any]:
-        """The same when a control was moved: says what to do where no picture is kept."""
+        """Draw as :meth:`show` when a control was moved, with advice if no image is kept."""
         session = str(request.session_hash)
-        there = self._pictures.get(session) is not None
-        if there or session in self._at_work or upload is None or not Path(upload).is_file():
+        kept = self._images.get(session) is not None
+        if kept or session in self._busy or upload is None or not Path(upload).is_file():
             return self.show(request, *settings)
         try:
             if is_video(Path(upload)):
-                return gr.skip(), "Run again draws the video with these settings."
-        except ValueError:  # it was said when the file came
+                return gr.skip(), "Press “Run again” to draw the video with these settings."
+        except ValueError:  # reported when the file was uploaded
             return gr.skip(), gr.skip()
-        return message("This picture was put away. Run again brings it back."), ""
+        return message("This image has expired. Press “Run again” to process it again."), ""
 
     def pack(self, request: gr.Request, formats: list[str], *settings: Any) -> str | None:
-        """Make the archive to download: its path, or None, with a warning that says why."""
+        """Make the archive to download and return its path; or None, with a warning on the page."""
         session = str(request.session_hash)
-        picture = self._pictures.get(session)
-        if picture is None:
+        image = self._images.get(session)
+        if image is None:
             gr.Warning(
-                "There is no picture whose result could be downloaded: drop one in first. (A video "
+                "There is no image whose result could be downloaded: drop one in first. (A video "
                 "has a button of its own.)"
             )
             return None
         try:
-            return str(picture.pack(Settings(*settings), formats, self._fresh_folder(session)))
+            return str(image.pack(Settings(*settings), formats, self._fresh_folder(session)))
         except FAILURES as error:
             gr.Warning(_reason(error))
             return None
 
     def forget(self, request: gr.Request) -> None:
-        """A visitor has left."""
+        """Drop the image and the files of a visitor who has left."""
         session = str(request.session_hash)
-        self._pictures.drop(session)
+        self._images.drop(session)
         shutil.rmtree(self._session_folder(session), ignore_errors=True)
 
     def _session_folder(self, session: str) -> Path:
@@ -191,9 +192,9 @@ def _no_video() -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """What the visitor is told, and the log."""
+    """Log the reason of an error and return it for the visitor."""
     text = one_line(error)
     if isinstance(error, MemoryError) or "out of memory" in text:
-        text = "There is not enough memory for that. Make the picture smaller and try again."
+        text = "There is not enough memory for that. Make the image smaller and try again."
     logger.warning(text)
     return text

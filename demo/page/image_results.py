@@ -1,4 +1,4 @@
-"""A picture, what the network said of it, and what the sliders make of that."""
+"""The network's output for one image, and its results at the settings of the sliders."""
 
 from __future__ import annotations
 
@@ -10,62 +10,63 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask_former.predictor.predictor import PictureLogits
+from mask_former.predictor import ImageOutput
 from mask_former.results import InstanceResult, Result
 
-__all__ = ["FORMATS", "Picture", "Settings", "reduce"]
+__all__ = ["FORMATS", "ImageResults", "Settings", "reduce"]
 
 FORMATS = {
     "panoptic": ["overlay", "panoptic-coco", "npz"],
     "instance": ["overlay", "instances-coco", "npz"],
     "semantic": ["overlay", "semantic-png", "npz"],
 }
-"""The files that each kind of result can be downloaded as."""
+"""The file formats in which each kind of result can be downloaded."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the page's controls stand; all shares are in [0, 1]."""
+    """Values of the page's controls; thresholds, scores and opacity are in [0, 1]."""
 
     kind: str
     """"panoptic", "instance" or "semantic"."""
     object_mask_threshold: float
-    """Panoptic: the class probability that a segment needs."""
+    """Class probability that a panoptic segment needs."""
     overlap_threshold: float
-    """Panoptic: the part of its own mask that a segment must keep."""
+    """Share of its own mask that a panoptic segment must keep."""
     min_score: float
-    """Instance: the score that an instance needs."""
+    """Score that an instance needs."""
     min_share: float
-    """Semantic: the share of all classes' scores that a pixel's best class needs."""
+    """Share of the sum of all classes' scores that the best class of a pixel needs."""
     opacity: float
-    """Of the paint."""
+    """Opacity of the paint."""
 
 
-class Picture:
+class ImageResults:
     """Results of one forward pass, at any thresholds."""
 
-    def __init__(self, logits: PictureLogits, name: str, summary: str = "") -> None:
-        """
+    def __init__(self, output: ImageOutput, name: str, summary: str = "") -> None:
+        """Keep the output of a forward pass.
+
         Args:
-            logits: of the picture.
-            name: its file's, without suffix: downloads are called so.
-            summary: what there is to say of the picture and its forward pass, in a line.
+            output: output of the network for the image.
+            name: stem of its file, which names the downloads.
+            summary: one line about the image and its forward pass.
         """
         self.name = name
         self.summary = summary
-        self._logits = logits
+        self._output = output
         self._results: dict[str, tuple[tuple[float, float], Result]] = {}
-        self._small: dict[str, tuple[Result, Result]] = {}  # of each kind, and what it was made of
+        self._small: dict[str, tuple[Result, Result]] = {}  # by kind: full and reduced
 
     def result(self, settings: Settings, max_side: int | None = None) -> Result:
-        """What the settings leave of the result, for drawing and for downloads alike.
+        """Filter the result by the settings, for drawing and for downloads alike.
 
         Args:
-            settings: the thresholds, and the kind of result.
-            max_side: longer side, in pixels, to which a larger picture is reduced with its result.
+            settings: thresholds, and the kind of result.
+            max_side: longer side, in pixels, to which a larger image is reduced with its result.
 
         Raises:
-            ValueError: if the model cannot give that kind of result.
+            ValueError: if the model cannot make this kind of result.
         """
         result = self._whole(settings)
         if max_side is not None:
@@ -84,15 +85,15 @@ class Picture:
         return self._small[kind][1]
 
     def _whole(self, settings: Settings) -> Result:
-        """The result before a threshold that only leaves things out; the last of its kind is kept.
+        """Return the result before thresholds that only filter it; the last of each kind is kept.
 
-        Two of the sliders decide which segments there are: theirs is worked out anew.
+        The two panoptic thresholds decide which segments exist, so they need a new result.
         """
         kind, thresholds = settings.kind, (0.0, 0.0)
         if kind == "panoptic":
             thresholds = settings.object_mask_threshold, settings.overlap_threshold
         if kind not in self._results or self._results[kind][0] != thresholds:
-            result = self._logits.result(
+            result = self._output.result(
                 [kind], object_mask_threshold=thresholds[0], overlap_threshold=thresholds[1]
             )
             self._results[kind] = thresholds, result
@@ -102,15 +103,15 @@ class Picture:
         """Write the result to files and pack them.
 
         Args:
-            settings: of the result.
-            formats: of `FORMATS[settings.kind]`, at least one.
-            folder: where the archive goes; made if need be.
+            settings: thresholds, and the kind of result.
+            formats: one or more of ``FORMATS[settings.kind]``.
+            folder: folder of the archive; made if it is missing.
 
         Returns:
             the archive, NAME_KIND.zip in a folder of its own.
 
         Raises:
-            ValueError: if no format is asked for, or the model has no such result.
+            ValueError: if no format is given, or the model cannot make this kind of result.
         """
         formats = [one for one in formats if one in FORMATS[settings.kind]]
         if not formats:
@@ -124,7 +125,7 @@ class Picture:
 
 
 def reduce(result: Result, max_side: int) -> Result:
-    """The same with every map brought to at most ``max_side`` pixels (nearest)."""
+    """Resize an image and every map of its result to at most ``max_side`` pixels (nearest)."""
     height, width = result.image.shape[:2]
     factor = max_side / max(height, width)
     if factor >= 1:
@@ -135,21 +136,21 @@ def reduce(result: Result, max_side: int) -> Result:
         ((np.arange(few) + 0.5) * many / few).astype(int)
         for few, many in zip(size, (width, height), strict=True)
     )
-    place = np.ix_(rows, columns)
+    grid = np.ix_(rows, columns)
     panoptic, instances = result.panoptic, result.instances
     return replace(
         result,
         image=np.asarray(image),
-        semantic=None if result.semantic is None else result.semantic[place],
-        semantic_scores=None if result.semantic_scores is None else result.semantic_scores[place],
-        panoptic=panoptic and panoptic._replace(ids=panoptic.ids[place]),
+        semantic=None if result.semantic is None else result.semantic[grid],
+        semantic_scores=None if result.semantic_scores is None else result.semantic_scores[grid],
+        panoptic=panoptic and panoptic._replace(ids=panoptic.ids[grid]),
         instances=instances
         and replace(instances, masks=instances.masks[:, rows[:, None], columns[None]]),
     )
 
 
 def _at_least(instances: InstanceResult, min_score: float) -> InstanceResult:
-    """Those that score enough; they are sorted by score."""
+    """Keep the instances with at least this score; they are sorted by score."""
     count = int((instances.scores >= min_score).sum())
     return InstanceResult(
         instances.masks[:count],

@@ -1,4 +1,4 @@
-"""The page's controls, where they stand, and which of `handlers.Page` answers them."""
+"""The page's controls, their layout, and the methods of ``handlers.Page`` that they call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import gradio as gr
 
 from demo.page.handlers import Page
-from demo.page.pictures import FORMATS, Settings
+from demo.page.image_results import FORMATS, Settings
 
 __all__ = ["build", "launch"]
 
 KINDS = [("Semantic", "semantic"), ("Panoptic", "panoptic"), ("Instance", "instance")]
 FORMAT_LABELS = {
-    "overlay": "Drawn picture (PNG)",
+    "overlay": "Drawn image (PNG)",
     "semantic-png": "Class ids (PNG)",
     "panoptic-coco": "COCO panoptic (PNG, JSON)",
     "instances-coco": "COCO instances (JSON)",
@@ -30,7 +30,7 @@ SLIDERS = {
     "min_share": ("Confidence", "share of all scores that a pixel's class needs", "semantic"),
     "opacity": ("Opacity", None, None),
 }
-"""Label, explanation and kind of result of each slider, by the field of `Settings`."""
+"""Label, explanation and kind of result of each slider, by field of ``Settings``."""
 
 _FIELDS = [field.name for field in fields(Settings)]  # "kind" is the first
 DRAWING = {"concurrency_id": "drawing", "concurrency_limit": 2}
@@ -67,7 +67,7 @@ FETCH = """() => setTimeout(() => {
 
 @dataclass(frozen=True)
 class Controls:
-    """What is on the page."""
+    """The components of the page."""
 
     upload: gr.File
     model: gr.Dropdown
@@ -83,12 +83,12 @@ class Controls:
 
     @property
     def settings(self) -> list[Any]:
-        """Those that make up a `Settings`, in the order of its fields."""
+        """The components of a ``Settings``, in the order of its fields."""
         return [self.kind, *(self.sliders[name] for name in _FIELDS[1:])]
 
 
 def build(page: Page) -> gr.Blocks:
-    """The page, ready to be launched.
+    """Build the page, ready to be launched.
 
     Raises:
         OSError, KeyError, ValueError: if the first checkpoint cannot be loaded.
@@ -96,8 +96,8 @@ def build(page: Page) -> gr.Blocks:
     start = page.defaults(page.models.names[0])
     with gr.Blocks(title="MaskFormer", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
         gr.Markdown(
-            "# MaskFormer\nDrop in a picture or a video; point at the result to read what is "
-            "there.",
+            "# MaskFormer\nDrop in an image or a video; point at the result to read its class "
+            "and score.",
             elem_id="head",
         )
         with gr.Row():
@@ -114,7 +114,7 @@ def build(page: Page) -> gr.Blocks:
 
 def _make_inputs(models: list[str], start: Settings) -> dict[str, Any]:
     return {
-        "upload": gr.File(label="Picture or video", height=130, elem_id="upload"),
+        "upload": gr.File(label="Image or video", height=130, elem_id="upload"),
         "model": gr.Dropdown(models, value=models[0], label="Checkpoint"),
         "kind": gr.Radio(KINDS, value=start.kind, label="Result", elem_id="kind"),
         "sliders": {name: _make_slider(name, start) for name in SLIDERS},
@@ -142,12 +142,12 @@ def _make_outputs(kind: str) -> dict[str, Any]:
 
 
 def _connect_network(page: Page, on: Controls) -> None:
-    """What needs a forward pass; one at a time, whoever asks."""
+    """Connect the events that need a forward pass: one at a time, for all visitors."""
     options = {"show_progress_on": on.viewer, "api_visibility": "private"}
     network = {"concurrency_id": "network", "concurrency_limit": 1, **options}
 
     def run(event: Any) -> None:
-        """The network first, then the drawing, with the settings that hold by then."""
+        """Run the network, then draw with the settings of that moment."""
         event(
             page.analyze, [on.upload, on.model, *on.settings], [on.viewer, on.video, on.line],
             trigger_mode="always_last", **network,
@@ -155,11 +155,11 @@ def _connect_network(page: Page, on: Controls) -> None:
 
     run(partial(gr.on, [on.upload.upload, on.upload.clear, on.again.click]))
     # Not "input", which a dropdown fires twice.
-    run(on.model.change(partial(_stand, page), on.model, on.settings, **network).success)
+    run(on.model.change(partial(_defaults, page), on.model, on.settings, **network).success)
 
 
 def _connect_drawing(page: Page, on: Controls) -> None:
-    """What needs none."""
+    """Connect the events that need no forward pass."""
     private = {"api_visibility": "private"}
     on.kind.change(_of_kind, on.kind, [*on.sliders.values(), on.formats], queue=False, **private)
     gr.on(
@@ -173,7 +173,7 @@ def _connect_drawing(page: Page, on: Controls) -> None:
 
 
 def _make_viewer() -> gr.HTML:
-    """Its value is what `viewer.view`, `viewer.preview` or `viewer.message` returns."""
+    """Make the viewer; ``viewer.view``, ``preview`` and ``message`` make its values."""
     here = Path(__file__).parent
     return gr.HTML(
         value=None,
@@ -198,13 +198,13 @@ def _format_choices(kind: str) -> dict[str, Any]:
 
 
 def _of_kind(kind: str) -> list[Any]:
-    """What belongs to a kind of result: its sliders, and the files it can be saved as."""
+    """Show the sliders of a kind of result, and the formats in which it can be saved."""
     visible = [gr.update(visible=of in (None, kind)) for _, _, of in SLIDERS.values()]
     return [*visible, gr.update(**_format_choices(kind))]
 
 
-def _stand(page: Page, model: str) -> list[Any]:
-    """Where the controls stand for another checkpoint."""
+def _defaults(page: Page, model: str) -> list[Any]:
+    """Return the values of the controls for another checkpoint."""
     try:
         defaults = page.defaults(model)
     except (OSError, KeyError, ValueError) as error:
@@ -213,13 +213,13 @@ def _stand(page: Page, model: str) -> list[Any]:
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, queue_size: int) -> str:
-    """Serve the page in the background; returns its address.
+    """Serve the page in the background and return its address.
 
     Raises:
-        OSError: if the port is taken, or there is no such address.
+        OSError: if the port is taken, or the address does not exist.
     """
     blocks.queue(max_size=queue_size)
-    theme = gr.themes.Default(  # fonts of the system: none is fetched
+    theme = gr.themes.Default(  # system fonts: none is downloaded
         primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO
     ).set(**GREYS)
     try:

@@ -1,4 +1,4 @@
-"""The checkpoints that the page offers, each loaded when it is first asked for."""
+"""The checkpoints that the page offers, each loaded at its first use."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ __all__ = ["Models", "display_names"]
 
 
 class Models:
-    """Predictors by name; those used last stay in memory. Safe between threads."""
+    """Predictors by name, of which the most recently used stay in memory. Thread-safe."""
 
     def __init__(
         self, sources: Sequence[str], load: Callable[[str], MaskFormerPredictor], keep: int
     ) -> None:
-        """
+        """Name the checkpoints; none is loaded yet.
+
         Args:
             sources: paths, URLs or names of checkpoints; the first is the page's default.
-            load: makes a predictor of a source.
-            keep: how many stay in memory, at least 1.
+            load: function that loads a source.
+            keep: number of predictors that stay in memory, 1 or more.
 
         Raises:
-            ValueError: if there is no source, or nothing is to be kept.
+            ValueError: if there is no source, or ``keep`` is below 1.
         """
         if not sources or keep < 1:
             raise ValueError(
@@ -39,19 +40,19 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """What the page calls the checkpoints, the default first."""
+        """Names of the checkpoints on the page, the default first."""
         return list(self._sources)
 
     @property
     def loaded(self) -> list[str]:
-        """The names of those in memory, the one used last at the end."""
+        """Names of the checkpoints in memory, the most recently used at the end."""
         return list(self._loaded)
 
     def get(self, name: str) -> MaskFormerPredictor:
-        """The predictor of that name, loaded if need be.
+        """Return a predictor by name, loading it first if necessary.
 
         Raises:
-            KeyError: if the page offers no such checkpoint.
+            KeyError: if the page does not offer this checkpoint.
             OSError, ValueError: if it cannot be loaded.
         """
         if name not in self._sources:
@@ -59,16 +60,16 @@ class Models:
         with self._lock:
             if name not in self._loaded:
                 while len(self._loaded) >= self._keep:
-                    self._loaded.popitem(last=False)  # first, so that both are never held at once
+                    self._loaded.popitem(last=False)  # first: both may not fit into memory
                 self._loaded[name] = self._load(self._sources[name])
             self._loaded.move_to_end(name)
             return self._loaded[name]
 
 
 def display_names(sources: Sequence[str]) -> list[str]:
-    """A short name for each source: the end of its path, as much of it as makes it unlike others.
+    """Return a short name for each source: the shortest end of its path that is unique.
 
-    The checkpoint files of trainings are mostly called the same, so their folder is named as well.
+    Most checkpoint files of trainings have the same name, so their folder is named as well.
     """
     paths = [Path(source) for source in dict.fromkeys(sources)]
     if len(paths) < len(sources):

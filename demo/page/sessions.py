@@ -1,4 +1,4 @@
-"""What the page remembers of each visitor: one thing a session, few sessions, not for long."""
+"""Memory of the page: one value for each session, of few sessions, for a limited time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ T = TypeVar("T")
 
 
 class Sessions(Generic[T]):
-    """Values by session. The one that was not used for longest goes first; safe between threads."""
+    """Values by session; the least recently used is dropped first. Thread-safe."""
 
     def __init__(
         self, capacity: int, lifetime: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """
+        """Set the limits.
+
         Args:
-            capacity: of how many sessions something is kept, at least 1.
+            capacity: number of sessions whose value is kept, 1 or more.
             lifetime: seconds without use after which a session's value is dropped.
-            clock: says the time in seconds.
+            clock: function that returns the time in seconds.
 
         Raises:
-            ValueError: if nothing could be kept.
+            ValueError: if ``capacity`` or ``lifetime`` is not positive.
         """
         if capacity < 1 or lifetime <= 0:
             raise ValueError(f"capacity {capacity} and lifetime {lifetime} must be positive")
@@ -37,14 +38,14 @@ class Sessions(Generic[T]):
         self._values: OrderedDict[str, tuple[float, T]] = OrderedDict()
 
     def put(self, session: str, value: T) -> None:
-        """Remember a value in place of the one that the session had."""
+        """Keep a value, in place of the session's previous one."""
         with self._lock:
             self._values[session] = (self._clock(), value)
             self._values.move_to_end(session)
             self._forget()
 
     def get(self, session: str) -> T | None:
-        """The session's value, which counts as a use; None where it has none (any more)."""
+        """Return the session's value, which counts as a use; None if it has none (any more)."""
         with self._lock:
             self._forget()
             if session not in self._values:
@@ -55,7 +56,7 @@ class Sessions(Generic[T]):
             return value
 
     def drop(self, session: str) -> None:
-        """Forget the session's value, if it has one."""
+        """Drop the session's value, if it has one."""
         with self._lock:
             self._values.pop(session, None)
 

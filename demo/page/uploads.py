@@ -1,4 +1,4 @@
-"""Is what was dropped in a picture or a video, and can the page take it?"""
+"""Check uploads: an image or a video, readable, and within the limits of the page."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from mask_former.cli.media import VideoReader
 from mask_former.predictor.images import read_image
 from mask_former.utils.errors import one_line
 
-__all__ = ["Limits", "check_size", "is_video", "read_picture"]
+__all__ = ["Limits", "check_size", "is_video", "read_upload"]
 
 _MEGA = 1_000_000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one visitor may ask of the machine."""
+    """Limits on the uploads of a visitor."""
 
     megapixels: float = 50
-    """Of a picture, or of a frame of a video."""
+    """Largest size of an image or of a frame of a video, in millions of pixels."""
     frames: int = 300
-    """Of a video; what comes after them is left out."""
+    """Most frames of a video; later ones are left out."""
 
 
 def is_video(path: Path) -> bool:
-    """False where Pillow opens the file as a picture, True where OpenCV opens it as a video.
+    """Return False if Pillow opens the file as an image, True if OpenCV opens it as a video.
 
     Raises:
-        ValueError: where it is neither; the text is for the one who dropped it in.
+        ValueError: if it is neither; the message is for the visitor.
     """
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} is empty (0 bytes). Was it saved or copied completely?")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has a limit
         try:
             with Image.open(path) as image:
                 return image.format == "MPEG"
         except Image.DecompressionBombError:
-            return False  # a picture for sure; check_size refuses it
+            return False  # an image, which check_size refuses
         except Exception:  # Pillow's readers raise nearly anything on a damaged file
             pass
     try:
@@ -54,13 +54,13 @@ def is_video(path: Path) -> bool:
     except ImportError as error:  # OpenCV
         reason = f" ({error})"
     raise ValueError(
-        f"{path.name} is neither a picture nor a video that can be read{reason}. Drop in a "
-        "JPEG, PNG, WebP or TIFF picture, or an MP4, WebM, MOV or AVI video."
+        f"{path.name} is neither an image nor a video that can be read{reason}. Drop in a "
+        "JPEG, PNG, WebP or TIFF image, or an MP4, WebM, MOV or AVI video."
     )
 
 
 def _has_a_frame(path: Path) -> bool:
-    """False, too, for what OpenCV opens by its suffix alone and then cannot decode."""
+    """Decode a frame: OpenCV opens some files by their suffix alone and then cannot decode them."""
     try:
         reader = VideoReader(str(path))
     except ValueError:
@@ -69,17 +69,20 @@ def _has_a_frame(path: Path) -> bool:
         while True:
             try:
                 return next(reader) is not None
-            except ValueError:  # this one is broken
+            except ValueError:  # a broken frame
                 continue
             except StopIteration:
                 return False
 
 
-def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
-    """A picture, H×W×3, RGB, uint8.
+def read_upload(path: Path, limits: Limits) -> NDArray[np.uint8]:
+    """Read an uploaded image.
+
+    Returns:
+        H×W×3, RGB.
 
     Raises:
-        ValueError: if it is too large or damaged; the text is for the one who dropped it in.
+        ValueError: if it is too large or damaged; the message is for the visitor.
     """
     try:
         with warnings.catch_warnings():
@@ -100,9 +103,10 @@ def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
 
 
 def check_size(name: str, width: int, height: int, limits: Limits) -> None:
-    """
+    """Check the size of an image or a frame, in pixels.
+
     Raises:
-        ValueError: if a picture or frame has more pixels than the page takes.
+        ValueError: if it has more pixels than the page accepts.
     """
     megapixels = width * height / _MEGA
     if megapixels > limits.megapixels:
@@ -111,6 +115,6 @@ def check_size(name: str, width: int, height: int, limits: Limits) -> None:
 
 def _too_large(name: str, found: str, limits: Limits) -> str:
     return (
-        f"{name} has {found} pixels; this page takes up to {limits.megapixels:g} million. "
+        f"{name} has {found} pixels; this page accepts up to {limits.megapixels:g} million. "
         "Make it smaller, or start the page with a larger --max-megapixels."
     )

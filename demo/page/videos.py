@@ -1,4 +1,4 @@
-"""A video, drawn frame by frame into a file that browsers play."""
+"""Draw a video frame by frame into a file that browsers play."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.page.pictures import Picture, Settings
+from demo.page.image_results import ImageResults, Settings
 from demo.page.uploads import Limits, check_size
 from mask_former import MaskFormerPredictor
 from mask_former.cli.media import VideoReader, VideoWriter
 
 __all__ = ["Frame", "draw_video"]
 
-_WHOLE = 0.0  # thresholds have been at work when a picture is drawn
+_NO_THRESHOLD = 0.0  # the settings have filtered the result before it is drawn
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame, as soon as it is drawn."""
+    """A drawn frame, and the progress of the video."""
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     """H×W×3, RGB."""
     done: int
-    """Frames drawn, with this one."""
+    """Number of frames drawn, including this one."""
     broken: int
-    """Frames passed over, for they cannot be decoded."""
+    """Number of frames skipped because they cannot be decoded."""
     in_file: int | None
-    """Frames that the file should have, where it says so."""
+    """Number of frames that the file states, or None."""
 
 
 def draw_video(
@@ -40,11 +40,11 @@ def draw_video(
     """Draw at most ``limits.frames`` frames of a video.
 
     Args:
-        predictor: gives the results.
-        path: of the video.
-        settings: of what is drawn.
-        limits: of the number and the size of frames.
-        output: the file, ``.webm``: of what OpenCV can write, it is what browsers play.
+        predictor: the model.
+        path: the video.
+        settings: thresholds, and the kind of result to draw.
+        limits: limits on the number and the size of frames.
+        output: a ``.webm`` file, the format that OpenCV can write and browsers play.
 
     Raises:
         ValueError: if a frame is too large, or none can be decoded.
@@ -56,16 +56,16 @@ def draw_video(
                 frame = next(reader)
             except StopIteration:
                 break
-            except ValueError:  # the frame is broken; the next may not be
+            except ValueError:  # this frame is broken; the next one may be fine
                 broken += 1
                 continue
             check_size(path.name, frame.shape[1], frame.shape[0], limits)
-            picture = _draw(predictor, frame, settings)
-            out.write(picture)
-            yield Frame(picture, out.num_frames, broken, reader.num_frames)
+            drawing = _draw(predictor, frame, settings)
+            out.write(drawing)
+            yield Frame(drawing, out.num_frames, broken, reader.num_frames)
         if not out.num_frames:
             raise ValueError(
-                f"No frame of {path.name} can be decoded. Is it whole? Save it as an MP4 "
+                f"No frame of {path.name} can be decoded. Is it complete? Save it as an MP4 "
                 "(H.264) and try again."
             )
 
@@ -73,5 +73,5 @@ def draw_video(
 def _draw(
     predictor: MaskFormerPredictor, frame: NDArray[np.uint8], settings: Settings
 ) -> NDArray[np.uint8]:
-    result = Picture(predictor.logits(frame), "frame").result(settings)
-    return result.draw(settings.kind, threshold=_WHOLE, opacity=settings.opacity)
+    result = ImageResults(predictor.logits(frame), "frame").result(settings)
+    return result.draw(settings.kind, threshold=_NO_THRESHOLD, opacity=settings.opacity)

@@ -1,4 +1,4 @@
-// Shows what viewer.py sends: the picture, the region under the cursor, the legend.
+// Shows what viewer.py sends: the drawing, the region under the cursor, the legend.
 // Gradio runs this as a function's body with `element`, `props` and `watch`.
 let shown = 0; // counts the values, so that one that comes late does not replace a newer one
 
@@ -25,7 +25,7 @@ async function show(value) {
     put(node("div", { className: value ? "message" : "empty" }, node("p", { textContent: text })));
     return;
   }
-  const image = node("img", { src: value.picture, alt: describe(value.regions || []) });
+  const image = node("img", { src: value.image, alt: describe(value.regions || []) });
   const ids = value.ids && (await unpack(value.ids, Uint16Array));
   const scores = value.scores && (await unpack(value.scores, Uint8Array));
   await image.decode().catch(() => {});
@@ -33,7 +33,7 @@ async function show(value) {
   const canvas = node("canvas", { width: value.width, height: value.height });
   const tip = node("div", { className: "tip", hidden: true });
   const frame = node("div", { className: "frame" }, image, canvas, tip);
-  // As large as there is room for, in the picture's own proportions.
+  // As large as there is room for, in the image's own proportions.
   frame.style.aspectRatio = `${value.width} / ${value.height}`;
   frame.style.width = `min(100%, calc(60vh * ${value.width / value.height}))`;
   const parts = [node("div", { className: "stage" }, frame)];
@@ -54,7 +54,7 @@ function put(...parts) {
 
 function describe(regions) {
   const names = [...new Set(regions.map((region) => region.name))];
-  return names.length ? `Segmented picture: ${names.join(", ")}` : "Segmented picture";
+  return names.length ? `Segmented image: ${names.join(", ")}` : "Segmented image";
 }
 
 function point(frame, canvas, tip, legend, { ids, scores, regions, width, height }) {
@@ -62,7 +62,7 @@ function point(frame, canvas, tip, legend, { ids, scores, regions, width, height
     const swatch = node("i");
     swatch.style.background = region.color;
     const figures = node("em", { textContent: percent(region.score) });
-    const title = `score ${percent(region.score)}, ${(100 * region.area).toFixed(1)}% of the picture`;
+    const title = `score ${percent(region.score)}, ${(100 * region.area).toFixed(1)}% of the image`;
     return node("li", { title }, swatch, region.name, figures);
   });
   const byArea = items.map((item, index) => [regions[index].area, item]).sort((a, b) => b[0] - a[0]);

@@ -1,7 +1,7 @@
-"""The result on the page: a picture that says what lies under the cursor, and a legend.
+"""Data of the viewer: a drawn image that names the region under the cursor, and a legend.
 
-Beside the drawn picture the browser gets an id map (and, for semantic results, a map of scores), so
-that pointing at a place asks nothing of the server.
+With the drawing the browser gets an id map (and, for semantic results, a map of scores), so that
+pointing at a region sends no request to the server.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from mask_former.visualization.overlay import Overlay, draw
 __all__ = ["MAX_SIDE", "NOTHING", "message", "preview", "view"]
 
 MAX_SIDE = 1280
-"""Longer side, in pixels, of what is sent to the browser; downloads keep the picture's own size."""
+"""Longer side, in pixels, of images sent to the browser; downloads keep the image's own size."""
 MIN_SIDE = 400
-"""Smaller pictures are drawn enlarged by a whole factor: names need room."""
+"""Smaller images are drawn upsampled by an integer factor, to make room for names."""
 
 NOTHING = {"nothing": True}
-"""Takes no room, where a video stands in place of a picture; None asks for one."""
+"""Hides the viewer while a video is shown; None shows a hint to drop an image in."""
 
 
 def message(text: str) -> dict[str, Any]:
-    """What stands where the picture would, for one that cannot be shown."""
+    """Make the value that shows a text in place of an image."""
     return {"message": text}
 
 
-def preview(picture: NDArray[np.uint8]) -> dict[str, Any]:
-    """A drawn picture (H×W×3) alone, as the frames of a video are shown while they are drawn."""
-    small = picture[:: _step(picture.shape), :: _step(picture.shape)]
-    return {"picture": _jpeg(small), "width": small.shape[1], "height": small.shape[0]}
+def preview(drawing: NDArray[np.uint8]) -> dict[str, Any]:
+    """Make the value that shows a drawing (H×W×3) alone, such as a frame of a video."""
+    small = drawing[:: _step(drawing.shape), :: _step(drawing.shape)]
+    return {"image": _jpeg(small), "width": small.shape[1], "height": small.shape[0]}
 
 
 def view(result: Result, kind: str, opacity: float) -> dict[str, Any]:
-    """What the browser needs to show one result, in plain data; it should be at most `MAX_SIDE`.
+    """Make the value that shows a result of at most ``MAX_SIDE`` pixels, as plain data.
 
     Returns:
-        kind: of the result.
-        picture: the drawing, a data URL.
-        width, height: of the maps, in pixels; the drawing may have a multiple of them.
-        ids: the id map, 0 where nothing is, ``i`` for ``regions[i - 1]``: uint16, little endian, by
+        kind: kind of the result.
+        image: the drawing, a data URL.
+        width, height: size of the maps, in pixels; that of the drawing may be a multiple.
+        ids: the id map, 0 for no region, ``i`` for ``regions[i - 1]``: uint16, little endian, by
             rows, zlib, base64.
-        scores: None, or for each pixel its class's share in [0, 255]: uint8, packed likewise.
-        regions: dicts of name, score in [0, 1], color, and area as a share of the picture.
+        scores: None, or the score of each pixel's class in [0, 255]: uint8, packed likewise.
+        regions: dicts of name, score in [0, 1], color, and area as a share of the image.
     """
     overlay = result.overlay(kind, 0.0)
     image, ids = result.image, overlay.ids
@@ -70,7 +70,7 @@ def view(result: Result, kind: str, opacity: float) -> dict[str, Any]:
         region["area"] = float(area) / ids.size
     return {
         "kind": kind,
-        "picture": _jpeg(draw(image, overlay, opacity, scale)),
+        "image": _jpeg(draw(image, overlay, opacity, scale)),
         "width": width,
         "height": height,
         "ids": _pack(ids, np.dtype("<u2")),
@@ -80,7 +80,7 @@ def view(result: Result, kind: str, opacity: float) -> dict[str, Any]:
 
 
 def _names_and_scores(result: Result, kind: str, overlay: Overlay) -> list[tuple[str, float]]:
-    """Of each region of an overlay: they are in the result's order."""
+    """Return name and score of each region of an overlay, which has the order of the result."""
     if kind == "panoptic" and result.panoptic is not None:
         names = result.classes.names
         return [(names[s["category_id"]], s["score"]) for s in result.panoptic.segments]
@@ -101,11 +101,11 @@ def _step(shape: tuple[int, ...]) -> int:
 
 
 def _pack(values: NDArray[Any], dtype: Any) -> str:
-    """Exact and small: an image would pass through the browser's colour management."""
+    """Pack exact values: an image would pass through the browser's colour management."""
     return base64.b64encode(zlib.compress(values.astype(dtype).tobytes(), 1)).decode()
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> str:
+def _jpeg(image: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=90, subsampling=0)
+    Image.fromarray(image).save(buffer, "JPEG", quality=90, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

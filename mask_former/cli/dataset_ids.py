@@ -1,4 +1,4 @@
-"""The ids that a dataset gives its classes and images, for results that its evaluators can read."""
+"""Category and image ids of a dataset, for results that its evaluators can read."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from mask_former.data.datasets.class_files import classes_of_json
 __all__ = ["DatasetIds", "ImageId"]
 
 ImageId = int | str
-"""What a dataset may call an image."""
+"""The id of an image in a dataset."""
 
 
 @dataclass(frozen=True)
 class DatasetIds:
-    """Ids of classes and images; where there are none, a run counts its own."""
+    """Category and image ids of a dataset; without them a run counts its own."""
 
     source: str
-    """A dataset's name or a JSON file, for messages."""
+    """Name of the dataset or of the JSON file, for messages."""
     category_ids: dict[int, int]
-    """Contiguous id of the model's class -> category id of the dataset."""
+    """Category id of the dataset for each contiguous class id of the model."""
     _images: dict[str, list[tuple[Path, ImageId]]] = field(repr=False)
-    """By file name without folders: path and id of each image."""
+    """Path and id of each image, by file name without folders."""
 
     @classmethod
     def of_dataset(cls, name: str) -> DatasetIds:
-        """Those of a registered dataset; its files must be there.
+        """Read the ids of a registered dataset, whose files must exist.
 
         Raises:
-            KeyError: there is no such dataset.
-            FileNotFoundError: its files are not there.
-            ValueError: it has no category ids or no image ids: it is neither panoptic nor of
+            KeyError: if the dataset is not registered.
+            FileNotFoundError: if its files are missing.
+            ValueError: if it has no category ids or no image ids, as it is neither panoptic nor of
                 instances.
         """
         if name not in DatasetCatalog:
@@ -57,15 +57,15 @@ class DatasetIds:
 
     @classmethod
     def of_json(cls, path: Path, class_names: Sequence[str]) -> DatasetIds:
-        """Those of a COCO JSON, panoptic or of instances; classes are found by their names.
+        """Read the ids of a COCO JSON, panoptic or of instances; classes are found by name.
 
         Args:
-            path: of the JSON; its `images` need `file_name` and `id`.
-            class_names: of the model's K classes.
+            path: the JSON file; its ``images`` need ``file_name`` and ``id``.
+            class_names: names of the model's K classes.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no COCO JSON, or has none of the classes.
+            FileNotFoundError: if the file is missing.
+            ValueError: if it is not a COCO JSON, or has none of the classes.
         """
         content = _read(path)
         panoptic = all("isthing" in entry for entry in content["categories"])
@@ -81,10 +81,10 @@ class DatasetIds:
         return cls(str(path), category_ids, _by_name(images))
 
     def check_classes(self, class_ids: Iterable[int], class_names: Sequence[str]) -> None:
-        """See that classes have a category id.
+        """Check that classes have a category id.
 
         Raises:
-            ValueError: one has none; names it.
+            ValueError: if one has none; the message names it.
         """
         missing = [class_names[i] for i in class_ids if i not in self.category_ids]
         if missing:
@@ -94,26 +94,26 @@ class DatasetIds:
             )
 
     def image_id(self, file: Path) -> ImageId:
-        """The id of an image, by its file's name, and by its folders where several have that name.
+        """Find the id of an image by its file name, and by its folders if several share the name.
 
         Raises:
-            ValueError: no image has the name, or it is not clear which.
+            ValueError: if no image or more than one matches.
         """
         candidates = self._images.get(file.name, [])
         agreement = [_common_ending(file.absolute(), path) for path, _ in candidates]
         best = [c for c, n in zip(candidates, agreement, strict=True) if n == max(agreement)]
         if len(best) != 1:
             found = "no image" if not best else f"{len(best)} images"
-            raise ValueError(f"{self.source} has {found} of the name {file.name}.")
+            raise ValueError(f"{self.source} has {found} named {file.name}.")
         return best[0][1]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of a COCO JSON, which need not have annotations, as those of test sets."""
+    """Read a COCO JSON, which may lack annotations, as those of test sets do."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     for key, needed in {"images": ("file_name", "id"), "categories": ("id", "name")}.items():
         entries = content.get(key) if isinstance(content, dict) else None
         if not entries or any(part not in entry for entry in entries for part in needed):
@@ -129,7 +129,7 @@ def _by_name(images: Iterable[tuple[str, ImageId]]) -> dict[str, list[tuple[Path
 
 
 def _common_ending(one: Path, other: Path) -> int:
-    """The number of last parts in which two paths agree."""
+    """Count the last parts in which two paths agree."""
     pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
     count = 0
     for a, b in pairs:

@@ -1,4 +1,4 @@
-"""Pictures and videos of any origin: found, read, written and shown. Everything is RGB here."""
+"""Find, read, write and show images and videos. All pixels are RGB."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
-"""What counts as an image in a folder; a file that is named itself may end in anything."""
+"""Suffixes of images in a folder; a file that is named itself may have any suffix."""
 
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 _DEFAULT_FPS = 25.0
-_PATIENCE = 100  # broken frames on end, after which a file has ended
+_PATIENCE = 100  # consecutive broken frames, after which a file has ended
 
 
 def find_images(inputs: Iterable[str], recursive: bool = False) -> tuple[list[Path], list[str]]:
-    """The files that paths, folders (their images) and globs stand for.
+    """Find the files that paths, folders (their images) and globs name.
 
     Args:
         inputs: paths and globs.
-        recursive: look into the subfolders of folders, too; hidden ones are left out.
+        recursive: search the subfolders of folders too, except hidden ones.
 
     Returns:
         The files, each once, in the order of the inputs and, within one, of their names; and a
-        line for each input that stands for none. That a file is an image is not checked.
+        message for each input without files. Files are not checked to be images.
     """
     files: dict[Path, None] = {}
     problems = []
@@ -75,20 +75,21 @@ def _images_in(folder: Path, recursive: bool) -> list[Path]:
 
 
 class VideoReader:
-    """The frames of a video file, a stream's URL or a camera, one at a time.
+    """Iterator over the frames of a video file, the URL of a stream, or a camera.
 
-    An iterator that outlives what it raises: a broken frame is a ``ValueError``, and the next
-    ``next()`` gives the frame after it.
+    It continues after an error: a broken frame raises a ``ValueError``, and the next ``next()``
+    returns the frame after it.
     """
 
     def __init__(self, source: str | int, every_n: int = 1) -> None:
-        """
+        """Open the video.
+
         Args:
             source: a path, a URL, or the number of a camera, from 0.
-            every_n: 1 gives every frame, 2 every second, from the first one on.
+            every_n: 1 for every frame, 2 for every second one, and so on, from the first on.
 
         Raises:
-            FileNotFoundError: if there is no such file.
+            FileNotFoundError: if the file is missing.
             ValueError: if OpenCV cannot read it.
         """
         cv2 = _opencv()
@@ -102,13 +103,13 @@ class VideoReader:
             raise ValueError(f"{self.name}: {'not there' if camera else 'not a video'} (OpenCV)")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = (fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS) / every_n
-        """Frames a second, of those that are given; of 25 where the source does not say."""
+        """Frames per second that are returned; the source has 25 if it states no rate."""
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._total = int(count) if not camera and 0 < count < math.inf else None
         self.num_frames = self._total and math.ceil(self._total / every_n)
-        """How many frames should be given, where that is known."""
+        """Expected number of frames that are returned, or None if unknown."""
         self.index = -1
-        """Of the last frame, given or broken, among all of the source, from 0."""
+        """Index of the last frame, returned or broken, among all frames of the source, from 0."""
         self._every_n = every_n
         self._patience = _PATIENCE if is_file else 1
         self._frames = self._read()
@@ -117,10 +118,10 @@ class VideoReader:
         return self
 
     def __next__(self) -> NDArray[np.uint8]:
-        """The next frame, H×W×3.
+        """Return the next frame, H×W×3.
 
         Raises:
-            ValueError: it is broken; or there should be more after the last one.
+            ValueError: if it is broken, or if frames are missing at the end.
         """
         self.index, frame = next(self._frames)
         if frame is None:
@@ -128,36 +129,39 @@ class VideoReader:
         return frame
 
     def _read(self) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
-        """The frames that are asked for, with their index; None is a broken one."""
+        """Yield every n-th frame with its index; None for a broken one."""
         index = failed = 0
         while failed < self._patience:
             if not self._capture.grab():
-                failed += 1  # broken ones, or the end: the next that is whole tells
+                failed += 1  # broken frames or the end: only a later good frame decides
                 continue
             for broken in range(index, index + failed):
                 if broken % self._every_n == 0:
                     yield broken, None
             index, failed = index + failed, 0
             if index % self._every_n == 0:
-                there, frame = self._capture.retrieve()
-                yield index, np.ascontiguousarray(frame[:, :, ::-1]) if there else None
+                decoded, frame = self._capture.retrieve()
+                yield index, np.ascontiguousarray(frame[:, :, ::-1]) if decoded else None
             index += 1
-        # What a file says of its number of frames may be off by a few.
+        # The number of frames that a file states may be off by a few.
         if not index or index < 0.95 * (self._total or 0):
             raise ValueError(f"ended after {index} of {self._total or '?'} frames: damaged?")
 
     def close(self) -> None:
+        """Release the source."""
         self._capture.release()
 
 
 class VideoWriter:
-    """Writes frames to an ``.mp4`` or ``.avi``; ``.avi`` too where OpenCV cannot write an mp4."""
+    """Writer of an ``.mp4``, ``.avi`` or ``.webm``; of an ``.avi`` if OpenCV cannot write that."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        """
+        """Note the file, which is opened with the first frame.
+
         Args:
-            path: ends in ``.mp4`` or ``.avi``; after the first frame, where the file really lies.
-            fps: frames a second.
+            path: file that ends in ``.mp4``, ``.avi`` or ``.webm``; the attribute ``path`` is the
+                file that is written, once the first frame is.
+            fps: frames per second.
         """
         self.path = path
         self.fps = fps
@@ -168,13 +172,13 @@ class VideoWriter:
         """Add a frame, H×W×3; the first one sets the size.
 
         Raises:
-            ValueError: if OpenCV can write no video there, or the frame has another size.
+            ValueError: if OpenCV cannot write the file, or the frame has another size.
         """
         height, width = frame.shape[:2]
         if self._writer is None:
             self._writer = self._open(width, height)
             self._size = width, height
-        if (width, height) != self._size:  # OpenCV would leave it out
+        if (width, height) != self._size:  # OpenCV would skip it silently
             raise ValueError(
                 f"{self.path}: a frame is {width}×{height} pixels, those before it "
                 f"{self._size[0]}×{self._size[1]}; a video has one size."
@@ -195,17 +199,19 @@ class VideoWriter:
         raise ValueError(f"{self.path}: OpenCV can write no video there")
 
     def close(self) -> None:
+        """Finish the file."""
         if self._writer is not None:
             self._writer.release()
 
 
 class Window:
-    """A window on the screen."""
+    """Window on the screen."""
 
     def __init__(self, title: str) -> None:
-        """
+        """Open the window.
+
         Raises:
-            ValueError: if OpenCV or the machine has no windows.
+            ValueError: if OpenCV or the machine cannot show windows.
         """
         cv2 = _opencv()
         self.title = title
@@ -221,15 +227,15 @@ class Window:
                 "--show), or install opencv-python in place of opencv-python-headless."
             ) from error
 
-    def show(self, picture: NDArray[np.uint8], milliseconds: int = 0) -> bool:
-        """Show a picture for a while (0: until a key is pressed); False once q or Esc was."""
+    def show(self, image: NDArray[np.uint8], milliseconds: int = 0) -> bool:
+        """Show an image for a time (0: until a key is pressed); False if the key is q or Esc."""
         cv2 = _opencv()
-        cv2.imshow(self.title, np.ascontiguousarray(picture[:, :, ::-1]))
+        cv2.imshow(self.title, np.ascontiguousarray(image[:, :, ::-1]))
         return cv2.waitKey(milliseconds) & 0xFF not in (ord("q"), 27)
 
 
 def _opencv() -> Any:
-    """OpenCV, imported where it is needed only, and quiet: we say ourselves what fails."""
+    """Import OpenCV, without its own messages: callers report errors themselves."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         import cv2

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from mask_former.config.loading import load_cfg
 from mask_former.predictor.predictor import MaskFormerPredictor
@@ -20,7 +22,7 @@ from mask_former.utils.errors import one_line
 from mask_former.visualization.overlay import INSTANCE_THRESHOLD
 
 from .dataset_ids import DatasetIds
-from .run import Image, Predict
+from .run import Predict
 
 __all__ = [
     "NEEDS",
@@ -43,7 +45,7 @@ NEEDS = {"semantic-png": "semantic", "panoptic-coco": "panoptic", "instances-coc
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, where, and how many pictures at once."""
+    """Add the options of the model: which one, on which device, and how many images at once."""
     add = parser.add_argument
     add(
         "--weights",
@@ -62,7 +64,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="pictures at once; those of one size share a forward pass",
+        help="images at once; those of one size share a forward pass",
     )
     add(
         "--opts",
@@ -222,7 +224,7 @@ def predict_function(
     if args.palette != "dataset":
         predictor.classes = classes.with_palette(args.palette)
 
-    def predict(images: list[Image]) -> list[Result]:
+    def predict(images: list[NDArray[np.uint8]]) -> list[Result]:
         return predictor(
             images,
             kinds=kinds,

@@ -1,4 +1,4 @@
-"""Where what is made of each input goes."""
+"""Output paths for each input."""
 
 from __future__ import annotations
 
@@ -8,56 +8,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
-    "PICTURE_SUFFIXES",
-    "VIDEO_SUFFIXES",
+    "DRAWN_IMAGE_SUFFIXES",
+    "DRAWN_VIDEO_SUFFIXES",
+    "OutputFiles",
     "OutputPlan",
-    "Outputs",
     "check_apart",
     "distinct_names",
     "plan_outputs",
     "relative_names",
 ]
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".avi")
+DRAWN_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+DRAWN_VIDEO_SUFFIXES = (".mp4", ".avi")
 
-Outputs = dict[str, Path]
-"""The file of each kind of result of one input."""
+OutputFiles = dict[str, Path]
+"""The output file of each kind of result of one input."""
 
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """The files of each input, made from its name when they are asked for."""
+    """Output files of any number of inputs, computed from their names."""
 
     names: list[str]
-    """One an input, no two alike."""
+    """A distinct name for each input."""
     folder: Path
     endings: dict[str, str]
-    """Of the files in the folder, by kind."""
+    """Endings of the files in the folder, by kind of result."""
     single: Path | None = None
-    """The one file that is written instead."""
+    """The only file, written in place of files in the folder."""
 
-    def files(self, name: str) -> Outputs:
-        """Those of an input, by kind."""
+    def files(self, name: str) -> OutputFiles:
+        """Return the output files of an input."""
         return {k: self.single or self.folder / f"{name}{e}" for k, e in self.endings.items()}
 
 
 def plan_outputs(
     inputs: Sequence[Path], kinds: Sequence[str], output: str, suffixes: tuple[str, ...]
 ) -> OutputPlan:
-    """The files for each input; makes the folder they go to.
+    """Choose the output files of each input, and make their folder.
 
     In a folder, ``a/street.jpg`` becomes ``street.png``, or with several kinds ``street_KIND.png``;
-    where another input has that name, ``street_2.png`` and so on.
+    if another input has that name, ``street_2.png`` and so on.
 
     Args:
-        inputs: their names without suffix become the outputs'; none of them is ever replaced.
-        kinds: of results, one file each.
+        inputs: input files; their names without suffix become those of the outputs, and none of
+            them is ever replaced.
+        kinds: kinds of results, one file each.
         output: a folder, or one file that ends in one of ``suffixes``.
-        suffixes: of files that can be written; those in a folder get the first.
+        suffixes: suffixes that can be written; files in a folder get the first.
 
     Raises:
-        ValueError: one file for several outputs, a file where a folder must be, or an output that
+        ValueError: for one file for several outputs, a file in place of a folder, or an output that
             would replace an input.
     """
     path = Path(output).expanduser()
@@ -70,7 +71,7 @@ def plan_outputs(
                 "results are to be drawn: give a folder."
             )
         plan = OutputPlan(names, path.parent, dict.fromkeys(kinds, ""), path)
-    elif suffix in PICTURE_SUFFIXES + VIDEO_SUFFIXES or path.is_file():
+    elif suffix in DRAWN_IMAGE_SUFFIXES + DRAWN_VIDEO_SUFFIXES or path.is_file():
         raise ValueError(
             f"--output {output} is neither a folder nor a file that can be written here "
             f"({', '.join(suffixes)})."
@@ -85,21 +86,21 @@ def plan_outputs(
 
 
 def _check_inputs_stay(inputs: Sequence[Path], plan: OutputPlan, output: str) -> None:
-    there = {os.path.realpath(file): file for file in inputs}
+    existing = {os.path.realpath(file): file for file in inputs}
     for name in plan.names:
         for file in plan.files(name).values():
-            replaced = there.get(os.path.realpath(file))
+            replaced = existing.get(os.path.realpath(file))
             if replaced is not None:
                 raise ValueError(f"--output {output} would replace the input {replaced}.")
 
 
 def distinct_names(names: Iterable[str]) -> list[str]:
-    """The names; one that comes again gets _2, _3 …"""
+    """Return the names, with _2, _3 … added to those that occur again."""
     taken: dict[str, None] = {}
     result = []
     for name in names:
         candidate, number = name, 1
-        while candidate.lower() in taken:  # some file systems do not tell a.png from A.png
+        while candidate.lower() in taken:  # file systems may ignore case
             number += 1
             candidate = f"{name}_{number}"
         taken[candidate.lower()] = None
@@ -108,15 +109,15 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 
 
 def relative_names(files: Sequence[Path], folder: Path) -> Iterator[str]:
-    """The paths within a folder, with "/" and without suffix: the same in every run.
+    """Yield the paths relative to a folder, with "/" and without suffix: the same in every run.
 
     Raises:
-        ValueError: two files differ in their suffix only.
+        ValueError: if two files differ in their suffix only.
     """
     taken: dict[str, Path] = {}
     for file in files:
         name = file.relative_to(folder).with_suffix("").as_posix()
-        other = taken.setdefault(name.lower(), file)  # some file systems take a and A for one
+        other = taken.setdefault(name.lower(), file)  # file systems may ignore case
         if other is not file:
             raise ValueError(
                 f"{other} and {file} would both be saved as {name}: move or rename one of them."
@@ -125,13 +126,13 @@ def relative_names(files: Sequence[Path], folder: Path) -> Iterator[str]:
 
 
 def check_apart(inputs: Iterable[Path], output: str | Path) -> None:
-    """See that no input lies where results are written in folders of their own.
+    """Check that no input lies in a subfolder of the output, where results are written.
 
     Raises:
-        ValueError: one does, or there is a file instead of a folder.
+        ValueError: if one does, or if the output is a file.
     """
     folder = Path(output).expanduser()
-    if folder.is_file() or (not folder.is_dir() and folder.suffix in PICTURE_SUFFIXES):
+    if folder.is_file() or (not folder.is_dir() and folder.suffix in DRAWN_IMAGE_SUFFIXES):
         raise ValueError(f"--output {output} is a file; all formats but overlay need a folder.")
     base = os.path.realpath(folder)
     for file in inputs:

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Draw or save what a trained model finds in pictures, in a video or before a camera.
+"""Draw or save what a trained model finds in images, in a video or with a camera.
 
 python demo/demo.py --input street.jpg photos/ 'more/**/*.png' --output drawn
 python demo/demo.py --weights output/mine --input photos --save semantic-png,npz --output out
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -27,9 +25,11 @@ from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import mask_former  # noqa: F401  (registers everything)
-from mask_former.cli.media import VideoReader, VideoWriter, Window, find_images
-from mask_former.cli.options import (
+from mask_former.predictor.predictor import MaskFormerPredictor
+from mask_former.results import Result, ResultWriter
+
+from .media import VideoReader, VideoWriter, Window, find_images
+from .options import (
     SetupError,
     add_model_options,
     add_result_options,
@@ -40,17 +40,15 @@ from mask_former.cli.options import (
     predict_function,
     setting_up,
 )
-from mask_former.cli.output_files import (
-    PICTURE_SUFFIXES,
-    VIDEO_SUFFIXES,
+from .output_files import (
+    DRAWN_IMAGE_SUFFIXES,
+    DRAWN_VIDEO_SUFFIXES,
     OutputPlan,
     check_apart,
     distinct_names,
     plan_outputs,
 )
-from mask_former.cli.run import Item, PredictionRun, Use, read_files, read_frames
-from mask_former.predictor.predictor import MaskFormerPredictor
-from mask_former.results import Result, ResultWriter
+from .run import Item, PredictionRun, Use, read_files, read_frames
 
 logger = logging.getLogger("mask_former.demo")
 
@@ -142,7 +140,7 @@ class Demo:
         return ResultWriter(self._args.output, self._formats, category_ids=category_ids)
 
     def drawings(self, result: Result, scale: int = 1) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Each kind that is drawn, and its picture."""
+        """Yield each kind that is drawn, and its drawing."""
         options = {"threshold": self._args.confidence_threshold, "legend": self._args.legend}
         for kind in self.to_draw:
             yield kind, result.draw(kind, scale=scale, **options)
@@ -167,7 +165,7 @@ def draw_images(args: argparse.Namespace) -> int:
             return 1
         files = files[:: args.every_n]
         demo = Demo(args, make_model())
-        plan = demo.plan(files, PICTURE_SUFFIXES)
+        plan = demo.plan(files, DRAWN_IMAGE_SUFFIXES)
         names = plan.names if plan else distinct_names(file.stem for file in files)
         writer = demo.writer(files)
     with writer as results:
@@ -195,12 +193,12 @@ def use_image(
     sides = result.image.shape[:2]
     scale = max(1, min(MIN_SIDE // min(sides), 4 * MIN_SIDE // max(sides)))
     written, go_on = [], True
-    for kind, picture in demo.drawings(result, scale):
+    for kind, image in demo.drawings(result, scale):
         if plan:
             written.append(plan.files(item.name)[kind])
-            Image.fromarray(picture).save(written[-1], quality=95)
+            Image.fromarray(image).save(written[-1], quality=95)
         if demo.window:
-            go_on = demo.window.show(picture) and go_on
+            go_on = demo.window.show(image) and go_on
     if writer:
         written += writer.write(replace(result, file_name=item.label), item.name, item.image_id)
     seconds += time.perf_counter() - start
@@ -218,7 +216,7 @@ def draw_video(args: argparse.Namespace) -> int:
             reader = stack.enter_context(closing(VideoReader(source, args.every_n)))
             path = Path("webcam" if args.webcam is not None else source)
             demo = Demo(args, make_model())
-            plan = demo.plan([path], VIDEO_SUFFIXES)
+            plan = demo.plan([path], DRAWN_VIDEO_SUFFIXES)
             videos = {
                 kind: stack.enter_context(closing(VideoWriter(file, reader.fps)))
                 for kind, file in (plan.files(path.stem) if plan else {}).items()
@@ -255,10 +253,10 @@ def use_frame(
     seconds: float,
 ) -> bool:
     """Draw, save and show the result of one frame; False where the user wants no more."""
-    for kind, picture in demo.drawings(result):
+    for kind, image in demo.drawings(result):
         if kind in videos:
-            videos[kind].write(picture)
-        if demo.window and not demo.window.show(picture, 1):
+            videos[kind].write(image)
+        if demo.window and not demo.window.show(image, 1):
             return False
     if writer:
         writer.write(replace(result, file_name=f"{item.name}.png"), item.name)
@@ -278,7 +276,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted")
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,3 @@
-#!/usr/bin/env python3
-# Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
 """Save what a trained model finds in the images of a folder, on any number of machines.
 
     python tools/predict_folder.py --weights W --input FOLDER --output DIR --save semantic-png
@@ -29,9 +27,11 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import mask_former  # noqa: F401  (registers everything)
-from mask_former.cli.media import find_images
-from mask_former.cli.options import (
+from mask_former.results import Result, ResultWriter, merge_records
+from mask_former.utils.atomic_files import replace_file
+
+from .media import find_images
+from .options import (
     SetupError,
     add_model_options,
     add_result_options,
@@ -41,11 +41,9 @@ from mask_former.cli.options import (
     predict_function,
     setting_up,
 )
-from mask_former.cli.output_files import check_apart, relative_names
-from mask_former.cli.ranks import Ranks
-from mask_former.cli.run import Item, PredictionRun, read_files
-from mask_former.results import Result, ResultWriter, merge_records
-from mask_former.utils.atomic_files import replace_file
+from .output_files import check_apart, relative_names
+from .ranks import Ranks
+from .run import Item, PredictionRun, read_files
 
 logger = logging.getLogger("mask_former.predict_folder")
 
@@ -196,7 +194,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     done, failed, there = total
     logger.info(f"{done} images done, {there} were there, {failed} failed: {args.output}")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

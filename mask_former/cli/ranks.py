@@ -1,4 +1,4 @@
-"""Processes that share a job without needing each other until its end."""
+"""Split independent work across processes (torchrun), synchronised only at the end."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ import torch.distributed as dist
 __all__ = ["Ranks"]
 
 PATIENCE = timedelta(days=1)
-"""How long a process waits at the end for those that are still at work."""
+"""Longest time that a process waits at the end for those that still work."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all; see :meth:`from_environment`."""
+    """Position of this process among all; see :meth:`from_environment`."""
 
     rank: int = 0
     count: int = 1
     device: str | None = None
-    """The GPU that is this process's own, where several share a machine with GPUs."""
+    """GPU of this process if several processes share a machine with GPUs; else None."""
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> Ranks:
-        """As ``torchrun`` and others say it: ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``.
+        """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, which ``torchrun`` and others set.
 
         Raises:
-            ValueError: ``RANK`` does not lie below ``WORLD_SIZE``.
+            ValueError: if ``RANK`` is not below ``WORLD_SIZE``.
         """
         rank, count = int(variables.get("RANK", 0)), int(variables.get("WORLD_SIZE", 1))
         if not 0 <= rank < count:
@@ -44,15 +44,15 @@ class Ranks:
         return cls(rank, count, f"cuda:{local}" if gpus and count > 1 else None)
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """The items of this process, every ``count``-th: together all of them, each once."""
+        """Return every ``count``-th item, so that each item belongs to one process."""
         return list(items[self.rank :: self.count])
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Within it the processes can tell each other what they have done (gloo).
+        """Connect the processes with gloo, for :meth:`finish`.
 
         Raises:
-            ValueError: ``MASTER_ADDR`` or ``MASTER_PORT`` is not set.
+            ValueError: if ``MASTER_ADDR`` or ``MASTER_PORT`` is not set.
         """
         if self.count == 1:
             yield
@@ -69,16 +69,16 @@ class Ranks:
             dist.destroy_process_group()
 
     def finish(self, counts: Sequence[int], last: Callable[[], object]) -> list[int] | None:
-        """Wait for all processes, then do what is to be done once.
+        """Wait for all processes, then call ``last`` once.
 
-        Nobody leaves before it is done: ``torchrun`` ends all when one ends with an error.
+        No process returns before ``last`` has: ``torchrun`` ends all when one ends with an error.
 
         Args:
-            counts: of this process.
-            last: done by the first process; where one was lost, by each of those that are left.
+            counts: counts of this process.
+            last: called by the first process; if a process was lost, by each of the others.
 
         Returns:
-            the sums of the counts of all processes; None where one of them was lost.
+            the sums of the counts over all processes; None if a process was lost.
         """
         if self.count == 1:
             last()

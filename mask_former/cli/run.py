@@ -1,6 +1,6 @@
-"""Pictures of any number through a model: in batches, the broken ones passed over, all counted.
+"""Run a model over any number of images in batches; skip and count those that fail.
 
-Nothing is kept but the batch at hand, so that a folder or a video of any length fits into memory.
+Only the current batch is kept, so that a folder or a video of any length fits into memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from .media import VideoReader
 
 __all__ = [
     "FAILURES",
-    "Image",
     "Item",
     "Predict",
     "PredictionRun",
@@ -34,34 +33,34 @@ __all__ = [
 ]
 
 FAILURES = (OSError, ValueError, KeyError, RuntimeError, MemoryError)
-"""What one picture may fail with, out of memory among it, without ending the others."""
+"""Errors (including out of memory) that fail one image but not the run."""
 
-Image = NDArray[np.uint8]
-Predict = Callable[[list[Image]], list[Result]]
+Predict = Callable[[list[NDArray[np.uint8]]], list[Result]]
+"""Returns one result for each image (H×W×3, RGB)."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a run: a file or a frame."""
+    """One image of a run: a file or a frame."""
 
     label: str
-    """What messages call it."""
+    """Its name in messages."""
     name: str
-    """Of what is saved of it, without suffix."""
-    image: Image | None
-    """H×W×3, RGB; None where it cannot be read."""
+    """Stem of its output files."""
+    image: NDArray[np.uint8] | None
+    """H×W×3, RGB; None if it cannot be read."""
     image_id: ImageId | None = None
-    """In the dataset that it comes from."""
+    """Its id in the dataset."""
     error: Exception | None = None
-    """Why there is no image."""
+    """The reason that there is no image."""
 
 
 def read_files(files: Iterable[tuple[Path, str]], ids: DatasetIds | None = None) -> Iterator[Item]:
-    """Pictures of files, each read when its turn comes.
+    """Read the images of files, one at a time.
 
     Args:
-        files: path and name of each.
-        ids: of the dataset that they belong to; a file that is not in it is an error.
+        files: path and name of each image.
+        ids: ids of the dataset that the files belong to; a file that is not in it is an error.
     """
     for file, name in files:
         try:
@@ -72,7 +71,7 @@ def read_files(files: Iterable[tuple[Path, str]], ids: DatasetIds | None = None)
 
 
 def read_frames(reader: VideoReader, name: str) -> Iterator[Item]:
-    """Pictures of a video's frames, called ``NAME_000000`` and so on."""
+    """Read the frames of a video, named ``NAME_000000`` and so on."""
     while True:
         try:
             image, error = next(reader), None
@@ -85,22 +84,23 @@ def read_frames(reader: VideoReader, name: str) -> Iterator[Item]:
 
 
 Use = Callable[[Item, Result, float], bool]
-"""Takes an item, its result and the seconds that it took; False ends the run."""
+"""Takes an item, its result and the seconds that it took; returning False ends the run."""
 
 
 class PredictionRun:
-    """Runs a model over pictures and counts how it went.
+    """Run of a model over images that counts successes and failures.
 
     Attributes:
-        done: the number of pictures that a result was made and used of.
-        failed: the number of those that were passed over; each has a line in the log.
+        done: number of images whose result was made and used.
+        failed: number of images that were skipped; each has a line in the log.
     """
 
     def __init__(self, predict: Predict, batch_size: int = 1) -> None:
-        """
+        """Set up a run.
+
         Args:
-            predict: one result an image, of images (H×W×3, RGB) in any number and of any sizes.
-            batch_size: at most so many at once.
+            predict: the model, for any number of images of any sizes.
+            batch_size: the most images at once.
         """
         self._predict = predict
         self._batch_size = batch_size
@@ -109,14 +109,14 @@ class PredictionRun:
         self.failed = 0
 
     def over(self, items: Iterable[Item], use: Use) -> bool:
-        """Predict and use the result of each picture in turn.
+        """Predict and use the result of each image in turn.
 
         Args:
-            items: in any number; taken as far as the next batch needs.
-            use: what to do with each result. Where it fails, the item has failed.
+            items: any number of images; one batch is taken at a time.
+            use: function for each result. If it fails, the item has failed.
 
         Returns:
-            False where ``use`` has ended it.
+            False if ``use`` ended the run.
         """
         readable = self._readable(items)
         while batch := list(islice(readable, self._batch_size)):
@@ -132,7 +132,7 @@ class PredictionRun:
         return True
 
     def fail(self, label: str, error: Exception) -> None:
-        """Count a picture as failed and say why, in a line that begins with its label."""
+        """Count an image as failed and log the reason, in a line that begins with its label."""
         self.failed += 1
         text = one_line(error)
         self._logger.error(text if text.startswith(label) else f"{label}: {text}")
@@ -145,7 +145,7 @@ class PredictionRun:
                 self.fail(item.label, item.error)
 
     def _results(self, batch: list[Item]) -> Iterator[tuple[Item, Result, float]]:
-        """Of a batch; where it fails, of its items one by one."""
+        """Yield the results of a batch; if it fails, predict its items one by one."""
         start, results = time.perf_counter(), None
         try:
             results = self._predict([item.image for item in batch if item.image is not None])
@@ -153,7 +153,7 @@ class PredictionRun:
             if len(batch) == 1:
                 self.fail(batch[0].label, error)
                 return
-        if results is None:  # outside `except`, which would hold on to the memory of the failure
+        if results is None:  # outside `except`, which would keep the memory of the failure
             for item in batch:
                 yield from self._results([item])
             return

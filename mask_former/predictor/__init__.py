@@ -1,6 +1,6 @@
 """The Python API: :class:`MaskFormerPredictor`, from a checkpoint to results."""
 
-from .image_logits import PictureLogits
+from .image_output import ImageOutput
 from .predictor import MaskFormerPredictor
 
-__all__ = ["MaskFormerPredictor", "PictureLogits"]
+__all__ = ["ImageOutput", "MaskFormerPredictor"]

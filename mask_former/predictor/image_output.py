@@ -1,4 +1,4 @@
-"""What a network says of a picture, before a result is made of it."""
+"""The output of the network for one image, from which any result is made."""
 
 from __future__ import annotations
 
@@ -6,66 +6,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mask_former.data.datasets.classes import Classes
-from mask_former.inference import ImageLogits, WindowLogits
 from mask_former.results import PanopticResult, Result
 from mask_former.results.conversion import instances_from_detectron2
 from mask_former.structures import RESULTS
 
-__all__ = ["PictureLogits", "PixelLogits", "ResultOptions", "check_kinds"]
+from .adapters import Logits
 
-
-@dataclass(frozen=True)
-class PixelLogits:
-    """Class scores of each pixel and no masks: what per-pixel models give."""
-
-    class_logits: Tensor
-    """K×H×W, at the output's size."""
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """(H, W)."""
-        height, width = self.class_logits.shape[-2:]
-        return height, width
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_logits)
-
-    def semantic_scores(self) -> Tensor:
-        """K×H×W, in [0, 1]: the classes' probabilities, which add up to 1."""
-        return self.class_logits.softmax(0)
-
-    def semantic_map(self) -> tuple[Tensor, Tensor]:
-        """The best class of each pixel (H×W) and its probability (H×W)."""
-        shares, ids = self.semantic_scores().max(0)
-        return ids, shares
-
-    def panoptic(self, **options: Any) -> NoReturn:
-        """Raises: ValueError: always."""
-        self._refuse("panoptic")
-
-    def instances(self, **options: Any) -> NoReturn:
-        """Raises: ValueError: always."""
-        self._refuse("instance")
-
-    def _refuse(self, kind: str) -> NoReturn:
-        raise ValueError(
-            f"This model classifies pixels and has no masks: it gives no {kind} result. Ask for "
-            "kinds=['semantic']."
-        )
+__all__ = ["ImageOutput", "ResultOptions", "check_kinds"]
 
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """What :meth:`PictureLogits.result` takes where nothing else is asked for: the config's."""
+    """Defaults of :meth:`ImageOutput.result`, from the config."""
 
     kinds: tuple[str, ...]
     object_mask_threshold: float
@@ -74,16 +33,16 @@ class ResultOptions:
 
 
 @dataclass(frozen=True)
-class PictureLogits:
-    """What the network says of a picture: any result of it is made without a new forward pass."""
+class ImageOutput:
+    """The output of the network for one image; results are made of it without a forward pass."""
 
     image: NDArray[np.uint8]
-    """H×W×3, RGB: the picture."""
+    """H×W×3, RGB."""
     classes: Classes
-    logits: ImageLogits | WindowLogits | PixelLogits
+    logits: Logits
     defaults: ResultOptions
     file_name: str | None = None
-    """Where the picture was read from, if it was."""
+    """The file that the image was read from, or None."""
 
     @torch.no_grad()
     def result(
@@ -94,37 +53,39 @@ class PictureLogits:
         overlap_threshold: float | None = None,
         topk: int | None = None,
     ) -> Result:
-        """The results at the picture's own size.
+        """Make the results, at the image's own size.
 
         Args:
             kinds: of "panoptic", "instance" and "semantic", whether the config turns them on or
                 not; None: those that it turns on.
-            object_mask_threshold: class probability that a panoptic segment needs, in [0, 1].
-            overlap_threshold: share of its own mask that a panoptic segment must win, in [0, 1].
-            topk: (query, class) pairs that the instance result starts from, 1 or more. These three
-                are the config's where they are None.
+            object_mask_threshold: class probability that a panoptic segment needs, in [0, 1]; None:
+                the config's.
+            overlap_threshold: share of its own mask that a panoptic segment must win, in [0, 1];
+                None: the config's.
+            topk: number of (query, class) pairs that the instance result starts from, 1 or more;
+                None: the config's.
 
         Raises:
-            ValueError: for a kind that there is not or the model cannot give, or a value out of
-                its range.
+            ValueError: for an unknown kind, one that the model cannot give, or a value out of its
+                range.
         """
-        asked = {
+        given = {
             "object_mask_threshold": object_mask_threshold,
             "overlap_threshold": overlap_threshold,
             "topk": topk,
         }
         options = {
             name: getattr(self.defaults, name) if value is None else value
-            for name, value in asked.items()
+            for name, value in given.items()
         }
         _check_options(options)
         found = {kind: self._make(kind, options) for kind in self._kinds(kinds)}
-        semantic, shares = found.get("semantic", (None, None))
+        semantic, scores = found.get("semantic", (None, None))
         return Result(
             image=self.image,
             classes=self.classes,
             semantic=semantic,
-            semantic_scores=shares,
+            semantic_scores=scores,
             panoptic=found.get("panoptic"),
             instances=found.get("instance"),
             file_name=self.file_name,
@@ -143,11 +104,11 @@ class PictureLogits:
     def _make(self, kind: str, options: Mapping[str, Any]) -> Any:
         thing_ids = self.classes.thing_ids
         if kind == "semantic":
-            ids, shares = self.logits.semantic_map()
-            return ids.int().cpu().numpy(), shares.float().cpu().numpy()
+            ids, scores = self.logits.semantic_map()
+            return ids.int().cpu().numpy(), scores.float().cpu().numpy()
         if kind == "panoptic":
             if not thing_ids:
-                _say_that_there_are_no_things()
+                _warn_no_thing_classes()
             thresholds = {name: value for name, value in options.items() if name != "topk"}
             ids, segments = self.logits.panoptic(thing_ids=thing_ids, **thresholds)
             return PanopticResult(ids.int().cpu().numpy(), segments)
@@ -156,10 +117,10 @@ class PictureLogits:
 
 
 def check_kinds(kinds: Sequence[str] | str) -> tuple[str, ...]:
-    """The kinds of results, each once.
+    """Return the kinds of results, each once.
 
     Raises:
-        ValueError: for one that there is not, or none at all.
+        ValueError: for an unknown kind, or none at all.
     """
     asked = (kinds,) if isinstance(kinds, str) else tuple(dict.fromkeys(kinds))
     unknown = [kind for kind in asked if kind not in RESULTS]
@@ -177,9 +138,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"topk is {options['topk']}; expected 1 or more.")
 
 
-@cache  # said once
-def _say_that_there_are_no_things() -> None:
+@cache  # logged once
+def _warn_no_thing_classes() -> None:
     logging.getLogger(__name__).warning(
         "No class is known to be a thing: in the panoptic result all segments of a class are one. "
-        "from_pretrained(…, things=[…]) names the classes whose objects are told apart."
+        "In Python, from_pretrained(…, things=[…]) names the classes whose objects are separated."
     )

@@ -1,4 +1,4 @@
-"""A picture of any kind as RGB pixels."""
+"""Convert an image of any kind to RGB pixels."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from torch import Tensor
 
 from mask_former.data.formats.pixels import deep_bits, deep_to_8_bit, read_pixels
 
-__all__ = ["Picture", "PictureLike", "read_image", "to_picture"]
+__all__ = ["ImageLike", "LoadedImage", "load_image", "read_image"]
 
-PictureLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
 """A path, a PIL image, a numpy array H×W×3 or H×W, or a torch tensor 3×H×W."""
 
 _EXPECTED = "expected H×W×3 (RGB) or H×W"
 
 
-class Picture(NamedTuple):
-    """A picture as the predictor takes it."""
+class LoadedImage(NamedTuple):
+    """An image as the predictor uses it."""
 
     pixels: NDArray[np.uint8]
     """H×W×3, RGB."""
     file_name: str | None
-    """The file it was read from, if it was."""
+    """The file that it was read from, or None."""
 
 
-def to_picture(image: PictureLike) -> Picture:
-    """Any picture as RGB pixels; 16 bit become 8, grey ones get three equal channels.
+def load_image(image: ImageLike) -> LoadedImage:
+    """Convert an image to RGB pixels of 8 bits; grey images get three equal channels.
 
     Args:
-        image: a path to a file that Pillow reads (turned upright, as its EXIF says); a PIL image,
-            likewise; a numpy array H×W×3 (RGB) or H×W, uint8 or uint16; or a torch tensor 3×H×W
-            (RGB) or H×W, uint8.
+        image: a path to a file that Pillow reads (turned upright according to its EXIF data); a
+            PIL image, likewise; a numpy array H×W×3 (RGB) or H×W, uint8 or uint16; or a torch
+            tensor 3×H×W (RGB) or H×W, uint8.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no image, or has another shape, type or range; says what was found.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not an image, or has another shape, type or range of values.
     """
     if isinstance(image, str | os.PathLike):
-        return Picture(read_image(Path(image).expanduser()), os.fspath(image))
+        return LoadedImage(read_image(Path(image).expanduser()), os.fspath(image))
     if isinstance(image, Image.Image):
-        return Picture(_from_pil(image), getattr(image, "filename", "") or None)
+        return LoadedImage(_from_pil(image), getattr(image, "filename", "") or None)
     if isinstance(image, Tensor):
-        return Picture(_from_tensor(image), None)
+        return LoadedImage(_from_tensor(image), None)
     if isinstance(image, np.ndarray):
-        return Picture(_from_array(image), None)
+        return LoadedImage(_from_array(image), None)
     raise ValueError(
-        f"{type(image).__name__} {str(image)[:40]!r} is no picture; expected a path, a PIL image, "
-        "a numpy array (H×W×3, RGB, uint8) or a torch tensor (3×H×W, RGB, uint8)."
+        f"{type(image).__name__} {str(image)[:40]!r} is not an image; expected a path, a PIL "
+        "image, a numpy array (H×W×3, RGB, uint8) or a torch tensor (3×H×W, RGB, uint8)."
     )
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read any image that Pillow reads, upright (EXIF); 16 bit become 8.
+    """Read an image file with Pillow, upright (EXIF), with 16 bits reduced to 8.
 
     Returns:
         H×W×3, RGB.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no image, or a damaged one.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not an image, or a damaged one.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -82,13 +82,13 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
     upright = ImageOps.exif_transpose(image)
     if image.mode[0] not in "IF":
         return np.array(upright.convert("RGB"))
-    pixels = np.asarray(upright)  # Pillow would clip what is deeper than 8 bit to white
-    if image.format:  # it comes from a file, which tells how deep it is
+    pixels = np.asarray(upright)  # Pillow would clip values deeper than 8 bits
+    if image.format:  # it comes from a file, which has its depth
         try:
             return deep_to_8_bit(pixels, deep_bits(image))
         except ValueError as error:
             name = getattr(image, "filename", "")
-            raise ValueError(f"The picture {name or '(PIL image)'} {error}.") from error
+            raise ValueError(f"The image {name or '(PIL image)'} {error}.") from error
     if pixels.dtype == np.int32 and pixels.size and 0 <= pixels.min() <= pixels.max() < 2**16:
         pixels = pixels.astype(np.uint16)
     return _from_array(pixels)
@@ -113,10 +113,10 @@ def _from_array(image: NDArray[Any]) -> NDArray[np.uint8]:
         raise ValueError(f"The array is {shape}; {_EXPECTED}{': ' if hint else '.'}{hint}")
     if image.ndim not in (2, 3):
         found = "×".join(map(str, image.shape)) or "a single value"
-        hint = "; several pictures are given as a list" if image.ndim == 4 else ""
+        hint = "; give several images as a list" if image.ndim == 4 else ""
         raise ValueError(f"The array is {found}; {_EXPECTED}{hint}.")
     if not image.size:
-        raise ValueError(f"The picture is empty: {'×'.join(map(str, image.shape))}.")
+        raise ValueError(f"The image is empty: {'×'.join(map(str, image.shape))}.")
     if image.dtype == np.uint16:
         image = image >> 8
     elif image.dtype != np.uint8:
@@ -127,11 +127,11 @@ def _from_array(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _about_values(image: NDArray[Any]) -> str:
     low, high = image.min(), image.max()
-    found = f"The picture holds {image.dtype} values from {low:g} to {high:g}; expected uint8"
+    found = f"The image holds {image.dtype} values from {low:g} to {high:g}; expected uint8"
     if image.dtype.kind == "f" and low >= 0 and high <= 1:
         return f"{found} in 0 … 255: (255 * image).round(), then as uint8."
     if image.dtype.kind in "iuf" and low >= 0 and high <= 255:
         return f"{found}: image.round() as uint8, if 0 is black and 255 is white."
     if image.dtype.kind == "b":
         return f"{found} in 0 … 255."
-    return f"{found} in 0 … 255 (or uint16). Normalisation is done here: give the image itself."
+    return f"{found} in 0 … 255 (or uint16). The predictor normalises it: give it unnormalised."

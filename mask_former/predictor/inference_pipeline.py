@@ -1,4 +1,4 @@
-"""From a config to its trained model, and from a picture to what that takes."""
+"""Build the trained model of a config, and prepare images for it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ __all__ = ["InputPipeline", "load_trained_model"]
 
 
 class InputPipeline:
-    """What the evaluation of a config makes of a picture before the model has it."""
+    """Inference preprocessing: resize and convert an image as the evaluation loader does."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """
+        """Read the settings of a config.
+
         Args:
-            cfg: has the input's size (``INPUT.MIN_SIZE_TEST``, ``INPUT.MAX_SIZE_TEST``) and
+            cfg: with the input size (``INPUT.MIN_SIZE_TEST``, ``INPUT.MAX_SIZE_TEST``) and the
                 channel order (``INPUT.FORMAT``).
 
         Raises:
-            ValueError: for another order than RGB and BGR.
+            ValueError: if the channel order is neither RGB nor BGR.
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; expected 'RGB' or 'BGR'.")
@@ -37,13 +38,16 @@ class InputPipeline:
         self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(self, image: NDArray[np.uint8]) -> dict[str, Any]:
-        """The model's input: ``image`` (3×h×w, uint8) and the output's ``height`` and ``width``.
+        """Prepare one image for the model.
 
         Args:
             image: H×W×3, RGB.
 
+        Returns:
+            ``image`` (3×h×w, uint8), and ``height`` and ``width`` of the results.
+
         Raises:
-            ValueError: if the image is so thin that nothing is left of it at the network's size.
+            ValueError: if the image is so thin that it would be resized to nothing.
         """
         height, width = image.shape[:2]
         if self.image_format == "BGR":
@@ -60,18 +64,18 @@ class InputPipeline:
 
 
 def load_trained_model(cfg: CfgNode, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """The model of a config with all its weights, in evaluation mode.
+    """Build the model of a config and load all its weights, in evaluation mode.
 
     Args:
-        cfg: of the model.
-        weights: where they are not those of the file ``MODEL.WEIGHTS``, which then only names
-            where they come from.
+        cfg: config of the model.
+        weights: the model's weights; ``MODEL.WEIGHTS`` is then only their name in messages. None:
+            those of the file ``MODEL.WEIGHTS``.
 
     Raises:
-        FileNotFoundError: if ``MODEL.WEIGHTS`` is a file that is not there.
+        FileNotFoundError: if ``MODEL.WEIGHTS`` is a file that is missing.
         OSError: if it is a URL that cannot be fetched.
-        ValueError: if it is not set, broken, or lacks weights of the model, as a backbone's alone
-            does: what is random gives random masks.
+        ValueError: if it is not set, is broken, or lacks weights of the model, as the weights of a
+            backbone do: parameters left random would give random masks.
     """
     source = cfg.MODEL.WEIGHTS
     if weights is not None:
@@ -85,6 +89,6 @@ def load_trained_model(cfg: CfgNode, weights: Mapping[str, Tensor] | None = None
     model = build_model(cfg)
     try:
         Checkpointer(model, whole=True).load(source)
-    except (OSError, AssertionError) as error:  # fvcore asserts that there is a file
+    except (OSError, AssertionError) as error:  # fvcore asserts that the file exists
         raise OSError(f"MODEL.WEIGHTS {source} cannot be read: {error}") from error
     return model.eval()

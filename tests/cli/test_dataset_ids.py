@@ -71,16 +71,16 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
     ids = DatasetIds.of_json(write(tmp_path / "x.json", images, CATEGORIES), NAMES)
     assert ids.image_id(Path("data/val/x/a.png")) == 1
     assert ids.image_id(Path("data/train/x/a.png")) == 0
-    with pytest.raises(ValueError, match=r"has 2 images of the name a\.png"):
+    with pytest.raises(ValueError, match=r"has 2 images named a\.png"):
         ids.image_id(Path("data/other/a.png"))
-    with pytest.raises(ValueError, match=r"has no image of the name b\.png"):
+    with pytest.raises(ValueError, match=r"has no image named b\.png"):
         ids.image_id(Path("data/val/x/b.png"))
 
 
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("{", "is no JSON"),
+        ("{", "is not a JSON"),
         ("[]", "expected COCO's `images`"),
         ('{"images": [{"id": 1, "file_name": "a"}]}', "expected COCO's `categories`"),
     ],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mask_former.cli.output_files import (
-    PICTURE_SUFFIXES,
-    VIDEO_SUFFIXES,
+    DRAWN_IMAGE_SUFFIXES,
+    DRAWN_VIDEO_SUFFIXES,
     check_apart,
     plan_outputs,
     relative_names,
@@ -17,7 +17,7 @@ from mask_former.cli.output_files import (
 ONE = ["semantic"]
 
 
-def plan(inputs, output, kinds=ONE, suffixes=PICTURE_SUFFIXES):
+def plan(inputs, output, kinds=ONE, suffixes=DRAWN_IMAGE_SUFFIXES):
     """The files of each input."""
     plan = plan_outputs([Path(one) for one in inputs], kinds, str(output), suffixes)
     return [plan.files(name) for name in plan.names]
@@ -45,7 +45,7 @@ def test_inputs_of_one_name_get_outputs_of_different_names(tmp_path):
 def test_one_input_may_be_written_to_a_file(tmp_path):
     file = tmp_path / "new" / "x.JPG"
     assert plan(["a.png"], file) == [{"semantic": file}] and file.parent.is_dir()
-    video = plan(["a.mov"], tmp_path / "x.avi", suffixes=VIDEO_SUFFIXES)
+    video = plan(["a.mov"], tmp_path / "x.avi", suffixes=DRAWN_VIDEO_SUFFIXES)
     assert video == [{"semantic": tmp_path / "x.avi"}]
 
 

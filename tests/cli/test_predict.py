@@ -1,8 +1,7 @@
-"""demo/demo.py: pictures and videos in, drawings out, one line for each that cannot be drawn."""
+"""demo.py draws and saves images and videos, with one line for each that cannot be drawn."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask_former.cli import predict
 from mask_former.cli.media import VideoReader, VideoWriter
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import load_npz
@@ -30,13 +30,10 @@ def tiny(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True, INSTANCE_ON=True)
 
 
-@pytest.fixture
-def module(monkeypatch):
-    spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "setup_logger", lambda **kwargs: None)
-    return module
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """Keep pytest's logging."""
+    monkeypatch.setattr(predict, "setup_logger", lambda **kwargs: None)
 
 
 class Log(logging.Handler):
@@ -69,14 +66,14 @@ def log():
 
 
 @pytest.fixture
-def run(module, log, tiny, tmp_path, monkeypatch):
+def run(log, tiny, tmp_path, monkeypatch):
     """Runs the demo on the tiny model in an empty folder; returns the exit code."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, config=tiny[0], opts=()):
         weights = ("MODEL.WEIGHTS", str(tiny[1]))
         source = [*map(str, arguments), "--opts", *weights, *opts]
-        return module.main(["--config-file", str(config), *source])
+        return predict.main(["--config-file", str(config), *source])
 
     return run
 
@@ -326,9 +323,9 @@ def test_a_config_that_cannot_be_read_is_one_line_and_exit_code_2(run, log, cont
         ([], "required"),
     ],
 )
-def test_wrong_usage_is_told(module, capsys, arguments, reason):
+def test_wrong_usage_is_told(capsys, arguments, reason):
     with pytest.raises(SystemExit) as info:
-        module.main(["--config-file", "x.yaml", *arguments])
+        predict.main(["--config-file", "x.yaml", *arguments])
     assert info.value.code == 2 and reason in capsys.readouterr().err
 
 
@@ -439,7 +436,7 @@ def test_where_no_window_can_be_shown_the_error_says_what_to_do(run, log, monkey
     assert len(log.errors) == 1 and "--output" in log.errors[0]
 
 
-def test_images_are_shown_until_the_user_quits(run, log, module, monkeypatch):
+def test_images_are_shown_until_the_user_quits(run, log, monkeypatch):
     shown = []
 
     class TwoPictures:
@@ -450,7 +447,7 @@ def test_images_are_shown_until_the_user_quits(run, log, module, monkeypatch):
             shown.append(picture)
             return len(shown) < 2
 
-    monkeypatch.setattr(module, "Window", TwoPictures)
+    monkeypatch.setattr(predict, "Window", TwoPictures)
     for name in "abc":
         make_image(f"in/{name}.png")
     assert run("--input", "in", "--show") == 0
@@ -458,7 +455,7 @@ def test_images_are_shown_until_the_user_quits(run, log, module, monkeypatch):
     assert log.lines()[-1] == "2 of 3 inputs drawn"
 
 
-def test_ctrl_c_ends_a_camera_in_good_order_and_a_video_with_exit_code_1(run, module, monkeypatch):
+def test_ctrl_c_ends_a_camera_in_good_order_and_a_video_with_exit_code_1(run, monkeypatch):
     call = MaskFormerPredictor.__call__
     drawn = []
 
@@ -474,7 +471,7 @@ def test_ctrl_c_ends_a_camera_in_good_order_and_a_video_with_exit_code_1(run, mo
     assert len(list(VideoReader("out/drive.mp4"))) == 2
     camera = VideoReader("drive.avi")
     camera.num_frames = None
-    monkeypatch.setattr(module, "VideoReader", lambda source, every_n: camera)
+    monkeypatch.setattr(predict, "VideoReader", lambda source, every_n: camera)
     assert run("--webcam", "--output", "out") == 0
     assert len(list(VideoReader("out/webcam.mp4"))) == 2
 
@@ -568,23 +565,23 @@ def test_a_palette_changes_colours_and_a_legend_adds_a_panel(run):
     assert legend.size > plain.size and (legend[:400, :400] == plain).mean() > 0.99
 
 
-def test_weights_alone_will_do(module, log, tmp_path, monkeypatch):
+def test_weights_alone_will_do(log, tmp_path, monkeypatch):
     """Those of a folder with its config, and the model that comes with the code."""
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     write_tiny_model(Path("mine"), PANOPTIC_ON=True)
     Path("mine/tiny.yaml").rename("mine/config.yaml")
     make_image("a.png")
-    assert module.main(["--input", "a.png", "--weights", "mine", "--device", "cpu"]) == 0
+    assert predict.main(["--input", "a.png", "--weights", "mine", "--device", "cpu"]) == 0
     assert Path("output/demo/a.png").is_file() and " panoptic segment" in log.lines()[-2]
-    assert module.main(["--input", "a.png", "--weights", "none"]) == 2
+    assert predict.main(["--input", "a.png", "--weights", "none"]) == 2
     assert "There is no checkpoint or folder none" in log.errors[0]
 
 
-def test_a_newcomer_needs_no_option_but_the_input(module, log, tmp_path, monkeypatch):
+def test_a_newcomer_needs_no_option_but_the_input(log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_image("a.png", size=(240, 180))
-    assert module.main(["--input", "a.png", "--device", "cpu"]) == 0
+    assert predict.main(["--input", "a.png", "--device", "cpu"]) == 0
     assert "taking camvid_semantic" in log.lines()[0] and " semantic segment" in log.lines()[-2]
     assert Path("output/demo/a.png").is_file()
 

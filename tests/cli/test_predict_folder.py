@@ -1,8 +1,7 @@
-"""tools/predict_folder.py: shares of a folder, restarts, processes that are lost."""
+"""predict_folder.py: shares of a folder, restarts, processes that are lost."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import multiprocessing
@@ -18,15 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mask_former.cli import predict_folder
 from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.tiny_model import write_tiny_model
 
 SCRIPT = ROOT / "tools" / "predict_folder.py"
-spec = importlib.util.spec_from_file_location("predict_folder", SCRIPT)
-assert spec is not None and spec.loader is not None
-predict_folder = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(predict_folder)
 
 FORMATS = "semantic-png,panoptic-coco,instances-coco,npz,overlay"
 NAMES = ["a", "b", "c", "sub/a", "sub/d"]

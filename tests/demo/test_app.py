@@ -68,7 +68,7 @@ def passes(predictor):
 
 @pytest.fixture
 def settings(part):
-    return part("pictures").Settings("panoptic", 0.25, 0.1, 0.1, 0.0, 0.5)
+    return part("image_results").Settings("panoptic", 0.25, 0.1, 0.1, 0.0, 0.5)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_picture_and_a_video_are_told_apart_by_what_they_hold(part, tmp_path):
     ("name", "content", "text"),
     [
         ("empty.jpg", b"", r"^empty.jpg is empty \(0 bytes\)"),
-        ("notes.png", b"no picture at all\n" * 9, "^notes.png is neither a picture nor a video"),
+        ("notes.png", b"no picture at all\n" * 9, "^notes.png is neither an image nor a video"),
         ("clip.mp4", b"\0\0\0\x18ftypmp42" + bytes(90), "^clip.mp4 is neither .* MP4, WebM"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_picture_that_breaks_off_is_refused_by_its_name(part, tmp_path):
     path = make_picture(tmp_path / "a.png", size=(500, 400))
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(ValueError, match=r"^a\.png: cannot be read.*Save it again"):
-        uploads.read_picture(path, uploads.Limits())
+        uploads.read_upload(path, uploads.Limits())
 
 
 @pytest.mark.parametrize("side", [1001, 20000])
@@ -222,7 +222,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(part, tmp_
     Image.new("1", (side, side)).save(path)
     assert not uploads.is_video(path)
     with pytest.raises(ValueError, match=r"^huge.png has .* up to 1 million.*--max-megapixels"):
-        uploads.read_picture(path, uploads.Limits(megapixels=1))
+        uploads.read_upload(path, uploads.Limits(megapixels=1))
 
 
 # Results of one forward pass
@@ -231,7 +231,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(part, tmp_
 def test_every_result_at_every_threshold_comes_from_one_forward_pass(
     part, predictor, passes, settings
 ):
-    picture = part("pictures").Picture(predictor.logits(pixels()), "a")
+    picture = part("image_results").ImageResults(predictor.logits(pixels()), "a")
     for kind in ("panoptic", "instance", "semantic"):
         for threshold in (0.0, 0.3, 0.9):
             chosen = replace(
@@ -247,7 +247,7 @@ def test_every_result_at_every_threshold_comes_from_one_forward_pass(
 
 def test_the_thresholds_act_as_the_predictor_and_the_drawing_say(part, predictor, settings):
     image = pixels()
-    picture = part("pictures").Picture(predictor.logits(image), "a")
+    picture = part("image_results").ImageResults(predictor.logits(image), "a")
     ids, segments = picture.result(replace(settings, object_mask_threshold=0.3)).panoptic
     expected = predictor(
         image, kinds=["panoptic"], object_mask_threshold=0.3, overlap_threshold=0.1
@@ -269,7 +269,7 @@ def test_the_thresholds_act_as_the_predictor_and_the_drawing_say(part, predictor
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
 def test_the_view_says_class_and_score_of_each_place(part, predictor, settings, kind):
     chosen = replace(settings, kind=kind)
-    result = part("pictures").Picture(predictor.logits(pixels()), "a").result(chosen)
+    result = part("image_results").ImageResults(predictor.logits(pixels()), "a").result(chosen)
     view = json.loads(json.dumps(part("viewer").view(result, kind, 0.5)))
     shape = view["height"], view["width"]
     assert shape == (64, 96)
@@ -305,7 +305,7 @@ def test_the_view_says_class_and_score_of_each_place(part, predictor, settings, 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
 def test_a_large_picture_is_sent_at_a_size_that_fits_a_screen(part, predictor, settings, kind):
-    picture = part("pictures").Picture(predictor.logits(pixels(size=(1200, 400))), "a")
+    picture = part("image_results").ImageResults(predictor.logits(pixels(size=(1200, 400))), "a")
     chosen = replace(settings, kind=kind)
     small, whole = picture.result(chosen, 300), picture.result(chosen)
     view = part("viewer").view(small, kind, 0.5)
@@ -317,10 +317,10 @@ def test_a_large_picture_is_sent_at_a_size_that_fits_a_screen(part, predictor, s
 
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
 def test_the_archive_holds_what_is_shown(part, predictor, settings, tmp_path, kind):
-    pictures = part("pictures")
-    picture = pictures.Picture(predictor.logits(pixels()), "street")
+    image_results = part("image_results")
+    picture = image_results.ImageResults(predictor.logits(pixels()), "street")
     chosen = replace(settings, kind=kind)
-    archive = picture.pack(chosen, pictures.FORMATS[kind], tmp_path)
+    archive = picture.pack(chosen, image_results.FORMATS[kind], tmp_path)
     assert archive.name == f"street_{kind}.zip"
     with zipfile.ZipFile(archive) as files:
         names = [name for name in files.namelist() if not name.endswith("/")]
@@ -329,7 +329,7 @@ def test_the_archive_holds_what_is_shown(part, predictor, settings, tmp_path, ki
 
 
 def test_an_archive_of_nothing_is_refused(part, predictor, settings, tmp_path):
-    picture = part("pictures").Picture(predictor.logits(pixels()), "a")
+    picture = part("image_results").ImageResults(predictor.logits(pixels()), "a")
     with pytest.raises(ValueError, match="at least one of overlay, panoptic-coco"):
         picture.pack(settings, ["semantic-png"], tmp_path)
 
@@ -386,7 +386,7 @@ def test_after_a_bad_upload_nothing_of_the_last_picture_is_left(page, settings, 
     (tmp_path / "bad.png").write_bytes(b"")
     list(page.analyze(VISITOR, str(tmp_path / "bad.png"), "tiny.pth", *values(settings)))
     assert page.pack(VISITOR, ["npz"], *values(settings)) is None
-    assert page.said[-1].startswith("There is no picture")
+    assert page.said[-1].startswith("There is no image")
 
 
 def test_downloads_of_a_session_replace_each_other(page, settings, tmp_path):
@@ -401,7 +401,7 @@ def test_downloads_of_a_session_replace_each_other(page, settings, tmp_path):
 def test_a_video_is_drawn_frame_by_frame_up_to_the_limit(page, passes, settings, tmp_path):
     upload = str(make_video(tmp_path / "drive.avi", 6))
     *steps, (shown, video, line) = page.analyze(VISITOR, upload, "tiny.pth", *values(settings))
-    assert steps[0][0]["picture"] and steps[0][2] == "drive.avi · frame 1 of 4"
+    assert steps[0][0]["image"] and steps[0][2] == "drive.avi · frame 1 of 4"
     assert shown == {"nothing": True} and "4 frames" in line and "--max-frames" in line
     assert len(passes) == 4
     frames = list(VideoReader(video["value"]))
@@ -455,7 +455,7 @@ def test_a_port_that_cannot_be_had_ends_the_command_with_one_line(app, tiny, cap
 
 def test_the_first_of_the_checkpoints_is_loaded_and_the_zoo_stands_behind_them(app, tiny):
     options = ["--weights", str(tiny[1]), "--config-file", str(tiny[0]), "--device", "cpu"]
-    models = app.make_models(app.parse_arguments(options))
+    models = app.make_models(app.parse(options))
     assert models.names == ["tiny.pth", "camvid_panoptic", "camvid_semantic"]
     assert models.loaded == ["tiny.pth"]
 

@@ -226,9 +226,9 @@ def test_masks_are_downloaded_as_an_archive(tab, picture):
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("notes.png", b"no picture\n", "notes.png is neither a picture nor a video"),
+        ("notes.png", b"no picture\n", "notes.png is neither an image nor a video"),
         ("empty.jpg", b"", "empty.jpg is empty"),
-        ("clip.mp4", bytes(100), "clip.mp4 is neither a picture nor a video"),
+        ("clip.mp4", bytes(100), "clip.mp4 is neither an image nor a video"),
     ],
 )
 def test_a_bad_file_gets_a_message_and_the_next_good_one_is_taken(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import numpy as np
@@ -16,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+from mask_former.cli import predict
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.catalog import register_tables
 from mask_former.data.formats.coco_instances import instances_of_panoptic
@@ -23,15 +23,9 @@ from mask_former.data.formats.coco_panoptic import segments_info
 from mask_former.data.shapes.writer import Settings, generate
 from mask_former.engine import Trainer
 from mask_former.predictor.predictor import MaskFormerPredictor
-from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import tiny_settings
 
 DATASET, NUM_CLASSES, NUM_IMAGES = "shapes_panoptic_val", 12, 5
-PATH = ROOT / "demo" / "demo.py"
-spec = importlib.util.spec_from_file_location("demo_script", PATH)
-assert spec is not None and spec.loader is not None
-demo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo)
 
 
 class Whole(nn.Module):
@@ -133,12 +127,12 @@ def save(scene, tmp_path, monkeypatch):
         nearly_right(self.model, scene)
 
     monkeypatch.setattr(MaskFormerPredictor, "__init__", nearly_right_one)
-    monkeypatch.setattr(demo, "setup_logger", lambda **kwargs: None)
+    monkeypatch.setattr(predict, "setup_logger", lambda **kwargs: None)
 
     def save(*options, formats="panoptic-coco,instances-coco"):
         images = str(scene / "shapes_panoptic" / "val")
         words = ["--config-file", str(scene / "tiny.yaml"), "--input", images, "--save", formats]
-        assert demo.main([*words, "--output", str(tmp_path), "--batch-size", "2", *options]) == 0
+        assert predict.main([*words, "--output", str(tmp_path), "--batch-size", "2", *options]) == 0
         return tmp_path
 
     return save
@@ -230,6 +224,6 @@ def test_an_image_that_the_dataset_lacks_is_named_and_the_others_are_saved(
     path.write_text(json.dumps(content))
     with pytest.raises(AssertionError, match="assert 1 == 0"):
         save("--coco-json", str(path))
-    assert "000001.png: " in caplog.text and "has no image of the name 000001.png" in caplog.text
+    assert "000001.png: " in caplog.text and "has no image named 000001.png" in caplog.text
     saved = json.loads((tmp_path / "panoptic.json").read_text())
     assert [a["image_id"] for a in saved["annotations"]] == [1, 3, 4, 5]

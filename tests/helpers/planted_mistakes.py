@@ -22,7 +22,7 @@ from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.catalog import read_table
 from mask_former.evaluation.build import build_evaluator
 from mask_former.losses import NonFiniteError
-from mask_former.predictor.images import to_picture
+from mask_former.predictor.images import load_image
 from mask_former.predictor.pretrained import find_pretrained
 from mask_former.solver.optimizer import build_optimizer
 from tests.helpers import planting as p
@@ -687,15 +687,15 @@ PREDICTION = {
         "Somebody else has changed the file, or uses that name for something else.",
         "As above.",
     ),
-    "a picture of fractions": Mistake(
-        lambda folder: to_picture(np.linspace(0, 1, 12).reshape(2, 2, 3)),
-        "The picture holds float64 values from 0 to 1; expected uint8 in 0 … 255: "
+    "an image of fractions": Mistake(
+        lambda folder: load_image(np.linspace(0, 1, 12).reshape(2, 2, 3)),
+        "The image holds float64 values from 0 to 1; expected uint8 in 0 … 255: "
         "(255 * image).round(), then as uint8.",
         "It would be nearly black.",
-        "Hand over the picture as it was read.",
+        "Pass the image as it was read.",
     ),
-    "a picture with its channels first": Mistake(
-        lambda folder: to_picture(np.zeros((3, 48, 64), np.uint8)),
+    "an image with its channels first": Mistake(
+        lambda folder: load_image(np.zeros((3, 48, 64), np.uint8)),
         "The array is 3×48×64; expected H×W×3 (RGB) or H×W: image.transpose(1, 2, 0)",
         "numpy arrays have their channels last, torch tensors first.",
         "Transpose the array.",

@@ -373,13 +373,13 @@ def test_outputs_of_transformers_have_other_names():
     "outputs, settings, error, expected",
     [
         ({"logits": 0}, {}, KeyError, "The outputs have ['logits']; expected ('pred_logits'"),
-        (None, {"target_sizes": [(4, 4)]}, ValueError, "target_sizes has 1 sizes for the 2 pict"),
-        (None, {"image_sizes": [(4, 4)]}, ValueError, "image_sizes has 1 sizes for the 2 pictures"),
+        (None, {"target_sizes": [(4, 4)]}, ValueError, "target_sizes has 1 sizes for the 2 images"),
+        (None, {"image_sizes": [(4, 4)]}, ValueError, "image_sizes has 1 sizes for the 2 images"),
         (
             None,
             {"image_sizes": [(4, 4), (25, 32)]},
             ValueError,
-            "image_sizes has (25, 32) (height, width) for picture 1, but mask logits of (6, 8)",
+            "image_sizes has (25, 32) (height, width) for image 1, but mask logits of (6, 8)",
         ),
     ],
 )

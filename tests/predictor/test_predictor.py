@@ -16,7 +16,7 @@ from PIL import Image
 import mask_former
 from mask_former.checkpoint.inference_data import inference_data
 from mask_former.config.loading import load_cfg
-from mask_former.predictor import image_logits as picture_logits
+from mask_former.predictor import image_output
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.paths import ROOT
@@ -161,7 +161,7 @@ def test_the_things_are_those_of_the_classes_and_not_of_a_dataset(checkpoint, tm
 
 
 def test_panoptic_results_without_things_say_so_once(checkpoint, caplog):
-    picture_logits._say_that_there_are_no_things.cache_clear()
+    image_output._warn_no_thing_classes.cache_clear()
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", things=[])
     for _ in range(2):
         found = predictor(picture(), kinds="panoptic")

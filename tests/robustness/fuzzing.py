@@ -33,7 +33,7 @@ from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.loaders import load_instances, load_panoptic
 from mask_former.data.datasets.table import read_table
-from mask_former.predictor.predictor import to_picture
+from mask_former.predictor.images import load_image
 from tests.helpers import own_data
 from tests.robustness.isolation import Outcome, isolated
 from tests.robustness.mutations import mutate_bytes, mutate_structure
@@ -154,7 +154,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _pixels(path: Path) -> Any:
-    pixels = to_picture(path).pixels
+    pixels = load_image(path).pixels
     return pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()
 
 

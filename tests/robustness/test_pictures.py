@@ -10,7 +10,7 @@ from PIL import Image
 import mask_former
 from mask_former.config.loading import load_cfg
 from mask_former.data.mappers import InferenceMapper
-from mask_former.predictor.predictor import to_picture
+from mask_former.predictor.images import load_image
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 from tests.helpers.own_data import write_labels
 from tests.helpers.tiny_model import write_tiny_model
@@ -42,7 +42,7 @@ def same(found, picture):
 def test_an_odd_picture_is_read_as_what_it_is(picture, tmp_path):
     path = tmp_path / picture.name
     picture.write(path)
-    assert same(to_picture(path).pixels, picture)
+    assert same(load_image(path).pixels, picture)
 
 
 @each_picture
@@ -122,10 +122,10 @@ def test_augmentation_takes_an_odd_picture_or_names_it(picture, name, tmp_path, 
 def read_all(path):
     """The errors of all that read pictures."""
     errors = []
-    readers = [to_picture, semantic_mapper(), panoptic_mapper(), instance_mapper()]
+    readers = [load_image, semantic_mapper(), panoptic_mapper(), instance_mapper()]
     for read in readers:
         try:
-            read(path if read is to_picture else {"file_name": str(path)})
+            read(path if read is load_image else {"file_name": str(path)})
         except ValueError as error:
             errors.append(str(error))
     return errors

@@ -1,8 +1,8 @@
-"""What Hugging Face's ``MaskFormerImageProcessor`` makes of maps and logits, with its results.
+"""Conversions like those of Hugging Face's ``MaskFormerImageProcessor``, with the same results.
 
 Segmentation maps become targets (:func:`encode`), and the logits of a batch become maps
 (``post_process_…``), in the conventions of ``transformers`` 5; docs/transformers.md lists what is
-the same and what is not, and why. The paper's own results are :mod:`mask_former.inference`'s.
+the same, what differs, and why. The results of the paper are in :mod:`mask_former.inference`.
 """
 
 from .encoding import encode

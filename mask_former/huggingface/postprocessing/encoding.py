@@ -1,4 +1,4 @@
-"""Segmentation maps to targets, as ``MaskFormerImageProcessor`` makes labels of them."""
+"""Convert segmentation maps to targets like the labels of ``MaskFormerImageProcessor``."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ def encode(
     size: Size | None = None,
     with_valid: bool = False,
 ) -> list[Target]:
-    """Segmentation maps to the targets that ``model.criterion`` takes.
+    """Convert segmentation maps to the targets that ``model.criterion`` takes.
 
     Args:
-        segmentation_maps: one map, or one a picture: integers H×W (numpy, torch, PIL), class ids;
-            or instance ids, where there is ``instance_id_to_semantic_id``.
-        instance_id_to_semantic_id: the class id of every instance id; one mapping for all maps, or
-            one a map.
-        ignore_index: the value of pixels that are no target; with ``do_reduce_labels`` it is
+        segmentation_maps: one map, or one for each image: integers H×W (numpy, torch, PIL), class
+            ids; or instance ids, with ``instance_id_to_semantic_id``.
+        instance_id_to_semantic_id: class id of every instance id; one mapping for all maps, or one
+            for each map.
+        ignore_index: value of pixels that belong to no target; with ``do_reduce_labels`` it is
             compared after the reduction.
-        do_reduce_labels: 0 is no target, and every other value (and class id) is one less.
-        num_classes: K; where given, class ids must be in 0 … K-1.
-        size: (H, W) that masks are padded to, on the right and at the bottom, with nothing; by
+        do_reduce_labels: treat 0 as no target, and reduce every other value (and class id) by one.
+        num_classes: number of classes K; if given, class ids must be in 0 … K-1.
+        size: size (H, W) that masks are padded to with False, on the right and at the bottom; by
             default the largest height and width of the maps.
-        with_valid: give ``valid`` too, the pixels that belong to a target.
+        with_valid: also return ``valid``, the pixels that belong to a target.
 
     Returns:
-        One target a map, in the maps' order: ``labels`` N, int64, in the order of the map's
-        values, ascending; ``masks`` N×H×W, bool; as asked ``valid`` H×W, bool.
+        One target for each map, in order: ``labels`` N, int64, in ascending order of the map's
+        values; ``masks`` N×H×W, bool; and with ``with_valid``, ``valid`` H×W, bool.
 
     Raises:
-        ValueError: for a map that is not integers H×W or larger than ``size``, a class id that is
-            not in 0 … K-1, or a number of mappings that is not the number of maps.
-        KeyError: for an instance id that its mapping has no class of.
+        ValueError: for a map that is not integers H×W or is larger than ``size``, a class id that
+            is not in 0 … K-1, or a number of mappings that differs from that of the maps.
+        KeyError: for an instance id that its mapping gives no class.
     """
     if not isinstance(segmentation_maps, list | tuple):
         segmentation_maps = [segmentation_maps]
-    maps = [_integer_map(values, place) for place, values in enumerate(segmentation_maps)]
+    maps = [_integer_map(values, index) for index, values in enumerate(segmentation_maps)]
     classes = instance_id_to_semantic_id
     each = [classes] * len(maps) if classes is None or isinstance(classes, Mapping) else classes
     if len(each) != len(maps):
         raise ValueError(
             f"There are {len(maps)} segmentation maps and {len(each)} mappings in "
-            "instance_id_to_semantic_id: give one a map, or one for all."
+            "instance_id_to_semantic_id: give one for each map, or one for all."
         )
     if size is None:
         size = (
@@ -66,14 +66,14 @@ def encode(
             max((m.shape[1] for m in maps), default=0),
         )
     targets = []
-    for place, (values, class_of) in enumerate(zip(maps, each, strict=True)):
+    for index, (values, class_of) in enumerate(zip(maps, each, strict=True)):
         if values.shape[0] > size[0] or values.shape[1] > size[1]:
             raise ValueError(
-                f"Segmentation map {place} is {values.shape} (height, width), larger than the size "
+                f"Segmentation map {index} is {values.shape} (height, width), larger than the size "
                 f"to pad to, {tuple(size)}: give a size that holds every map of the batch."
             )
-        segments = _segments_of(values, class_of, ignore_index, do_reduce_labels, place)
-        _check_classes(segments.labels, num_classes, place)
+        segments = _segments_of(values, class_of, ignore_index, do_reduce_labels, index)
+        _check_classes(segments.labels, num_classes, index)
         labels, masks = segments.targets(size)
         target = Target(labels=labels, masks=masks)
         if with_valid:
@@ -82,13 +82,13 @@ def encode(
     return targets
 
 
-def _integer_map(values: Any, place: int) -> NDArray:
-    """H×W integers as an array."""
+def _integer_map(values: Any, index: int) -> NDArray:
+    """Return integers H×W as an array."""
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
-            f"Segmentation map {place} is {array.dtype} of shape {array.shape}; expected integers "
-            "H×W, one id a pixel. (A colour PNG of COCO's panoptic form is read by "
+            f"Segmentation map {index} is {array.dtype} of shape {array.shape}; expected integers "
+            "H×W, one id for each pixel. (A colour PNG of COCO's panoptic form is read by "
             "mask_former.data.targets.decode_segment_ids.)"
         )
     return array
@@ -99,9 +99,9 @@ def _segments_of(
     class_of: Mapping[int, int] | None,
     ignore_index: int | None,
     reduce: bool,
-    place: int,
+    index: int,
 ) -> SegmentMap:
-    """Which values of a map are targets, and of which class."""
+    """Find the values of a map that are targets, and their classes."""
     ids = [
         value
         for value in np.unique(values).tolist()
@@ -110,9 +110,9 @@ def _segments_of(
     unknown = [] if class_of is None else [value for value in ids if value not in class_of]
     if unknown:
         raise KeyError(
-            f"Segmentation map {place} has the instance ids {unknown[:5]}, of which "
+            f"Segmentation map {index} has the instance ids {unknown[:5]}, of which "
             "instance_id_to_semantic_id has no class: add them, or set ignore_index if they are "
-            "no instances."
+            "not instances."
         )
     labels = [(value if class_of is None else class_of[value]) - reduce for value in ids]
     index_map, _ = index_segments(values, ids)
@@ -120,12 +120,12 @@ def _segments_of(
     return SegmentMap(index_map, indices, np.array(labels, dtype=np.int64), void=0)
 
 
-def _check_classes(labels: NDArray, num_classes: int | None, place: int) -> None:
+def _check_classes(labels: NDArray, num_classes: int | None, index: int) -> None:
     wrong = labels[(labels < 0) | (labels >= (num_classes or np.inf))]
     if len(wrong):
         expected = "not negative" if num_classes is None else f"in 0 … {num_classes - 1}"
         raise ValueError(
-            f"Segmentation map {place} has the class ids {wrong[:5].tolist()}; expected ids "
+            f"Segmentation map {index} has the class ids {wrong[:5].tolist()}; expected ids "
             f"{expected}. Set ignore_index if pixels of them have no class, or do_reduce_labels "
             "if 0 has none."
         )

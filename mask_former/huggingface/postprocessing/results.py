@@ -1,8 +1,9 @@
-"""From the logits of a batch to maps, as ``MaskFormerImageProcessor`` makes them.
+"""Convert the logits of a batch to maps like those of ``MaskFormerImageProcessor``.
 
-Everywhere ``outputs`` is a mapping with ``pred_logits`` B×Q×(K+1) and ``pred_masks`` B×Q×h×w, as
-our models give it, or with ``class_queries_logits`` and ``masks_queries_logits``, as theirs do.
-No function holds maps of all queries at the result's size, but for masks that are the result.
+In every function ``outputs`` is a mapping with ``pred_logits`` B×Q×(K+1) and ``pred_masks``
+B×Q×h×w, as our models return it, or with ``class_queries_logits`` and ``masks_queries_logits``, as
+those of ``transformers`` do. No function holds maps of all queries at the size of the result,
+except for masks that are the result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mask_former.inference.panoptic import segment_ids
 from mask_former.inference.semantic import best_classes
 from mask_former.ops import LazyMasks, largest
 
-from .images import Picture, Size, Sizes, pictures_of
+from .images import ImagePrediction, Size, Sizes, split_batch
 
 __all__ = [
     "PostProcessed",
@@ -38,17 +39,17 @@ class PostProcessedSegment(TypedDict):
     """A segment or an instance."""
 
     id: int
-    """Its value in the map of ids; its place among masks."""
+    """Value in the id map, or index of the mask."""
     label_id: int
     """Class id."""
     was_fused: bool
-    """Whether its class is one whose segments become one."""
+    """True if segments of its class are merged into one."""
     score: float
-    """In [0, 1]; the largest one, where segments were fused."""
+    """Score in [0, 1]; the largest one of merged segments."""
 
 
 class PostProcessed(TypedDict):
-    """The panoptic or instance result of one picture."""
+    """The panoptic or instance result of one image."""
 
     segmentation: Any
     """Ids H×W, int32; or n masks: n×H×W, bool, or a list of COCO RLE dicts."""
@@ -62,31 +63,30 @@ def post_process_semantic(
     *,
     image_sizes: Sizes | None = None,
 ) -> list[Tensor]:
-    """The best class of every pixel.
+    """Find the best class of every pixel.
 
     Args:
-        outputs: of a batch; see the module.
-        target_sizes: (H, W) of each picture's result; by default that of the mask logits, or the
-            image's.
-        image_sizes: (height, width) of each picture in the padded input, in the pixels of the
-            network's input, four to a cell of the mask logits. With it the results are made as
-            ``MaskFormer`` makes them: mask logits are enlarged to the padded input, cropped to the
-            image and brought to the target size before anything else. Without it, as
-            ``transformers`` has it, padding is stretched into the result, and it is the result
-            that is resized.
+        outputs: outputs for a batch; see the module.
+        target_sizes: size (H, W) of each result; by default that of the mask logits, or of the
+            image.
+        image_sizes: size (height, width) of each image within the padded input, in pixels of the
+            network's input (four to a cell of the mask logits). With it the results are made as
+            ``MaskFormer`` makes them: mask logits are upsampled to the padded input, cropped to the
+            image and resized to the target size before anything else. Without it, as in
+            ``transformers``, padding is stretched into the result, and the result is resized.
 
     Returns:
-        H×W, int64, class ids: one map a picture.
+        Class ids, H×W, int64: one map for each image.
 
     Raises:
         KeyError: if ``outputs`` has neither pair of names.
-        ValueError: if there is not one size a picture, or an image is larger than the input.
+        ValueError: if the number of sizes is not B, or an image is larger than the input.
     """
-    return [_semantic(picture) for picture in pictures_of(outputs, target_sizes, image_sizes)]
+    return [_semantic(image) for image in split_batch(outputs, target_sizes, image_sizes)]
 
 
-def _semantic(picture: Picture) -> Tensor:
-    mask_cls, masks, size = picture
+def _semantic(image: ImagePrediction) -> Tensor:
+    mask_cls, masks, size = image
     if size is None:
         return semantic_map(mask_cls, masks)
     scores = LazyMasks.of(semantic_inference(mask_cls, masks)).resize(size)
@@ -103,39 +103,39 @@ def post_process_panoptic(
     *,
     image_sizes: Sizes | None = None,
 ) -> list[PostProcessed]:
-    """Each pixel to one segment.
+    """Assign each pixel to one segment.
 
-    Queries stay whose best class is real and more probable than ``threshold``. Each pixel goes to
-    the largest class probability × mask probability. A query that wins no more than
-    ``overlap_mask_area_threshold`` of its own mask, where that product is ``mask_threshold`` or
-    more, is dropped, and what it won is void.
+    A query is kept if its best class is not "no object" and more probable than ``threshold``. Each
+    pixel is assigned to the query with the largest class probability × mask probability. A query
+    that wins no more than ``overlap_mask_area_threshold`` of its own mask (where that product is at
+    least ``mask_threshold``) is dropped, and its pixels become void.
 
     Args:
         outputs, target_sizes, image_sizes: see :func:`post_process_semantic`.
         threshold, mask_threshold, overlap_mask_area_threshold: in [0, 1].
-        label_ids_to_fuse: the classes whose segments become one; by default none.
+        label_ids_to_fuse: classes whose segments are merged into one; by default none.
 
     Returns:
-        One result a picture: ids H×W, int32, from 1, 0 being void, and the segments.
+        One result for each image: ids H×W, int32, from 1 on, with 0 for void; and the segments.
 
     Raises:
         KeyError, ValueError: as :func:`post_process_semantic`.
     """
     fuse = set(label_ids_to_fuse or ())
     return [
-        _panoptic(picture, threshold, mask_threshold, overlap_mask_area_threshold, fuse)
-        for picture in pictures_of(outputs, target_sizes, image_sizes)
+        _panoptic(image, threshold, mask_threshold, overlap_mask_area_threshold, fuse)
+        for image in split_batch(outputs, target_sizes, image_sizes)
     ]
 
 
 def _panoptic(
-    picture: Picture,
+    image: ImagePrediction,
     threshold: float,
     mask_threshold: float,
     overlap_threshold: float,
     fuse: set[int],
 ) -> PostProcessed:
-    mask_cls, masks, size = picture
+    mask_cls, masks, size = image
     scores, labels = mask_cls.softmax(-1).max(-1)
     keep = (labels != mask_cls.shape[-1] - 1) & (scores > threshold)
     scores, labels = scores[keep], labels[keep]
@@ -149,7 +149,7 @@ def _panoptic(
         own += (band >= mask_threshold).sum((0, 2))
         winner[rows] = largest(band)[0]
     won = torch.bincount(winner.flatten(), minlength=len(scores))
-    share = (won / own).double()  # as transformers compares: 4 of 5 is more than 0.8, in fp32
+    share = (won / own).double()  # transformers compares like this: in fp32, 4 of 5 exceeds 0.8
     solid = (won > 0) & (own > 0) & (share > overlap_threshold)
     ids, segments = segment_ids(winner, scores, labels, solid, things=set(), fuse=fuse)
     return PostProcessed(
@@ -174,21 +174,22 @@ def post_process_instance(
     form: Form = "id_map",
     image_sizes: Sizes | None = None,
 ) -> list[PostProcessed]:
-    """The best Q of all (query, class) pairs, those with ``threshold`` or more.
+    """Find the best Q of all (query, class) pairs, and keep those that score ``threshold`` or more.
 
-    A pair scores its class probability × the mean mask probability inside the mask (σ > 0.5).
-    Empty masks are left out. Without ``image_sizes`` masks are made at the size of the logits and
-    enlarged to the nearest, as ``transformers`` has it; with them, edges are smooth.
+    The score of a pair is its class probability × the mean mask probability inside the mask
+    (σ > 0.5). Empty masks are left out. Without ``image_sizes`` masks are made at the size of the
+    logits and upsampled to the nearest, as in ``transformers``; with them, edges are smooth.
 
     Args:
         outputs, target_sizes, image_sizes: see :func:`post_process_semantic`.
         threshold: in [0, 1].
-        form: of ``segmentation``. ``id_map``: H×W int32, ids from 0, -1 where no instance is, and
-            of several at one pixel the last. ``masks``: n×H×W bool. ``rle``: a list of n COCO run
-            length encodings, ``{"size": [H, W], "counts": str}``, as pycocotools has them.
+        form: form of ``segmentation``. ``id_map``: H×W int32, ids from 0 on, -1 without an
+            instance; the last of several instances at a pixel. ``masks``: n×H×W bool. ``rle``: a
+            list of n run-length encodings of COCO, ``{"size": [H, W], "counts": str}``, as in
+            pycocotools.
 
     Returns:
-        One result a picture.
+        One result for each image.
 
     Raises:
         KeyError, ValueError: as :func:`post_process_semantic`, and for an unknown ``form``.
@@ -196,13 +197,13 @@ def post_process_instance(
     if form not in get_args(Form):
         raise ValueError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}.")
     return [
-        _instances(picture, threshold, form)
-        for picture in pictures_of(outputs, target_sizes, image_sizes)
+        _instances(image, threshold, form)
+        for image in split_batch(outputs, target_sizes, image_sizes)
     ]
 
 
-def _instances(picture: Picture, threshold: float, form: Form) -> PostProcessed:
-    mask_cls, logits, size = picture
+def _instances(image: ImagePrediction, threshold: float, form: Form) -> PostProcessed:
+    mask_cls, logits, size = image
     topk = len(mask_cls)
     if size is None:  # the masks are large: make only those that can reach the threshold
         candidates = mask_cls.softmax(-1)[:, :-1] >= threshold
@@ -213,30 +214,30 @@ def _instances(picture: Picture, threshold: float, form: Form) -> PostProcessed:
     solid = masks.flatten(1).any(1)
     masks, scores, labels = masks[solid], found.scores[solid], found.pred_classes[solid]
     segments = [
-        PostProcessedSegment(id=place, label_id=label, was_fused=False, score=score)
-        for place, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
+        PostProcessedSegment(id=index, label_id=label, was_fused=False, score=score)
+        for index, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
     ]
     return PostProcessed(segmentation=_in_form(masks, form), segments_info=segments)
 
 
 def _resize_nearest(masks: Tensor, size: Size) -> Tensor:
-    """n×h×w, bool, brought to n×H×W."""
+    """Resize masks n×h×w (bool) to n×H×W."""
     if tuple(masks.shape[1:]) == size:
         return masks
-    if not len(masks):  # torch does not enlarge nothing
+    if not len(masks):  # F.interpolate rejects an empty batch
         return masks.new_zeros((0, *size))
     return F.interpolate(masks[None].byte(), size=size, mode="nearest")[0].bool()
 
 
 def _in_form(masks: Tensor, form: Form) -> Any:
-    """Masks n×H×W, bool, as :func:`post_process_instance` gives them."""
+    """Convert masks n×H×W (bool) to a form of :func:`post_process_instance`."""
     if form == "masks":
         return masks
     if form == "rle":
         return [_rle(mask) for mask in masks.cpu().numpy()]
     ids = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
-    for place, mask in enumerate(masks):
-        ids[mask] = place
+    for index, mask in enumerate(masks):
+        ids[mask] = index
     return ids
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mask_former.data.formats.pixels import read_pixels
 from mask_former.data.formats.readers import read_label_map
-from mask_former.predictor.images import to_picture
+from mask_former.predictor.images import load_image
 
 DARK = np.arange(24, dtype=np.uint8).reshape(4, 6)
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # TIFF's sample formats
@@ -79,7 +79,7 @@ def test_9_to_16_bit_are_scaled_by_what_the_file_has(name, tmp_path):
     assert pixels.dtype == np.uint8 and (pixels == DARK[..., None]).all()
     (tmp_path / "x").write_bytes(SCALED[name])
     with Image.open(tmp_path / "x") as image:
-        assert (to_picture(image).pixels == pixels).all()
+        assert (load_image(image).pixels == pixels).all()
 
 
 @pytest.mark.parametrize("name", TOO_DEEP)
@@ -92,7 +92,7 @@ def test_a_picture_of_32_bit_is_refused_for_nothing_says_which_value_is_white(na
     with Image.open(path) as image:
         for picture in (path, image):
             with pytest.raises(ValueError, match=rf"deep\.tif.*{expected}"):
-                to_picture(picture)
+                load_image(picture)
 
 
 def test_values_below_0_are_refused():
