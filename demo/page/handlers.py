@@ -11,13 +11,14 @@ from typing import Any
 
 import gradio as gr
 
-from demo.page.image_results import ImageResults, Settings
-from demo.page.models import Models
-from demo.page.sessions import Sessions
-from demo.page.uploads import Limits, is_video, read_upload
-from demo.page.videos import draw_video
-from demo.page.viewer import MAX_SIDE, NOTHING, message, preview, view
 from mask_former.utils.errors import one_line
+
+from .image_results import ImageResults, Settings
+from .models import Models
+from .sessions import Sessions
+from .uploads import Limits, is_video, read_upload
+from .videos import draw_video
+from .viewer import MAX_SIDE, NOTHING, message, preview, view
 
 __all__ = ["FAILURES", "SESSION_LIFETIME", "Page"]
 

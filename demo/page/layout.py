@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from demo.page.handlers import Page
-from demo.page.image_results import FORMATS, Settings
+from .handlers import Page
+from .image_results import FORMATS, Settings
 
 __all__ = ["build", "launch"]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.page.image_results import ImageResults, Settings
-from demo.page.uploads import Limits, check_size
 from mask_former import MaskFormerPredictor
 from mask_former.cli.media import VideoReader, VideoWriter
+
+from .image_results import ImageResults, Settings
+from .uploads import Limits, check_size
 
 __all__ = ["Frame", "draw_video"]
 
