@@ -191,8 +191,9 @@ def test_names_of_another_number_of_classes_are_not_taken_and_the_log_says_so(ru
     make_image("a.png")
     other = "('camvid_sem_seg_val',)"
     assert run("--input", "a.png", opts=["DATASETS.TEST", other, "DATASETS.TRAIN", other]) == 0
-    [warning] = log.lines(logging.WARNING)
-    assert "Nothing names the model's 4 classes" in warning
+    [mismatch, unnamed] = log.lines(logging.WARNING)
+    assert "camvid_sem_seg_val': 11" in mismatch
+    assert "Nothing names the model's 4 classes" in unnamed
 
 
 # Where it goes
