@@ -98,7 +98,7 @@ def read_upload(path: Path, limits: Limits) -> NDArray[np.uint8]:
         if str(path) not in text:
             raise
         raise ValueError(
-            f"{text.replace(str(path), path.name)}. Save it again with an image editor."
+            f"{text.replace(str(path), path.name)} Save it again with an image editor."
         ) from error
 
 

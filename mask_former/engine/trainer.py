@@ -140,8 +140,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """detectron2's loader of images alone."""
-        mapper = InferenceMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(cfg, dataset_name, mapper=InferenceMapper(cfg))
 
     @classmethod
     def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling import DatasetMapperTTA, SemanticSegmentor
 from fvcore.transforms.transform import (
@@ -21,6 +20,8 @@ from fvcore.transforms.transform import (
 )
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from mask_former.data.formats.readers import read_image
 
 __all__ = ["LazyDatasetMapperTTA", "SemanticSegmentorWithTTA"]
 
@@ -110,9 +111,9 @@ class SemanticSegmentorWithTTA(nn.Module):
             One dict an image with ``sem_seg``, scores K×height×width.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: for an image without ``file_name`` and ``image``, for a view that cannot
-                be turned back, or in training mode.
+            FileNotFoundError: if the file is missing.
+            ValueError: for a damaged file, an image without ``file_name`` and ``image``, a view
+                whose transforms cannot be undone, or in training mode.
         """
         if self.model.training:
             raise ValueError("Test-time augmentation is for inference: call .eval() on the model.")
@@ -163,9 +164,9 @@ class SemanticSegmentorWithTTA(nn.Module):
         }
 
     def _read(self, file_name: str) -> Tensor:
-        """3×H×W, turned as its EXIF orientation says."""
+        """Read an image, 3×H×W, as the evaluation loader does."""
         try:
-            pixels = read_image(file_name, self.image_format)
+            pixels = read_image(file_name, "file_name", self.image_format)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"There is no image {file_name} (`file_name`), which test-time augmentation starts "

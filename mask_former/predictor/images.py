@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mask_former.data.formats.pixels import deep_bits, deep_to_8_bit, read_pixels
+from mask_former.data.formats.pixels import (
+    deep_bits,
+    deep_to_8_bit,
+    image_errors,
+    read_pixels,
+)
 
 __all__ = ["ImageLike", "LoadedImage", "load_image", "read_image"]
 
@@ -66,16 +71,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         FileNotFoundError: if the file is missing.
         ValueError: if it is not an image, or a damaged one.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
+    with image_errors(f"{path}:"):
         return read_pixels(path.read_bytes(), "RGB")
-    except Image.UnidentifiedImageError as error:
-        what = "is empty" if path.stat().st_size == 0 else "is not an image that Pillow knows"
-        raise ValueError(f"{path}: {what}") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as an image: {reason}") from error
 
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
@@ -88,7 +85,9 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
             return deep_to_8_bit(pixels, deep_bits(image))
         except ValueError as error:
             name = getattr(image, "filename", "")
-            raise ValueError(f"The image {name or '(PIL image)'} {error}.") from error
+            raise ValueError(
+                f"The image {name or '(PIL image)'} cannot be used: {error}."
+            ) from error
     if pixels.dtype == np.int32 and pixels.size and 0 <= pixels.min() <= pixels.max() < 2**16:
         pixels = pixels.astype(np.uint16)
     return _from_array(pixels)

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from mask_former.checkpoint.inference_data import classes_of
 from mask_former.data.datasets.classes import Classes
+from mask_former.data.transforms.inference import InferencePreprocessing
 from mask_former.results import Result
 
 from .adapters import Logits, adapt
 from .image_output import ImageOutput, ResultOptions, check_kinds
 from .images import ImageLike, LoadedImage, load_image
-from .inference_pipeline import InputPipeline, load_trained_model
+from .inference_pipeline import load_trained_model
 from .pretrained import find_pretrained
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class MaskFormerPredictor:
             OSError, ValueError: if the weights cannot be read or do not fit the model, or the
                 number of ``classes`` is not K.
         """
-        self._inputs = InputPipeline(cfg)
+        self._inputs = InferencePreprocessing(cfg)
         self.cfg = cfg
         self.model = load_trained_model(cfg, weights)
         self.device = torch.device(cfg.MODEL.DEVICE)

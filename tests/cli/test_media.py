@@ -139,7 +139,10 @@ def test_a_photo_stands_upright_as_its_exif_says(tmp_path, orientation, turned):
 
 def test_values_that_are_no_picture_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 1e6, np.float32)).save(tmp_path / "x.tif")
-    with pytest.raises(ValueError, match=r"x\.tif: .*holds float32 values from 1000000"):
+    with pytest.raises(
+        ValueError,
+        match=r"x\.tif: cannot be read as an image: it holds float32 values from 1000000",
+    ):
         read_image(tmp_path / "x.tif")
 
 
@@ -154,18 +157,14 @@ def damage(path, how):
 def test_what_is_no_whole_image_is_named_and_never_half_read(tmp_path, how, suffix):
     path = tmp_path / f"x{suffix}"
     damage(path, how)
-    reason = {
-        "empty": "is empty",
-        "text": "is not an image",
-        "cut": "cannot be read|is not an image",
-    }
-    with pytest.raises(ValueError, match=reason[how]) as info:
+    reason = {"empty": "it is empty", "text": "Pillow does not recognise its format", "cut": ""}
+    with pytest.raises(ValueError, match=rf"cannot be read as an image: {reason[how]}") as info:
         read_image(path)
     assert str(info.value).startswith(f"{path}: ") and "\n" not in str(info.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"x\.jpg: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"x\.jpg: is missing"):
         read_image(tmp_path / "x.jpg")
 
 

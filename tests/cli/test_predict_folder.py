@@ -215,7 +215,7 @@ def test_a_broken_image_is_reported_and_all_else_is_saved(images, tiny, capfd):
     (images / "b.png").write_text("text")
     assert run(words(tiny), 2) == [1, 1]
     said = capfd.readouterr().out
-    assert "in/b.png: is not an image" in said
+    assert "in/b.png: cannot be read as an image" in said
     assert "4 images done, 0 were there, 1 failed: out" in said
     kept = {
         a["file_name"] for a in json.loads(Path("out/panoptic.json").read_text())["annotations"]

@@ -108,7 +108,7 @@ def test_files_are_read_when_their_turn_comes(tmp_path):
     assert next(files).image is not None
     (tmp_path / "1.png").write_text("text")
     (tmp_path / "2.png").unlink()
-    for item, reason in zip(files, ("is not an image", "no such file"), strict=True):
+    for item, reason in zip(files, ("cannot be read as an image", "is missing"), strict=True):
         assert item.image is None and reason in str(item.error)
         assert item.label == str(tmp_path / f"{item.name}.png")
 

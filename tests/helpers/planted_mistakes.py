@@ -26,6 +26,7 @@ from mask_former.predictor.images import load_image
 from mask_former.predictor.pretrained import find_pretrained
 from mask_former.solver.optimizer import build_optimizer
 from tests.helpers import planting as p
+from tests.helpers.damage import flip_a_bit
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -369,13 +370,6 @@ def layer(bias: float) -> nn.Linear:
 def checkpoint(folder: Path, bias: float) -> Path:
     torch.save({"model": layer(bias).state_dict()}, folder / "x.pth")
     return folder / "x.pth"
-
-
-def flip_a_bit(path: Path) -> Path:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-    return path
 
 
 def semantic_trainer(folder: Path, label_map: Any, *opts: Any, **options: Any) -> Any:

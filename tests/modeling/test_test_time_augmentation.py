@@ -20,9 +20,11 @@ from torch import nn
 
 from mask_former import SemanticSegmentorWithTTA
 from mask_former.config.loading import load_cfg
+from mask_former.data.mappers import InferenceMapper
 from mask_former.engine import Trainer
 from mask_former.modeling.test_time_augmentation import LazyDatasetMapperTTA
 from mask_former.predictor.inference_pipeline import load_trained_model
+from tests.helpers.damage import flip_a_bit
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import NAMES, write_tiny_model
 
@@ -241,6 +243,33 @@ def test_a_file_and_its_tensor_give_the_same_result(config, tmp_path, image_form
     of_file, of_tensor = model([{"file_name": name}, {"image": image}])
     assert of_file["sem_seg"].shape == (K, 56, 96)
     assert torch.equal(of_file["sem_seg"], of_tensor["sem_seg"])
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_augmentation_and_plain_evaluation_see_the_same_pixels_of_a_16_bit_grey_image(
+    config, tmp_path, image_format
+):
+    cfg = config("INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", 0)
+    ramp = np.linspace(0, 65535, 56 * 96).astype(np.uint16).reshape(56, 96)
+    name = save(tmp_path / "deep.png", ramp)
+    seen = []
+
+    def one_view(example):
+        seen.append(example["image"])
+        yield {**example, "transforms": T.TransformList([T.NoOpTransform()])}
+
+    SemanticSegmentorWithTTA(cfg, Recorder(), one_view)([{"file_name": name}])
+    evaluated = InferenceMapper(cfg)({"file_name": name})["image"]
+    assert torch.equal(seen[0], evaluated)
+    # The ramp is scaled to 8 bits; clipping it would make 99.6 % of its pixels white.
+    assert torch.equal(evaluated, torch.from_numpy((ramp >> 8).astype(np.uint8)).expand(3, -1, -1))
+
+
+def test_a_damaged_png_is_noticed(cfg, tmp_path):
+    name = save(tmp_path / "a.png", photo(56, 96))
+    flip_a_bit(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png.*the PNG is damaged: the checksum at byte"):
+        SemanticSegmentorWithTTA(cfg, Recorder())([{"file_name": name}])
 
 
 def test_a_file_is_turned_as_its_orientation_says(cfg, tmp_path):

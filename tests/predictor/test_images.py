@@ -94,8 +94,8 @@ def test_what_is_no_picture_says_what_was_found_and_what_is_expected(image, mess
 
 
 def test_a_missing_file_and_one_that_is_no_image_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.png: is missing"):
         load_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ValueError, match=r"text\.png: is not an image"):
+    with pytest.raises(ValueError, match=r"text\.png: cannot be read as an image: Pillow does not"):
         load_image(tmp_path / "text.png")

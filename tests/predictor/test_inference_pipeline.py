@@ -9,7 +9,8 @@ from detectron2.data import DatasetMapper
 from PIL import Image
 
 from mask_former.config.loading import load_cfg
-from mask_former.predictor.inference_pipeline import InputPipeline, load_trained_model
+from mask_former.data.transforms.inference import InferencePreprocessing
+from mask_former.predictor.inference_pipeline import load_trained_model
 from tests.helpers.tiny_model import write_tiny_model
 
 
@@ -42,7 +43,7 @@ def test_the_model_gets_what_the_evaluation_gives_it(tiny, tmp_path, image_forma
     cfg = config(tiny, "INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", str(min_size))
     image = image_of(40, 70)
     Image.fromarray(image).save(tmp_path / "x.png")
-    found = InputPipeline(cfg)(image)
+    found = InferencePreprocessing(cfg)(image)
     expected = DatasetMapper(cfg, is_train=False)({"file_name": str(tmp_path / "x.png")})
     assert torch.equal(found["image"], expected["image"])
     assert found["image"].shape == ((3, 64, 112) if min_size else (3, 40, 70))
@@ -103,13 +104,13 @@ def test_what_the_config_and_not_the_checkpoint_decides_may_be_absent(tiny, tmp_
 
 
 def test_an_image_of_which_nothing_would_be_left_is_refused(tiny):
-    with pytest.raises(ValueError, match="9000×1 pixels is too thin"):
-        InputPipeline(config(tiny))(image_of(1, 9000))
+    with pytest.raises(ValueError, match=r"9000×1 pixels \(width×height\) is too thin"):
+        InferencePreprocessing(config(tiny))(image_of(1, 9000))
 
 
 def test_an_unknown_channel_order_is_refused(tiny):
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT is 'L'"):
-        InputPipeline(config(tiny, "INPUT.FORMAT", "L"))
+        InferencePreprocessing(config(tiny, "INPUT.FORMAT", "L"))
 
 
 def test_weights_in_memory_take_the_place_of_a_file_and_must_be_whole_as_well(tiny):

@@ -368,7 +368,7 @@ def test_classes_of_another_number_are_refused(checkpoint):
 
 
 def test_a_picture_of_which_nothing_would_be_left_is_refused(predictor):
-    with pytest.raises(ValueError, match="9000×1 pixels is too thin"):
+    with pytest.raises(ValueError, match=r"9000×1 pixels \(width×height\) is too thin"):
         predictor(np.zeros((1, 9000, 3), np.uint8))
 
 

@@ -53,7 +53,9 @@ def test_the_predictor_gives_a_result_of_the_pictures_size_or_says_that_it_is_to
     picture.write(path)
     height, width = picture.expected.shape[:2]
     if max(height, width) > 1000:
-        with pytest.raises(ValueError, match=f"{width}×{height} pixels is too thin"):
+        with pytest.raises(
+            ValueError, match=rf"{width}×{height} pixels \(width×height\) is too thin"
+        ):
             predictor(path)
         return
     result = predictor(path)
@@ -92,7 +94,7 @@ def test_the_mappers_train_on_what_is_in_the_picture(picture, tmp_path):
 @each_picture
 def test_evaluation_sees_what_is_in_the_picture(picture, tmp_path, model):
     cfg = load_cfg(model[0], ["INPUT.MIN_SIZE_TEST", "0"])
-    example = InferenceMapper(cfg, is_train=False)(records(tmp_path, picture))
+    example = InferenceMapper(cfg)(records(tmp_path, picture))
     assert same(example["image"].permute(1, 2, 0).numpy(), picture)
 
 
@@ -144,8 +146,8 @@ def test_a_picture_of_32_bit_is_refused_by_name_and_not_read_as_a_black_one(tmp_
     errors = read_all(path)
     assert len(errors) == 4
     with pytest.raises(ValueError) as of_evaluation:
-        InferenceMapper(load_cfg(model[0]), is_train=False)({"file_name": str(path)})
+        InferenceMapper(load_cfg(model[0]))({"file_name": str(path)})
     errors.append(str(of_evaluation.value))
     for error in errors:
         assert "deep.tif" in error and "holds int32 values" in error
-        assert "32 bit each; expected 8 or 16 bit" in error and "Save it with 8 bit" in error
+        assert "32 bits each; expected 8 or 16 bits" in error and "Save it with 8 bit" in error

@@ -1,12 +1,15 @@
-"""From the content of an image file to its pixels: whole, upright, and not clipped.
+"""Decode image files to pixels: complete, upright and scaled instead of clipped.
 
-Every reader of images and label maps here comes through this file; each words its own errors.
+Every reader of images and label maps in the project goes through this file, so that training,
+evaluation, test-time augmentation and prediction see the same pixels of a file.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,27 +17,27 @@ from detectron2.data import detection_utils
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-__all__ = ["check_png", "deep_bits", "deep_to_8_bit", "read_pixels"]
+__all__ = ["deep_bits", "deep_to_8_bit", "image_errors", "open_image", "read_pixels"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_pixels(content: bytes, image_format: str | None = None) -> NDArray[Any]:
-    """The first picture of an image file, turned upright as its EXIF data says.
+    """Decode the first frame of an image file and rotate it as its EXIF orientation requires.
 
     Args:
-        content: of the file.
-        image_format: "RGB" or "BGR" gives H×W×3, uint8: up to 16 bit are scaled, grey ones get
-            three equal channels, and a palette its colours. None: the values as they are in the
-            file, such as a label map's, which may have 32 bit.
+        content: the bytes of the file.
+        image_format: "RGB" or "BGR" returns H×W×3, uint8: values of 9 to 16 bits are scaled to 8,
+            grey is repeated to three channels, and palette indices become colours. None returns
+            the stored values, such as those of a label map, of up to 32 bits.
 
     Raises:
-        ValueError: a PNG is damaged, or a picture has 32 bit, fractions or values below 0.
-        Exception: nearly anything, of Pillow's, for other damaged files.
+        ValueError: if a PNG is damaged, or an image has 32-bit, fractional or negative values.
+        Exception: if Pillow cannot read the file; it raises almost any type. ``image_errors``
+            converts them.
     """
-    check_png(content)
-    with _open(content) as image:
-        # Pillow would clip what is deeper than 8 bit to white.
+    with open_image(content) as image:
+        # Pillow would clip values of more than 8 bits to white.
         is_deep = image_format is not None and image.mode[0] in "IF"
         bits = deep_bits(image) if is_deep else 8
         upright = detection_utils._apply_exif_orientation(image)
@@ -42,41 +45,74 @@ def read_pixels(content: bytes, image_format: str | None = None) -> NDArray[Any]
     return deep_to_8_bit(pixels, bits) if is_deep else np.ascontiguousarray(pixels)
 
 
-def _open(content: bytes) -> Image.Image:
+def open_image(content: bytes) -> Image.Image:
+    """Open an image file as a PIL image, as it is stored (no EXIF rotation).
+
+    Raises:
+        ValueError, Exception: as ``read_pixels`` does.
+    """
+    check_png(content)
     try:
         return Image.open(io.BytesIO(content))
-    except Image.UnidentifiedImageError as error:  # which names an object in memory
-        what = "it is no image that Pillow knows" if content else "it is empty"
-        raise Image.UnidentifiedImageError(what) from error
+    except Image.UnidentifiedImageError as error:  # its text shows the address of the BytesIO
+        reason = "Pillow does not recognise its format" if content else "it is empty"
+        raise Image.UnidentifiedImageError(reason) from error
+
+
+@contextmanager
+def image_errors(name: str, *, missing: str = "", damaged: str = "") -> Iterator[None]:
+    """Convert every error of reading an image file into one that names the file.
+
+    Args:
+        name: the file, as the messages start.
+        missing: advice at the end of the message about a missing file.
+        damaged: advice at the end of the message about an unreadable file.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is not an image, or a damaged one.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name} is missing. {missing}".rstrip()) from error
+    except Exception as error:  # Pillow's readers raise almost any type on a damaged file
+        reason = str(error) or type(error).__name__
+        message = f"{name} cannot be read as an image: {reason}. {damaged}"
+        raise ValueError(message.rstrip()) from error
 
 
 def check_png(content: bytes) -> None:
-    """Compare the checksum of each chunk of a PNG: Pillow leaves out those of the pixels.
+    """Compare the checksum of each chunk of a PNG; Pillow skips those of the pixel data.
+
+    Args:
+        content: the bytes of a file; those that do not start as a PNG pass.
 
     Raises:
-        ValueError: one is wrong, or the file breaks off.
+        ValueError: if a checksum is wrong, or the file is truncated.
     """
     if not content.startswith(_PNG):
         return
-    place = len(_PNG)
-    while content[place + 4 : place + 8] != b"IEND":
-        length = int.from_bytes(content[place : place + 4], "big")
-        end = place + 8 + length
-        if (length == 0 and place >= len(content)) or end + 4 > len(content):
-            raise ValueError(f"the PNG breaks off after {len(content)} bytes")
-        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+    position = len(_PNG)
+    while content[position + 4 : position + 8] != b"IEND":
+        length = int.from_bytes(content[position : position + 4], "big")
+        end = position + 8 + length
+        if (length == 0 and position >= len(content)) or end + 4 > len(content):
+            raise ValueError(f"the PNG is truncated after {len(content)} bytes")
+        checksum = int.from_bytes(content[end : end + 4], "big")
+        if zlib.crc32(content[position + 4 : end]) != checksum:
             raise ValueError(f"the PNG is damaged: the checksum at byte {end} is wrong")
-        place = end + 4
+        position = end + 4
 
 
 def deep_bits(image: Image.Image) -> int:
-    """How many bits a value has in the file of a grey image that Pillow holds in more than 8.
+    """Return the number of bits per value in the file of a grey image of more than 8 bits.
 
-    Pillow's mode "I" does not tell: it takes integers of 32 bit, but also PGMs and signed TIFFs of
-    16 bit and, in its older versions, PNGs.
+    Pillow's mode "I" is ambiguous: it holds 32-bit integers, but also 16-bit PGMs, signed 16-bit
+    TIFFs and, in older versions of Pillow, 16-bit PNGs.
 
     Args:
-        image: as it was opened, of a mode that begins with "I" or "F".
+        image: an image just opened, of a mode that starts with "I" or "F".
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return int(image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0])
@@ -85,16 +121,16 @@ def deep_bits(image: Image.Image) -> int:
 
 
 def deep_to_8_bit(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Grey values H×W of 9 to 16 bit as H×W×3 of 8.
+    """Convert grey values H×W of 9 to 16 bits to three equal channels H×W×3 of 8 bits.
 
     Raises:
-        ValueError: there are more bits, so that nothing says which value is white, or values that
-            are no whole numbers from 0 on.
+        ValueError: if there are more bits, so that the value of white is unknown, or a value is
+            fractional or negative.
     """
     if bits > 16 or pixels.dtype.kind not in "iu" or pixels.min() < 0:
         raise ValueError(
-            f"holds {pixels.dtype} values from {pixels.min()} to {pixels.max()}, {bits} bit each; "
-            "expected 8 or 16 bit a channel, whole numbers from 0 on. Save it with 8 bit, black as "
-            "0 and white as 255"
+            f"it holds {pixels.dtype} values from {pixels.min()} to {pixels.max()}, {bits} bits "
+            "each; expected 8 or 16 bits per channel, integers from 0. Save it with 8 bits, black "
+            "as 0 and white as 255"
         )
     return np.repeat((pixels >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=2)

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from ..targets import MAX_SEGMENT_ID, NDArray, decode_segment_ids, index_segments
-from .pixels import read_pixels
+from .pixels import image_errors, read_pixels
 
 __all__ = [
     "check_classes",
@@ -21,31 +21,25 @@ __all__ = [
 
 
 def read_image(file_name: str, key: str, image_format: str | None = None) -> NDArray:
-    """The pixels of an image file: see `read_pixels`.
+    """Read the pixels of an image file that a dataset dict names; see ``read_pixels``.
 
     Args:
-        file_name: a path or anything else that detectron2's `PathManager` opens.
+        file_name: a path, or anything else that detectron2's ``PathManager`` opens.
         key: the key of the dataset dict that names the file.
-        image_format: "RGB", "BGR" (uint8), or None for the values as they are in the file.
+        image_format: "RGB", "BGR" (both uint8), or None for the stored values.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: the file is no image, or a damaged one.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is not an image, or a damaged one.
     """
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            return read_pixels(file.read(), image_format)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{file_name}, the '{key}' of a dataset dict, is not there. Datasets are looked for "
-            "below the environment variable DETECTRON2_DATASETS; check it and the dataset's paths."
-        ) from error
-    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        reason = str(error) or type(error).__name__
-        raise ValueError(
-            f"{file_name}, the '{key}' of a dataset dict, cannot be read as an image: {reason}. "
-            "Restore the file, or take it out of the dataset."
-        ) from error
+    errors = image_errors(
+        f"{file_name}, the '{key}' of a dataset dict,",
+        missing="Correct the dataset's paths (for the built-in datasets: the environment variable "
+        "DETECTRON2_DATASETS), or restore the file.",
+        damaged="Restore the file, or remove it from the dataset.",
+    )
+    with errors, PathManager.open(file_name, "rb") as file:
+        return read_pixels(file.read(), image_format)
 
 
 def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mask_former.utils.atomic_files import replace_file
 
-from ..formats.pixels import check_png
+from ..formats.pixels import image_errors, open_image
 
 
 def require(paths: Iterable[Path]) -> None:
@@ -25,20 +25,16 @@ def require(paths: Iterable[Path]) -> None:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image of a file, read to its end, as it is stored (EXIF rotation not applied).
+    """Read an image file to its end, as it is stored (no EXIF rotation).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, or no image.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is not an image, or a damaged one.
     """
     require([path])
-    try:
-        check_png(path.read_bytes())
-        with Image.open(path) as image:
-            image.load()
-    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as an image ({reason}): copy it again.") from error
+    with image_errors(str(path), damaged="Copy it again."):
+        image = open_image(path.read_bytes())
+        image.load()
     return image
 
 

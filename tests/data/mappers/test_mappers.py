@@ -632,7 +632,7 @@ def test_for_inference_an_example_is_detectron2s_without_annotations(scene, imag
     cfg = make_cfg(INPUT__FORMAT=image_format, INPUT__MIN_SIZE_TEST=50, INPUT__MAX_SIZE_TEST=70)
     before = copy.deepcopy(scene)
     expected = DatasetMapper(cfg, is_train=False)(scene | {"annotations": []})
-    found = InferenceMapper(cfg, is_train=False)(scene | {"annotations": []})
+    found = InferenceMapper(cfg)(scene | {"annotations": []})
     assert "sem_seg" in expected  # what it costs detectron2
     assert set(found) == {"file_name", "image_id", "image", "height", "width"}
     assert found["image"].shape == (3, 47, 70) and torch.equal(found["image"], expected["image"])
@@ -643,4 +643,4 @@ def test_for_inference_an_example_is_detectron2s_without_annotations(scene, imag
 
 def test_for_inference_no_annotation_is_opened(scene):
     gone = scene | dict.fromkeys(("sem_seg_file_name", "pan_seg_file_name"), "/gone.png")
-    assert InferenceMapper(make_cfg(), is_train=False)(gone)["image"].shape[0] == 3
+    assert InferenceMapper(make_cfg())(gone)["image"].shape[0] == 3

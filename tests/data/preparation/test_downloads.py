@@ -16,6 +16,7 @@ from mask_former.data.preparation.downloads import (
     read_labels,
     require,
 )
+from tests.helpers.damage import flip_a_bit
 
 
 def test_a_copy_has_the_content(tmp_path: Path) -> None:
@@ -53,11 +54,11 @@ def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path: Path, suffi
 
 
 def test_a_png_with_a_wrong_bit_is_an_error(tmp_path: Path) -> None:
-    content = bytearray(encoded("PNG"))
-    content[len(content) // 2] ^= 1
-    (tmp_path / "a.png").write_bytes(content)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded("PNG"))
+    flip_a_bit(path)
     with pytest.raises(ValueError, match=r"a\.png cannot be read"):
-        read_image(tmp_path / "a.png")
+        read_image(path)
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])

@@ -1,0 +1,57 @@
+"""Inference preprocessing, shared by the evaluation loader and the predictor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from numpy.typing import NDArray
+
+__all__ = ["InferencePreprocessing"]
+
+
+class InferencePreprocessing:
+    """Resize an image and convert it to a model's input, identically wherever a model runs."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: its keys ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` set the size,
+                ``INPUT.FORMAT`` the channel order.
+
+        Raises:
+            ValueError: if ``INPUT.FORMAT`` is neither "RGB" nor "BGR".
+        """
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, expected 'RGB' or 'BGR'.")
+        self.is_bgr = cfg.INPUT.FORMAT == "BGR"
+        self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(self, image: NDArray[np.uint8]) -> dict[str, Any]:
+        """Preprocess one image.
+
+        Args:
+            image: H×W×3, RGB.
+
+        Returns:
+            ``image`` (3×h×w, uint8, channels in the order of ``INPUT.FORMAT``), and the size of
+            the output, ``height`` and ``width``, which is that of the input.
+
+        Raises:
+            ValueError: if the image is so thin that a side would be resized to 0 pixels.
+        """
+        height, width = image.shape[:2]
+        resize = self.resize.get_transform(image)
+        # A shortest edge of 0 pixels means "do not resize": the transform then has no size.
+        new_height, new_width = getattr(resize, "new_h", height), getattr(resize, "new_w", width)
+        if not new_height or not new_width:
+            raise ValueError(
+                f"{width}×{height} pixels (width×height) is too thin: INPUT.MIN_SIZE_TEST and "
+                f"INPUT.MAX_SIZE_TEST resize it to {new_width}×{new_height}."
+            )
+        resized = resize.apply_image(image[:, :, ::-1] if self.is_bgr else image)
+        pixels = torch.from_numpy(resized.transpose(2, 0, 1).copy())  # contiguous and writable
+        return {"image": pixels, "height": height, "width": width}
