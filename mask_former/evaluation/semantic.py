@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import detectron2.evaluation as d2
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from mask_former.data.formats.readers import read_class_map
+from mask_former.ops import best_class
 
 from .panoptic_quality import NDArray, pair_counts
 
 __all__ = ["SemSegEvaluator", "class_map", "encode_classes"]
-
-ROWS = 48  # of an image that class_map goes through at once: they stay in a core's cache
 
 
 class SemSegEvaluator(d2.SemSegEvaluator):
@@ -106,36 +103,12 @@ class SemSegEvaluator(d2.SemSegEvaluator):
 
 
 def class_map(scores: Tensor) -> NDArray:
-    """The class of the largest score at each pixel; of several, the first.
-
-    On a CPU, ``argmax`` over the first dimension of a tensor as large as this waits for memory most
-    of the time. Here a few rows are kept in the cache while the classes go by.
+    """Return the best class of each pixel in the smallest unsigned type that holds K-1.
 
     Args:
         scores: K×H×W, on any device.
-
-    Returns:
-        H×W, the smallest unsigned type that holds K-1.
     """
-    dtype = np.min_scalar_type(len(scores) - 1)
-    if scores.device.type != "cpu":
-        return scores.argmax(dim=0).cpu().numpy().astype(dtype)
-    scores = scores.detach()
-    values: NDArray = (scores.float() if scores.dtype is torch.bfloat16 else scores).numpy()
-    classes = np.zeros(values.shape[1:], dtype=dtype)
-
-    def settle(start: int) -> None:
-        rows = slice(start, start + ROWS)
-        best = values[0, rows].copy()
-        is_better = np.empty(best.shape, dtype=bool)
-        for index in range(1, len(values)):
-            np.greater(values[index, rows], best, out=is_better)
-            np.copyto(classes[rows], index, where=is_better)
-            np.maximum(best, values[index, rows], out=best)
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(settle, range(0, len(classes), ROWS)))  # to raise what one of them raises
-    return classes
+    return best_class(scores)[0].cpu().numpy().astype(np.min_scalar_type(len(scores) - 1))
 
 
 def encode_classes(labels: NDArray) -> dict[int, dict[str, Any]]:

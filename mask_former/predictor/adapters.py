@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from mask_former.inference import ImageLogits, WindowLogits
+from mask_former.ops import best_class
 from mask_former.structures import RESULTS
 
 __all__ = ["Adapter", "Logits", "PixelLogits", "adapt"]
@@ -38,9 +39,8 @@ class PixelLogits:
         return self.class_logits.softmax(0)
 
     def semantic_map(self) -> tuple[Tensor, Tensor]:
-        """The best class of each pixel (H×W) and its probability (H×W)."""
-        probabilities, ids = self.semantic_scores().max(0)
-        return ids, probabilities
+        """Return the best class of each pixel (H×W) and its probability (H×W)."""
+        return best_class(self.semantic_scores())
 
     def panoptic(self, **options: Any) -> NoReturn:
         """Refuse, with a ``ValueError``."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mask_former.data.datasets.classes import Classes
+from mask_former.ops import best_class
 from mask_former.structures import RESULTS
 
 from .arrays import InstanceResult, PanopticResult
@@ -40,7 +41,7 @@ def from_detectron2(
     """
     semantic = scores = panoptic = instances = None
     if RESULTS["semantic"] in results:
-        semantic, scores = _best_class(results[RESULTS["semantic"]])
+        semantic, scores = _semantic_arrays(results[RESULTS["semantic"]])
     if RESULTS["panoptic"] in results:
         ids, segments = results[RESULTS["panoptic"]]
         panoptic = PanopticResult(ids.cpu().numpy().astype(np.int32, copy=False), list(segments))
@@ -49,11 +50,11 @@ def from_detectron2(
     return Result(image, classes, semantic, scores, panoptic, instances, file_name)
 
 
-def _best_class(scores: Tensor) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """K×H×W to the best class of each pixel and its share of the sum, 0 where all scores are."""
-    best, class_ids = scores.float().max(0)
-    share = best / scores.sum(0, dtype=torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
-    return class_ids.int().cpu().numpy(), share.cpu().numpy()
+def _semantic_arrays(scores: Tensor) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Best class of each pixel and its share of the sum of all scores, 0 where that is 0."""
+    class_ids, best = best_class(scores)
+    total = scores.sum(0, dtype=torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
+    return class_ids.int().cpu().numpy(), (best.float() / total).cpu().numpy()
 
 
 def instances_from_detectron2(instances: Instances, classes: Classes) -> InstanceResult:
