@@ -23,9 +23,12 @@ from typing import Any
 from fvcore.common.registry import Registry as _Registry
 
 __all__ = [
+    "CRITERION_REGISTRY",
     "DATASET_MAPPER_REGISTRY",
     "LOSS_REGISTRY",
+    "MATCHER_REGISTRY",
     "PREDICTOR_REGISTRY",
+    "TRANSFORMER_DECODER_REGISTRY",
     "MissingPluginError",
     "Registry",
     "load_plugin",
@@ -48,7 +51,7 @@ _PLUGIN_PACKAGES = (
 
 
 class Registry(_Registry):
-    """fvcore's registry, where an entry may bear another name than the object's ``__name__``."""
+    """fvcore's registry, whose entries may have another name than the object's ``__name__``."""
 
     def register(self, obj: Any = None, *, name: str | None = None) -> Any:
         """Register ``obj`` as ``name`` (default ``obj.__name__``); usable as a decorator."""
@@ -61,8 +64,17 @@ class Registry(_Registry):
         return lambda obj: self.register(obj, name=name)
 
 
-PREDICTOR_REGISTRY = Registry("TRANSFORMER_PREDICTOR")
-"""Transformer predictors: ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``."""
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
+"""Transformer decoders: ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``."""
+
+PREDICTOR_REGISTRY = TRANSFORMER_DECODER_REGISTRY
+"""The published name of :data:`TRANSFORMER_DECODER_REGISTRY`."""
+
+CRITERION_REGISTRY = Registry("CRITERION")
+"""Criteria: ``MODEL.MASK_FORMER.CRITERION_NAME``. See :mod:`mask_former.losses.build`."""
+
+MATCHER_REGISTRY = Registry("MATCHER")
+"""Matchers: ``MODEL.MASK_FORMER.MATCHER.NAME``. See :mod:`mask_former.losses.build`."""
 
 LOSS_REGISTRY = Registry("MASK_FORMER_LOSS")
 """Set losses: ``MODEL.MASK_FORMER.LOSSES``. See :mod:`mask_former.losses.set_losses`."""
@@ -72,10 +84,10 @@ DATASET_MAPPER_REGISTRY = Registry("MASK_FORMER_DATASET_MAPPER")
 
 
 def lookup(registry: _Registry, name: str, key: str) -> Any:
-    """The entry ``name`` of ``registry``.
+    """Return the entry ``name`` of ``registry``.
 
     Raises:
-        KeyError: if there is none; names the config ``key`` and every name there is.
+        KeyError: if it is not registered; names the config ``key`` and all registered names.
     """
     known = dict(registry)
     if name not in known:

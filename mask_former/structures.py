@@ -1,4 +1,4 @@
-"""What flows between the modules: the one legend of names and shapes.
+"""Data that flows between the modules: the one legend of names and shapes.
 
 ====== =======================================================================
 symbol meaning
@@ -11,7 +11,7 @@ H, W   the padded input, in pixels
 h, w   the mask logits' grid: H/4, W/4
 N      targets of one image
 M      matched pairs of the whole batch
-L      decoder layers that are supervised, the last one being the output
+L      predictions that are supervised, one for each decoder layer; the last is the output
 ====== =======================================================================
 
 Masks are indexed ``[row, column]``, row 0 on top. Class ids are contiguous, 0 … K-1; index K of the
@@ -28,6 +28,8 @@ __all__ = [
     "RESULTS",
     "Match",
     "Outputs",
+    "ParameterRows",
+    "PixelFeatures",
     "Prediction",
     "SegmentInfo",
     "Target",
@@ -38,20 +40,36 @@ RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem
 """Kinds of results, the richest first, and detectron2's key of each in a model's results."""
 
 
-class Prediction(TypedDict):
-    """What one decoder layer says."""
+class PixelFeatures(NamedTuple):
+    """The maps that a pixel decoder returns."""
 
+    mask_features: Tensor
+    """B×MASK_DIM×h×w, per-pixel embeddings."""
+    encoder_features: Tensor | None = None
+    """B×C×h_n×w_n, the encoded coarsest map; None without an encoder."""
+    multi_scale: tuple[Tensor, ...] = ()
+    """B×C×h_i×w_i each, coarse to fine; empty unless the decoder makes several."""
+
+
+class _Prediction(TypedDict):
     pred_logits: Tensor
     """B×Q×(K+1), class logits; the last is "no object"."""
     pred_masks: Tensor
     """B×Q×h×w, mask logits at stride 4."""
 
 
+class Prediction(_Prediction, total=False):
+    """One prediction, such as that of a decoder layer."""
+
+    queries: Tensor
+    """B×Q×C, the query states that it was made from."""
+
+
 class Outputs(Prediction, total=False):
-    """What the head returns: the last layer's prediction, and those of the layers before it."""
+    """Output of a head: the last prediction, and those before it."""
 
     aux_outputs: list[Prediction]
-    """The earlier layers, first to last; empty without deep supervision."""
+    """The earlier predictions, first to last; empty without deep supervision."""
 
 
 class _Target(TypedDict):
@@ -65,16 +83,28 @@ class Target(_Target, total=False):
     """The ground truth of one image."""
 
     valid: Tensor
-    """H×W, bool: the pixels that count in mask losses and matching. Absent: all do."""
+    """H×W, bool: the pixels that count in mask losses and matching. Missing: all do."""
 
 
 class Match(NamedTuple):
-    """The matched pairs of one image: query ``queries[i]`` answers for target ``targets[i]``."""
+    """The matched pairs of one image: query ``queries[i]`` is matched to target ``targets[i]``."""
 
     queries: Tensor
     """int64, ascending, on the CPU."""
     targets: Tensor
     """int64, of the same length."""
+
+
+class ParameterRows(NamedTuple):
+    """Names of parameters that have one row for each class or for each query.
+
+    Fine-tuning carries rows over from a checkpoint of other classes or queries.
+    """
+
+    classes: dict[str, int]
+    """Name to the number of rows after those of the K classes: 1 for "no object", else 0."""
+    queries: tuple[str, ...] = ()
+    """Names."""
 
 
 class SegmentInfo(TypedDict):
@@ -87,10 +117,10 @@ class SegmentInfo(TypedDict):
     category_id: int
     """Contiguous class id."""
     score: float
-    """Class probability in (0, 1]; the largest one, where segments were merged."""
+    """Class probability in (0, 1]; the largest one if segments were merged."""
 
 
 def layer_predictions(outputs: Outputs) -> list[Prediction]:
-    """The predictions of all supervised layers, first to last."""
+    """Return all predictions, first to last."""
     last = {name: value for name, value in outputs.items() if name != "aux_outputs"}
     return [*outputs.get("aux_outputs", ()), cast(Prediction, last)]

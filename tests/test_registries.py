@@ -7,9 +7,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.data.datasets.catalog import register_tables
 from mask_former.registries import (
+    CRITERION_REGISTRY,
     DATASET_MAPPER_REGISTRY,
     LOSS_REGISTRY,
-    PREDICTOR_REGISTRY,
+    MATCHER_REGISTRY,
+    TRANSFORMER_DECODER_REGISTRY,
     Registry,
     lookup,
     plugins,
@@ -19,25 +21,29 @@ REGISTRIES = [
     META_ARCH_REGISTRY,
     BACKBONE_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
-    PREDICTOR_REGISTRY,
+    TRANSFORMER_DECODER_REGISTRY,
+    CRITERION_REGISTRY,
+    MATCHER_REGISTRY,
     LOSS_REGISTRY,
     DATASET_MAPPER_REGISTRY,
 ]
 
 # What lies beside the plug-ins and registers nothing itself.
 HELPERS = {
-    "losses.criterion",
+    "losses.build",
     "losses.mask_losses",
-    "losses.matcher",
+    "losses.mask_terms",
     "losses.nonfinite",
-    "losses.pair_losses",
     "losses.point_sampling",
     "modeling.activation_checkpointing",
-    "modeling.batch_targets",
-    "modeling.inner_outputs",
-    "modeling.test_time_augmentation",
     "modeling.backbone.timm_depthwise",
     "modeling.backbone.timm_weights",
+    "modeling.batch_targets",
+    "modeling.deep_supervision",
+    "modeling.inner_outputs",
+    "modeling.pixel_decoder.base",
+    "modeling.test_time_augmentation",
+    "modeling.transformer_decoder.base",
     "data.mappers.base",
     "data.mappers.inference",
 }
@@ -88,7 +94,9 @@ def test_the_published_names_are_registered():
             "BasePixelDecoder",
             "TransformerEncoderPixelDecoder",
         ],
-        PREDICTOR_REGISTRY: ["TransformerPredictor"],
+        TRANSFORMER_DECODER_REGISTRY: ["TransformerPredictor"],
+        CRITERION_REGISTRY: ["SetCriterion"],
+        MATCHER_REGISTRY: ["HungarianMatcher"],
         LOSS_REGISTRY: ["labels", "masks"],
         DATASET_MAPPER_REGISTRY: ["mask_former_semantic", "mask_former_panoptic", "detr_panoptic"],
     }

@@ -28,7 +28,7 @@ from profiling import TextbookCriterion, peak_memory
 from torch import Tensor
 from tqdm import tqdm
 
-from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
+from mask_former.losses import HungarianMatcher, PointRule, SetCriterion
 from mask_former.structures import Outputs, Prediction, Target, layer_predictions
 
 CLASSES, NO_OBJECT = 150, 0.1
@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = parse(argv)
     try:
-        sampling = PointSampling(args.points) if args.points else None
+        point_rule = PointRule(args.points) if args.points else None
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    criteria = {"ours": build(sampling).to(device)}
+    criteria = {"ours": build(point_rule).to(device)}
     if args.textbook:
         criteria["textbook"] = build(None, TextbookCriterion).to(device)
     rows = []
@@ -84,10 +84,10 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in kept} | {"torch": torch.__version__}
 
 
-def build(sampling: PointSampling | None, kind: type[SetCriterion] = SetCriterion) -> SetCriterion:
+def build(point_rule: PointRule | None, kind: type[SetCriterion] = SetCriterion) -> SetCriterion:
     """A criterion with the published weights."""
-    matcher = HungarianMatcher(*WEIGHTS.values(), sampling=sampling)
-    return kind(CLASSES, matcher, no_object_weight=NO_OBJECT, sampling=sampling)
+    matcher = HungarianMatcher(*WEIGHTS.values(), point_rule=point_rule)
+    return kind(CLASSES, matcher, no_object_weight=NO_OBJECT, point_rule=point_rule)
 
 
 def random_batch(

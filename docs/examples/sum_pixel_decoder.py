@@ -1,6 +1,7 @@
-"""A pixel decoder of one's own: every map to the finest grid, and their sum.
+"""A custom pixel decoder: upsample every map to the finest grid and add them.
 
-As a plug-in it lies in mask_former/modeling/pixel_decoder/, where it is found without another line.
+As a plug-in it lies in mask_former/modeling/pixel_decoder/, or anywhere with
+``--plugin sum_pixel_decoder.py``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from mask_former.modeling.pixel_decoder import PixelDecoder
+from mask_former.structures import PixelFeatures
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class SumPixelDecoder(nn.Module):
-    """The contract is ``forward_features``; the rest is the decoder's own."""
+class SumPixelDecoder(PixelDecoder):
+    """The contract is ``output_shape`` and ``forward_features``; the rest is up to the decoder."""
 
     @configurable
     def __init__(self, input_shape: dict[str, ShapeSpec], *, conv_dim: int, mask_dim: int) -> None:
         super().__init__()
+        self.mask_dim, self.stride = mask_dim, min(shape.stride for shape in input_shape.values())
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.projections = nn.ModuleDict(
             {name: Conv2d(input_shape[name].channels, conv_dim, 1) for name in self.in_features}
@@ -36,12 +41,15 @@ class SumPixelDecoder(nn.Module):
             "mask_dim": head.MASK_DIM,
         }
 
-    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Maps B×C_i×h_i×w_i by name to B×mask_dim×H/4×W/4; and None, for it has no encoder."""
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"mask_features": ShapeSpec(channels=self.mask_dim, stride=self.stride)}
+
+    def forward_features(self, features: dict[str, Tensor]) -> PixelFeatures:
+        """Turn maps B×C_i×h_i×w_i by name into mask features B×mask_dim×H/4×W/4."""
         size = features[self.in_features[0]].shape[-2:]
         total: Tensor | int = 0
         for name in self.in_features:
             projected = self.projections[name](features[name])
             total = total + F.interpolate(projected, size, mode="bilinear", align_corners=False)
         assert isinstance(total, Tensor)
-        return self.mask_features(F.relu(total)), None
+        return PixelFeatures(self.mask_features(F.relu(total)))

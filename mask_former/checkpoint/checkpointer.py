@@ -16,6 +16,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mask_former.structures import ParameterRows
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
@@ -27,10 +28,20 @@ from mask_former.utils.weight_files import (
     save_torch,
 )
 
-from .finetuning import CLASS_TENSORS, Finetuning, match_classes
+from .finetuning import Finetuning, match_classes
 from .weights_fit import WeightsFit, compare
 
 __all__ = ["Checkpointer", "remove_parts", "replace_file", "unwrapped"]
+
+
+def parameter_rows(model: nn.Module) -> ParameterRows:
+    """Name the parameters of a model with one row for each class or query; its head knows them."""
+    head: Any = getattr(model, "sem_seg_head", None)
+    if not hasattr(head, "parameter_rows"):
+        return ParameterRows({})
+    rows = head.parameter_rows()
+    classes = {f"sem_seg_head.{name}": more for name, more in rows.classes.items()}
+    return ParameterRows(classes, tuple(f"sem_seg_head.{name}" for name in rows.queries))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -191,7 +202,9 @@ class Checkpointer(DetectionCheckpointer):
             side.pop(_FROM_CONFIG, None)
         notes: list[str] = []
         if self.finetuning is not None:
-            weights, notes = self.finetuning.adapt(weights, state, checkpoint.get(CLASS_NAMES))
+            file_classes = checkpoint.get(CLASS_NAMES)
+            rows = parameter_rows(self.model)
+            weights, notes = self.finetuning.adapt(weights, state, file_classes, rows)
         _check_finite(weights, state, self._source)
         fit = compare(weights, state)
         fit.check_share(self._source)
@@ -241,7 +254,8 @@ class Checkpointer(DetectionCheckpointer):
         if self.finetuning is not None:
             return []
         how = "set MODEL.MASK_FORMER.FINETUNE True to carry over"
-        if any(name in CLASS_TENSORS for name in fit.reshaped):
+        rows = parameter_rows(self.model)
+        if any(name in rows.classes or name in rows.queries for name in fit.reshaped):
             return [f"It has other classes or queries: {how} what is the same."]
         if file_classes is not None and self.class_names is not None:
             same_places = list(range(len(file_classes)))

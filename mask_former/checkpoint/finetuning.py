@@ -17,17 +17,11 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from mask_former.data.datasets.classes import Classes
+from mask_former.structures import ParameterRows
 
 from .inference_data import classes_of
 
 __all__ = ["Finetuning", "match_classes"]
-
-_PREDICTOR = "sem_seg_head.predictor."
-_CLASS_EMBED = (f"{_PREDICTOR}class_embed.weight", f"{_PREDICTOR}class_embed.bias")
-_PER_PIXEL = (f"{_PREDICTOR}weight", f"{_PREDICTOR}bias")
-_QUERIES = f"{_PREDICTOR}query_embed.weight"
-CLASS_TENSORS = (*_CLASS_EMBED, *_PER_PIXEL, _QUERIES)
-"""What has the shape of the classes or of the queries."""
 
 
 def match_classes(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
@@ -56,36 +50,43 @@ def _first(name: str) -> str:
 def carry_over(
     weights: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
+    rows: ParameterRows,
     class_sources: Sequence[int | None],
 ) -> dict[str, Tensor]:
-    """The weights of a file with the classes and queries of a model.
+    """Give the weights of a file the classes and queries of a model.
 
     Args:
-        weights: of the file, names to tensors.
-        state: the model's state dict. Rows of classes that are new stay as it has them.
+        weights: those of the file, by name.
+        state: the model's state dict. Rows of new classes stay as it has them.
+        rows: the model's parameters with one row for each class or query.
         class_sources: for each class of the model, the file's class that it continues.
     """
     carried = dict(weights)
-    by_class = class_rows(weights, state)
-    for name in CLASS_TENSORS:
-        if not _same_width(name, weights, state):
-            continue
-        old, new = weights[name], state[name]
-        if name in by_class:
-            carried[name] = _rows_by_class(old, new, class_sources)
-        elif name == _QUERIES:
+    by_class = class_rows(weights, state, rows)
+    for name in by_class:
+        carried[name] = _rows_by_class(weights[name], state[name], class_sources)
+    for name in rows.queries:
+        if name not in by_class and _same_width(name, weights, state):
+            old, new = weights[name], state[name]
             carried[name] = old[torch.arange(len(new)) % len(old)]
     return carried
 
 
-def class_rows(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, int]:
-    """The tensors in both that have a row a class, with the number of the file's classes."""
-    shared = [name for name in CLASS_TENSORS if _same_width(name, weights, state)]
-    rows = {name: len(weights[name]) - (name in _CLASS_EMBED) for name in shared}
-    # A model that classifies its queries has no class for each of them.
-    if any(name in side for name in _CLASS_EMBED for side in (weights, state)):
-        rows.pop(_QUERIES, None)
-    return rows
+def class_rows(
+    weights: Mapping[str, Tensor], state: Mapping[str, Tensor], rows: ParameterRows
+) -> dict[str, int]:
+    """Return the number of the file's classes by the name of each parameter with a row for each.
+
+    A query is a class only in a model that does not classify its queries: if file or model has a
+    classifier, its queries are not classes.
+    """
+    classifier = [name for name in rows.classes if name not in rows.queries]
+    classifies = any(name in side for name in classifier for side in (weights, state))
+    return {
+        name: len(weights[name]) - more
+        for name, more in rows.classes.items()
+        if _same_width(name, weights, state) and not (classifies and name in rows.queries)
+    }
 
 
 def _same_width(name: str, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
@@ -134,31 +135,34 @@ class Finetuning:
         weights: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         file_classes: Sequence[str] | None,
+        parameter_rows: ParameterRows,
     ) -> tuple[dict[str, Tensor], list[str]]:
         """The file's weights with the model's classes and queries, and lines that say what it did.
 
         Args:
             weights: of the file.
             state: the model's state dict.
-            file_classes: the class names in the file, None where it has none.
+            file_classes: the class names in the file, None if it has none.
+            parameter_rows: the model's parameters with one row for each class or query.
 
         Raises:
             ValueError: if the names are not as many as the file's classes.
         """
         notes = []
         sources: list[int | None] = []
-        rows = class_rows(weights, state)
+        rows = class_rows(weights, state, parameter_rows)
         if rows:
             name, count = next(iter(rows.items()))
-            sources, note = self._sources(
-                count, len(state[name]) - (name in _CLASS_EMBED), file_classes
-            )
+            in_model = len(state[name]) - parameter_rows.classes[name]
+            sources, note = self._sources(count, in_model, file_classes)
             notes.append(note)
-        if _QUERIES not in rows and _same_width(_QUERIES, weights, state):
-            old, new = len(weights[_QUERIES]), len(state[_QUERIES])
-            if old != new:
-                notes.append(f"queries {'cut' if new < old else 'repeated'} from {old} to {new}.")
-        return carry_over(weights, state, sources), notes
+        for name in parameter_rows.queries[:1]:
+            if name not in rows and _same_width(name, weights, state):
+                old, new = len(weights[name]), len(state[name])
+                if old != new:
+                    verb = "cut" if new < old else "repeated"
+                    notes.append(f"queries {verb} from {old} to {new}.")
+        return carry_over(weights, state, parameter_rows, sources), notes
 
     def _sources(
         self, in_file: int, in_model: int, file_classes: Sequence[str] | None

@@ -90,24 +90,32 @@ def _add_pixel_decoder(cfg: CfgNode) -> None:
 def _add_mask_former(cfg: CfgNode) -> None:
     node = cfg.MODEL.MASK_FORMER = CN()
     # Losses
+    node.CRITERION_NAME = "SetCriterion"  # a registered criterion
     node.LOSSES = ["labels", "masks"]  # registered set losses
     node.DEEP_SUPERVISION = True  # supervise every decoder layer
     node.NO_OBJECT_WEIGHT = 0.1  # weight of "no object" in the cross-entropy
     node.CLASS_WEIGHT = 1.0  # of the cross-entropy, and of the class in matching
-    node.MASK_WEIGHT = 20.0  # of the focal loss, and of focal in matching
+    node.MASK_WEIGHT = 20.0  # of the mask term, in the losses and in matching
     node.DICE_WEIGHT = 1.0  # of the dice loss, and of dice in matching
+    node.MASK_TERM = "focal"  # loss of a pixel: "focal" (MaskFormer) or "cross_entropy"
     # Mask losses and matching at so many points of an image; 0: at all pixels (published).
     node.TRAIN_NUM_POINTS = 0
     node.OVERSAMPLE_RATIO = 3.0  # random points that the losses choose theirs from, × their number
     node.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of uncertain points in the losses'; others random
+    # Outside the centres of the outermost cells a map continues ("border") or fades to 0 ("zeros").
+    node.POINT_PADDING = "border"
+    # A target at a point: the pixel it lies in ("nearest"), or interpolated ("bilinear").
+    node.POINT_TARGETS = "nearest"
     # Leave pixels without a label and padding out of mask losses and matching. False: published.
     node.MASK_IGNORE = False
     node.MATCHER = CN()
+    node.MATCHER.NAME = "HungarianMatcher"  # a registered matcher
     # A cost that is NaN or infinite: "raise" an error, or "sanitize": match with a high cost.
     node.MATCHER.ON_NONFINITE = "raise"
     # Transformer
-    node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered predictor
-    # What the queries look at: a backbone map, "transformer_encoder" or "pixel_embedding".
+    node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered transformer decoder
+    # The map that the queries attend to: a backbone map, "transformer_encoder", "pixel_embedding"
+    # or "multi_scale_pixel_decoder".
     node.TRANSFORMER_IN_FEATURE = "res5"
     node.NUM_OBJECT_QUERIES = 100
     node.HIDDEN_DIM = 256  # channels

@@ -11,11 +11,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from mask_former.inference import SlidingWindow
-from mask_former.losses import ON_NONFINITE, PointSampling
+from mask_former.losses import ON_NONFINITE
+from mask_former.losses.build import build_mask_term, build_point_rule
 from mask_former.registries import (
+    CRITERION_REGISTRY,
     DATASET_MAPPER_REGISTRY,
     LOSS_REGISTRY,
-    PREDICTOR_REGISTRY,
+    MATCHER_REGISTRY,
+    TRANSFORMER_DECODER_REGISTRY,
     lookup,
 )
 
@@ -126,7 +129,9 @@ def _check_names(cfg: CfgNode) -> None:
         (BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME"),
         (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME"),
         (SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"),
-        (PREDICTOR_REGISTRY, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"),
+        (TRANSFORMER_DECODER_REGISTRY, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"),
+        (CRITERION_REGISTRY, "MODEL.MASK_FORMER.CRITERION_NAME"),
+        (MATCHER_REGISTRY, "MODEL.MASK_FORMER.MATCHER.NAME"),
         (DATASET_MAPPER_REGISTRY, "INPUT.DATASET_MAPPER_NAME"),
     ):
         lookup(registry, _get(cfg, key), key)
@@ -189,8 +194,8 @@ def _check_numbers(cfg: CfgNode) -> None:
         if _get(cfg, key) < 1:
             raise ValueError(f"{key} is {_get(cfg, key)}; expected 1 or more.")
     node = cfg.MODEL.MASK_FORMER
-    if node.TRAIN_NUM_POINTS:  # its own check
-        PointSampling(node.TRAIN_NUM_POINTS, node.OVERSAMPLE_RATIO, node.IMPORTANCE_SAMPLE_RATIO)
+    build_mask_term(cfg)  # they check their keys
+    build_point_rule(cfg)
     for name in ("NO_OBJECT_WEIGHT", "CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT"):
         if not node[name] >= 0:  # NaN, too
             raise ValueError(f"MODEL.MASK_FORMER.{name} is {node[name]}; expected 0 or more.")

@@ -24,7 +24,7 @@ from mask_former.utils.weight_files import read_checkpoint
 
 from .ema import WeightAverage
 
-__all__ = ["AverageWeights", "BestCheckpointer", "DrawPredictions"]
+__all__ = ["AverageWeights", "BestCheckpointer", "DrawPredictions", "ReportProgress"]
 
 _NUM_DRAWN = 3  # images
 
@@ -37,6 +37,24 @@ class AverageWeights(HookBase):
 
     def after_step(self) -> None:
         self.average.update(unwrapped(self.trainer.model), self.trainer.iter)
+
+
+class ReportProgress(HookBase):
+    """Tell a head that depends on training progress, such as annealing, how far training is.
+
+    The head has ``set_progress(step, max_steps)``, with the number of finished optimizer steps.
+    """
+
+    def before_train(self) -> None:
+        self._report(self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        self._report(self.trainer.iter + 1)
+
+    def _report(self, step: int) -> None:
+        head: Any = getattr(unwrapped(self.trainer.model), "sem_seg_head", None)
+        if hasattr(head, "set_progress"):
+            head.set_progress(step, self.trainer.max_iter)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

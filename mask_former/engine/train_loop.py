@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from detectron2.engine import SimpleTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mask_former.checkpoint.checkpointer import unwrapped
 from mask_former.losses import NonFiniteError
 
 from .nonfinite import check_losses, explained
@@ -112,46 +112,43 @@ class TrainLoop(SimpleTrainer):
             gradient_scale=scale,
         )
 
-    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+    def _forward(self, batch: Batch, options: dict[str, Any]) -> dict[str, Tensor]:
         dtype = self.amp_dtype or torch.bfloat16
         with torch.autocast(self.device.type, dtype, enabled=self.amp_dtype is not None):
             try:
-                losses: dict[str, Tensor] = self.model(batch)
+                losses: dict[str, Tensor] = self.model(batch, **options)
             except NonFiniteError as error:
                 scale = self.grad_scaler.get_scale()
                 raise self._explained(error, batch, scale) from error
         return losses
 
     def _add_gradients(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Forward and backward of each batch. Returns the losses of all of them together."""
+        """Run each batch forward and backward. Returns the losses of all of them together."""
+        weight, options = self._normalisation(batches)
         total: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for index, batch in enumerate(batches):
-            with self._part_of(batches, is_last=index == len(batches) - 1) as weight:
-                losses = {k: weight * value for k, value in self._forward(batch).items()}
+            with self._gradients_synchronised(index == len(batches) - 1):
+                losses = {k: weight * value for k, value in self._forward(batch, options).items()}
                 total_loss = sum(losses.values(), start=torch.zeros((), device=self.device))
                 self.grad_scaler.scale(total_loss).backward()
             for name, value in losses.items():
                 total[name] = total[name] + value.detach()
         return total
 
-    @contextmanager
-    def _part_of(self, batches: list[Batch], is_last: bool) -> Iterator[float]:
-        """What a batch is run in, as a part of all; yields the weight of its losses."""
+    def _normalisation(self, batches: list[Batch]) -> tuple[float, dict[str, Any]]:
+        """Return the factor for the losses of each batch, and the model's arguments beside it."""
         if len(batches) == 1:
-            yield 1.0
-            return
-        model: Any = self.model
-        with ExitStack() as stack:
-            if isinstance(model, DistributedDataParallel):
-                if not is_last:
-                    stack.enter_context(model.no_sync())
-                model = model.module
-            if not hasattr(model, "criterion"):
-                yield 1 / len(batches)
-                return
-            counts = [len(example["instances"]) for batch in batches for example in batch]
-            stack.enter_context(model.criterion.part_of(counts))
-            yield 1.0
+            return 1.0, {}
+        if not hasattr(unwrapped(self.model), "criterion"):
+            return 1 / len(batches), {}
+        counts = [len(example["instances"]) for batch in batches for example in batch]
+        return 1.0, {"batch_counts": counts}
+
+    def _gradients_synchronised(self, is_last: bool) -> AbstractContextManager[None]:
+        """Let ranks average their gradients once for each step, in the last backward pass."""
+        if isinstance(self.model, DistributedDataParallel) and not is_last:
+            return self.model.no_sync()
+        return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}

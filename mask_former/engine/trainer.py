@@ -38,7 +38,7 @@ from mask_former.utils.weight_files import EMA
 
 from .dataset_checks import check_classes, check_registered, checked_training_set
 from .ema import WeightAverage
-from .hooks import AverageWeights, BestCheckpointer, DrawPredictions
+from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress
 from .train_loop import TrainLoop
 from .validation_losses import build_validation_loader, validation_losses
 from .writers import build_writers, mend_metrics_file
@@ -216,6 +216,7 @@ class Trainer(DefaultTrainer):
         made[place] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
         if cfg.TEST.VAL_LOSS:
             made.insert(place, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._validate))
+        made.insert(2, ReportProgress())  # after the timer and the schedule
         if self.average is not None:
             made.insert(2, AverageWeights(self.average))  # after the timer and the schedule
         if not comm.is_main_process():

@@ -13,13 +13,21 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
+from detectron2.modeling import SemanticSegmentor
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
+from mask_former.modeling import all_predictions
+from mask_former.modeling.heads.per_pixel_baseline import segmentor_losses
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.utils.precision import amp_dtype
 
-__all__ = ["build_validation_loader", "loss_mode", "preserved_randomness", "validation_losses"]
+__all__ = [
+    "build_validation_loader",
+    "evaluation_mode",
+    "preserved_randomness",
+    "validation_losses",
+]
 
 Batch = list[dict[str, Any]]
 
@@ -71,7 +79,7 @@ def validation_losses(
     dtype = amp_dtype(cfg.SOLVER.AMP, "SOLVER.AMP")
     autocast = torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
     results = {}
-    with torch.no_grad(), loss_mode(model), preserved_randomness(device):
+    with evaluation_mode(model), torch.no_grad(), preserved_randomness(device):
         for name in cfg.DATASETS.TEST:
             results[name] = _averages(_sums(model, build_loader(cfg, name), autocast))
     if not comm.is_main_process():
@@ -87,7 +95,7 @@ def _sums(model: nn.Module, loader: Iterable[Batch], autocast: Any) -> Counter[s
     sums: Counter[str] = Counter()
     for batch in loader:
         with autocast:
-            losses = model(batch)
+            losses = _losses_of(model, batch)
         sums.update({name: float(value) for name, value in losses.items()})
         sums[""] += 1
     return sums
@@ -103,24 +111,34 @@ def _averages(sums: Counter[str]) -> dict[str, float]:
     return {**losses, "val_total_loss": sum(losses.values())}
 
 
-@contextmanager
-def loss_mode(model: nn.Module) -> Iterator[None]:
-    """Within it the model gives losses, while what is in it behaves as in inference.
+def _losses_of(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Compute the weighted losses of a model in evaluation mode: nothing is dropped."""
+    if isinstance(model, SemanticSegmentor):
+        return segmentor_losses(model, batch)
+    losses: Any = getattr(model, "losses", None)
+    if losses is None:
+        raise ValueError(
+            f"TEST.VAL_LOSS is True, but the model {type(model).__name__} has no method "
+            "losses(batched_inputs), which computes them in evaluation mode: add it, or set the "
+            "key to False."
+        )
+    with all_predictions(model):
+        return losses(batch)
 
-    Nothing is dropped, norms use their statistics and leave them. Only the model, its head and its
-    predictor, whose own mode says what they return, are in training mode.
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode; afterwards each part is in the mode that it was in.
+
+    A frozen norm, for example, is in evaluation mode while the model is trained.
     """
     before = [(module, module.training) for module in model.modules()]
     model.eval()
-    head = getattr(model, "sem_seg_head", None)
-    for part in (model, head, getattr(head, "predictor", None)):
-        if part is not None:
-            part.training = True  # not train(), which is for all that is inside
     try:
         yield
     finally:
-        for module, mode in before:
-            module.training = mode
+        for module, mode in before:  # from the outside in, so each part has the last word
+            module.train(mode)
 
 
 @contextmanager

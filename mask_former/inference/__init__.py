@@ -17,10 +17,12 @@ from .logits import ImageLogits
 from .masks import resize_masks
 from .panoptic import panoptic_inference
 from .semantic import semantic_inference, semantic_map, semantic_map_with_scores
+from .settings import InferenceSettings
 from .sliding_window import SlidingWindow, WindowLogits
 
 __all__ = [
     "ImageLogits",
+    "InferenceSettings",
     "SlidingWindow",
     "WindowLogits",
     "instance_inference",

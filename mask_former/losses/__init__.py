@@ -1,19 +1,26 @@
-"""Matching and losses: tensors in, tensors out; nothing here knows a config."""
+"""Matching and losses: tensors in, tensors out; :mod:`.build` assembles them from a config."""
 
+from .build import build_criterion, build_matcher
 from .criterion import SetCriterion
-from .mask_losses import dice_loss, pairwise_dice_cost, pairwise_focal_cost, sigmoid_focal_loss
+from .mask_losses import dice_loss
+from .mask_terms import CrossEntropyTerm, FocalTerm
 from .matcher import HungarianMatcher
 from .nonfinite import ON_NONFINITE, NonFiniteError
-from .point_sampling import PointSampling
+from .point_sampling import PointRule
+from .set_losses import ClassificationLoss, MaskLoss, MatchedBatch
 
 __all__ = [
     "ON_NONFINITE",
+    "ClassificationLoss",
+    "CrossEntropyTerm",
+    "FocalTerm",
     "HungarianMatcher",
+    "MaskLoss",
+    "MatchedBatch",
     "NonFiniteError",
-    "PointSampling",
+    "PointRule",
     "SetCriterion",
+    "build_criterion",
+    "build_matcher",
     "dice_loss",
-    "pairwise_dice_cost",
-    "pairwise_focal_cost",
-    "sigmoid_focal_loss",
 ]

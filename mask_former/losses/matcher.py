@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from mask_former.ops.mask_sums import MaskTerm
+from mask_former.ops.pairwise_sums import pairwise_mask_sums
+from mask_former.registries import MATCHER_REGISTRY
 from mask_former.structures import Match, Prediction, Target
 
-from .mask_losses import pairwise_mask_costs
-from .nonfinite import ON_NONFINITE, NonFiniteError, mend_costs
-from .point_sampling import PointSampling, random_points, read_logits, read_masks
+from .mask_losses import mask_losses
+from .mask_terms import FocalTerm
+from .nonfinite import ON_NONFINITE, NonFiniteError, sanitize_costs
+from .point_sampling import PointRule, random_points, read_pixels
 
 __all__ = ["HungarianMatcher", "resize_targets"]
 
 
 def resize_targets(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bool masks N×H×W brought to ``size`` (nearest): N×h×w, bool."""
+    """Resize bool masks N×H×W to ``size`` (nearest): N×h×w, bool."""
     if not len(masks):
         return masks.new_zeros((0, *size))
     # uint8 is the smallest type that nearest sampling takes, and the same bytes: nothing is copied.
@@ -29,32 +35,36 @@ def resize_targets(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return small.view(torch.bool)
 
 
+@MATCHER_REGISTRY.register()
 class HungarianMatcher(nn.Module):
-    """Gives each target the query that suits it best, one query to one target.
+    """Match each target to the query with the lowest cost, one query to one target.
 
-    The cost of a pair is ``-p(class) + mask_weight · focal + dice_weight · dice``. Where an image
+    The cost of a pair is ``-p(class) + mask_weight · mask term + dice_weight · dice``. If an image
     has more targets than queries, the cheapest assignment leaves the surplus targets out.
     """
 
+    @configurable
     def __init__(
         self,
         class_weight: float = 1.0,
         mask_weight: float = 1.0,
         dice_weight: float = 1.0,
         *,
-        sampling: PointSampling | None = None,
+        mask_term: MaskTerm | None = None,
+        point_rule: PointRule | None = None,
         on_nonfinite: str = "raise",
     ) -> None:
         """
         Args:
             class_weight, mask_weight, dice_weight: the weight of each term of the cost.
-            sampling: compare masks at that many random points, the same for everything in an
+            mask_term: the cost of a pixel; None: focal.
+            point_rule: compare masks at that many random points, the same for everything in an
                 image. None: at all pixels of the prediction.
-            on_nonfinite: "raise" an error where a cost is NaN or infinite, or "sanitize": replace
-                it by a high one. `mended` counts those.
+            on_nonfinite: "raise" an error if a cost is NaN or infinite, or "sanitize": replace it
+                by a high one. ``num_sanitized`` counts those.
 
         Raises:
-            ValueError: if all weights are 0, for then every assignment costs the same, or for
+            ValueError: if all weights are 0, because every assignment would cost the same, or for
                 another ``on_nonfinite``.
         """
         super().__init__()
@@ -68,22 +78,35 @@ class HungarianMatcher(nn.Module):
         self.class_weight = class_weight
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
-        self.sampling = sampling
+        self.mask_term = mask_term or FocalTerm()
+        self.point_rule = point_rule
+        self.fixed_points: Tensor | None = None
+        """P×2 points in [0, 1]², used in place of random ones if not None."""
         self.on_nonfinite = on_nonfinite
-        self.mended = 0
+        self.num_sanitized = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.MASK_FORMER
+        return {
+            "class_weight": node.CLASS_WEIGHT,
+            "mask_weight": node.MASK_WEIGHT,
+            "dice_weight": node.DICE_WEIGHT,
+            "on_nonfinite": node.MATCHER.ON_NONFINITE,
+        }
 
     def forward(self, outputs: Prediction, targets: Sequence[Target]) -> list[Match]:
-        """Match one layer's prediction. Returns a match for each image."""
+        """Match the prediction of one layer. Returns a match for each image."""
         return self.match_layers([outputs], targets)[0]
 
     @torch.no_grad()
     def match_layers(
         self, layers: Sequence[Prediction], targets: Sequence[Target]
     ) -> list[list[Match]]:
-        """Match each layer on its own, sharing what they have in common.
+        """Match each layer on its own, sharing the work that they have in common.
 
-        Targets are brought to the size of the predictions once, all layers of an image share
-        one product, and all costs travel to the CPU together.
+        Targets are resized to the size of the predictions once, all layers of an image share one
+        matrix product, and all costs are copied to the CPU together.
 
         Args:
             layers: L predictions.
@@ -93,14 +116,14 @@ class HungarianMatcher(nn.Module):
             L lists of B matches.
 
         Raises:
-            ValueError: if a label is no class.
-            NonFiniteError: where a cost is not finite, unless costs are sanitized.
+            ValueError: if a label is not a class.
+            NonFiniteError: if a cost is not finite, unless costs are sanitized.
         """
         costs = [self._image_costs(layers, index, target) for index, target in enumerate(targets)]
         parts = [
             target["labels"].to(cost.device) for target, cost in zip(targets, costs, strict=True)
         ]
-        # The labels come along: looking at them on a GPU would be one more wait for it.
+        # Labels are copied with the costs: checking them on a GPU would synchronise once more.
         flat = torch.cat([part.flatten() for part in parts + costs]).cpu()
         labels_and_costs = flat.split([part.numel() for part in parts + costs])
         _check_labels(labels_and_costs[: len(targets)], layers[0]["pred_logits"].shape[-1] - 1)
@@ -116,7 +139,7 @@ class HungarianMatcher(nn.Module):
     def _handle_nonfinite(
         self, costs: np.ndarray, layers: Sequence[Prediction], image: int, target: Target
     ) -> None:
-        """Mend the costs of an image, L×Q×N, or raise an error that says which are broken."""
+        """Sanitize the costs of an image, L×Q×N, or raise an error that names the broken ones."""
         count = (~np.isfinite(costs)).sum((1, 2))
         layer = int(count.argmax())
         which = (
@@ -129,71 +152,74 @@ class HungarianMatcher(nn.Module):
             raise NonFiniteError(
                 f"{which} (terms: {', '.join(broken) or 'their sum'}). The predictions are broken, "
                 "which usually means that training diverged: lower SOLVER.BASE_LR, or look for "
-                "broken images. MODEL.MASK_FORMER.MATCHER.ON_NONFINITE 'sanitize' matches all the "
-                "same.",
+                "broken images. MODEL.MASK_FORMER.MATCHER.ON_NONFINITE 'sanitize' matches "
+                "nevertheless.",
                 image=image,
             )
-        before = self.mended
-        self.mended += mend_costs(costs)
-        if self.mended.bit_length() > before.bit_length():  # each time the number has doubled
+        before = self.num_sanitized
+        self.num_sanitized += sanitize_costs(costs)
+        if self.num_sanitized.bit_length() > before.bit_length():  # whenever it has doubled
             logging.getLogger(__name__).warning(
                 f"{which}; replaced by a high cost, as MODEL.MASK_FORMER.MATCHER.ON_NONFINITE is "
-                f"'sanitize'. {self.mended} were mended so far."
+                f"'sanitize'. {self.num_sanitized} were replaced so far."
             )
 
     def _image_costs(self, layers: Sequence[Prediction], index: int, target: Target) -> Tensor:
-        """L×Q×N, fp32: what each query of each layer would cost for each target of one image."""
+        """Compute the costs of all queries of all layers for the targets of an image: L×Q×N."""
         terms = self._cost_terms(layers, index, target)
-        return terms["class"] + (terms["focal"] + terms["dice"])
+        return terms["class"] + (terms["mask"] + terms["dice"])
 
     def _cost_terms(
         self, layers: Sequence[Prediction], index: int, target: Target
     ) -> dict[str, Tensor]:
-        """What the cost is the sum of, each term weighted and of the cost's shape."""
+        """Compute the weighted terms of the cost, each of its shape L×Q×N."""
         logits = torch.stack([layer["pred_logits"][index] for layer in layers]).float()
-        # A label that is no class is found later on; here it must not bring a GPU to a halt.
+        # A label that is not a class is found later; here it must not stop a GPU.
         labels = target["labels"].to(logits.device).clamp(0, logits.shape[-1] - 1)
         classes = -self.class_weight * logits.softmax(-1)[..., labels]
         with torch.autocast(logits.device.type, enabled=False):
-            focal, dice = self._mask_costs([layer["pred_masks"][index] for layer in layers], target)
+            mask, dice = self._mask_costs([layer["pred_masks"][index] for layer in layers], target)
         return {
             "class": classes,
-            "focal": (self.mask_weight * focal).view_as(classes),
+            "mask": (self.mask_weight * mask).view_as(classes),
             "dice": (self.dice_weight * dice).view_as(classes),
         }
 
     def _mask_costs(self, maps: Sequence[Tensor], target: Target) -> tuple[Tensor, Tensor]:
-        """Focal and dice, LQ×N, of L maps Q×h×w with the targets of one image."""
+        """Compute mask term and dice, LQ×N, of L maps Q×h×w with the targets of one image."""
         device = maps[0].device
         masks, valid = target["masks"].to(device), target.get("valid")
         if valid is not None:
             valid = valid.to(device)[None]
-        if self.sampling is None:
+        if self.point_rule is None:
             size = (maps[0].shape[-2], maps[0].shape[-1])
             rows = [layer.flatten(1) for layer in maps]
             masks = resize_targets(masks, size).flatten(1)
             valid = None if valid is None else resize_targets(valid, size).flatten()
         else:
-            points = random_points(self.sampling.num_points, device)
-            rows = [read_logits(layer, points) for layer in maps]
-            masks = read_masks(masks, points)
-            valid = None if valid is None else read_masks(valid, points)[0]
-        return pairwise_mask_costs(rows, masks, valid)
+            points = self.fixed_points
+            if points is None:
+                points = random_points(self.point_rule.num_points, device)
+            points = points.to(device)
+            rows = [self.point_rule.read_logits(layer, points) for layer in maps]
+            masks = self.point_rule.read_masks(masks, points)
+            valid = None if valid is None else read_pixels(valid, points)[0]
+        return mask_losses(pairwise_mask_sums(self.mask_term, rows, masks, valid))
 
 
 def _check_labels(labels: Sequence[Tensor], num_classes: int) -> None:
-    # K would quietly train as "no object".
+    # K would silently be trained as "no object".
     for image, of_image in enumerate(labels):
         wrong = {int(label) for label in of_image.tolist() if not 0 <= label < num_classes}
         if wrong:
             raise ValueError(
                 f"The targets of image {image} of the batch have the labels {sorted(wrong)}, "
                 f"but class ids are 0 … {num_classes - 1}; set "
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or mend the data."
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or correct the data."
             )
 
 
 def _assign(cost: np.ndarray) -> Match:
-    """The cheapest assignment of a Q×N cost matrix."""
+    """Find the cheapest assignment of a Q×N cost matrix."""
     queries, targets = linear_sum_assignment(cost)
     return Match(torch.as_tensor(queries), torch.as_tensor(targets))

@@ -1,32 +1,32 @@
-"""Numbers that are NaN or infinite: the error that stops training, or the mending of costs."""
+"""Non-finite numbers: the error that stops training, and sanitized matching costs."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["ON_NONFINITE", "NonFiniteError", "mend_costs"]
+__all__ = ["ON_NONFINITE", "NonFiniteError", "sanitize_costs"]
 
 ON_NONFINITE = ("raise", "sanitize")
-"""What to do about matching costs that are NaN or infinite."""
+"""What to do about matching costs that are NaN or infinite: values of the config key."""
 
 
 class NonFiniteError(FloatingPointError, ValueError):
-    """A loss or a matching cost is NaN or infinite, so the step would teach the model nothing.
+    """A loss or a matching cost is NaN or infinite, so the step would only harm the model.
 
-    It is both what detectron2 raises (``FloatingPointError``) and what wrong values are.
+    It is a ``FloatingPointError``, which detectron2 raises, and a ``ValueError``.
     """
 
     def __init__(self, message: str, *, image: int | None = None) -> None:
-        """Args: ``image`` is the number of the image in its batch, where one is to blame."""
+        """``image`` is the index in the batch of the image that caused it, if one did."""
         super().__init__(message)
         self.image = image
 
 
-def mend_costs(costs: np.ndarray) -> int:
-    """Replace, in place, what is not finite by more than any other cost: it is chosen last.
+def sanitize_costs(costs: np.ndarray) -> int:
+    """Replace costs that are not finite, in place, by more than any other: they are chosen last.
 
     Returns:
-        How many costs were replaced.
+        The number of costs that were replaced.
     """
     broken = ~np.isfinite(costs)
     worst = costs[~broken].max(initial=0.0)

@@ -1,9 +1,10 @@
 """The losses of a matched set (paper, section 3.2), each registered by name.
 
-A set loss is a function of a :class:`MatchedBatch`. It handles all supervised layers at once and
-returns its unweighted terms by name, each a tensor of L values, one a layer. A new one needs a
-file beside this one and its name in ``MODEL.MASK_FORMER.LOSSES``; a term that the configuration
-has no weight for weighs 1.
+A set loss is called with a :class:`MatchedBatch`. It handles all supervised layers at once and
+returns its unweighted terms by name, each a tensor of L values, one for each layer. It is a class
+built from the config, with the ``weights`` of its terms; a function of a :class:`MatchedBatch` will
+do if it reads no config and its terms weigh 1. A new one needs one file and its name in
+``MODEL.MASK_FORMER.LOSSES``.
 """
 
 from __future__ import annotations
@@ -11,24 +12,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from mask_former.ops.mask_sums import (
+    MaskSums,
+    MaskTerm,
+    Section,
+    dense_mask_sums,
+    point_mask_sums,
+    point_mask_sums_reference,
+)
 from mask_former.registries import LOSS_REGISTRY
 from mask_former.structures import Match, Prediction, Target
 
+from .mask_losses import mask_losses
 from .matcher import resize_targets
-from .pair_losses import Section, dense_mask_losses, point_mask_losses
-from .point_sampling import PointSampling, read_logits, read_masks, uncertain_points
+from .point_sampling import PointRule, read_pixels, uncertain_points
 
-__all__ = ["MatchedBatch", "classification_loss", "mask_loss"]
+__all__ = ["ClassificationLoss", "MaskLoss", "MatchedBatch", "Pairs"]
+
+
+class Pairs(NamedTuple):
+    """The M matched pairs of all layers: layer by layer, image by image, queries ascending."""
+
+    layer: Tensor
+    """int64, as the others."""
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    """Index in the batch: the targets of image 0 come first, then those of image 1, …"""
 
 
 @dataclass(frozen=True)
 class MatchedBatch:
-    """The predictions of all layers, the targets, and who answers for whom."""
+    """Predictions of all layers, targets, and the matching between them."""
 
     layers: Sequence[Prediction]
     """L predictions, first layer to last."""
@@ -40,66 +62,52 @@ class MatchedBatch:
     """Scalar: targets of the whole batch averaged over all ranks, at least 1."""
     class_weight: Tensor
     """K+1: the weight of each class in the cross-entropy."""
+    mask_term: MaskTerm
+    """The loss of a pixel."""
+    point_rule: PointRule | None = None
+    """The points of the mask losses; None: all pixels."""
     total_weight: Tensor | None = None
     """Scalar: what the cross-entropy is divided by; None: the sum of this batch's weights."""
-    sampling: PointSampling | None = None
-    """The points of the mask losses; None: all pixels."""
-
-    @cached_property
-    def pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The M matched pairs of all layers: their layer, image, query and target index.
-
-        The target index counts through the batch: the targets of image 0, then of image 1, …
-        Layers come one after the other, and the images of a layer too.
-        """
-        offset = 0
-        offsets = []
-        for target in self.targets:
-            offsets.append(offset)
-            offset += len(target["labels"])
-        columns = [
-            torch.stack(
-                [
-                    torch.full_like(queries, layer),
-                    torch.full_like(queries, image),
-                    queries,
-                    targets + offsets[image],
-                ]
-            )
-            for layer, of_layer in enumerate(self.matches)
-            for image, (queries, targets) in enumerate(of_layer)
-        ]
-        # One transfer, which nobody waits for.
-        table = torch.cat(columns, dim=1).to(self.device, non_blocking=True)
-        return table[0], table[1], table[2], table[3]
+    fixed_points: Tensor | None = None
+    """P×2 points that replace the random ones of the mask losses."""
 
     @property
     def device(self) -> torch.device:
+        """The device of the predictions."""
         return self.layers[0]["pred_logits"].device
-
-    @property
-    def pairs_per_layer(self) -> list[int]:
-        """How many of the M pairs each layer has."""
-        return [sum(len(queries) for queries, _ in of_layer) for of_layer in self.matches]
 
     @cached_property
     def sections(self) -> list[Section]:
-        """The pairs again, those of one layer and image together, targets by image."""
-        _, _, query, target = self.pairs
-        sections = []
-        start = 0
-        for layer, of_layer in enumerate(self.matches):
-            offset = 0
-            for image, (queries, _) in enumerate(of_layer):
-                section = slice(start, start + len(queries))
-                sections.append(Section(layer, image, query[section], target[section] - offset))
-                start = section.stop
-                offset += len(self.targets[image]["labels"])
-        return sections
+        """The pairs of each layer and image."""
+        flat = [match for of_layer in self.matches for match in of_layer]
+        table = torch.cat([torch.stack(match) for match in flat], dim=1)
+        table = table.to(self.device, non_blocking=True)  # one transfer, which nothing waits for
+        parts = table.split([len(match.queries) for match in flat], dim=1)
+        images = len(self.targets)
+        return [Section(*divmod(i, images), *part) for i, part in enumerate(parts)]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of all layers in four tensors."""
+        images = len(self.targets)
+        counts = torch.tensor([len(section.queries) for section in self.sections])
+        numbers = torch.arange(len(counts)).repeat_interleave(counts)
+        sizes = torch.tensor([0, *(len(target["labels"]) for target in self.targets)])
+        in_batch = numbers % images
+        table = torch.stack([numbers // images, in_batch, sizes.cumsum(0)[in_batch]])
+        layer, image, offset = table.to(self.device, non_blocking=True)
+        query = torch.cat([section.queries for section in self.sections])
+        target = torch.cat([section.targets for section in self.sections])
+        return Pairs(layer, image, query, target + offset)
+
+    @cached_property
+    def pairs_per_layer(self) -> list[int]:
+        """The number of pairs of each layer."""
+        return [sum(len(match.queries) for match in of_layer) for of_layer in self.matches]
 
     @cached_property
     def masks(self) -> list[Tensor]:
-        """B tensors N×H×W, bool, where the predictions are."""
+        """B tensors N×H×W, bool, on the device of the predictions."""
         return [target["masks"].to(self.device) for target in self.targets]
 
     @cached_property
@@ -110,76 +118,108 @@ class MatchedBatch:
         return [target["valid"].to(self.device) for target in self.targets]
 
     def sum_by_layer(self, values: Tensor) -> Tensor:
-        """Sum M values, one a pair, over the pairs of each layer. Returns L sums."""
+        """Sum M values, one for each pair, over the pairs of each layer. Returns L sums."""
         return torch.stack([part.sum() for part in values.split(self.pairs_per_layer)])
 
 
 @LOSS_REGISTRY.register(name="labels")
-def classification_loss(batch: MatchedBatch) -> dict[str, Tensor]:
-    """Cross-entropy over all queries; those without a target have to say "no object".
+class ClassificationLoss:
+    """Cross-entropy over all queries; the class of queries without a target is "no object".
 
-    A weighted mean: the sum of weighted terms over the sum of weights, in each rank's own batch
-    (all that one step adds up).
+    It is a weighted mean: the sum of weighted terms over the sum of weights, in each rank's own
+    batch (all micro-batches of one optimizer step together).
     """
-    logits = torch.stack([layer["pred_logits"] for layer in batch.layers]).float()
-    layer, image, query, target = batch.pairs
-    labels = torch.cat([target["labels"] for target in batch.targets]).to(logits.device)
-    no_object = logits.shape[-1] - 1
-    truth = torch.full(logits.shape[:-1], no_object, dtype=torch.int64, device=logits.device)
-    truth[layer, image, query] = labels[target]
-    terms = F.cross_entropy(
-        logits.flatten(0, -2), truth.flatten(), weight=batch.class_weight, reduction="none"
-    )
-    weights = batch.class_weight[truth].flatten(1).sum(1)
-    if batch.total_weight is not None:
-        weights = batch.total_weight.expand_as(weights)
-    # All weigh nothing, where nothing is there and "no object" weighs 0: a loss of 0, not NaN.
-    weights = weights.clamp(min=torch.finfo(weights.dtype).tiny)
-    return {"loss_ce": terms.view(len(truth), -1).sum(1) / weights}
+
+    @configurable
+    def __init__(self, *, weight: float = 1.0) -> None:
+        self.weights = {"loss_ce": weight}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"weight": cfg.MODEL.MASK_FORMER.CLASS_WEIGHT}
+
+    def __call__(self, batch: MatchedBatch) -> dict[str, Tensor]:
+        logits = torch.stack([layer["pred_logits"] for layer in batch.layers]).float()
+        layer, image, query, target = batch.pairs
+        labels = torch.cat([target["labels"] for target in batch.targets]).to(logits.device)
+        no_object = logits.shape[-1] - 1
+        classes = torch.full(logits.shape[:-1], no_object, dtype=torch.int64, device=logits.device)
+        classes[layer, image, query] = labels[target]
+        terms = F.cross_entropy(
+            logits.flatten(0, -2), classes.flatten(), weight=batch.class_weight, reduction="none"
+        )
+        weights = batch.class_weight[classes].flatten(1).sum(1)
+        if batch.total_weight is not None:
+            weights = batch.total_weight.expand_as(weights)
+        # Without targets, and with a weight of 0 for "no object", the loss is 0 and not NaN.
+        weights = weights.clamp(min=torch.finfo(weights.dtype).tiny)
+        return {"loss_ce": terms.view(len(classes), -1).sum(1) / weights}
 
 
 @LOSS_REGISTRY.register(name="masks")
-def mask_loss(batch: MatchedBatch) -> dict[str, Tensor]:
-    """Focal and dice of the matched pairs, at all pixels of the targets or at sampled points.
+class MaskLoss:
+    """Mask term and dice of the matched pairs, at all pixels of the targets or at points.
 
     Both are summed over pairs and divided by ``num_targets``.
     """
-    if batch.sampling is None:
-        logits = [prediction["pred_masks"] for prediction in batch.layers]
-        focal, dice = dense_mask_losses(logits, batch.masks, batch.sections, batch.valid)
-    else:
-        focal, dice = _sampled_mask_losses(batch, batch.sampling)
-    terms = {"loss_mask": focal, "loss_dice": dice}
-    return {name: batch.sum_by_layer(pairs) / batch.num_targets for name, pairs in terms.items()}
 
+    @configurable
+    def __init__(self, *, mask_weight: float = 1.0, dice_weight: float = 1.0) -> None:
+        self.weights = {"loss_mask": mask_weight, "loss_dice": dice_weight}
 
-def _sampled_mask_losses(batch: MatchedBatch, sampling: PointSampling) -> tuple[Tensor, Tensor]:
-    """Focal and dice of the M pairs, each at points of its own."""
-    _, image, query, _ = batch.pairs
-    maps = torch.cat(
-        [
-            prediction["pred_masks"][images, queries]
-            for prediction, images, queries in zip(
-                batch.layers,
-                image.split(batch.pairs_per_layer),
-                query.split(batch.pairs_per_layer),
-                strict=True,
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.MASK_FORMER
+        return {"mask_weight": node.MASK_WEIGHT, "dice_weight": node.DICE_WEIGHT}
+
+    def __call__(self, batch: MatchedBatch) -> dict[str, Tensor]:
+        if batch.point_rule is None:
+            logits = [prediction["pred_masks"] for prediction in batch.layers]
+            sums = dense_mask_sums(
+                batch.mask_term, logits, batch.masks, batch.sections, batch.valid
             )
-        ]
-    ).float()
-    cells = None
-    if batch.valid is not None:
-        size = (maps.shape[-2], maps.shape[-1])
-        cells = resize_targets(torch.stack(batch.valid), size)[image]
-    points = uncertain_points(maps, sampling, cells)
+        else:
+            sums = _sums_at_points(batch, batch.point_rule)
+        mask, dice = mask_losses(sums)
+        return {
+            "loss_mask": batch.sum_by_layer(mask) / batch.num_targets,
+            "loss_dice": batch.sum_by_layer(dice) / batch.num_targets,
+        }
+
+
+def _sums_at_points(batch: MatchedBatch, rule: PointRule) -> MaskSums:
+    """Sum over the points of the M pairs, each with points of its own."""
+    _, image, query, _ = batch.pairs
+    by_layer = zip(
+        batch.layers,
+        image.split(batch.pairs_per_layer),
+        query.split(batch.pairs_per_layer),
+        strict=True,
+    )
+    maps = torch.cat([layer["pred_masks"][images, queries] for layer, images, queries in by_layer])
+    maps = maps.float()
+    points = _points(batch, rule, maps, image)
     counts = [len(section.queries) for section in batch.sections]
-    truth = torch.cat(
+    targets = torch.cat(
         [
-            read_masks(batch.masks[section.image], of_section, section.targets)
+            rule.read_masks(batch.masks[section.image], of_section, section.targets)
             for section, of_section in zip(batch.sections, points.split(counts), strict=True)
         ]
     )
     valid = None
     if batch.valid is not None:
-        valid = read_masks(torch.stack(batch.valid), points, image)
-    return point_mask_losses(read_logits(maps, points), truth, valid)
+        valid = read_pixels(torch.stack(batch.valid), points, image)
+    # The kernel's gradient is for targets 0 and 1.
+    sum_points = point_mask_sums if targets.dtype == torch.bool else point_mask_sums_reference
+    return sum_points(batch.mask_term, rule.read_logits(maps, points), targets, valid)
+
+
+def _points(batch: MatchedBatch, rule: PointRule, maps: Tensor, image: Tensor) -> Tensor:
+    """Choose the points of M maps: M×P×2."""
+    if batch.fixed_points is not None:
+        return batch.fixed_points.to(maps).expand(len(maps), -1, -1)
+    cells = None
+    if batch.valid is not None:
+        size = (maps.shape[-2], maps.shape[-1])
+        cells = resize_targets(torch.stack(batch.valid), size)[image]
+    return uncertain_points(maps, rule, cells)

@@ -1,4 +1,4 @@
-"""What a mapper hands over, as the targets of a batch."""
+"""From the examples of a mapper to the targets of a batch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def prepare_targets(
     device: torch.device,
     mask_ignore: bool,
 ) -> list[Target]:
-    """The instances of each image, their masks padded to the batch's size.
+    """Pad the masks of each image to the size of the batch.
 
     Args:
-        batched_inputs: one dict an image: ``instances`` with ``gt_classes`` and ``gt_masks`` (bool
-            N×H×W or ``BitMasks``).
+        batched_inputs: one dict for each image: ``instances`` with ``gt_classes`` and ``gt_masks``
+            (bool N×H×W or ``BitMasks``).
         size: (H, W) of the batch.
-        device: of the targets.
-        mask_ignore: add the map of pixels that count, ``valid`` (bool H×W).
+        device: the device of the targets.
+        mask_ignore: add ``valid`` (bool H×W), the map of pixels that count.
 
     Raises:
         ValueError: if masks are larger than the batch's images, or with ``mask_ignore`` a
@@ -54,10 +54,10 @@ def prepare_targets(
 
 
 def _valid(example: dict[str, Any], masks: Tensor) -> Tensor:
-    """Which pixels count in the mask losses: H×W, bool, of the size of N×H×W ``masks``."""
+    """Return the map of pixels that count, H×W, bool, of the size of ``masks`` N×H×W."""
     valid, size = example.get("valid"), tuple(masks.shape[-2:])
     if valid is None or tuple(valid.shape) != size:
-        found = "there is none" if valid is None else f"its size is {tuple(valid.shape)}"
+        found = "it is missing" if valid is None else f"its size is {tuple(valid.shape)}"
         raise ValueError(
             f"{example.get('file_name', 'An image')}: MODEL.MASK_FORMER.MASK_IGNORE needs a "
             f"'valid' map of size {size} (height, width) in the training example, and {found}. "

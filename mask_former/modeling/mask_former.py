@@ -14,8 +14,8 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits
-from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
+from mask_former.inference import ImageLogits, InferenceSettings, WindowLogits
+from mask_former.losses import build_criterion
 from mask_former.ops import reference_ops
 from mask_former.structures import Outputs, Target
 from mask_former.utils.precision import amp_dtype
@@ -39,158 +39,118 @@ class MaskFormer(nn.Module):
         *,
         backbone: Backbone,
         sem_seg_head: nn.Module,
-        criterion: SetCriterion,
-        loss_weights: dict[str, float],
+        criterion: nn.Module,
         size_divisibility: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         thing_ids: Iterable[int],
-        semantic_on: bool,
-        panoptic_on: bool,
-        instance_on: bool,
-        object_mask_threshold: float,
-        overlap_threshold: float,
-        topk_per_image: int,
-        resize_before_inference: bool,
-        inference_dtype: torch.dtype | None = None,
+        inference: InferenceSettings,
         mask_ignore: bool = False,
-        window_size: int = 0,
-        window_stride: int = 0,
         reference_ops: bool = False,
     ) -> None:
         """
         Args:
-            backbone: gives maps by name.
-            sem_seg_head: backbone maps to :class:`~mask_former.structures.Outputs`.
-            criterion: outputs and targets to unweighted losses.
-            loss_weights: weight of each loss term; terms that are not named weigh 1.
+            backbone: computes maps by name.
+            sem_seg_head: from backbone maps to :class:`~mask_former.structures.Outputs`; has
+                ``num_classes``.
+            criterion: from outputs and targets to unweighted losses; has ``loss_weights``. See
+                :func:`~mask_former.losses.build_criterion`.
             size_divisibility: images are padded to a multiple of it; negative: the backbone's.
             pixel_mean, pixel_std: of each channel, in 0 … 255.
             thing_ids: contiguous ids of the thing classes.
-            semantic_on, panoptic_on, instance_on: which results to give, in any combination.
-            object_mask_threshold, overlap_threshold: of the panoptic result, in [0, 1].
-            topk_per_image: pairs that the instance result starts from.
-            resize_before_inference: bring mask logits to the output size before the semantic
-                result is computed instead of resizing the result. Always so where a panoptic or
-                instance result is given.
-            inference_dtype: of the network's mixed precision in inference; None for fp32.
-            mask_ignore: leave pixels that have no label, and padding, out of the mask losses; an
-                example's ``valid`` says which do have one.
-            window_size, window_stride: run images that are larger than a window in overlapping
-                windows: see :class:`~mask_former.inference.SlidingWindow`. 0: run them whole.
+            inference: the results to give, and how to compute them.
+            mask_ignore: leave unlabelled pixels and padding out of the mask losses; the ``valid``
+                map of an example tells which pixels are labelled.
             reference_ops: run the reference versions of losses and inference: see
                 :mod:`mask_former.ops.reference`.
         """
         super().__init__()
         self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.criterion = criterion
-        self.loss_weights = loss_weights
+        self.sem_seg_head: Any = sem_seg_head
+        self.criterion: Any = criterion
         self.size_divisibility = (
             backbone.size_divisibility if size_divisibility < 0 else size_divisibility
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.thing_ids = frozenset(thing_ids)
-        self.semantic_on = semantic_on
-        self.panoptic_on = panoptic_on
-        self.instance_on = instance_on
-        self.object_mask_threshold = object_mask_threshold
-        self.overlap_threshold = overlap_threshold
-        self.topk_per_image = topk_per_image
-        self.resize_before_inference = resize_before_inference or panoptic_on or instance_on
-        self.inference_dtype = inference_dtype
+        self.inference = inference
         self.mask_ignore = mask_ignore
         self.reference_ops = reference_ops
-        self.sliding_window = SlidingWindow.of(
-            window_size, window_stride, panoptic_on=panoptic_on, instance_on=instance_on
-        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone, head = _build_network(cfg)
-        mask_former = cfg.MODEL.MASK_FORMER
-        weights = {
-            "loss_ce": mask_former.CLASS_WEIGHT,
-            "loss_mask": mask_former.MASK_WEIGHT,
-            "loss_dice": mask_former.DICE_WEIGHT,
-        }
-        sampling = None
-        if mask_former.TRAIN_NUM_POINTS:
-            sampling = PointSampling(
-                mask_former.TRAIN_NUM_POINTS,
-                mask_former.OVERSAMPLE_RATIO,
-                mask_former.IMPORTANCE_SAMPLE_RATIO,
-            )
-        criterion = SetCriterion(
-            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            HungarianMatcher(
-                *weights.values(),
-                sampling=sampling,
-                on_nonfinite=mask_former.MATCHER.ON_NONFINITE,
-            ),
-            no_object_weight=mask_former.NO_OBJECT_WEIGHT,
-            losses=mask_former.LOSSES,
-            sampling=sampling,
-        )
         return {
             "backbone": backbone,
             "sem_seg_head": head,
-            "criterion": criterion,
-            "loss_weights": weights,
-            "size_divisibility": mask_former.SIZE_DIVISIBILITY,
+            "criterion": build_criterion(cfg),
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "thing_ids": _thing_ids(cfg),
-            "semantic_on": mask_former.TEST.SEMANTIC_ON,
-            "panoptic_on": mask_former.TEST.PANOPTIC_ON,
-            "instance_on": mask_former.TEST.INSTANCE_ON,
-            "object_mask_threshold": mask_former.TEST.OBJECT_MASK_THRESHOLD,
-            "overlap_threshold": mask_former.TEST.OVERLAP_THRESHOLD,
-            "topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "resize_before_inference": mask_former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
-            "inference_dtype": amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
-            "mask_ignore": mask_former.MASK_IGNORE,
-            "window_size": cfg.TEST.SLIDING_WINDOW.SIZE,
-            "window_stride": cfg.TEST.SLIDING_WINDOW.STRIDE,
+            "inference": _inference_settings(cfg),
+            "mask_ignore": cfg.MODEL.MASK_FORMER.MASK_IGNORE,
             "reference_ops": cfg.MODEL.REFERENCE_OPS,
         }
 
     @property
     def device(self) -> torch.device:
+        """The device that the model runs on."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training, results otherwise.
+    @property
+    def num_classes(self) -> int:
+        """K, without "no object"."""
+        return self.sem_seg_head.num_classes
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], batch_counts: Sequence[int] | None = None
+    ) -> Any:
+        """Compute losses in training, results otherwise.
 
         Args:
-            batched_inputs: one dict an image: ``image`` 3×H×W, values 0 … 255 in the channel order
-                of ``INPUT.FORMAT``; in training ``instances`` with ``gt_classes`` and ``gt_masks``
-                (bool N×H×W or ``BitMasks``), and ``valid`` (bool H×W) with ``mask_ignore``; for
-                inference optionally the output's ``height`` and ``width``.
+            batched_inputs: one dict for each image: ``image`` 3×H×W, values 0 … 255 in the channel
+                order of ``INPUT.FORMAT``; in training ``instances`` with ``gt_classes`` and
+                ``gt_masks`` (bool N×H×W or ``BitMasks``), and ``valid`` (bool H×W) with
+                ``mask_ignore``; for inference optionally ``height`` and ``width`` of the output.
+            batch_counts: see :meth:`losses`.
 
         Returns:
-            In training the weighted losses by name. Otherwise one dict an image with, as switched
-            on, ``sem_seg`` (K×H×W), ``panoptic_seg`` (ids H×W, segments_info) and ``instances``.
+            In training the weighted losses by name. Otherwise one dict for each image with, as
+            switched on, ``sem_seg`` (K×H×W), ``panoptic_seg`` (ids H×W, segments_info) and
+            ``instances``.
         """
         if self.training:
-            images = self._preprocess(batched_inputs)
-            outputs = self._network(images.tensor)
-            targets = self._prepare_targets(batched_inputs, images)
-            with reference_ops(self.reference_ops):
-                losses = self.criterion(outputs, targets)
-            return {name: self._weight(name) * value for name, value in losses.items()}
-        return [self._infer(logits) for logits in self.predict(batched_inputs)]
+            return self.losses(batched_inputs, batch_counts)
+        return [self._results(logits) for logits in self.predict(batched_inputs)]
+
+    def losses(
+        self, batched_inputs: list[dict[str, Any]], batch_counts: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses by name, in training or evaluation mode.
+
+        Args:
+            batched_inputs: as :meth:`forward` takes them in training.
+            batch_counts: the number of targets of each image of the larger batch that this batch
+                is a part of, for accumulated gradients; None: it is a batch of its own.
+        """
+        images = self.preprocess(batched_inputs)
+        outputs = self.network(images.tensor)
+        targets = self.prepare_targets(batched_inputs, images)
+        with reference_ops(self.reference_ops):
+            losses = self.criterion(outputs, targets, batch_counts=batch_counts)
+        return {name: self._weight(name) * value for name, value in losses.items()}
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[ImageLogits | WindowLogits]:
-        """What the network says of each image, before a result is made of it.
+        """Run the network; any result can be computed from what is returned, without another run.
 
         Args:
             batched_inputs: as :meth:`forward` takes them for inference.
 
         Returns:
-            Where there is a sliding window, :class:`WindowLogits` of each image larger than it;
-            :class:`ImageLogits` of all others, which are run as one batch.
+            With a sliding window, :class:`WindowLogits` for each image larger than it;
+            :class:`ImageLogits` for all others, which are run as one batch.
 
         Raises:
             ValueError: in training mode.
@@ -201,18 +161,48 @@ class MaskFormer(nn.Module):
             for example in batched_inputs
         ]
 
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise images and pad them to one size: B×3×H×W on the model's device."""
+        images = [
+            (example["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+            for example in batched_inputs
+        ]
+        batch = ImageList.from_tensors(images, self.size_divisibility)
+        if self.device.type == "cpu":  # channels_last is faster there, and convolutions keep it
+            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def network(self, images: Tensor) -> Outputs:
+        """Run backbone and head on B×3×H×W, in the precision of inference unless training."""
+        with ExitStack() as stack:
+            if not self.training and self.inference.dtype is not None:
+                stack.enter_context(torch.autocast(self.device.type, self.inference.dtype))
+            return self.sem_seg_head(self.backbone(images))
+
+    def prepare_targets(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList
+    ) -> list[Target]:
+        """Pad the ground truth of each image to the size of the batch."""
+        size = images.tensor.shape[-2:]
+        return prepare_targets(batched_inputs, size, self.device, self.mask_ignore)
+
+    def _weight(self, name: str) -> float:
+        """Return the weight of a loss of any layer: ``loss_ce_0`` weighs as ``loss_ce``."""
+        term, _, layer = name.rpartition("_")
+        return self.criterion.loss_weights.get(term if layer.isdigit() else name, 1.0)
+
     def _is_whole(self, example: dict[str, Any]) -> bool:
-        window = self.sliding_window
+        window = self.inference.sliding_window
         return window is None or window.covers(example["image"].shape[-2:])
 
     def _run(self, examples: list[dict[str, Any]]) -> list[ImageLogits]:
-        """The network on a batch of whole images, or of parts of one."""
+        """Run the network on a batch of whole images, or of parts of one."""
         if self.training:
             raise ValueError("The model is in training mode: call .eval() on it before .predict().")
         if not examples:
             return []
-        images = self._preprocess(examples)
-        outputs = self._network(images.tensor)
+        images = self.preprocess(examples)
+        outputs = self.network(images.tensor)
         height, width = images.tensor.shape[-2:]
         of_each = outputs["pred_logits"], outputs["pred_masks"], images.image_sizes, examples
         return [
@@ -222,68 +212,44 @@ class MaskFormer(nn.Module):
                 padded_size=(height, width),
                 image_size=size,
                 output_size=_output_size(example),
-                resize_before_inference=self.resize_before_inference,
+                resize_before_inference=self.inference.resize_before_inference,
             )
             for mask_cls, mask_pred, size, example in zip(*of_each, strict=True)
         ]
 
     def _windows(self, example: dict[str, Any]) -> WindowLogits:
-        assert self.sliding_window is not None
+        window = self.inference.sliding_window
+        assert window is not None
         return WindowLogits(
             example["image"],
-            self.sliding_window,
+            window,
             run=lambda parts: self._run([{"image": part} for part in parts]),
             output_size=_output_size(example),
-            num_classes=self.criterion.num_classes,
+            num_classes=self.num_classes,
             device=self.device,
         )
 
-    def _network(self, images: Tensor) -> Outputs:
-        """Backbone and head; training's precision is the training loop's."""
-        with ExitStack() as stack:
-            if not self.training and self.inference_dtype is not None:
-                stack.enter_context(torch.autocast(self.device.type, self.inference_dtype))
-            return self.sem_seg_head(self.backbone(images))
-
-    def _weight(self, name: str) -> float:
-        """The weight of a loss, whichever layer it is of: ``loss_ce_0`` weighs as ``loss_ce``."""
-        term, _, layer = name.rpartition("_")
-        return self.loss_weights.get(term if layer.isdigit() else name, 1.0)
-
-    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        images = [
-            (example["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-            for example in batched_inputs
-        ]
-        batch = ImageList.from_tensors(images, self.size_divisibility)
-        if self.device.type == "cpu":  # convolutions run faster on it, and hand it on
-            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
-        return batch
-
-    def _prepare_targets(self, examples: list[dict[str, Any]], images: ImageList) -> list[Target]:
-        size = images.tensor.shape[-2:]
-        return prepare_targets(examples, size, self.device, self.mask_ignore)
-
-    def _infer(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
-        """The results of one image, as switched on."""
+    def _results(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
+        """Compute the results of one image that are switched on."""
+        settings = self.inference
         result: dict[str, Any] = {}
-        if self.semantic_on:
+        if settings.semantic_on:
             result["sem_seg"] = logits.semantic_scores()
-        if self.panoptic_on:
+        if settings.panoptic_on:
             result["panoptic_seg"] = logits.panoptic(
                 thing_ids=self.thing_ids,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
+                object_mask_threshold=settings.object_mask_threshold,
+                overlap_threshold=settings.overlap_threshold,
             )
-        if self.instance_on:
+        if settings.instance_on:
             result["instances"] = logits.instances(
-                topk=self.topk_per_image, thing_ids=self.thing_ids or None
+                topk=settings.topk, thing_ids=self.thing_ids or None
             )
         return result
 
 
 def _output_size(example: dict[str, Any]) -> tuple[int, int]:
-    """(H, W) of an image's results; by default its own."""
+    """Return (H, W) of the results of an image; by default its own size."""
     height, width = example["image"].shape[-2:]
     return example.get("height", height), example.get("width", width)
 
@@ -293,14 +259,30 @@ def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
     head = build_sem_seg_head(cfg, backbone.output_shape())
     if cfg.MODEL.ACTIVATION_CHECKPOINTING:
         checkpoint_activations(backbone)
-    if cfg.MODEL.COMPILE:  # in place: the names of parameters stay
+    if cfg.MODEL.COMPILE:  # in place, which keeps the names of parameters
         for module in (backbone, head):
-            module.compile(dynamic=False)  # Swin with sizes left open does not come to an end
+            module.compile(dynamic=False)  # compiling Swin with dynamic shapes does not terminate
     return backbone, head
 
 
+def _inference_settings(cfg: CfgNode) -> InferenceSettings:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    return InferenceSettings(
+        semantic_on=test.SEMANTIC_ON,
+        panoptic_on=test.PANOPTIC_ON,
+        instance_on=test.INSTANCE_ON,
+        object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+        overlap_threshold=test.OVERLAP_THRESHOLD,
+        topk=cfg.TEST.DETECTIONS_PER_IMAGE,
+        resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+        dtype=amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
+        window_size=cfg.TEST.SLIDING_WINDOW.SIZE,
+        window_stride=cfg.TEST.SLIDING_WINDOW.STRIDE,
+    )
+
+
 def _thing_ids(cfg: CfgNode) -> list[int]:
-    """The thing classes of the training data; none where its metadata names none."""
+    """Return the thing classes of the training data; none if its metadata names none."""
     if not cfg.DATASETS.TRAIN:
         return []
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])

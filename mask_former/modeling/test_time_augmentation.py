@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 from typing import Any
@@ -83,7 +82,8 @@ class SemanticSegmentorWithTTA(nn.Module):
         super().__init__()
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        if not getattr(model, "semantic_on", True):
+        settings = getattr(model, "inference", None)
+        if settings is not None and not settings.semantic_on:
             raise ValueError(
                 "Test-time augmentation averages the semantic result, which this model does not "
                 "give: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True, or TEST.AUG.ENABLED False."
@@ -131,20 +131,27 @@ class SemanticSegmentorWithTTA(nn.Module):
         return total.div_(count)
 
     def _view_scores(self, example: dict[str, Any]) -> Iterator[Tensor]:
-        """The class scores of each view, turned back to how the image stands."""
-        model = _semantic_only(self.model)
+        """Yield the class scores of each view, flipped back to the orientation of the image."""
         size = {"height": example["height"], "width": example["width"]}
         for _, views in groupby(self.tta_mapper(example), key=lambda view: view["image"].shape):
             while batch := list(islice(views, self.batch_size)):
                 transforms = [view["transforms"] for view in batch]
-                results = model([{"image": view["image"], **size} for view in batch])
-                while results:  # which leaves none alive when the next view is run
-                    yield self._turn_back(results.pop()["sem_seg"], transforms.pop())
+                inputs = [{"image": view["image"], **size} for view in batch]
+                for scores in self._scores(inputs):
+                    yield scores.flip(-1) if _is_mirrored(transforms.pop(0)) else scores
+                    del scores
 
-    def _turn_back(self, scores: Tensor, transforms: TransformList) -> Tensor:
-        if isinstance(self.model, SemanticSegmentor):
-            scores = scores.softmax(dim=0)
-        return scores.flip(-1) if _is_mirrored(transforms) else scores
+    def _scores(self, inputs: list[dict[str, Any]]) -> Iterator[Tensor]:
+        """Yield the class scores K×height×width of each input: probabilities or sums of them."""
+        predict: Any = getattr(self.model, "predict", None)  # it computes no other result
+        if predict is not None:
+            yield from (logits.semantic_scores() for logits in predict(inputs))
+            return
+        results = self.model(inputs)[::-1]
+        while results:  # so that none is alive when the next view is run
+            scores = results.pop()["sem_seg"]
+            yield scores.softmax(dim=0) if isinstance(self.model, SemanticSegmentor) else scores
+            del scores
 
     def _original(self, example: dict[str, Any]) -> dict[str, Any]:
         """``image`` as it was before any resizing, and the output's ``height`` and ``width``."""
@@ -173,15 +180,6 @@ class SemanticSegmentorWithTTA(nn.Module):
                 "from; leave `file_name` out to start from the tensor `image`."
             ) from error
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-def _semantic_only(model: nn.Module) -> nn.Module:
-    """The same modules and weights, without the panoptic and the instance result."""
-    twin = copy.copy(model)
-    for switch in ("panoptic_on", "instance_on"):
-        if hasattr(twin, switch):
-            setattr(twin, switch, False)
-    return twin
 
 
 def _is_mirrored(transforms: TransformList) -> bool:

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.checkpoint.finetuning import Finetuning, match_classes
 from mask_former.config.loading import load_cfg
+from mask_former.structures import ParameterRows
 from tests.helpers.tiny_model import write_tiny_model
 
 PREDICTOR = "sem_seg_head.predictor."
@@ -21,6 +22,13 @@ SOURCES = [None, 2, 0, None, None]  # of NEW in OLD
 
 MetadataCatalog.get("finetuning_old").stuff_classes = OLD
 MetadataCatalog.get("finetuning_new").stuff_classes = NEW
+
+
+ROWS = ParameterRows({CLASS + "weight": 1, CLASS + "bias": 1}, (QUERIES,))
+"""Those of MaskFormer's head."""
+PER_PIXEL_ROWS = ParameterRows({PREDICTOR + "weight": 0})
+QUERY_ROWS = ParameterRows({**ROWS.classes, QUERIES: 0}, (QUERIES,))
+"""Those of a head with one query for each class."""
 
 
 # Names
@@ -57,7 +65,7 @@ def weights_of(classes, queries, seed, *, no_object=1):
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_rows_of_the_class_layer_follow_their_class(name):
     file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
-    found = Finetuning(NEW).adapt(file, model, OLD)[0][CLASS + name]
+    found = Finetuning(NEW).adapt(file, model, OLD, ROWS)[0][CLASS + name]
     old, new = file[CLASS + name], model[CLASS + name]
     expected = [new[0], old[2], old[0], new[3], new[4], old[4]]  # the last is "no object"
     assert torch.equal(found, torch.stack(expected))
@@ -66,21 +74,21 @@ def test_rows_of_the_class_layer_follow_their_class(name):
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 14])
 def test_queries_are_cut_or_repeated(count):
     file, model = weights_of(4, 6, 0), weights_of(4, count, 1)
-    found = Finetuning(OLD).adapt(file, model, OLD)[0][QUERIES]
+    found = Finetuning(OLD).adapt(file, model, OLD, ROWS)[0][QUERIES]
     assert len(found) == count
     assert all(torch.equal(row, file[QUERIES][i % 6]) for i, row in enumerate(found))
 
 
 def test_the_same_classes_and_queries_stay_as_they_are():
     file = weights_of(4, 6, 0)
-    found, notes = Finetuning(OLD).adapt(file, weights_of(4, 6, 1), OLD)
+    found, notes = Finetuning(OLD).adapt(file, weights_of(4, 6, 1), OLD, ROWS)
     assert found.keys() == file.keys() and all(torch.equal(found[k], file[k]) for k in file)
     assert notes == ["classes: 4 of 4 carried over by name."]
 
 
 def test_as_many_classes_of_other_names_are_not_the_same():
     file, model = weights_of(4, 6, 0), weights_of(4, 6, 1)
-    found = Finetuning(["a", "road", "b", "c"]).adapt(file, model, OLD)[0][CLASS + "bias"]
+    found = Finetuning(["a", "road", "b", "c"]).adapt(file, model, OLD, ROWS)[0][CLASS + "bias"]
     old, new = file[CLASS + "bias"], model[CLASS + "bias"]
     assert found.tolist() == [new[0], old[1], new[2], new[3], old[4]]
 
@@ -88,7 +96,7 @@ def test_as_many_classes_of_other_names_are_not_the_same():
 @pytest.mark.parametrize("names, classes", [(None, NEW), (OLD, None)])
 def test_without_names_only_no_object_is_carried_over(names, classes):
     file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
-    found, notes = Finetuning(classes).adapt(file, model, names)
+    found, notes = Finetuning(classes).adapt(file, model, names, ROWS)
     expected = [*model[CLASS + "bias"][:5], file[CLASS + "bias"][4]]
     assert found[CLASS + "bias"].tolist() == expected
     assert ("FINETUNE_CLASSES_FROM" in notes[0]) is (names is None)
@@ -97,27 +105,29 @@ def test_without_names_only_no_object_is_carried_over(names, classes):
 def test_a_1x1_convolution_to_classes_has_no_row_for_no_object():
     name = PREDICTOR + "weight"
     file, model = {name: torch.randn(4, 3, 1, 1)}, {name: torch.randn(5, 3, 1, 1)}
-    found = Finetuning(NEW).adapt(file, model, OLD)[0][name]
+    found = Finetuning(NEW).adapt(file, model, OLD, PER_PIXEL_ROWS)[0][name]
     rows = [model[name][0], file[name][2], file[name][0], model[name][3], model[name][4]]
     assert torch.equal(found, torch.stack(rows))
 
 
 def test_one_query_a_class_follows_its_class():
     file, model = {QUERIES: torch.randn(4, 3)}, {QUERIES: torch.randn(5, 3)}
-    found = Finetuning(NEW).adapt(file, model, OLD)[0][QUERIES]
+    found = Finetuning(NEW).adapt(file, model, OLD, QUERY_ROWS)[0][QUERIES]
     rows = [model[QUERIES][0], file[QUERIES][2], file[QUERIES][0], *model[QUERIES][3:]]
     assert torch.equal(found, torch.stack(rows))
 
 
 def test_queries_of_a_classifying_file_have_no_class_in_a_model_that_does_not_classify():
     file, model = weights_of(4, 6, 0), {QUERIES: torch.randn(5, 3)}
-    assert torch.equal(Finetuning(NEW).adapt(file, model, OLD)[0][QUERIES], file[QUERIES][:5])
+    assert torch.equal(
+        Finetuning(NEW).adapt(file, model, OLD, QUERY_ROWS)[0][QUERIES], file[QUERIES][:5]
+    )
 
 
 def test_what_is_given_is_not_changed():
     file, model = weights_of(4, 6, 0), weights_of(5, 3, 1)
     copies = [{name: value.clone() for name, value in side.items()} for side in (file, model)]
-    Finetuning(NEW).adapt(file, model, OLD)
+    Finetuning(NEW).adapt(file, model, OLD, ROWS)
     for side, copy in zip((file, model), copies, strict=True):
         assert all(torch.equal(side[name], copy[name]) for name in copy)
 
@@ -125,19 +135,20 @@ def test_what_is_given_is_not_changed():
 def test_the_dataset_of_the_checkpoint_names_classes_that_it_does_not():
     file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
     adapt = Finetuning(NEW, "finetuning_old").adapt
-    by_dataset, by_file = adapt(file, model, None)[0], adapt(file, model, OLD)[0]
+    by_dataset = adapt(file, model, None, ROWS)[0]
+    by_file = adapt(file, model, OLD, ROWS)[0]
     assert all(torch.equal(by_dataset[name], by_file[name]) for name in file)
     # What the file says itself goes first.
-    own = adapt(file, model, ["dog", "x", "y", "z"])[0][CLASS + "bias"]
+    own = adapt(file, model, ["dog", "x", "y", "z"], ROWS)[0][CLASS + "bias"]
     assert own[0] == file[CLASS + "bias"][0] and own[1] == model[CLASS + "bias"][1]
 
 
 def test_names_that_are_not_as_many_as_the_classes_are_refused():
     file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
     with pytest.raises(ValueError, match=r"'finetuning_new', which has no list of 4 classes"):
-        Finetuning(NEW, "finetuning_new").adapt(file, model, None)
+        Finetuning(NEW, "finetuning_new").adapt(file, model, None, ROWS)
     with pytest.raises(ValueError, match="has 4 classes but 3 class names"):
-        Finetuning(NEW).adapt(file, model, OLD[:3])
+        Finetuning(NEW).adapt(file, model, OLD[:3], ROWS)
 
 
 def test_a_dataset_that_is_not_registered_is_named_with_those_near_it(cfg):

@@ -12,7 +12,13 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 from mask_former.config import keys as config
 from mask_former.config.keys import add_mask_former_config, get_mask_former_cfg, validate
-from mask_former.registries import DATASET_MAPPER_REGISTRY, LOSS_REGISTRY, PREDICTOR_REGISTRY
+from mask_former.registries import (
+    CRITERION_REGISTRY,
+    DATASET_MAPPER_REGISTRY,
+    LOSS_REGISTRY,
+    MATCHER_REGISTRY,
+    TRANSFORMER_DECODER_REGISTRY,
+)
 
 # Keys beside the published ones, with the values that leave published behaviour as it is.
 OURS = {
@@ -43,7 +49,9 @@ REGISTERED = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
-    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": PREDICTOR_REGISTRY,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": TRANSFORMER_DECODER_REGISTRY,
+    "MODEL.MASK_FORMER.CRITERION_NAME": CRITERION_REGISTRY,
+    "MODEL.MASK_FORMER.MATCHER.NAME": MATCHER_REGISTRY,
     "INPUT.DATASET_MAPPER_NAME": DATASET_MAPPER_REGISTRY,
 }
 

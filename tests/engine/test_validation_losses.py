@@ -18,7 +18,6 @@ from PIL import Image
 from mask_former.engine import validation_losses as module
 from mask_former.engine.validation_losses import (
     build_validation_loader,
-    loss_mode,
     preserved_randomness,
     validation_losses,
 )
@@ -72,8 +71,6 @@ def test_the_model_is_afterwards_as_it_was(config):
     model.backbone.patch_embed.eval()  # as a frozen norm
     before = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    with loss_mode(model):
-        assert model.training and not model.sem_seg_head.predictor.transformer.training
     validated(config(), model)
     assert [module.training for module in model.modules()] == before
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -98,7 +95,7 @@ def test_the_average_is_over_all_processes(config, monkeypatch):
     cfg = config()
     model = build_model(cfg).train()
     alone = validated(cfg, model, [BATCHES[0], BATCHES[1], BATCHES[1]])
-    with torch.no_grad(), loss_mode(model):
+    with torch.no_grad(), module.evaluation_mode(model):
         other = module._sums(model, [BATCHES[1], BATCHES[1]], torch.no_grad())
     monkeypatch.setattr(module.comm, "all_gather", lambda own: [own, other])
     assert validated(cfg, model, BATCHES[:1]) == pytest.approx(alone, rel=1e-6)

@@ -79,10 +79,12 @@ def pairs_of(match: tuple[Tensor, Tensor]) -> list[tuple[int, int]]:
     return list(zip(match[0].tolist(), match[1].tolist(), strict=True))
 
 
-def build_criterion(classes: int = 5, no_object_weight: float = NO_OBJECT_WEIGHT) -> SetCriterion:
-    """The published criterion: weights 1, 20, 1."""
-    matcher = HungarianMatcher(*WEIGHTS.values())
-    return SetCriterion(classes, matcher, no_object_weight=no_object_weight)
+def build_criterion(
+    classes: int = 5, no_object_weight: float = NO_OBJECT_WEIGHT, **shared: Any
+) -> SetCriterion:
+    """The published criterion: weights 1, 20, 1. ``shared``: mask term and point rule."""
+    matcher = HungarianMatcher(*WEIGHTS.values(), **shared)
+    return SetCriterion(classes, matcher, no_object_weight=no_object_weight, **shared)
 
 
 def weighted_total(losses: dict[str, Tensor]) -> Tensor:
@@ -204,3 +206,13 @@ if __name__ == "__main__":
     gradients = {name: figures.pop(name) for name in ("grad_logits", "grad_masks")}
     _write("criterion", figures, gradients)
     _write("inference_functions", *inference_figures())
+
+
+def logits_and_masks(pairs=5, pixels=23, seed=0):
+    """Logits of all sizes, and masks: random ones, then an empty, a full and a one-pixel one."""
+    g = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(pairs, pixels, generator=g)
+    masks = torch.rand(pairs, pixels, generator=g) > 0.5
+    masks[-3], masks[-2], masks[-1] = False, True, False
+    masks[-1, 4] = True
+    return logits, masks.float()

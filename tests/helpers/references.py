@@ -67,6 +67,14 @@ def focal(logits: Tensor, mask: Tensor, alpha: float = ALPHA, gamma: float = GAM
     return total / mask.numel()
 
 
+def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """The mean over pixels of ``-log p_t``, p_t being the probability of the ground truth."""
+    total = ZERO
+    for x, inside in zip(logits.double().flatten(), mask.bool().flatten(), strict=True):
+        total = total - torch.log(torch.sigmoid(x) if inside else torch.sigmoid(-x))
+    return total / logits.numel()
+
+
 def dice(logits: Tensor, mask: Tensor) -> Tensor:
     """``1 - (2 Σpt + 1) / (Σp + Σt + 1)``."""
     both = sum_p = sum_t = ZERO

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mask_former.losses import HungarianMatcher, PointSampling, SetCriterion
+from mask_former import losses
+from mask_former.losses import CrossEntropyTerm, PointRule
 from tests.helpers import references
 from tests.helpers.core_cases import (
     NO_OBJECT_WEIGHT,
@@ -146,11 +147,11 @@ def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(counts)
     criterion = build_criterion()
     whole = criterion(outputs, targets)
     total = dict.fromkeys(whole, 0.0)
-    with criterion.part_of(counts):
-        for image, target in enumerate(targets):
-            part = [{k: v[image : image + 1] for k, v in at.items()} for at in layers_of(outputs)]
-            losses = criterion({**part[-1], "aux_outputs": part[:-1]}, [target])
-            total = {name: total[name] + losses[name].item() for name in whole}
+    for image, target in enumerate(targets):
+        part = [{k: v[image : image + 1] for k, v in at.items()} for at in layers_of(outputs)]
+        outputs_of_part = {**part[-1], "aux_outputs": part[:-1]}
+        found = criterion(outputs_of_part, [target], batch_counts=counts)
+        total = {name: total[name] + found[name].item() for name in whole}
     assert total == pytest.approx({name: value.item() for name, value in whole.items()}, rel=1e-5)
 
 
@@ -210,11 +211,11 @@ def test_losses_under_autocast_are_those_of_full_precision():
         assert found[name].item() == pytest.approx(value.item(), rel=1e-6), name
 
 
-@pytest.mark.parametrize("sampling", [None, PointSampling(50)], ids=["dense", "points"])
-def test_gradients_under_autocast_are_those_of_full_precision(sampling):
+@pytest.mark.parametrize("point_rule", [None, PointRule(50)], ids=["dense", "points"])
+def test_gradients_under_autocast_are_those_of_full_precision(point_rule):
     gradients = []
     criterion = build_criterion()
-    criterion.sampling = sampling
+    criterion.point_rule = point_rule
     for enabled in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
@@ -231,7 +232,7 @@ def test_the_class_weights_are_a_buffer_of_the_published_name():
 # Pixels that do not count
 
 
-def ignoring(*, sampling=None):
+def ignoring(*, point_rule=None):
     """Three layers, two images; the right third of the first one and nothing of the second is left
     out. Returns the criterion, the outputs, the targets."""
     outputs, targets = random_batch(seed=9, counts=(3, 5), grid=(6, 9), size=(24, 36))
@@ -239,13 +240,13 @@ def ignoring(*, sampling=None):
         target["valid"] = torch.ones(24, 36, dtype=torch.bool)
     targets[0]["valid"][:, 24:] = False
     criterion = build_criterion()
-    criterion.sampling = criterion.matcher.sampling = sampling
+    criterion.point_rule = criterion.matcher.point_rule = point_rule
     return criterion, outputs, targets
 
 
-@pytest.mark.parametrize("sampling", [None, PointSampling(200)], ids=["dense", "points"])
-def test_what_is_said_at_pixels_that_do_not_count_changes_nothing(sampling):
-    criterion, outputs, targets = ignoring(sampling=sampling)
+@pytest.mark.parametrize("point_rule", [None, PointRule(200)], ids=["dense", "points"])
+def test_what_is_said_at_pixels_that_do_not_count_changes_nothing(point_rule):
+    criterion, outputs, targets = ignoring(point_rule=point_rule)
     torch.manual_seed(0)
     before = run_criterion(criterion, outputs, targets)
     for layer in layers_of(outputs):  # column 6 still bears on the pixels 22 and 23
@@ -260,9 +261,9 @@ def test_what_is_said_at_pixels_that_do_not_count_changes_nothing(sampling):
     assert (after["grad_masks"][:, 1, ..., 7:] != 0).any()
 
 
-@pytest.mark.parametrize("sampling", [None, PointSampling(200)], ids=["dense", "points"])
-def test_a_map_that_counts_every_pixel_is_none(sampling):
-    criterion, outputs, targets = ignoring(sampling=sampling)
+@pytest.mark.parametrize("point_rule", [None, PointRule(200)], ids=["dense", "points"])
+def test_a_map_that_counts_every_pixel_is_none(point_rule):
+    criterion, outputs, targets = ignoring(point_rule=point_rule)
     targets[0]["valid"][:] = True
     torch.manual_seed(0)
     counted = run_criterion(criterion, outputs, targets)
@@ -312,16 +313,14 @@ def test_a_map_of_another_size_is_an_error_that_names_both():
 
 @pytest.mark.parametrize("counts, expected", [((0, 0), 1), ((1, 0), 1), ((3, 0, 9), 12)])
 def test_mask_losses_are_divided_by_the_targets_of_the_batch_at_least_one(counts, expected):
-    _, targets = random_batch(layers=1, counts=counts)
-    assert build_criterion()._average_num_targets(targets).item() == expected
+    assert build_criterion()._average_num_targets(counts).item() == expected
 
 
 def average_on_rank(rank, counts, folder):
     """What one of the processes below does: it writes down its average."""
     torch.set_num_threads(1)  # a fork has no other threads of torch's
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(counts))
-    _, targets = random_batch(layers=1, counts=counts[rank])
-    average = build_criterion()._average_num_targets(targets)
+    average = build_criterion()._average_num_targets(counts[rank])
     (folder / f"{rank}").write_text(str(average.item()))
     dist.destroy_process_group()
 
@@ -364,6 +363,91 @@ def test_a_label_that_is_no_class_is_an_error_that_names_it(label):
         build_criterion()(outputs, targets)
 
 
-def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
+# From a config
+
+
+def test_an_unknown_loss_is_an_error_that_lists_the_known_ones(cfg):
+    cfg.MODEL.MASK_FORMER.LOSSES = ["labels", "boxes"]
     with pytest.raises(KeyError, match=r"MODEL\.MASK_FORMER\.LOSSES is 'boxes'.*'labels', 'masks'"):
-        SetCriterion(3, HungarianMatcher(), no_object_weight=0.1, losses=["labels", "boxes"])
+        losses.build_criterion(cfg)
+
+
+@pytest.mark.parametrize(
+    "key, known", [("CRITERION_NAME", "SetCriterion"), ("MATCHER.NAME", "HungarianMatcher")]
+)
+def test_an_unknown_criterion_or_matcher_is_an_error_that_lists_the_known_ones(cfg, key, known):
+    cfg.merge_from_list([f"MODEL.MASK_FORMER.{key}", "Mine"])
+    with pytest.raises(KeyError, match=rf"{key} is 'Mine', .*'{known}'"):
+        losses.build_criterion(cfg)
+
+
+def test_matcher_and_losses_read_one_mask_term_and_one_point_rule(cfg):
+    cfg.MODEL.MASK_FORMER.MASK_TERM = "cross_entropy"
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 7
+    criterion = losses.build_criterion(cfg)
+    assert criterion.mask_term is criterion.matcher.mask_term
+    assert criterion.mask_term == CrossEntropyTerm()
+    assert criterion.point_rule is criterion.matcher.point_rule
+    assert criterion.point_rule == PointRule(7)
+
+
+def test_loss_weights_are_those_of_the_losses_keys(cfg):
+    weights = {"CLASS_WEIGHT": 2.0, "MASK_WEIGHT": 5.0, "DICE_WEIGHT": 6.0}
+    cfg.MODEL.MASK_FORMER.update(weights)
+    expected = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 6.0}
+    assert losses.build_criterion(cfg).loss_weights == expected
+    cfg.MODEL.MASK_FORMER.LOSSES = ["labels"]
+    assert losses.build_criterion(cfg).loss_weights == {"loss_ce": 2.0}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["MASK_TERM", "iou"], "MASK_TERM is 'iou', expected one of .*'focal', 'cross_entropy'"),
+        (["POINT_TARGETS", "bilinear"], "MASK_TERM is 'focal', which needs targets of 0 and 1"),
+        (["POINT_PADDING", "mirror"], "POINT_PADDING is 'mirror', expected one of"),
+    ],
+)
+def test_terms_and_rules_that_do_not_exist_or_fit_are_errors_that_name_the_key(
+    cfg, options, message
+):
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 7
+    cfg.MODEL.MASK_FORMER.update(dict([options]))
+    with pytest.raises(ValueError, match=message):
+        losses.build_criterion(cfg)
+
+
+# Mask2Former's terms and points
+
+
+def test_cross_entropy_losses_are_those_of_the_loops():
+    outputs, targets = random_batch(layers=1, counts=(2, 0, 3), grid=(4, 5), size=(8, 10))
+    criterion = build_criterion(mask_term=CrossEntropyTerm())
+    found = criterion(outputs, targets)
+    matches = criterion.matcher(outputs, targets)
+    total = 0.0
+    for image, (queries, numbers) in enumerate(matches):
+        masks = references.enlarge(outputs["pred_masks"][image].double(), (8, 10))
+        for query, number in zip(queries, numbers, strict=True):
+            target = targets[image]["masks"][number]
+            total += float(references.cross_entropy(masks[query], target))
+    assert found["loss_mask"].item() == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_fixed_points_replace_random_ones_in_losses_and_matching():
+    outputs, targets = random_batch(seed=1, counts=(3, 0, 7))
+    rule = PointRule(50, padding="zeros", targets="bilinear")
+    criterion = build_criterion(mask_term=CrossEntropyTerm(), point_rule=rule)
+    points = torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
+    criterion.fixed_points = criterion.matcher.fixed_points = points
+    first, second = (criterion(outputs, targets) for _ in range(2))
+    assert first == second, "nothing is random"
+    (layer,) = layers_of(outputs)[-1:]
+    match = criterion.matcher(layer, targets)
+    total = 0.0
+    for image, (queries, numbers) in enumerate(match):
+        logits = rule.read_logits(layer["pred_masks"][image][queries], points).double()
+        shares = rule.read_masks(targets[image]["masks"][numbers], points).double()
+        p = logits.sigmoid()
+        total -= (shares * p.log() + (1 - shares) * (1 - p).log()).mean(1).sum().item()
+    assert first["loss_mask"].item() == pytest.approx(total / 10, rel=1e-5)

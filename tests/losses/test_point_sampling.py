@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from mask_former.losses import HungarianMatcher, PointSampling, matcher, point_sampling, set_losses
-from mask_former.losses.point_sampling import (
-    random_points,
-    read_logits,
-    read_masks,
-    uncertain_points,
-)
+from mask_former.losses import HungarianMatcher, PointRule, point_sampling
+from mask_former.losses.point_sampling import random_points, read_pixels, uncertain_points
 from tests.helpers.core_cases import (
     build_criterion,
     layers_of,
@@ -18,6 +13,9 @@ from tests.helpers.core_cases import (
     random_masks,
     run_criterion,
 )
+
+BORDER = PointRule(1)
+ZEROS = PointRule(1, padding="zeros", targets="bilinear")
 
 
 def pixel_centres(height, width):
@@ -28,7 +26,7 @@ def pixel_centres(height, width):
 
 def sampling_criterion(*arguments):
     criterion = build_criterion()
-    criterion.sampling = criterion.matcher.sampling = PointSampling(*arguments)
+    criterion.point_rule = criterion.matcher.point_rule = PointRule(*arguments)
     return criterion
 
 
@@ -39,13 +37,24 @@ def test_points_at_the_centres_of_cells_read_the_cells():
     maps = random_masks(3, (4, 6), seed=0)
     centres = pixel_centres(4, 6)
     for points in (centres, centres.expand(3, -1, -1)):
-        torch.testing.assert_close(read_logits(maps, points), maps.flatten(1))
+        torch.testing.assert_close(BORDER.read_logits(maps, points), maps.flatten(1))
 
 
 def test_logits_are_bilinear_between_centres_and_constant_outside():
     maps = torch.tensor([[[0.0, 8.0], [4.0, 12.0]]])
     points = torch.tensor([[0.5, 0.5], [0.375, 0.25], [0.0, 1.0]])
-    assert read_logits(maps, points).tolist() == [[6.0, 2.0, 4.0]]
+    assert BORDER.read_logits(maps, points).tolist() == [[6.0, 2.0, 4.0]]
+
+
+def test_with_zero_padding_logits_and_masks_fade_to_0_outside_the_centres():
+    maps = torch.tensor([[[0.0, 8.0], [4.0, 12.0]]])
+    masks = torch.tensor([[[True, True], [True, False]]])
+    points = torch.tensor([[0.25, 0.25], [0.5, 0.25], [1.0, 0.75], [0.0, 0.0]])
+    assert ZEROS.read_logits(maps, points).tolist() == [[0.0, 4.0, 6.0, 0.0]]
+    # On the left edge half of the weight lies outside, in the corner three quarters.
+    assert ZEROS.read_masks(masks, points).tolist() == [[1.0, 1.0, 0.0, 0.25]]
+    again = ZEROS.read_masks(masks, points.expand(2, -1, -1), torch.tensor([0, 0]))
+    assert again.tolist() == [[1.0, 1.0, 0.0, 0.25]] * 2
 
 
 def test_masks_at_a_point_are_those_of_the_pixel_around_it():
@@ -55,9 +64,9 @@ def test_masks_at_a_point_are_those_of_the_pixel_around_it():
     expected = [
         [bool(mask[min(int(y * 5), 4), min(int(x * 7), 6)]) for x, y in points] for mask in masks
     ]
-    assert read_masks(masks, points).tolist() == expected
+    assert read_pixels(masks, points).tolist() == expected
     order = torch.tensor([2, 0, 0])
-    found = read_masks(masks, points.expand(3, -1, -1), order)
+    found = read_pixels(masks, points.expand(3, -1, -1), order)
     assert found.tolist() == [expected[i] for i in order]
 
 
@@ -72,7 +81,7 @@ def test_random_points_lie_in_the_image_evenly():
 def test_as_many_points_as_asked_for_lie_where_the_prediction_is_uncertain(ratio, near):
     torch.manual_seed(0)
     slope = torch.linspace(-8, 8, 16).expand(2, 16, 16)  # 0 along the vertical in the middle
-    points = uncertain_points(slope, PointSampling(400, 4.0, ratio))
+    points = uncertain_points(slope, PointRule(400, 4.0, ratio))
     assert points.shape == (2, 400, 2) and not points.requires_grad
     close = ((points[..., 0] - 0.5).abs() < 0.14).float().mean().item()  # a quarter of the width
     assert close == pytest.approx(near + (1 - near) * 0.28, abs=0.06)
@@ -82,10 +91,10 @@ def test_choosing_for_a_few_masks_at_a_time_is_choosing_for_all(monkeypatch):
     monkeypatch.setattr(point_sampling, "_CANDIDATES", 2 * 400)  # two masks
     slopes = torch.stack([torch.linspace(-8, 8, 16).expand(16, 16).roll(i, 1) for i in range(5)])
     valid = torch.ones_like(slopes, dtype=torch.bool)
-    points = uncertain_points(slopes, PointSampling(100, 4.0, 1.0), valid)
+    points = uncertain_points(slopes, PointRule(100, 4.0, 1.0), valid)
     assert points.shape == (5, 100, 2)
-    assert read_logits(slopes, points).abs().mean(1).max() < 2  # each near its own zero
-    assert uncertain_points(slopes[:0], PointSampling(10), valid[:0]).shape == (0, 10, 2)
+    assert BORDER.read_logits(slopes, points).abs().mean(1).max() < 2  # each near its own zero
+    assert uncertain_points(slopes[:0], PointRule(10), valid[:0]).shape == (0, 10, 2)
 
 
 def test_cells_that_do_not_count_are_not_chosen_for_being_uncertain():
@@ -93,22 +102,20 @@ def test_cells_that_do_not_count_are_not_chosen_for_being_uncertain():
     slope = torch.linspace(-8, 8, 16).expand(1, 16, 16)
     valid = torch.ones(1, 16, 16, dtype=torch.bool)
     valid[..., 6:10] = False
-    points = uncertain_points(slope, PointSampling(100, 4.0, 1.0), valid)
+    points = uncertain_points(slope, PointRule(100, 4.0, 1.0), valid)
     assert ((points[..., 0] < 6 / 16) | (points[..., 0] > 10 / 16)).all()
 
 
 # Losses and matches
 
 
-def test_at_all_pixel_centres_losses_and_matches_are_the_dense_ones(monkeypatch):
+def test_at_all_pixel_centres_losses_and_matches_are_the_dense_ones():
     grid = (6, 8)
     outputs, targets = random_batch(seed=1, counts=(3, 0, 7), grid=grid, size=grid)
     centres = pixel_centres(*grid)
-    monkeypatch.setattr(matcher, "random_points", lambda count, device: centres)
-    monkeypatch.setattr(
-        set_losses, "uncertain_points", lambda maps, *_: centres.expand(len(maps), -1, -1)
-    )
-    found = run_criterion(sampling_criterion(len(centres)), outputs, targets)
+    criterion = sampling_criterion(len(centres))
+    criterion.fixed_points = criterion.matcher.fixed_points = centres
+    found = run_criterion(criterion, outputs, targets)
     dense = run_criterion(build_criterion(), outputs, targets)
     assert found["losses"] == pytest.approx(dense["losses"], rel=1e-5)
     assert found["matches_per_layer"] == dense["matches_per_layer"]
@@ -122,7 +129,7 @@ def test_losses_at_random_points_are_the_dense_ones_on_average():
     outputs, targets = random_batch(seed=2, layers=1, counts=(3, 4), grid=(8, 8), size=(32, 32))
     torch.manual_seed(0)
     criterion = sampling_criterion(4000, 1.0, 0.0)  # none is chosen for its uncertainty
-    criterion.matcher.sampling = None  # the same pairs
+    criterion.matcher.point_rule = None  # the same pairs
     for name, value in build_criterion()(outputs, targets).items():
         assert criterion(outputs, targets)[name].item() == pytest.approx(value.item(), rel=0.05)
 
@@ -141,7 +148,7 @@ def test_permuting_queries_permutes_the_match():
     outputs, targets = random_batch(seed=4, layers=1, counts=(3, 5))
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     permuted = {name: outputs[name][:, order] for name in ("pred_logits", "pred_masks")}
-    sampled = HungarianMatcher(1, 20, 1, sampling=PointSampling(60))
+    sampled = HungarianMatcher(1, 20, 1, point_rule=PointRule(60))
     matches = []
     for predictions in (outputs, permuted):
         torch.manual_seed(0)
@@ -166,7 +173,7 @@ def test_losses_and_gradients_are_finite_with_any_number_of_targets(counts, dtyp
 
 
 def test_the_least_that_makes_sense_is_allowed():
-    assert PointSampling(1, 1.0, 0.0).num_points == 1
+    assert PointRule(1, 1.0, 0.0).num_points == 1
 
 
 @pytest.mark.parametrize(
@@ -179,4 +186,4 @@ def test_the_least_that_makes_sense_is_allowed():
 )
 def test_numbers_that_make_no_sense_are_an_error_that_names_the_key(arguments, message):
     with pytest.raises(ValueError, match=rf"MODEL\.MASK_FORMER\.{message}"):
-        PointSampling(*arguments)
+        PointRule(*arguments)

@@ -9,7 +9,8 @@ from detectron2.modeling.backbone import Backbone
 from torch import nn
 
 from mask_former.modeling.inner_outputs import inner_outputs
-from mask_former.registries import PREDICTOR_REGISTRY
+from mask_former.modeling.transformer_decoder.base import TransformerDecoder
+from mask_former.registries import TRANSFORMER_DECODER_REGISTRY
 from mask_former.structures import layer_predictions
 from tests.helpers.small_backbones import resnet
 from tests.helpers.tiny_model import tiny_settings
@@ -91,7 +92,7 @@ def test_every_layer_is_the_one_that_training_supervises(tiny, kind):
     batch = examples((64, 96))
     found = inner_outputs(model, batch)
     with torch.no_grad():
-        features = model.backbone(model._preprocess(batch).tensor)
+        features = model.backbone(model.preprocess(batch).tensor)
         expected = layer_predictions(model.sem_seg_head.train()(features))
     assert len(found.layers) == len(expected) == LAYERS
     for layer, prediction in zip(found.layers, expected, strict=True):
@@ -121,9 +122,9 @@ def test_the_maps_are_those_of_the_backbone_and_the_pixel_decoder(tiny, kind):
     batch = examples((64, 96))
     found = inner_outputs(model, batch)
     with torch.no_grad():
-        features = model.backbone(model._preprocess(batch).tensor)
+        features = model.backbone(model.preprocess(batch).tensor)
         decoder = model.sem_seg_head.pixel_decoder
-        mask_features, encoded = decoder.forward_features(features)
+        mask_features, encoded, _ = decoder.forward_features(features)
     assert sorted(found.backbone) == ["res2", "res3", "res4", "res5"]
     for stride, name in zip((4, 8, 16, 32), sorted(found.backbone), strict=True):
         assert found.backbone[name].shape[-2:] == (64 // stride, 96 // stride)
@@ -210,24 +211,28 @@ class OwnPixelDecoder(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(4, cfg.MODEL.SEM_SEG_HEAD.MASK_DIM, 1)
 
+    def output_shape(self):
+        return {
+            "mask_features": ShapeSpec(channels=self.conv.out_channels, stride=4),
+            "encoder_features": ShapeSpec(channels=32, stride=32),
+        }
+
     def forward_features(self, features):
         return self.conv(features["res2"]), features["res5"].repeat(1, 8, 1, 1)
 
 
-class OwnPredictor(nn.Module):
+class OwnDecoder(TransformerDecoder):
     """No transformer and no states: the least that the contract asks for."""
+
+    deep_supervision = False
 
     def __init__(self, cfg, in_channels, mask_classification=True):
         super().__init__()
         self.classes = nn.Linear(in_channels, QUERIES * (CLASSES + 1))
 
-    def forward(self, feature_map, mask_features):
-        logits = self.classes(feature_map.mean((2, 3))).unflatten(1, (QUERIES, -1))
-        return {
-            "pred_logits": logits,
-            "pred_masks": mask_features[:, :QUERIES],
-            "aux_outputs": [],
-        }
+    def decode(self, maps, mask_features, *, all_layers):
+        logits = self.classes(maps[0].mean((2, 3))).unflatten(1, (QUERIES, -1))
+        return [{"pred_logits": logits, "pred_masks": mask_features[:, :QUERIES]}]
 
 
 @pytest.fixture
@@ -235,7 +240,7 @@ def own_parts(tiny):
     registries = (
         (BACKBONE_REGISTRY, OwnBackbone),
         (SEM_SEG_HEADS_REGISTRY, OwnPixelDecoder),
-        (PREDICTOR_REGISTRY, OwnPredictor),
+        (TRANSFORMER_DECODER_REGISTRY, OwnDecoder),
     )
     for registry, part in registries:
         registry.register(part)
@@ -247,7 +252,7 @@ def own_parts(tiny):
 def test_parts_of_others_need_no_more_than_their_contract(own_parts):
     own_parts.MODEL.BACKBONE.NAME = "OwnBackbone"
     own_parts.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "OwnPixelDecoder"
-    own_parts.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "OwnPredictor"
+    own_parts.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "OwnDecoder"
     own_parts.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
     own_parts.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "transformer_encoder"
     model = build_model(own_parts).eval()

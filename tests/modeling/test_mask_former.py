@@ -88,7 +88,7 @@ def test_training_gives_weighted_losses_of_every_layer(tiny):
     model = build(tiny)
     examples = [make_example(), make_example(seed=1)]
     weighted = losses_of(model, examples)
-    model.loss_weights = {}
+    model.criterion.loss_weights = {}
     plain = losses_of(model, examples)
     weights = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 3.0}
     expected = {
@@ -137,8 +137,8 @@ def test_targets_are_padded_with_nothing_on_the_right_and_below(tiny):
     model = build(tiny)
     small = make_example((48, 60), labels=(1, 3))
     large = make_example((80, 70), labels=(2,), seed=1)
-    images = model._preprocess([small, large])
-    targets = model._prepare_targets([small, large], images)
+    images = model.preprocess([small, large])
+    targets = model.prepare_targets([small, large], images)
     assert tuple(images.tensor.shape) == (2, 3, 96, 96)
     for target, example in zip(targets, [small, large], strict=True):
         masks = example["instances"].gt_masks
@@ -166,7 +166,7 @@ def test_pixels_that_do_not_count_reach_the_losses_and_padding_is_among_them(tin
     tiny.MODEL.MASK_FORMER.MASK_IGNORE = True
     model = build(tiny)
     example = with_valid(make_example((48, 60)))
-    (target,) = model._prepare_targets([example], model._preprocess([example]))
+    (target,) = model.prepare_targets([example], model.preprocess([example]))
     expected = torch.zeros(64, 64, dtype=torch.bool)
     expected[:48, :30] = True
     assert torch.equal(target["valid"], expected)
@@ -182,7 +182,7 @@ def test_an_example_that_does_not_say_which_pixels_count_is_named(tiny):
     tiny.MODEL.MASK_FORMER.MASK_IGNORE = True
     model = build(tiny).train()
     example = {**make_example((48, 60)), "file_name": "street.png"}
-    with pytest.raises(ValueError, match=r"street\.png: .*MASK_IGNORE.*\(48, 60\).*there is none"):
+    with pytest.raises(ValueError, match=r"street\.png: .*MASK_IGNORE.*\(48, 60\).*it is missing"):
         model([example])
     example["valid"] = torch.ones(48, 61, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"street\.png: .*its size is \(48, 61\)"):
@@ -193,7 +193,7 @@ def test_a_model_trains_with_sampled_points(tiny):
     dense = losses_of(build(tiny), [make_example()])
     tiny.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 500
     model = build(tiny)
-    assert model.criterion.sampling == model.criterion.matcher.sampling
+    assert model.criterion.point_rule is model.criterion.matcher.point_rule
     torch.manual_seed(0)
     losses = losses_of(model, [make_example()])
     assert losses.keys() == dense.keys() and losses != dense
@@ -224,7 +224,7 @@ def test_a_loss_of_ones_own_adds_its_term_with_weight_1(tiny):
         tiny.MODEL.MASK_FORMER.LOSSES = ["labels", "masks", "_confidence"]
         model = build(tiny)
         found = losses_of(model, [make_example()])
-        images = model._preprocess([make_example()])
+        images = model.preprocess([make_example()])
         outputs = model.sem_seg_head(model.backbone(images.tensor))
     finally:
         LOSS_REGISTRY._obj_map.pop("_confidence")
@@ -247,7 +247,7 @@ def test_images_are_padded_with_0_to_the_divisor(tiny, divisibility, expected):
     model = build(tiny)
     assert model.size_divisibility == (32 if divisibility < 0 else divisibility)
     examples = [{"image": make_image((70, 60))}, {"image": make_image((45, 81), seed=1)}]
-    batch = model._preprocess(examples).tensor
+    batch = model.preprocess(examples).tensor
     assert tuple(batch.shape) == (2, 3, *expected)
     mean, std = (torch.tensor(v) for v in (tiny.MODEL.PIXEL_MEAN, tiny.MODEL.PIXEL_STD))
     for found, example in zip(batch, examples, strict=True):
@@ -312,7 +312,7 @@ def test_masks_are_enlarged_cropped_and_resized_in_the_configured_order(tiny, be
     example = {"image": make_image((48, 60)), "height": 90, "width": 70}
     (result,) = results_of(model, [example])
     with torch.no_grad():
-        images = model._preprocess([example])
+        images = model.preprocess([example])
         outputs = model.sem_seg_head(model.backbone(images.tensor))
     mask_cls = outputs["pred_logits"][0]
     masks = resize(outputs["pred_masks"][0], (64, 64))[:, :48, :60]
@@ -332,7 +332,7 @@ def test_all_results_come_of_the_resized_masks_with_the_configured_thresholds(ti
     example = {"image": make_image((48, 60)), "height": 90, "width": 70}
     (result,) = results_of(model, [example])
     with torch.no_grad():
-        images = model._preprocess([example])
+        images = model.preprocess([example])
         outputs = model.sem_seg_head(model.backbone(images.tensor))
     mask_cls = outputs["pred_logits"][0]
     masks = resize(resize(outputs["pred_masks"][0], (64, 64))[:, :48, :60], (90, 70))
@@ -370,7 +370,7 @@ def test_the_logits_give_the_results_of_the_forward_pass(tiny, flags):
             assert torch.equal(ids, expected["panoptic_seg"][0])
             assert segments == expected["panoptic_seg"][1]
         if "instances" in expected:
-            found = logits.instances(topk=model.topk_per_image, thing_ids=THINGS)
+            found = logits.instances(topk=model.inference.topk, thing_ids=THINGS)
             for name, value in expected["instances"].get_fields().items():
                 other = found.get(name)
                 if name == "pred_boxes":

@@ -1,27 +1,41 @@
-"""Losses of matched pairs: those of enlarged masks, without full-size tensors; and at points."""
+"""Sums of matched pairs are those of upsampled masks, without full-size tensors; and at points."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mask_former.losses import dice_loss, pair_losses, sigmoid_focal_loss
-from mask_former.losses.pair_losses import Section, dense_mask_losses, point_mask_losses
+from mask_former.losses import CrossEntropyTerm, FocalTerm, dice_loss
+from mask_former.losses.mask_losses import mask_losses
+from mask_former.ops import mask_sums
+from mask_former.ops.mask_sums import (
+    Section,
+    dense_mask_sums,
+    dense_mask_sums_reference,
+    leave_out,
+    point_mask_sums,
+    point_mask_sums_reference,
+    softplus,
+)
 from tests.helpers import references
 from tests.helpers.core_cases import LargestTensor, random_masks
 
+FOCAL = FocalTerm()
+TERMS = [FOCAL, FocalTerm(0.9), CrossEntropyTerm()]
 
-def one_section(logits, masks, target, valid=None):
+
+def one_section(logits, masks, target, valid=None, term=FOCAL, sums=dense_mask_sums):
     """The losses of M logits h×w, as one layer's prediction for one image."""
     section = Section(0, 0, torch.arange(len(logits)), target)
-    return dense_mask_losses([logits[None]], [masks], [section], None if valid is None else [valid])
+    valid = None if valid is None else [valid]
+    return mask_losses(sums(term, [logits[None]], [masks], [section], valid))
 
 
 @pytest.fixture(params=[(1, 1), (1 << 10, 3), (1 << 18, 32)], ids=str)
 def tile(request, monkeypatch):
     """Work in tiles of so many elements, in bands of so many rows."""
     elements, rows = request.param
-    monkeypatch.setattr(pair_losses, "tile_elements", lambda device: elements)
-    monkeypatch.setattr(pair_losses, "_BAND", rows)
+    monkeypatch.setattr(mask_sums, "tile_elements", lambda device: elements)
+    monkeypatch.setattr(mask_sums, "_BAND", rows)
 
 
 SIZES = [
@@ -42,18 +56,24 @@ def dense_case(grid, size, seed=0):
     return logits, masks, torch.tensor([1, 0, 2, 2, 3, 0])
 
 
-def enlarged_losses(logits, masks, target):
+def formulas(term, logits, targets):
+    """Mean mask term and dice of M×P logits."""
+    return term.loss(logits, targets).mean(1), dice_loss(logits, targets)
+
+
+def upsampled_losses(logits, masks, target, term=FOCAL):
     full = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)
     full, truth = full.flatten(1), masks[target].flatten(1).float()
-    return sigmoid_focal_loss(full, truth), dice_loss(full, truth)
+    return formulas(term, full, truth)
 
 
+@pytest.mark.parametrize("term", TERMS, ids=str)
 @pytest.mark.parametrize("grid, size", SIZES)
-def test_dense_losses_are_those_of_enlarged_masks(grid, size, tile):
+def test_dense_losses_are_those_of_upsampled_masks(grid, size, term, tile):
     logits, masks, target = dense_case(grid, size)
     logits.requires_grad_()
-    found = one_section(logits, masks, target)
-    expected = enlarged_losses(logits, masks, target)
+    found = one_section(logits, masks, target, term=term)
+    expected = upsampled_losses(logits, masks, target, term)
     weights = torch.linspace(0.5, 2, 12).view(2, 6)  # each pair and term pulls differently
     gradients = [
         torch.autograd.grad((weights * torch.stack(losses)).sum(), logits)[0]
@@ -77,11 +97,12 @@ def test_dense_losses_are_those_of_the_loops():
 
 @pytest.mark.parametrize("tile", [(1 << 10, 2)], indirect=True)
 @pytest.mark.parametrize("ignored", [False, True])
-def test_the_written_gradient_is_the_numerical_one(ignored, tile):
+@pytest.mark.parametrize("term", TERMS, ids=str)
+def test_the_written_gradient_is_the_numerical_one(ignored, term, tile):
     logits, masks, target = dense_case((3, 4), (5, 9))
     logits = logits.double().requires_grad_()
     valid = random_masks(1, (5, 9), seed=5)[0] > 0 if ignored else None
-    assert torch.autograd.gradcheck(lambda x: one_section(x, masks, target, valid), logits)
+    assert torch.autograd.gradcheck(lambda x: one_section(x, masks, target, valid, term), logits)
 
 
 def test_no_pair_gives_no_loss_and_still_a_gradient():
@@ -94,8 +115,8 @@ def test_no_pair_gives_no_loss_and_still_a_gradient():
 
 
 def test_nothing_of_full_size_is_held_and_nothing_is_kept_but_the_logits(monkeypatch):
-    monkeypatch.setattr(pair_losses, "tile_elements", lambda device: 4 * 64)
-    monkeypatch.setattr(pair_losses, "_BAND", 4)
+    monkeypatch.setattr(mask_sums, "tile_elements", lambda device: 4 * 64)
+    monkeypatch.setattr(mask_sums, "_BAND", 4)
     logits, masks, target = dense_case((8, 8), (64, 64))
     logits.requires_grad_()
     kept = []
@@ -118,7 +139,7 @@ def test_each_layer_and_image_gets_its_own_gradient_also_without_a_pair():
         Section(layer, image, *(torch.tensor(x, dtype=torch.int64) for x in pair))
         for (layer, image), pair in pairs.items()
     ]
-    found = dense_mask_losses(layers, masks, sections)
+    found = mask_losses(dense_mask_sums(FOCAL, layers, masks, sections))
     together = [
         one_section(layers[layer][image, queries], masks[image], targets)
         for layer, image, queries, targets in sections
@@ -153,7 +174,7 @@ def test_pixels_that_do_not_count_are_as_if_they_were_not_there():
     logits.requires_grad_()
     found = one_section(logits, masks, target, valid)
     few, truth = logits[:, valid], masks[target][:, valid].float()
-    expected = sigmoid_focal_loss(few, truth), dice_loss(few, truth)
+    expected = formulas(FOCAL, few, truth)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-5, atol=1e-6)
     gradients = [
@@ -171,19 +192,21 @@ def test_where_no_pixel_counts_there_is_no_loss():
     assert (gradient == 0).all()
 
 
-# point_mask_losses
+# point_mask_sums
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_losses_at_points_and_their_gradients_are_those_of_the_formulas(ignored):
+@pytest.mark.parametrize("term", TERMS, ids=str)
+@pytest.mark.parametrize("sums", [point_mask_sums, point_mask_sums_reference])
+def test_losses_at_points_and_their_gradients_are_those_of_the_formulas(ignored, term, sums):
     logits = 4 * random_masks(6, (5, 9), seed=3).flatten(1)
     masks = random_masks(6, (5, 9), seed=4).flatten(1) > 0
     valid = random_masks(1, (5, 9), seed=5).flatten() > 0 if ignored else torch.ones(45).bool()
     logits.requires_grad_()
     of_all = valid.expand_as(masks) if ignored else None
-    found = point_mask_losses(logits, masks, of_all)
+    found = mask_losses(sums(term, logits, masks, of_all))
     few, truth = logits[:, valid], masks[:, valid].float()
-    expected = sigmoid_focal_loss(few, truth), dice_loss(few, truth)
+    expected = formulas(term, few, truth)
     weights = torch.linspace(0.5, 2, 12).view(2, 6)
     gradients = [
         torch.autograd.grad((weights * torch.stack(losses)).sum(), logits)[0]
@@ -192,3 +215,61 @@ def test_losses_at_points_and_their_gradients_are_those_of_the_formulas(ignored)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_fractional_targets_enter_the_sums_as_shares():
+    logits = random_masks(3, (4, 5), seed=6).flatten(1)
+    targets = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    term = CrossEntropyTerm()
+    found = mask_losses(point_mask_sums_reference(term, logits, targets))
+    for i in range(3):
+        p = logits[i].double().sigmoid()
+        t = targets[i].double()
+        expected = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
+        assert found[0][i].item() == pytest.approx(expected.item(), rel=1e-5)
+        dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+        assert found[1][i].item() == pytest.approx(dice.item(), rel=1e-5)
+
+
+# The reference version
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("term", TERMS, ids=str)
+def test_the_reference_version_has_the_same_sums_and_gradients(ignored, term):
+    masks = [random_masks(count, (9, 10), seed=count) > 0 for count in (2, 3)]
+    valid = [random_masks(1, (9, 10), seed=7 + i)[0] > 0 for i in range(2)] if ignored else None
+    layers = [random_masks(8, (4, 5), seed).view(2, 4, 4, 5).double() for seed in (7, 8)]
+    for layer in layers:
+        layer.requires_grad_()
+    index = torch.tensor
+    sections = [
+        Section(0, 0, index([3, 1]), index([0, 1])),
+        Section(0, 1, index([], dtype=torch.int64), index([], dtype=torch.int64)),
+        Section(1, 1, index([2]), index([2])),
+    ]
+    found, expected = (
+        sums(term, layers, masks, sections, valid)
+        for sums in (dense_mask_sums, dense_mask_sums_reference)
+    )
+    for one, other in zip(found[:4], expected[:4], strict=True):
+        torch.testing.assert_close(one, other)
+    gradients = [torch.autograd.grad(sums.term.sum(), layers) for sums in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+# Helpers
+
+
+def test_softplus_is_accurate_over_all_of_fp32():
+    x = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor([-1e4, 1e4, 3e38, -3e38])])
+    expected = F.softplus(x.double())
+    found = softplus(x, x.neg().sigmoid()).double()
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("term", TERMS, ids=str)
+def test_what_is_left_out_adds_exactly_nothing(term):
+    logits = leave_out(torch.randn(2, 5, requires_grad=True), torch.zeros(5).bool())
+    assert term.loss(logits, torch.zeros(2, 5)).sum().item() == 0.0
+    assert logits.sigmoid().sum().item() == 0.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from statistics import median
@@ -28,6 +28,8 @@ from fvcore.nn.jit_handles import generic_activation_jit, get_shape
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from tqdm import tqdm
+
+from mask_former.modeling import all_predictions
 
 __all__ = [
     "DEFAULT_TASKS",
@@ -123,7 +125,7 @@ def analyze(
     if "parameter" in tasks:
         report.parameters = count_parameters(network)
         report.trained_parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    with _every_layer_predicts(network, not inference):
+    with all_predictions(network) if not inference else nullcontext():
         if "flop" in tasks:
             report.flops, report.skipped = count_flops(network, report.input_sizes)
         if "activation" in tasks:
@@ -139,19 +141,6 @@ def _padded_size(size: Size, divisibility: int) -> Size:
     step = max(1, divisibility)
     height, width = (-(-side // step) * step for side in size)
     return height, width
-
-
-@contextmanager
-def _every_layer_predicts(network: nn.Module, on: bool) -> Iterator[None]:
-    """Predictions from every supervised decoder layer, while all else stays in eval mode."""
-    supervised = [m for m in network.modules() if getattr(m, "deep_supervision", False)]
-    for module in supervised:
-        module.training = on  # of this module alone: train() would reach its dropout, too
-    try:
-        yield
-    finally:
-        for module in supervised:
-            module.training = False
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:

@@ -148,21 +148,21 @@ class ModelContender(Contender):
             watch.lap("rest")
 
     def _loss(self, watch: Stopwatch) -> Tensor:
-        with self._laps(watch), then(self.model, "_network", _EndOfCriterion(watch)):
+        with self._laps(watch), then(self.model, "network", _EndOfCriterion(watch)):
             with self.autocast():
                 losses = self.model(self.batch)
             return torch.stack(list(losses.values())).sum()
 
     def network(self, watch: Stopwatch) -> bool:
-        images = self.model._preprocess(self.batch)
+        images = self.model.preprocess(self.batch)
         if self.training:
             self._train_network(images.tensor, watch)
             return True
         with torch.no_grad(), self._segments():
             watch.start()
-            outputs = self.model._network(images.tensor)
+            outputs = self.model.network(images.tensor)
             watch.lap("network")
-            if self.model.semantic_on and type(self.model) is MaskFormer:
+            if self.model.inference.semantic_on and type(self.model) is MaskFormer:
                 self._semantic_maps(outputs, images)
                 watch.lap("semantic_map")
         return True
@@ -178,7 +178,7 @@ class ModelContender(Contender):
         watch.start()
         for _ in range(self.cfg.SOLVER.ACCUMULATE_STEPS):
             with self.autocast():
-                tensors = list(_tensors(self.model._network(images)))
+                tensors = list(_tensors(self.model.network(images)))
             if self._gradients is None:  # in the warm-up
                 self._gradients = [torch.full_like(tensor, 1e-3) for tensor in tensors]
             torch.autograd.backward(tensors, self._gradients)
@@ -188,7 +188,7 @@ class ModelContender(Contender):
     def predict(self) -> tuple[Tensor, Tensor]:
         self.model.eval()
         with torch.no_grad():
-            outputs = self.model._network(self.model._preprocess(self.batch).tensor)
+            outputs = self.model.network(self.model.preprocess(self.batch).tensor)
         return outputs["pred_logits"].float().cpu(), outputs["pred_masks"].float().cpu()
 
     def _laps(self, watch: Stopwatch) -> ExitStack:
@@ -204,11 +204,11 @@ class ModelContender(Contender):
             if self.work.segments is not None:
                 be_sure(outputs["pred_logits"], self.work.segments)
 
-        return then(self.model, "_network", decide)
+        return then(self.model, "network", decide)
 
     def _stages(self) -> Iterator[Stage]:
         model, head = self.model, self.model.sem_seg_head
-        yield "input", model, "_preprocess"
+        yield "input", model, "preprocess"
         yield "backbone", model.backbone, _call_of(model.backbone)
         if _call_of(head) == "forward":
             yield "pixel decoder", head.pixel_decoder, "forward_features"
@@ -217,7 +217,7 @@ class ModelContender(Contender):
             yield "head", head, _call_of(head)
         if self.training:
             criterion = model.criterion
-            yield "targets", model, "_prepare_targets"
+            yield "targets", model, "prepare_targets"
             if hasattr(criterion, "match"):  # the textbook's, of one image and layer
                 yield "matching", criterion, "match"
             else:

@@ -18,11 +18,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import BitMasks, ImageList, Instances
+from fvcore.nn import sigmoid_focal_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mask_former.inference import ImageLogits, WindowLogits
-from mask_former.losses import SetCriterion, dice_loss, pairwise_dice_cost, sigmoid_focal_loss
+from mask_former.losses import SetCriterion, dice_loss
+from mask_former.losses.mask_losses import dice_of_sums
 from mask_former.modeling.backbone.swin import D2SwinTransformer
 from mask_former.modeling.mask_former import MaskFormer
 from mask_former.structures import Outputs, Prediction, SegmentInfo, Target, layer_predictions
@@ -33,7 +35,13 @@ __all__ = ["TextbookCriterion", "TextbookMaskFormer", "build_textbook_model"]
 class TextbookCriterion(SetCriterion):
     """Matching and losses, one layer and one image after the other; gradients by autograd."""
 
-    def forward(self, outputs: Outputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        outputs: Outputs,
+        targets: Sequence[Target],
+        *,
+        batch_counts: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
         """As :meth:`SetCriterion.forward`."""
         losses = {}
         layers = layer_predictions(outputs)
@@ -52,13 +60,13 @@ class TextbookCriterion(SetCriterion):
             truth[image, queries] = target["labels"][numbers]
             chosen.append(maps[image, queries])
             masks.append(target["masks"][numbers])
-        num_targets = self._average_num_targets(targets)
+        num_targets = self._average_num_targets([len(target["labels"]) for target in targets])
         size = targets[0]["masks"].shape[-2:]
         enlarged = F.interpolate(torch.cat(chosen)[:, None], size=size, mode="bilinear").flatten(1)
         truths = torch.cat(masks).flatten(1).float()
         return {
             "loss_ce": F.cross_entropy(logits.transpose(1, 2), truth, self.empty_weight),
-            "loss_mask": sigmoid_focal_loss(enlarged, truths).sum() / num_targets,
+            "loss_mask": sigmoid_focal_loss(enlarged, truths, 0.25, 2).mean(1).sum() / num_targets,
             "loss_dice": dice_loss(enlarged, truths).sum() / num_targets,
         }
 
@@ -73,7 +81,9 @@ class TextbookCriterion(SetCriterion):
         focal = torch.einsum("qp,np->qn", inside, truth)
         focal = (focal + torch.einsum("qp,np->qn", outside, 1 - truth)) / rows.shape[1]
         cost = self.matcher.mask_weight * focal
-        cost = cost + self.matcher.dice_weight * pairwise_dice_cost(rows, truth)
+        predicted = probability.sum(1, keepdim=True)
+        dice = dice_of_sums(probability @ truth.T, predicted, truth.sum(1))
+        cost = cost + self.matcher.dice_weight * dice
         cost = cost - self.matcher.class_weight * logits.softmax(-1)[:, target["labels"]]
         queries, numbers = map(torch.as_tensor, linear_sum_assignment(cost.float().cpu()))
         return queries, numbers
@@ -140,16 +150,15 @@ class TextbookMaskFormer(MaskFormer):
 
     def train(self, mode: bool = True) -> TextbookMaskFormer:
         super().train(mode)
-        head: Any = self.sem_seg_head
-        head.predictor.training = True  # every supervised layer predicts
+        self.sem_seg_head.predictor.predict_all_in_evaluation = True  # as published code does
         return self
 
-    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        batch = super()._preprocess(batched_inputs)
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        batch = super().preprocess(batched_inputs)
         batch.tensor = batch.tensor.contiguous()
         return batch
 
-    def _infer(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
+    def _results(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
         if not isinstance(logits, ImageLogits):
             raise ValueError(
                 "The textbook version runs images whole: set TEST.SLIDING_WINDOW.SIZE to 0."
@@ -157,25 +166,25 @@ class TextbookMaskFormer(MaskFormer):
         mask_cls, image, output = logits.mask_cls.float(), logits.image_size, logits.output_size
         mask_pred = logits.mask_pred[None].float()
         masks = F.interpolate(mask_pred, logits.padded_size, mode="bilinear")[0]
-        if self.resize_before_inference:
+        if self.inference.resize_before_inference:
             masks = sem_seg_postprocess(masks, image, *output)
         result: dict[str, Any] = {}
-        if self.semantic_on:
+        if self.inference.semantic_on:
             semantic = semantic_inference(mask_cls, masks)
-            if not self.resize_before_inference:
+            if not self.inference.resize_before_inference:
                 semantic = sem_seg_postprocess(semantic, image, *output)
             result["sem_seg"] = semantic
-        if self.panoptic_on:
+        if self.inference.panoptic_on:
             result["panoptic_seg"] = panoptic_inference(
                 mask_cls,
                 masks,
                 self.thing_ids,
-                self.object_mask_threshold,
-                self.overlap_threshold,
+                self.inference.object_mask_threshold,
+                self.inference.overlap_threshold,
             )
-        if self.instance_on:
+        if self.inference.instance_on:
             result["instances"] = instance_inference(
-                mask_cls, masks, self.topk_per_image, self.thing_ids
+                mask_cls, masks, self.inference.topk, self.thing_ids
             )
         return result
 

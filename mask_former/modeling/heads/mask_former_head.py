@@ -1,4 +1,4 @@
-"""Pixel decoder and predictor, put together."""
+"""The mask-classification head: a pixel decoder and a transformer decoder."""
 
 from __future__ import annotations
 
@@ -9,32 +9,38 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from mask_former.structures import Outputs
+from mask_former.structures import Outputs, ParameterRows, PixelFeatures, Prediction
 
-from ..pixel_decoder import build_pixel_decoder
-from ..transformer_decoder.maskformer import build_predictor
+from ..pixel_decoder import PixelDecoder, build_pixel_decoder
+from ..transformer_decoder.base import TransformerDecoder, build_transformer_decoder
 
-__all__ = ["MaskFormerHead"]
+__all__ = ["DecoderPair", "MaskFormerHead", "prefixed"]
+
+_OF_THE_PIXEL_DECODER = {
+    "transformer_encoder": "encoder_features",
+    "pixel_embedding": "mask_features",
+    "multi_scale_pixel_decoder": "multi_scale",
+}
+"""Values of ``TRANSFORMER_IN_FEATURE`` and the field of ``PixelFeatures`` that each one names."""
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
-class MaskFormerHead(nn.Module):
-    """The mask-classification head (paper, section 3.3)."""
+class DecoderPair(nn.Module):
+    """A pixel decoder and a transformer decoder, whose name ``predictor`` is the published one."""
 
-    pixel_decoder: Any  # a module with forward_features()
-    mask_classification = True  # predict a class for each query
-
-    @configurable
     def __init__(
-        self, *, pixel_decoder: nn.Module, predictor: nn.Module, transformer_in_feature: str
+        self,
+        *,
+        pixel_decoder: PixelDecoder,
+        predictor: TransformerDecoder,
+        transformer_in_feature: str,
     ) -> None:
         """
         Args:
-            pixel_decoder: see :func:`~mask_former.modeling.pixel_decoder.build_pixel_decoder`.
+            pixel_decoder: see :class:`~mask_former.modeling.pixel_decoder.PixelDecoder`.
             predictor: see
-                :func:`~mask_former.modeling.transformer_decoder.maskformer.build_predictor`.
-            transformer_in_feature: the map that the queries look at: a backbone map's name,
-                ``transformer_encoder`` or ``pixel_embedding``.
+                :class:`~mask_former.modeling.transformer_decoder.base.TransformerDecoder`.
+            transformer_in_feature: what the queries attend to: the name of a backbone map,
+                ``transformer_encoder``, ``pixel_embedding`` or ``multi_scale_pixel_decoder``.
         """
         super().__init__()
         self.pixel_decoder = pixel_decoder
@@ -42,51 +48,103 @@ class MaskFormerHead(nn.Module):
         self.transformer_in_feature = transformer_in_feature
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    def parts_of(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], mask_classification: bool = True
+    ) -> dict[str, Any]:
+        """Build the arguments of the constructor from a config.
+
+        Raises:
+            KeyError: if ``TRANSFORMER_IN_FEATURE`` names a map that does not exist.
+            ValueError: if it names a map that the pixel decoder does not make, or the decoder does
+                not have ``MASK_DIM`` channels.
+        """
+        decoder = build_pixel_decoder(cfg, input_shape)
+        shapes = decoder.output_shape()
+        _check_mask_dim(cfg, decoder, shapes["mask_features"].channels)
         in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        channels = {
-            **{name: shape.channels for name, shape in input_shape.items()},
-            "transformer_encoder": cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
-            "pixel_embedding": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
-        }
-        if in_feature not in channels:
+        maps = {**input_shape, **{k: shapes.get(v) for k, v in _OF_THE_PIXEL_DECODER.items()}}
+        if in_feature not in maps:
             raise KeyError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}; this model has "
-                f"{sorted(channels)}."
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}; expected one of "
+                f"{sorted(maps)}."
             )
+        attended = maps[in_feature]
+        if attended is None:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}, a map that the pixel "
+                f"decoder {type(decoder).__name__} does not make. "
+                "'TransformerEncoderPixelDecoder' makes 'transformer_encoder'; every model has "
+                "'res5'."
+            )
+        channels = attended.channels
         return {
-            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
-            "predictor": build_predictor(cfg, channels[in_feature], cls.mask_classification),
+            "pixel_decoder": decoder,
+            "predictor": build_transformer_decoder(cfg, channels, mask_classification),
             "transformer_in_feature": in_feature,
         }
 
-    def forward(self, features: dict[str, Tensor]) -> Outputs:
-        """Backbone maps by name to the predicted set."""
-        return self.predict(features)
-
-    def predict(self, features: dict[str, Tensor]) -> Outputs:
-        """The same, for heads that make something else of the set."""
-        mask_features, encoded = self.pixel_decoder.forward_features(features)
-        return self.predictor(self.feature_map(features, mask_features, encoded), mask_features)
-
-    def feature_map(
-        self, features: dict[str, Tensor], mask_features: Tensor, encoded: Tensor | None
-    ) -> Tensor:
-        """The map that the queries look at, of those that there are.
+    def decoder_inputs(
+        self, features: dict[str, Tensor]
+    ) -> tuple[PixelFeatures, tuple[Tensor, ...]]:
+        """Run the pixel decoder and choose the maps that the queries attend to.
 
         Args:
-            features: backbone maps by name.
-            mask_features, encoded: what the pixel decoder gives.
-
-        Raises:
-            ValueError: if it is the encoder's, and the pixel decoder has none.
+            features: B×C_i×h_i×w_i by name, the maps of the backbone.
         """
-        maps = {**features, "transformer_encoder": encoded, "pixel_embedding": mask_features}
-        feature_map = maps[self.transformer_in_feature]
-        if feature_map is None:
-            raise ValueError(
-                "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is 'transformer_encoder', but the pixel "
-                f"decoder {type(self.pixel_decoder).__name__} has no encoder: use "
-                "'TransformerEncoderPixelDecoder', or 'res5'."
-            )
-        return feature_map
+        pixels = PixelFeatures(*self.pixel_decoder.forward_features(features))
+        field = _OF_THE_PIXEL_DECODER.get(self.transformer_in_feature)
+        maps = getattr(pixels, field) if field else features[self.transformer_in_feature]
+        return pixels, maps if isinstance(maps, tuple) else (maps,)
+
+    def predict_masks(self, features: dict[str, Tensor]) -> Outputs:
+        """Predict a set of masks from the maps of the backbone, B×C_i×h_i×w_i by name."""
+        pixels, maps = self.decoder_inputs(features)
+        return self.predictor(maps, pixels.mask_features)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class MaskFormerHead(DecoderPair):
+    """The mask-classification head (paper, section 3.3)."""
+
+    @configurable
+    def __init__(self, *, num_classes: int, **decoders: Any) -> None:
+        """
+        Args:
+            num_classes: K, without "no object".
+            decoders: see :class:`DecoderPair`.
+        """
+        super().__init__(**decoders)
+        self.num_classes = num_classes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts = cls.parts_of(cfg, input_shape)
+        return {"num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, **parts}
+
+    def forward(self, features: dict[str, Tensor]) -> Outputs:
+        """Predict a set of masks from the maps of the backbone, B×C_i×h_i×w_i by name."""
+        return self.predict_masks(features)
+
+    def inner_outputs(self, features: dict[str, Tensor]) -> tuple[PixelFeatures, list[Prediction]]:
+        """Return the maps of the pixel decoder and the predictions of all decoder layers."""
+        pixels, maps = self.decoder_inputs(features)
+        return pixels, self.predictor.decode(maps, pixels.mask_features, all_layers=True)
+
+    def parameter_rows(self) -> ParameterRows:
+        """Name the parameters with one row for each class or query, relative to the head."""
+        return prefixed("predictor.", self.predictor.parameter_rows())
+
+
+def prefixed(prefix: str, rows: ParameterRows) -> ParameterRows:
+    """Put a prefix before all names."""
+    classes = {prefix + name: more for name, more in rows.classes.items()}
+    return ParameterRows(classes, tuple(prefix + name for name in rows.queries))
+
+
+def _check_mask_dim(cfg: CfgNode, decoder: PixelDecoder, found: int) -> None:
+    expected = cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
+    if found != expected:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.MASK_DIM is {expected}, but the mask features of "
+            f"{type(decoder).__name__} have {found} channels: set the key to {found}."
+        )

@@ -9,14 +9,18 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
+
+from mask_former.structures import PixelFeatures
+
+from .base import PixelDecoder
 
 __all__ = ["BasePixelDecoder"]
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class BasePixelDecoder(nn.Module):
-    """From the coarsest map to the finest, each enlarged and added to the next.
+class BasePixelDecoder(PixelDecoder):
+    """Upsample each map, from the coarsest to the finest, and add it to the next one.
 
     ``layer_n … layer_1`` and ``adapter_{n-1} … adapter_1`` count from the finest level, 1, as in
     the published weights.
@@ -30,14 +34,16 @@ class BasePixelDecoder(nn.Module):
         Args:
             input_shape: channels and strides of the backbone maps, by name.
             conv_dim: channels of the pyramid.
-            mask_dim: channels of the result.
-            norm: detectron2's name of a norm; "" for none, and then convolutions have a bias.
+            mask_dim: channels of the per-pixel embeddings.
+            norm: detectron2's name of a norm; "" for none: then convolutions have a bias.
         """
         super().__init__()
         finest_first = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.in_features = finest_first
         self.norm = norm
         self.levels = len(finest_first)
+        self.strides = [input_shape[name].stride for name in finest_first]
+        self.conv_dim, self.mask_dim = conv_dim, mask_dim
         for level, name in enumerate(finest_first, start=1):
             channels = input_shape[name].channels
             if level == self.levels:
@@ -77,24 +83,27 @@ class BasePixelDecoder(nn.Module):
         weight_init.c2_xavier_fill(conv)
         return conv
 
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"mask_features": ShapeSpec(channels=self.mask_dim, stride=self.strides[0])}
+
     def encode(self, coarsest: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The coarsest map as ``layer_n`` takes it, and what the predictor may look at."""
+        """Return the coarsest map as ``layer_n`` takes it, and the encoder's map or None."""
         return coarsest, None
 
-    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The per-pixel embeddings.
+    def forward_features(self, features: dict[str, Tensor]) -> PixelFeatures:
+        """Compute the per-pixel embeddings.
 
         Args:
             features: B×C_i×h_i×w_i by name.
 
         Returns:
-            B×mask_dim×H/4×W/4 (the finest level's grid), and the encoded coarsest map
-            B×conv_dim×h_n×w_n where there is an encoder, else None.
+            Mask features B×mask_dim×H/4×W/4 (the grid of the finest level); with an encoder, its
+            map B×conv_dim×h_n×w_n.
         """
         coarsest, encoded = self.encode(features[self.in_features[-1]])
         pyramid = self.get_submodule(f"layer_{self.levels}")(coarsest)
         for level in range(self.levels - 1, 0, -1):
             lateral = self.get_submodule(f"adapter_{level}")(features[self.in_features[level - 1]])
-            enlarged = F.interpolate(pyramid, size=lateral.shape[-2:], mode="nearest")
-            pyramid = self.get_submodule(f"layer_{level}")(lateral + enlarged)
-        return self.mask_features(pyramid), encoded
+            upsampled = F.interpolate(pyramid, size=lateral.shape[-2:], mode="nearest")
+            pyramid = self.get_submodule(f"layer_{level}")(lateral + upsampled)
+        return PixelFeatures(self.mask_features(pyramid), encoded)

@@ -19,7 +19,7 @@ __all__ = ["TransformerEncoderPixelDecoder"]
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class TransformerEncoderPixelDecoder(BasePixelDecoder):
-    """``input_proj``, encoder layers, then the pyramid; the predictor may see the encoder's map."""
+    """``input_proj``, encoder layers, then the pyramid."""
 
     @configurable
     def __init__(
@@ -35,7 +35,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         dropout: float,
         pre_norm: bool,
     ) -> None:
-        """Args: as for the base, and the encoder's; its width is ``conv_dim``."""
+        """Take the arguments of the pyramid, and the encoder's, which is ``conv_dim`` wide."""
         coarsest = max(input_shape, key=lambda name: input_shape[name].stride)
         projected = ShapeSpec(channels=conv_dim, stride=input_shape[coarsest].stride)
         super().__init__(
@@ -63,6 +63,10 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
             "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
             "pre_norm": cfg.MODEL.MASK_FORMER.PRE_NORM,
         }
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        encoder = ShapeSpec(channels=self.conv_dim, stride=self.strides[-1])
+        return {**super().output_shape(), "encoder_features": encoder}
 
     def encode(self, coarsest: Tensor) -> tuple[Tensor, Tensor]:
         encoded = self.transformer.encode(self.input_proj(coarsest))

@@ -11,26 +11,16 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from mask_former.layers import MLP, Transformer
-from mask_former.registries import PREDICTOR_REGISTRY, lookup
-from mask_former.structures import Outputs, Prediction
+from mask_former.registries import TRANSFORMER_DECODER_REGISTRY
+from mask_former.structures import Prediction
 
-__all__ = ["TransformerPredictor", "build_predictor"]
+from .base import TransformerDecoder
 
-
-def build_predictor(cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> nn.Module:
-    """The predictor that ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` names.
-
-    Its contract: ``forward(feature_map, mask_features) -> Outputs``. A predictor that also has
-    ``query_states(feature_map) -> L×B×Q×C`` and ``predict(states, mask_features) -> [Prediction]``
-    shows every layer to :func:`~mask_former.modeling.inner_outputs.inner_outputs`.
-    """
-    key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
-    predictor = lookup(PREDICTOR_REGISTRY, cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME, key)
-    return predictor(cfg, in_channels, mask_classification)
+__all__ = ["TransformerPredictor"]
 
 
-@PREDICTOR_REGISTRY.register()
-class TransformerPredictor(nn.Module):
+@TRANSFORMER_DECODER_REGISTRY.register()
+class TransformerPredictor(TransformerDecoder):
     """DETR's decoder, a linear class layer, and an MLP that turns each query into a mask kernel."""
 
     @configurable
@@ -54,13 +44,13 @@ class TransformerPredictor(nn.Module):
     ) -> None:
         """
         Args:
-            in_channels: width of the map that the queries look at.
-            mask_classification: predict a class for each query; without it only masks.
+            in_channels: channels of the map that the queries attend to.
+            mask_classification: predict a class for each query; otherwise masks alone.
             num_classes: K, without "no object".
             hidden_dim: width of the transformer.
             deep_supervision: in training, predict from every decoder layer.
             mask_dim: channels of the per-pixel embeddings.
-            enforce_input_proj: project the map even where it has ``hidden_dim`` channels.
+            enforce_input_proj: project the map even if it has ``hidden_dim`` channels.
         """
         super().__init__()
         self.transformer = Transformer(
@@ -103,32 +93,17 @@ class TransformerPredictor(nn.Module):
             "enforce_input_proj": mask_former.ENFORCE_INPUT_PROJ,
         }
 
-    def forward(self, feature_map: Tensor, mask_features: Tensor) -> Outputs:
-        """Predict a set of masks.
-
-        Args:
-            feature_map: B×in_channels×h_n×w_n, what the queries look at.
-            mask_features: B×mask_dim×h×w, per-pixel embeddings.
-
-        Returns:
-            The last layer's prediction; ``aux_outputs`` holds the earlier layers' in training
-            with deep supervision and is empty otherwise. Without mask classification there are
-            no ``pred_logits``.
-        """
-        states = self.query_states(feature_map)
-        if not (self.training and self.deep_supervision):
+    def decode(
+        self, maps: tuple[Tensor, ...], mask_features: Tensor, *, all_layers: bool
+    ) -> list[Prediction]:
+        """Predict a set of masks; the queries attend to one map, B×in_channels×h_n×w_n."""
+        (feature_map,) = maps
+        # L×B×Q×C: the state of the queries after each layer, normalised
+        states = self.transformer(self.input_proj(feature_map), self.query_embed.weight)
+        if not all_layers:
             states = states[-1:]
-        layers = self.predict(states, mask_features)
-        return cast(Outputs, {**layers[-1], "aux_outputs": layers[:-1]})
-
-    def query_states(self, feature_map: Tensor) -> Tensor:
-        """The normalised state of the queries after each decoder layer: L×B×Q×C."""
-        return self.transformer(self.input_proj(feature_map), self.query_embed.weight)
-
-    def predict(self, states: Tensor, mask_features: Tensor) -> list[Prediction]:
-        """What each layer says, from the queries' states L×B×Q×C."""
         masks = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(states), mask_features)
-        parts = {"pred_masks": masks.unbind()}
+        parts = {"pred_masks": masks.unbind(), "queries": states.unbind()}
         if self.class_embed is not None:
             parts["pred_logits"] = self.class_embed(states).unbind()
         return [

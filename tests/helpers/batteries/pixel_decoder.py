@@ -18,6 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from mask_former.modeling.pixel_decoder import build_pixel_decoder
+from mask_former.structures import PixelFeatures
 
 CONVS_DIM, MASK_DIM = 16, 12
 SHAPES = {
@@ -57,6 +58,12 @@ def build_decoder(
     return decoder
 
 
+def _maps(features: Any) -> list[Tensor]:
+    """All tensors of what ``forward_features`` returns."""
+    parts = [part if isinstance(part, tuple) else (part,) for part in PixelFeatures(*features)]
+    return [value for part in parts for value in part if value is not None]
+
+
 class PixelDecoderBattery:
     """The contract of ``forward_features`` and of the config's keys."""
 
@@ -67,16 +74,25 @@ class PixelDecoderBattery:
         return build_decoder(cfg, self.name, **options)
 
     def test_sizes_follow_the_maps_even_where_they_are_odd(self, cfg):
-        mask_features, encoded = self.build(cfg).forward_features(make_features())
+        mask_features, encoded, *_ = self.build(cfg).forward_features(make_features())
         assert tuple(mask_features.shape) == (2, MASK_DIM, *SIZES["res2"])
         if self.has_encoder:
             assert tuple(encoded.shape) == (2, CONVS_DIM, *SIZES["res5"])
         else:
             assert encoded is None
 
+    def test_the_stated_shapes_are_those_of_the_maps(self, cfg):
+        decoder = self.build(cfg)
+        features, stated = make_features(), decoder.output_shape()
+        maps = PixelFeatures(*decoder.forward_features(features))._asdict()
+        assert set(stated) == {k for k, value in maps.items() if value is not None and len(value)}
+        for name, shape in stated.items():
+            of_name = maps[name] if isinstance(maps[name], tuple) else [maps[name]]
+            assert {value.shape[1] for value in of_name} == {shape.channels}
+
     def test_the_finest_of_the_chosen_maps_gives_the_size(self, cfg):
         decoder = self.build(cfg, IN_FEATURES=["res3", "res5"])
-        mask_features, _ = decoder.forward_features(make_features())
+        mask_features, *_ = decoder.forward_features(make_features())
         assert tuple(mask_features.shape) == (2, MASK_DIM, *SIZES["res3"])
 
     @pytest.mark.parametrize("norm", ["", "LN", "BN"])
@@ -93,13 +109,13 @@ class PixelDecoderBattery:
         features = make_features()
         expected = decoder.forward_features(features)
         found = other.forward_features(dict(reversed(features.items())))
-        for one, two in zip(found, expected, strict=True):
-            assert one is two is None or torch.equal(one, two)
+        for one, two in zip(_maps(found), _maps(expected), strict=True):
+            assert torch.equal(one, two)
 
     def test_every_map_and_every_parameter_has_a_part_in_the_result(self, cfg):
         decoder = self.build(cfg).train()
         features = {name: value.requires_grad_() for name, value in make_features().items()}
-        mask_features, _ = decoder.forward_features(features)
+        mask_features, *_ = decoder.forward_features(features)
         (mask_features * torch.randn_like(mask_features)).sum().backward()
         tensors = {**features, **dict(decoder.named_parameters())}
         unused = [k for k, v in tensors.items() if v.grad is None or not v.grad.abs().sum() > 0]

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_sem_seg_head
 
+from mask_former.modeling.pixel_decoder.fpn import BasePixelDecoder
 from tests.helpers.batteries.pixel_decoder import CONVS_DIM, MASK_DIM, SHAPES, SIZES, make_features
 
 
@@ -41,13 +43,13 @@ def test_the_predictor_gets_the_map_that_the_config_names(small, in_feature, dec
     head.predictor.register_forward_pre_hook(lambda _, args: given.extend(args))
     features = make_features()
     outputs = head(features)
-    mask_features, encoded = head.pixel_decoder.forward_features(features)
+    mask_features, encoded, _ = head.pixel_decoder.forward_features(features)
     maps = {**features, "transformer_encoder": encoded, "pixel_embedding": mask_features}
-    feature_map, embeddings = given
+    (feature_map,), embeddings = given
     torch.testing.assert_close(feature_map, maps[in_feature])
     torch.testing.assert_close(embeddings, mask_features)
     assert feature_map.shape[1] == channels == head.predictor.input_proj.in_channels
-    assert set(outputs) == {"pred_logits", "pred_masks", "aux_outputs"}
+    assert set(outputs) == {"pred_logits", "pred_masks", "queries", "aux_outputs"}
     assert tuple(outputs["pred_logits"].shape) == (2, 4, 6)
     assert tuple(outputs["pred_masks"].shape) == (2, 4, *SIZES["res2"])
     assert outputs["aux_outputs"] == []
@@ -63,8 +65,30 @@ def test_an_unknown_map_is_told_what_there_is(small):
 
 
 def test_asking_a_decoder_without_an_encoder_for_its_map_names_the_fix(small):
-    head = build(small, "transformer_encoder")
     with pytest.raises(ValueError) as error:
-        head(make_features())
+        build(small, "transformer_encoder")
     for part in ("TRANSFORMER_IN_FEATURE", "BasePixelDecoder", "TransformerEncoderPixelDecoder"):
         assert part in str(error.value)
+
+
+def test_a_two_tuple_of_a_pixel_decoder_is_taken(small, monkeypatch):
+    head = build(small, "res5").eval()
+    mask_features = head.pixel_decoder.forward_features(make_features()).mask_features
+    monkeypatch.setattr(head.pixel_decoder, "forward_features", lambda _: (mask_features, None))
+    pixels, _ = head.decoder_inputs(make_features())
+    assert pixels == (mask_features, None, ())
+
+
+def test_a_pixel_decoder_of_another_width_than_the_config_names_the_key(small, monkeypatch):
+    shape = {"mask_features": ShapeSpec(channels=MASK_DIM + 1, stride=4)}
+    monkeypatch.setattr(BasePixelDecoder, "output_shape", lambda _: shape)
+    with pytest.raises(ValueError, match=rf"MASK_DIM is {MASK_DIM}, .* have {MASK_DIM + 1} chan"):
+        build(small, "res5")
+
+
+def test_the_head_names_its_rows_of_classes_and_queries(small):
+    head = build(small, "res5")
+    rows, state = head.parameter_rows(), head.state_dict()
+    classes, queries = head.num_classes, small.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+    assert rows.classes and all(len(state[k]) == classes + n for k, n in rows.classes.items())
+    assert rows.queries and all(len(state[name]) == queries for name in rows.queries)

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from mask_former.modeling.transformer_decoder.maskformer import (
-    TransformerPredictor,
-    build_predictor,
+from mask_former.modeling import all_predictions
+from mask_former.modeling.transformer_decoder.base import (
+    TransformerDecoder,
+    build_transformer_decoder,
 )
-from mask_former.registries import PREDICTOR_REGISTRY
+from mask_former.modeling.transformer_decoder.maskformer import TransformerPredictor
+from mask_former.registries import PREDICTOR_REGISTRY, TRANSFORMER_DECODER_REGISTRY
 
 CLASSES, QUERIES, HIDDEN, MASK_DIM, LAYERS = 5, 7, 16, 12, 3
 
@@ -24,13 +26,13 @@ def small(cfg):
 
 def build(cfg, in_channels=HIDDEN, **options):
     torch.manual_seed(0)
-    return build_predictor(cfg, in_channels, **options)
+    return build_transformer_decoder(cfg, in_channels, **options)
 
 
 def inputs(channels=HIDDEN):
     g = torch.Generator().manual_seed(1)
     feature_map = torch.randn(2, channels, 3, 5, generator=g)
-    return feature_map, torch.randn(2, MASK_DIM, 12, 20, generator=g)
+    return (feature_map,), torch.randn(2, MASK_DIM, 12, 20, generator=g)
 
 
 def assert_shapes(prediction):
@@ -71,8 +73,8 @@ def test_deep_supervision_does_not_change_the_last_layer(small):
 
 def test_a_mask_is_the_sum_over_channels_of_kernel_times_embedding(small):
     predictor = build(small).eval()
-    feature_map, mask_features = inputs()
-    outputs = predictor(feature_map, mask_features)
+    (feature_map,), mask_features = inputs()
+    outputs = predictor((feature_map,), mask_features)
     states = predictor.transformer(feature_map, predictor.query_embed.weight)[-1]
     hidden, last = states, predictor.mask_embed.layers[2]
     for linear in predictor.mask_embed.layers[:2]:
@@ -146,9 +148,38 @@ def test_every_parameter_gets_a_gradient(small):
     assert without == set()
 
 
-def test_a_predictor_of_ones_own_is_found_by_name(small):
-    @PREDICTOR_REGISTRY.register()
-    class _Constant(nn.Module):
+def test_all_predictions_gives_in_evaluation_what_training_supervises(small):
+    predictor = build(small).eval()
+    model = nn.Sequential(predictor)
+    with all_predictions(model):
+        outputs = predictor(*inputs())
+        assert not predictor.training
+    trained = predictor.train()(*inputs())
+    assert len(outputs["aux_outputs"]) == LAYERS - 1
+    for found, expected in zip(
+        [outputs, *outputs["aux_outputs"]], [trained, *trained["aux_outputs"]], strict=True
+    ):
+        torch.testing.assert_close(found["pred_masks"], expected["pred_masks"])
+    assert predictor.eval()(*inputs())["aux_outputs"] == []
+
+
+def test_decode_says_explicitly_whether_all_layers_predict(small):
+    predictor = build(small).eval()
+    every = predictor.decode(*inputs(), all_layers=True)
+    (last,) = predictor.decode(*inputs(), all_layers=False)
+    assert len(every) == LAYERS
+    torch.testing.assert_close(last["pred_masks"], every[-1]["pred_masks"])
+    torch.testing.assert_close(predictor.class_embed(last["queries"]), last["pred_logits"])
+
+
+def test_the_published_name_of_the_registry_is_the_same_registry():
+    assert PREDICTOR_REGISTRY is TRANSFORMER_DECODER_REGISTRY
+
+
+@pytest.mark.parametrize("base, message", [(TransformerDecoder, None), (nn.Module, "not a trans")])
+def test_a_decoder_of_ones_own_is_found_by_name_and_keeps_the_contract(small, base, message):
+    @TRANSFORMER_DECODER_REGISTRY.register()
+    class _Constant(base):
         def __init__(self, cfg, in_channels, mask_classification):
             super().__init__()
             self.arguments = (cfg, in_channels, mask_classification)
@@ -156,11 +187,13 @@ def test_a_predictor_of_ones_own_is_found_by_name(small):
     try:
         assert isinstance(build(small), TransformerPredictor)
         small.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "_Constant"
-        predictor = build(small, 9)
-        assert isinstance(predictor, _Constant)
-        assert predictor.arguments == (small, 9, True)
+        if message:
+            with pytest.raises(TypeError, match=message):
+                build(small, 9)
+        else:
+            assert build(small, 9).arguments == (small, 9, True)
     finally:
-        PREDICTOR_REGISTRY._obj_map.pop("_Constant")
+        TRANSFORMER_DECODER_REGISTRY._obj_map.pop("_Constant")
 
 
 def test_an_unknown_predictor_is_told_what_there_is(small):

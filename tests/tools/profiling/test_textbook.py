@@ -97,7 +97,7 @@ def test_every_layer_predicts_in_inference(build):
     ours, plain = (model.eval() for model in build("MODEL.MASK_FORMER.DEC_LAYERS", "2"))
     with torch.no_grad():
         layers = [
-            len(layer_predictions(m._network(torch.zeros(1, 3, 64, 64)))) for m in (ours, plain)
+            len(layer_predictions(m.network(torch.zeros(1, 3, 64, 64)))) for m in (ours, plain)
         ]
     assert layers == [1, 2]
     assert not any(module.training for module in plain.sem_seg_head.predictor.children())

@@ -1,0 +1,76 @@
+"""The contract of transformer decoders."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from mask_former.registries import TRANSFORMER_DECODER_REGISTRY, lookup
+from mask_former.structures import Outputs, ParameterRows, Prediction
+
+from ..deep_supervision import DeeplySupervised
+
+__all__ = ["TransformerDecoder", "build_transformer_decoder"]
+
+
+class TransformerDecoder(DeeplySupervised):
+    """Turns maps and per-pixel embeddings into a set of masks with one class each."""
+
+    CLASS_PARAMETERS: ClassVar[tuple[str, ...]] = ("class_embed.weight", "class_embed.bias")
+    """Names of parameters with one row for each class, then one for "no object"."""
+    QUERY_PARAMETERS: ClassVar[tuple[str, ...]] = ("query_embed.weight",)
+    """Names of parameters with one row for each query."""
+
+    def decode(
+        self, maps: tuple[Tensor, ...], mask_features: Tensor, *, all_layers: bool
+    ) -> list[Prediction]:
+        """Predict a set of masks.
+
+        Args:
+            maps: the maps that ``MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE`` names, coarse to fine,
+                B×C×h_i×w_i each; the queries attend to them.
+            mask_features: B×MASK_DIM×h×w, per-pixel embeddings.
+            all_layers: predict from every layer, not only from the last.
+
+        Returns:
+            Predictions, first layer to last. Without mask classification they have no
+            ``pred_logits``.
+        """
+        raise NotImplementedError
+
+    def forward(self, maps: tuple[Tensor, ...], mask_features: Tensor) -> Outputs:
+        """Predict as :meth:`decode` does; from every layer if that is supervised."""
+        *earlier, last = self.decode(maps, mask_features, all_layers=self.predicts_all)
+        return cast(Outputs, {**last, "aux_outputs": earlier})
+
+    def parameter_rows(self) -> ParameterRows:
+        """Name the parameters with one row for each class or query."""
+        return ParameterRows(dict.fromkeys(self.CLASS_PARAMETERS, 1), self.QUERY_PARAMETERS)
+
+
+def build_transformer_decoder(
+    cfg: CfgNode, in_channels: int, mask_classification: bool = True
+) -> TransformerDecoder:
+    """Build the decoder that ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` names.
+
+    Args:
+        cfg: the config.
+        in_channels: channels of the maps that the queries attend to.
+        mask_classification: predict a class for each query; otherwise masks alone.
+
+    Raises:
+        KeyError: for an unknown name.
+        TypeError: if the registered class is not a :class:`TransformerDecoder`.
+    """
+    key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    entry = lookup(TRANSFORMER_DECODER_REGISTRY, name, key)
+    decoder = entry(cfg, in_channels, mask_classification)
+    if not isinstance(decoder, TransformerDecoder):
+        raise TypeError(
+            f"{key} is {name!r}, which is not a transformer decoder: derive {entry.__name__} from "
+            "mask_former.modeling.transformer_decoder.base.TransformerDecoder and give it decode()."
+        )
+    return decoder
