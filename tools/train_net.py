@@ -25,7 +25,7 @@ from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
 from mask_former.checkpoint.checkpointer import Checkpointer
-from mask_former.cli.arguments import add_plugin_argument
+from mask_former.cli.command import add_plugin_argument
 from mask_former.cli.custom_data import add_arguments, use_own_data
 from mask_former.engine import Trainer
 from mask_former.engine.launch import run, setup

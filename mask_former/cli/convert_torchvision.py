@@ -1,26 +1,28 @@
-#!/usr/bin/env python3
-"""Make a torchvision ResNet's weights a file that MODEL.WEIGHTS takes, for `build_resnet_backbone`.
+"""Convert a torchvision ResNet's weights into a file for MODEL.WEIGHTS and `build_resnet_backbone`.
 
 python tools/convert_torchvision_to_d2.py --checkpoint resnet101-63fe2227.pth --output R-101.pkl
 python tools/convert_torchvision_to_d2.py --model resnet50 --output R-50.safetensors
 
---model takes the file that torchvision has downloaded before. ResNet, ResNeXt and Wide ResNet are
-converted; the classifier is left out.
+--model takes the file that torchvision has already downloaded. ResNet, ResNeXt and Wide ResNet are
+converted, without their classifier.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from conversion import convert_file
 from torch import Tensor
+
+from .backbone_conversion import add_output_argument, convert_file
+from .command import exit_code, make_parser
+
+__all__ = ["ConvertTorchvisionArguments", "main", "parse"]
 
 RENAMES = (
     (r"^conv1\.", "stem.conv1."),
@@ -31,7 +33,7 @@ RENAMES = (
     # detectron2 counts stages from the stem, which is its first.
     *((rf"^layer{stage}\.", f"res{stage + 1}.") for stage in (1, 2, 3, 4)),
 )
-"""torchvision's names to detectron2's; applied one after the other."""
+"""Patterns of torchvision's names with detectron2's, applied in this order."""
 
 DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
     ("basic", (2, 2, 2, 2)): 18,
@@ -40,15 +42,15 @@ DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
     ("bottleneck", (3, 4, 23, 3)): 101,
     ("bottleneck", (3, 8, 36, 3)): 152,
 }
-"""Kind of block and blocks a stage, to ``MODEL.RESNETS.DEPTH``."""
+"""``MODEL.RESNETS.DEPTH`` by the kind of block and the number of blocks in each stage."""
 
 
 def find_checkpoint(model: str) -> Path:
-    """The file of torchvision's weights of a model in torch's cache.
+    """Find the file of torchvision's weights of a model in torch's cache.
 
     Raises:
         ValueError: if torchvision has no such model.
-        FileNotFoundError: if it was never downloaded.
+        FileNotFoundError: if it has not been downloaded.
     """
     from torchvision.models import get_model_weights
 
@@ -59,20 +61,20 @@ def find_checkpoint(model: str) -> Path:
             return folder / name
     raise FileNotFoundError(
         f"There are no weights of {model} in {folder}: expected {' or '.join(known)}. Download one "
-        "(torchvision.models does so when it makes the model with weights), or name a file with "
+        "(torchvision.models does so when it builds the model with weights), or name a file with "
         "--checkpoint."
     )
 
 
 def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """torchvision's state dict to detectron2's.
+    """Convert torchvision's state dict to detectron2's.
 
     Returns:
-        The weights, ``backbone.…``, without the classifier; the keys of ``MODEL`` that build their
-        backbone.
+        The weights, ``backbone.…``, without the classifier, and the keys of ``MODEL`` that build
+        their backbone.
 
     Raises:
-        ValueError: if it is no ResNet that detectron2 has.
+        ValueError: if it is not a ResNet that detectron2 can build.
     """
     converted = {
         f"backbone.{rename(name)}": value
@@ -82,20 +84,22 @@ def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     foreign = [name for name in converted if not re.match(r"backbone\.(stem|res[2-5])\.", name)]
     if foreign or "backbone.res2.0.conv2.weight" not in converted:
         found = ", ".join(list(weights)[:3])
-        raise ValueError(f"no ResNet of torchvision (conv1, layer1 … layer4): it has {found}, …")
+        raise ValueError(
+            f"is not a ResNet of torchvision (conv1, layer1 … layer4): it has {found}, …"
+        )
     backbone = {"NAME": "build_resnet_backbone"}
     return converted, {"BACKBONE": backbone, "RESNETS": resnet_settings(converted)}
 
 
 def rename(name: str) -> str:
-    """One of torchvision's names as detectron2 has it."""
+    """Translate one of torchvision's names to detectron2's."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The keys of ``MODEL.RESNETS`` that build the backbone of converted weights.
+    """Return the keys of ``MODEL.RESNETS`` that build the backbone of converted weights.
 
     Raises:
         ValueError: if detectron2 has no such ResNet.
@@ -106,7 +110,9 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     )
     kind = "bottleneck" if "backbone.res2.0.conv3.weight" in weights else "basic"
     if (kind, blocks) not in DEPTHS:
-        raise ValueError(f"a ResNet of {blocks} {kind} blocks in its stages; detectron2 has none")
+        raise ValueError(
+            f"is a ResNet with {blocks} {kind} blocks in its stages, which detectron2 cannot build"
+        )
     width, group_width = weights["backbone.res2.0.conv2.weight"].shape[:2]
     settings: dict[str, Any] = {"DEPTH": DEPTHS[kind, blocks], "STRIDE_IN_1X1": False}
     if kind == "basic":
@@ -116,26 +122,33 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return settings
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@dataclass(frozen=True)
+class ConvertTorchvisionArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    checkpoint: Path | None
+    model: str | None
+    output: Path
+
+
+def parse(argv: Sequence[str] | None) -> ConvertTorchvisionArguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="torchvision's .pth file")
     source.add_argument("--model", help="torchvision's name of a model, such as resnet50")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="a .safetensors, .pth or .pkl file"
-    )
-    args = parser.parse_args(arguments)
-    try:
-        path = args.checkpoint or find_checkpoint(args.model)
-        print(convert_file(path, args.output, convert), end="")
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
+    add_output_argument(parser)
+    return ConvertTorchvisionArguments(**vars(parser.parse_args(argv)))
+
+
+def run(arguments: ConvertTorchvisionArguments) -> int:
+    """Convert the file, print a config for it, and return the exit code."""
+    path = arguments.checkpoint or find_checkpoint(arguments.model or "")
+    print(convert_file(path, arguments.output, convert), end="")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    return exit_code("convert_torchvision_to_d2", lambda: run(arguments))

@@ -1,21 +1,19 @@
-#!/usr/bin/env python3
-"""The panoptic quality of a semantic segmentation: PQ^st of the MaskFormer paper, section 4.
+"""Evaluate the panoptic quality of a semantic segmentation (PQ^st of the MaskFormer paper, 4).
 
 python tools/evaluate_pq_for_semantic_segmentation.py --dataset ade20k_sem_seg_val \\
     --predictions output/inference/sem_seg_predictions.json --json pq.json
 
-Every class is stuff: its pixels in an image are one segment, in the labels as in the prediction.
+Every class is stuff: its pixels in an image are one segment, in the labels and in the prediction.
 --predictions is the file that an evaluation with TEST.SAVE_PREDICTIONS writes, or a folder with one
-PNG of contiguous class ids for each image, of the image's stem.
+PNG of contiguous class ids for each image, named after the image's stem.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +23,42 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-import mask_former  # noqa: F401  (registers the datasets)
 from mask_former.data.formats.readers import read_class_map
 from mask_former.evaluation.build import write_results
 from mask_former.evaluation.panoptic_quality import METRICS, PanopticQuality, match_classes
-from mask_former.utils.errors import message_of
+from mask_former.registries import load_plugin
+
+from .command import add_plugin_argument, exit_code, make_parser
+
+__all__ = ["EvaluatePQArguments", "main", "parse"]
 
 LabelMap = NDArray[np.int64]  # H×W: 0 … K-1, and K where a pixel has no class
 Segment = tuple[int, dict[str, Any]]  # category_id and COCO's run-length encoding
 
 
+@dataclass(frozen=True)
+class EvaluatePQArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    dataset: str
+    predictions: Path
+    json: Path | None
+    plugins: Sequence[str]
+
+
+def parse(argv: Sequence[str] | None) -> EvaluatePQArguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--dataset", required=True, help="a registered semantic dataset")
+    add("--predictions", required=True, type=Path, help="a JSON file or a folder")
+    add("--json", type=Path, help="also write the result of each class to this file")
+    add_plugin_argument(parser)
+    return EvaluatePQArguments(**vars(parser.parse_args(argv)))
+
+
 class Classes(NamedTuple):
-    """What a dataset's metadata says of its K classes."""
+    """The K classes of a dataset, from its metadata."""
 
     names: Sequence[str]
     ignore_label: int
@@ -44,9 +66,10 @@ class Classes(NamedTuple):
 
     @classmethod
     def of(cls, dataset: str) -> Classes:
-        """
+        """Read the metadata of a registered dataset.
+
         Raises:
-            KeyError: if there is no such dataset.
+            KeyError: if the dataset is unknown.
             ValueError: if its metadata does not describe semantic labels.
         """
         if dataset not in DatasetCatalog:
@@ -65,11 +88,16 @@ class Classes(NamedTuple):
 def read_labels(
     path: str | Path, classes: Classes, label_map: Mapping[int, int] | None = None
 ) -> LabelMap:
-    """A file of contiguous class ids, or of pixel values to which `label_map` gives them.
+    """Read a label map, H×W: 0 … K-1, and K where a pixel has no class.
+
+    Args:
+        path: a file of contiguous class ids, or of the pixel values that ``label_map`` maps.
+        classes: the dataset's classes.
+        label_map: contiguous class ids by pixel value.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no label map, or has a label that is neither class nor ignore label.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a label map, or if a label is neither a class nor the ignore label.
     """
     labels = read_class_map(str(path), label_map).astype(np.int64)
     known = len(classes.names)
@@ -85,12 +113,13 @@ def read_labels(
 
 
 def read_segments(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
-    """``sem_seg_predictions.json``, as a function from an image's ``file_name`` to its prediction.
+    """Read ``sem_seg_predictions.json`` into a function from ``file_name`` to prediction.
+
+    The function raises ``KeyError`` for an image without a prediction, and ``ValueError`` for a
+    class that the dataset lacks and for masks that overlap or differ in size.
 
     Raises:
-        ValueError: if the file is none of its kind. The function: for a class that the dataset
-            lacks, or masks that overlap or differ in size.
-        KeyError: the function, for an image without a prediction.
+        ValueError: if the file is not one that detectron2's ``SemSegEvaluator`` writes.
     """
     by_image: dict[str, list[Segment]] = defaultdict(list)
     try:
@@ -99,7 +128,7 @@ def read_segments(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
             by_image[segment["file_name"]].append(content)
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} is no list of segments with `file_name`, `category_id` and `segmentation`, "
+            f"{path} is not a list of segments with `file_name`, `category_id` and `segmentation`, "
             f"as detectron2's SemSegEvaluator writes it: {error!r}"
         ) from error
 
@@ -107,7 +136,8 @@ def read_segments(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
         if file_name not in by_image:
             raise KeyError(
                 f"{path} has no prediction for {file_name}, but {len(by_image)} for others, such "
-                f"as {next(iter(by_image), None)}: it must be of this dataset, at this place."
+                f"as {next(iter(by_image), None)}: it must be made from this dataset, in this "
+                "folder."
             )
         try:
             return _paint(by_image[file_name], classes)
@@ -133,44 +163,44 @@ def _paint(segments: Sequence[Segment], classes: Classes) -> LabelMap:
 
 
 def read_folder(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
-    """A folder of PNGs, as a function from an image's ``file_name`` to its prediction."""
+    """Return a function from an image's ``file_name`` to its prediction in a folder of PNGs."""
     return lambda file_name: read_labels(path / f"{Path(file_name).stem}.png", classes)
 
 
 def pairs(dataset: str, predictions: Path, classes: Classes) -> Iterator[tuple[LabelMap, LabelMap]]:
-    """Labels and prediction of each image of a dataset.
+    """Yield the labels and the prediction of each image of a dataset.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: as reading does, and for sizes that differ.
+        FileNotFoundError, KeyError, ValueError: see the readers; also if the sizes differ.
     """
     read = read_folder if predictions.is_dir() else read_segments
     prediction_of = read(predictions, classes)
     for example in tqdm(DatasetCatalog.get(dataset), unit="image", disable=None):
         if "sem_seg_file_name" not in example:
             raise ValueError(f"{dataset!r}: {example['file_name']} has no `sem_seg_file_name`.")
-        truth = read_labels(example["sem_seg_file_name"], classes, example.get("label_map"))
+        labels = read_labels(example["sem_seg_file_name"], classes, example.get("label_map"))
         prediction = prediction_of(example["file_name"])
-        if truth.shape != prediction.shape:
+        if labels.shape != prediction.shape:
             raise ValueError(
                 f"{example['file_name']}: the prediction is {prediction.shape} (H, W), the labels "
-                f"{example['sem_seg_file_name']} are {truth.shape}; they must have one size."
+                f"{example['sem_seg_file_name']} are {labels.shape}; they must have one size."
             )
-        yield truth, prediction
+        yield labels, prediction
 
 
 def evaluate(images: Iterable[tuple[LabelMap, LabelMap]], names: Sequence[str]) -> dict[str, float]:
-    """Count over pairs of labels and prediction.
+    """Evaluate pairs of labels and prediction.
 
     Returns:
         PQ, SQ and RQ in percent: means over the classes that occur in labels or predictions;
-        ``PQ-…`` and so on of each of them; ``classes``: how many there are.
+        ``PQ-…`` and so on for each of them; ``classes``: their number.
 
     Raises:
         ValueError: if no pixel has a class.
     """
     quality = PanopticQuality(len(names))
-    for truth, prediction in images:
-        quality.add(match_classes(truth, prediction, len(names)))
+    for labels, prediction in images:
+        quality.add(match_classes(labels, prediction, len(names)))
     means, count = quality.mean()
     if not count:
         raise ValueError("There is no labelled pixel in the dataset: nothing to evaluate.")
@@ -184,33 +214,26 @@ def evaluate(images: Iterable[tuple[LabelMap, LabelMap]], names: Sequence[str]) 
 
 
 def table(result: dict[str, float]) -> str:
-    """The means, as a table."""
+    """Format the means as a table."""
     head = "".join(f"{name:>7}" for name in METRICS)
     means = "".join(f"{result[name]:7.2f}" for name in METRICS)
     return f"{head}  classes\n{means}{result['classes']:9.0f}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", required=True, help="a registered semantic dataset")
-    parser.add_argument("--predictions", required=True, type=Path, help="a JSON file or a folder")
-    parser.add_argument("--json", type=Path, help="write the result of each class there, too")
-    args = parser.parse_args(argv)
-    try:
-        classes = Classes.of(args.dataset)
-        images = pairs(args.dataset, args.predictions, classes)
-        result = evaluate(images, classes.names)
-        if args.json is not None:
-            write_results(args.json, {args.dataset: {"semantic_pq": result}})
-    except (KeyError, OSError, ValueError) as error:
-        print(f"{parser.prog}: {message_of(error)}", file=sys.stderr)
-        return 1
+def run(arguments: EvaluatePQArguments) -> int:
+    """Evaluate, print the table, and return the exit code."""
+    for file in arguments.plugins:
+        load_plugin(file)
+    dataset = arguments.dataset
+    classes = Classes.of(dataset)
+    result = evaluate(pairs(dataset, arguments.predictions, classes), classes.names)
+    if arguments.json is not None:
+        write_results(arguments.json, {dataset: {"semantic_pq": result}})
     print(table(result))
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    return exit_code("evaluate_pq_for_semantic_segmentation", lambda: run(arguments))

@@ -1,13 +1,12 @@
-#!/usr/bin/env python3
-"""Make of a trained model graphs that run without this package.
+"""Export a trained model as graphs that run without this package.
 
     python tools/export.py --config-file model_zoo/camvid_semantic.yaml --format onnx --dynamic \\
         --verify --output camvid_onnx
 
-writes two graphs from images (N×3×H×W, 0 … 255, in the config's channel order; normalisation is
-inside): mask_former.onnx to class and mask logits, class_map.onnx to class ids N×H×W; and
-mask_former.json with the classes and the input's size. --verify runs both beside the model.
-docs/export.md says more.
+writes two graphs that take images (N×3×H×W, 0 … 255, in the config's channel order; normalisation
+is inside): mask_former.onnx returns class and mask logits, class_map.onnx class ids N×H×W; and
+mask_former.json with the classes and the size of the input. --verify compares both with the model.
+More in docs/export.md.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,41 +31,56 @@ from mask_former.export import FORMATS, LIMIT, STRIDE, compare, describe, graphs
 from mask_former.export.formats import OPSET, Runner
 from mask_former.export.verification import TOLERANCE, reference
 from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.registries import load_plugin
+
+from .command import add_plugin_argument, exit_code, make_parser
+
+__all__ = ["ExportArguments", "main", "parse"]
 
 LOG = logging.getLogger("export")
 ROUNDS = 5
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--format", choices=FORMATS, default="onnx")
-    parser.add_argument("--output", required=True, type=Path, help="a folder; made if need be")
-    parser.add_argument(
+@dataclass(frozen=True)
+class ExportArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    config_file: str
+    output: Path
+    format: str
+    size: Sequence[int] | None
+    dynamic: bool
+    verify: bool
+    random_weights: bool
+    plugins: Sequence[str]
+    opts: Sequence[str]
+
+
+def parse(argv: Sequence[str] | None) -> ExportArguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--config-file", required=True)
+    add("--format", choices=FORMATS, default="onnx")
+    add("--output", required=True, type=Path, help="a folder, created if needed")
+    add(
         "--size",
         nargs=2,
         type=int,
         metavar=("H", "W"),
         help="pixels, multiples of 32; default: INPUT.MIN_SIZE_TEST, rounded up, and square",
     )
-    parser.add_argument(
-        "--dynamic", action="store_true", help="leave batch and size open; else 1 image of --size"
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="compare with the model, and time both"
-    )
-    parser.add_argument(
-        "--random-weights", action="store_true", help="without MODEL.WEIGHTS, to try an export"
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys: KEY VALUE …")
-    return parser
+    add("--dynamic", action="store_true", help="leave batch and size open; else 1 image of --size")
+    add("--verify", action="store_true", help="compare with the model, and time both")
+    add("--random-weights", action="store_true", help="without MODEL.WEIGHTS, to try an export")
+    add_plugin_argument(parser)
+    add("opts", nargs=argparse.REMAINDER, help="config keys: KEY VALUE …")
+    return ExportArguments(**vars(parser.parse_args(argv)))
 
 
-def prepare_cfg(args: argparse.Namespace) -> CfgNode:
-    """The config, without what a graph does not take along; the log names that."""
-    cfg = load_cfg(args.config_file, args.opts).clone()
+def prepare_cfg(arguments: ExportArguments) -> CfgNode:
+    """Read the config and turn off what a graph cannot contain, with a warning for each."""
+    cfg = load_cfg(arguments.config_file, arguments.opts).clone()
     cfg.defrost()
     left_out = {
         "TEST.SLIDING_WINDOW": cfg.TEST.SLIDING_WINDOW.SIZE > 0,
@@ -74,85 +89,94 @@ def prepare_cfg(args: argparse.Namespace) -> CfgNode:
         "MODEL.COMPILE": cfg.MODEL.COMPILE,
     }
     for name in (name for name, is_on in left_out.items() if is_on):
-        LOG.warning("%s is not exported: the graph is of one plain pass of the network.", name)
+        LOG.warning("%s is not exported: the graph is one plain pass of the network.", name)
     cfg.TEST.SLIDING_WINDOW.SIZE = 0
     cfg.TEST.AUG.ENABLED = cfg.TEST.AMP.ENABLED = cfg.MODEL.COMPILE = False
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
-    if args.random_weights:
+    if arguments.random_weights:
         cfg.MODEL.WEIGHTS = ""
     return cfg
 
 
 def load_model(cfg: CfgNode, random_weights: bool) -> nn.Module:
-    """
+    """Build the model with its trained weights, or with random ones.
+
     Raises:
         OSError, ValueError: see ``load_trained_model``.
     """
     if not random_weights:
         return load_trained_model(cfg)
-    LOG.warning("RANDOM WEIGHTS (--random-weights): what these graphs say means nothing.")
+    LOG.warning("RANDOM WEIGHTS (--random-weights): the outputs of these graphs mean nothing.")
     torch.manual_seed(0)
     return build_model(cfg).eval()
 
 
-def size_of(args: argparse.Namespace, cfg: CfgNode) -> tuple[int, int]:
-    """(H, W) in pixels.
+def size_of(size: Sequence[int] | None, cfg: CfgNode) -> tuple[int, int]:
+    """Return the input size (H, W) in pixels: ``--size``, by default a square of the config.
 
     Raises:
-        ValueError: if ``--size`` is no positive multiple of 32.
+        ValueError: if a side of ``--size`` is not a positive multiple of 32.
     """
     side = -(-cfg.INPUT.MIN_SIZE_TEST // STRIDE) * STRIDE or 512
-    height, width = args.size or (side, side)
+    height, width = size or (side, side)
     if min(height, width) < 2 * STRIDE or height % STRIDE or width % STRIDE:
         raise ValueError(
-            f"--size {height} {width}: sides must be multiples of {STRIDE} from {2 * STRIDE} on; "
-            f"pad the images, such as to {max(-(-height // STRIDE), 2) * STRIDE} × "
+            f"--size {height} {width}: sides must be multiples of {STRIDE}, at least {2 * STRIDE}; "
+            f"pad the images, for example to {max(-(-height // STRIDE), 2) * STRIDE} × "
             f"{max(-(-width // STRIDE), 2) * STRIDE}."
         )
     return height, width
 
 
 def make_images(model: Any, batch: int, size: tuple[int, int]) -> Tensor:
-    """Noise that is as coarse as pictures are, the same each time."""
+    """Make noise as coarse as photographs, B×3×H×W in 0 … 255, the same in each call."""
     generator = torch.Generator().manual_seed(batch)
     noise = torch.rand(batch, 3, size[0] // 16, size[1] // 16, generator=generator)
     image = nn.functional.interpolate(noise, size=size, mode="bilinear") * 255
     return image.to(model.pixel_mean.device)
 
 
-def write(args: argparse.Namespace, cfg: CfgNode, model: Any, size: tuple[int, int]) -> list[Path]:
-    """Write the graphs and their description. Returns the graphs' paths."""
-    format_, paths = FORMATS[args.format], []
+def write(
+    arguments: ExportArguments, cfg: CfgNode, model: Any, size: tuple[int, int]
+) -> list[Path]:
+    """Write the graphs and their description, and return the paths of the graphs."""
+    output, dynamic = arguments.output, arguments.dynamic
+    format_, paths = FORMATS[arguments.format], []
     graphs = graphs_of(model)
-    args.output.mkdir(parents=True, exist_ok=True)
-    # two images, for a batch of one could not be told from a fixed one
-    example = make_images(model, 2 if args.dynamic else 1, size)
+    output.mkdir(parents=True, exist_ok=True)
+    # Two images, because tracing cannot distinguish a batch of one from a fixed batch size.
+    example = make_images(model, 2 if dynamic else 1, size)
     with tqdm(total=len(graphs), desc="exporting", unit="graph") as progress:
         for name, graph in graphs.items():
             progress.set_postfix_str(name)
-            paths.append(args.output / (name + format_.suffix))
-            format_.write(graph, example, paths[-1], args.dynamic)
+            paths.append(output / (name + format_.suffix))
+            format_.write(graph, example, paths[-1], dynamic)
             progress.update()
-    open_size = args.dynamic or args.format == "torchscript"
-    description = describe(cfg, graphs, format_name=args.format, size=None if open_size else size)
+    open_size = dynamic or arguments.format == "torchscript"
+    description = describe(
+        cfg, graphs, format_name=arguments.format, size=None if open_size else size
+    )
     text = json.dumps(description, indent=2, ensure_ascii=False)
-    (args.output / "mask_former.json").write_text(text + "\n", encoding="utf-8")
+    (output / "mask_former.json").write_text(text + "\n", encoding="utf-8")
     return paths
 
 
 def shapes_to_check(size: tuple[int, int], dynamic: bool) -> list[tuple[int, tuple[int, int]]]:
-    """Two batch sizes and two sizes where they are open, else what the graph is of."""
+    """Return the batch and image sizes to verify: two if they are open, else the fixed one."""
     if not dynamic:
         return [(1, size)]
     other = (min(size[0] + STRIDE, LIMIT * STRIDE), max(size[1] - 2 * STRIDE, 2 * STRIDE))
     return [(1, size), (2, other)]
 
 
-def verify(args: argparse.Namespace, model: Any, paths: list[Path], size: tuple[int, int]) -> bool:
-    """Print how close the graphs are to the model, and how fast. Returns whether all agree."""
-    shapes = shapes_to_check(size, args.dynamic)
+def verify(
+    arguments: ExportArguments, model: Any, paths: list[Path], size: tuple[int, int]
+) -> bool:
+    """Print how close the graphs are to the model, and how fast; return whether all agree."""
+    shapes = shapes_to_check(size, arguments.dynamic)
+    format_ = FORMATS[arguments.format]
     runners: dict[str, tuple[Runner, Runner]] = {
-        path.stem: (reference(model, path.stem), FORMATS[args.format].read(path)) for path in paths
+        path.stem: (reference(model, path.stem), format_.read(path)) for path in paths
     }
     good, rows, times = True, [], []
     total = len(runners) * (len(shapes) + ROUNDS + 1)
@@ -163,7 +187,7 @@ def verify(args: argparse.Namespace, model: Any, paths: list[Path], size: tuple[
                 good = good and parity.holds
                 rows.append(
                     f"{name:12} {batch:5} {one[0]:5}×{one[1]:<5} {parity.difference:11.1e} "
-                    f"{'ok' if parity.holds else 'NOT THE SAME'}"
+                    f"{'ok' if parity.holds else 'DIFFERENT'}"
                 )
                 progress.update()
             image = make_images(model, 1, size)
@@ -175,34 +199,32 @@ def verify(args: argparse.Namespace, model: Any, paths: list[Path], size: tuple[
     print("\nParity with the model (logits: largest difference; class map: share of pixels that")
     print(f"differ; at most {TOLERANCE:g}):\n{'graph':12} batch        size  difference")
     print(*rows, sep="\n")
-    print(f"\nLatency in ms (median of {ROUNDS}, in turns, {torch.get_num_threads()} threads):")
+    print(f"\nLatency in ms (median of {ROUNDS}, interleaved, {torch.get_num_threads()} threads):")
     print(f"{'graph':12} batch        size    model exported    ratio", *times, sep="\n")
     return good
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    args = make_parser().parse_args(argv)
-    logging.basicConfig(format="export: %(message)s", stream=sys.stderr)
-    try:
-        FORMATS[args.format].check_packages()
-        cfg = prepare_cfg(args)
-        size = size_of(args, cfg)
-        model = load_model(cfg, args.random_weights)
-        paths = write(args, cfg, model, size)
-        for path in paths:
-            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-        opset = f", opset {OPSET}" if args.format == "onnx" else ""
-        print(f"{args.format}{opset}, torch {torch.__version__}")
-        if args.verify and not verify(args, model, paths, size):
-            print("export: the graphs do not say what the model says; see above", file=sys.stderr)
-            return 1
-    except (ImportError, KeyError, OSError, ValueError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"export: {text}", file=sys.stderr)
+def run(arguments: ExportArguments) -> int:
+    """Export the model, print the files and what --verify finds, and return the exit code."""
+    for file in arguments.plugins:
+        load_plugin(file)
+    FORMATS[arguments.format].check_packages()
+    cfg = prepare_cfg(arguments)
+    size = size_of(arguments.size, cfg)
+    model = load_model(cfg, arguments.random_weights)
+    paths = write(arguments, cfg, model, size)
+    for path in paths:
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    opset = f", opset {OPSET}" if arguments.format == "onnx" else ""
+    print(f"{arguments.format}{opset}, torch {torch.__version__}")
+    if arguments.verify and not verify(arguments, model, paths, size):
+        print("export: the graphs differ from the model; see above", file=sys.stderr)
         return 1
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    logging.basicConfig(format="export: %(message)s", stream=sys.stderr)
+    return exit_code("export", lambda: run(arguments))

@@ -1,18 +1,16 @@
-#!/usr/bin/env python3
-"""Make of a training checkpoint the file to give away: halved weights, and what inference needs.
+"""Turn a training checkpoint into a file to publish: half-precision weights, ready for inference.
 
     python tools/publish_weights.py output/camvid_semantic/model_final.pth weights.safetensors
 
-MaskFormerPredictor.from_pretrained takes the result as it is, every tool as MODEL.WEIGHTS; the
-model still computes in fp32. What inference needs (class names and colours, input size, …) is taken
-from the checkpoint; --config-file takes it from a config instead, as for an older checkpoint.
+MaskFormerPredictor.from_pretrained and MODEL.WEIGHTS of every command accept the result; the model
+still computes in fp32. The config and the classes (names, colours) are copied from the checkpoint,
+or made from --config-file, which older checkpoints need.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import torch
 
 from mask_former.checkpoint.inference_data import inference_data, read_inference_data
 from mask_former.config.loading import load_cfg
-from mask_former.utils.errors import message_of
+from mask_former.registries import load_plugin
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
@@ -30,12 +28,41 @@ from mask_former.utils.weight_files import (
     write_weights,
 )
 
+from .command import add_plugin_argument, exit_code, make_parser
+
+__all__ = ["PublishArguments", "main", "parse"]
+
+
+@dataclass(frozen=True)
+class PublishArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    checkpoint: Path
+    output: Path
+    keep_precision: bool
+    ema: bool
+    config_file: Path | None
+    plugins: Sequence[str]
+
+
+def parse(argv: Sequence[str] | None) -> PublishArguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("checkpoint", type=Path)
+    add("output", type=Path, help="a .safetensors file")
+    add("--keep-precision", action="store_true", help="do not convert to half precision")
+    add("--ema", action="store_true", help="take the averaged weights (MODEL.EMA) instead")
+    add("--config-file", type=Path, help="the config that it was trained with")
+    add_plugin_argument(parser)
+    return PublishArguments(**vars(parser.parse_args(argv)))
+
 
 def half(name: str, value: torch.Tensor) -> torch.Tensor:
-    """A float tensor in half precision; others as they are.
+    """Convert a float tensor to half precision; leave other tensors as they are.
 
     Raises:
-        ValueError: if a value does not fit half precision.
+        ValueError: if half precision cannot represent a value.
     """
     if not value.is_floating_point():
         return value.contiguous()
@@ -48,51 +75,41 @@ def half(name: str, value: torch.Tensor) -> torch.Tensor:
 def find_inference_data(
     content: dict[str, Any], checkpoint: Path, config_file: Path | None
 ) -> tuple[dict[str, Any] | None, list[str] | None]:
-    """What inference needs, and the classes' names: of the config, else of the checkpoint.
+    """Return the ``inference`` entry and the class names, from the config or else the checkpoint.
 
     Raises:
-        KeyError, OSError, ValueError: if the config, or what the checkpoint carries, is broken.
+        KeyError, OSError, ValueError: if the config, or the entry of the checkpoint, is broken.
     """
     if config_file is not None:
         data = inference_data(load_cfg(str(config_file), ["MODEL.DEVICE", "cpu"]))
         return data, [entry["name"] for entry in data["classes"]]
-    read_inference_data(content, str(checkpoint))  # what is given away is whole
+    read_inference_data(content, str(checkpoint))  # a broken entry must not be published
     return content.get(INFERENCE), content.get(CLASS_NAMES)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path, help="a .safetensors file")
-    parser.add_argument("--keep-precision", action="store_true", help="do not halve")
-    parser.add_argument(
-        "--ema", action="store_true", help="take the averaged weights (MODEL.EMA) instead"
-    )
-    parser.add_argument("--config-file", type=Path, help="the config that it was trained with")
-    args = parser.parse_args(argv)
-    try:
-        if args.output.suffix != ".safetensors":
-            raise ValueError(f"{args.output}: the output must end in .safetensors")
-        content = read_checkpoint(args.checkpoint)
-        if args.ema:
-            weights = averaged_weights(content, args.checkpoint)
-        else:
-            weights = as_tensors(content["model"], args.checkpoint)
-        if not args.keep_precision:
-            weights = {name: half(name, value) for name, value in weights.items()}
-        inference, names = find_inference_data(content, args.checkpoint, args.config_file)
-        write_weights(weights, args.output, names, inference)
-    except (KeyError, ValueError, OSError) as error:
-        print(f"publish_weights: {message_of(error)}", file=sys.stderr)
-        return 1
-    megabytes = args.output.stat().st_size / 1e6
-    print(f"{args.output}: {len(weights)} tensors, {megabytes:.1f} MB")
+def run(arguments: PublishArguments) -> int:
+    """Write the file, print its size, and return the exit code."""
+    for file in arguments.plugins:
+        load_plugin(file)
+    checkpoint, output = arguments.checkpoint, arguments.output
+    if output.suffix != ".safetensors":
+        raise ValueError(f"{output}: the output must end in .safetensors")
+    content = read_checkpoint(checkpoint)
+    if arguments.ema:
+        weights = averaged_weights(content, checkpoint)
+    else:
+        weights = as_tensors(content["model"], checkpoint)
+    if not arguments.keep_precision:
+        weights = {name: half(name, value) for name, value in weights.items()}
+    inference, names = find_inference_data(content, checkpoint, arguments.config_file)
+    write_weights(weights, output, names, inference)
+    print(f"{output}: {len(weights)} tensors, {output.stat().st_size / 1e6:.1f} MB")
     if inference is None:
-        print("It carries no config: give the one that it was trained with as --config-file.")
+        print("It contains no config: give the one that it was trained with as --config-file.")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    return exit_code("publish_weights", lambda: run(arguments))

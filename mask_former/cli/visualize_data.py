@@ -1,16 +1,15 @@
-#!/usr/bin/env python3
-"""Draw what a model is trained on: the examples that the config's mapper makes, or the annotations.
+"""Draw the examples that a config's mapper makes for training, or the annotations of a dataset.
 
 python tools/visualize_data.py --config-file F --output drawn --num 20 --sheet
 python tools/visualize_data.py --config-file F --output drawn --source annotation --split test
 
-Each picture shows the image, the same with its targets, and a list of them by class: how many
-there are, how many the augmentation has emptied, and their share of the pixels. Pixels in no target
-are hatched in grey, padding in black. With --source mapper the image is what the mapper feeds the
-model (augmented; the model normalises it and pads the batch); with --source annotation it is the
-one on disk. The images are spread evenly over the dataset.
+Each drawing shows the image, the same with its targets, and a list of the targets by class: their
+number, how many the augmentation has emptied, and their share of the pixels. Pixels without a
+target are hatched in grey, padding in black. With --source mapper the image is the model's input
+(augmented; the model normalises it and pads the batch); with --source annotation it is the file.
+The images are spread evenly over the dataset.
 
-Exit code: 0; 1 where nothing could begin, or an image could not be drawn (the others are).
+Exit code: 0; 1 if the command could not start, or if an image could not be drawn (the others are).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,10 +30,9 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-import mask_former  # noqa: F401  (registers everything)
-from mask_former.cli.output_files import DRAWN_IMAGE_SUFFIXES, plan_outputs
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.classes import Classes
+from mask_former.registries import load_plugin
 from mask_former.utils.errors import one_line
 from mask_former.visualization.contact_sheet import (
     GAP,
@@ -49,16 +48,51 @@ from mask_former.visualization.examples import Example, FedExamples, Record, ann
 from mask_former.visualization.labels import font
 from mask_former.visualization.legend import LegendRow, draw_legend
 
+from .command import FAILURES, add_plugin_argument, exit_code, make_parser
+from .output_files import DRAWN_IMAGE_SUFFIXES, plan_outputs
+
+__all__ = ["VisualizeArguments", "main", "parse"]
+
 MIN_SIDE, MAX_SIDE = 600, 960
-"""Smaller images are drawn enlarged by a whole factor, larger ones reduced; in pixels."""
+"""Sides in pixels. Smaller images are upsampled by a whole factor, larger ones are reduced."""
 
 
-FAILURES = (ImportError, KeyError, OSError, ValueError)
-"""What a wrong option, config or file raises."""
+@dataclass(frozen=True)
+class VisualizeArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    config_file: str
+    source: str
+    output: str
+    num: int
+    split: str
+    sheet: bool
+    seed: int
+    plugins: Sequence[str]
+    opts: Sequence[str]
+
+
+def parse(argv: Sequence[str] | None) -> VisualizeArguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="a YAML config")
+    add("--source", choices=["annotation", "mapper"], default="mapper", help="default: mapper")
+    add("--output", required=True, metavar="DIR", help="the folder of the drawings, NAME.png")
+    add("--num", type=int, default=16, metavar="N", help="number of images (default: 16)")
+    add("--split", choices=["train", "test"], default="train", help="default: train")
+    add("--sheet", action="store_true", help="also write contact_sheet.png: all of them, small")
+    add("--seed", type=int, default=0, help="of the augmentation (default: 0)")
+    add_plugin_argument(parser)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
+    arguments = VisualizeArguments(**vars(parser.parse_args(argv)))
+    if arguments.num < 1:
+        parser.error(f"--num is {arguments.num}, expected 1 or more")
+    return arguments
 
 
 def page_factor(height: int, width: int) -> float:
-    """How much an image is enlarged or reduced in its picture."""
+    """Return the factor by which an image is resized for its drawing."""
     small, large = min(height, width), max(height, width)
     if large > MAX_SIDE:
         return MAX_SIDE / large
@@ -66,7 +100,7 @@ def page_factor(height: int, width: int) -> float:
 
 
 def legend_rows(example: Example, classes: Classes) -> list[LegendRow]:
-    """The classes of the targets, those of most pixels first, and the pixels in none."""
+    """List the classes of the targets by their share of the pixels, then pixels without target."""
     pixels = example.padding.size
     swatch = np.full((TEXT, TEXT, 3), 128, np.uint8)
     rows = []
@@ -91,7 +125,7 @@ def legend_rows(example: Example, classes: Classes) -> list[LegendRow]:
 
 
 def headline(example: Example, record: Record) -> str:
-    """The file's name, the size, and how many targets there are."""
+    """Return the file name, the size, and the number of targets."""
     height, width = example.padding.shape
     count, empty = len(example.areas), example.areas.count(0)
     targets = f"{count} target{'s' * (count != 1)}" + (f", {empty} of them empty" if empty else "")
@@ -101,7 +135,7 @@ def headline(example: Example, record: Record) -> str:
 
 
 def draw_page(example: Example, record: Record, classes: Classes) -> Image.Image:
-    """The picture of an example: headline, image, image with targets, legend."""
+    """Draw an example: headline, image, image with targets, legend."""
     plain, painted = paint(example, page_factor(*example.padding.shape))
     parts = [Image.fromarray(plain), Image.fromarray(painted)]
     parts.append(draw_legend(legend_rows(example, classes)))
@@ -117,10 +151,10 @@ def draw_page(example: Example, record: Record, classes: Classes) -> Image.Image
 
 
 def read_records(cfg: CfgNode, split: str, num: int) -> tuple[str, list[Record]]:
-    """The first dataset of the split, and ``num`` records spread evenly over all of its datasets.
+    """Return a split's first dataset, and ``num`` records spread evenly over all its datasets.
 
     Raises:
-        ValueError: the config names no dataset.
+        ValueError: if the config does not name a dataset.
     """
     names = cfg.DATASETS.TRAIN if split == "train" else cfg.DATASETS.TEST
     if not names:
@@ -131,42 +165,24 @@ def read_records(cfg: CfgNode, split: str, num: int) -> tuple[str, list[Record]]
     return names[0], [records[i] for i in chosen]
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="a YAML config")
-    add("--source", choices=["annotation", "mapper"], default="mapper", help="default: mapper")
-    add("--output", required=True, metavar="DIR", help="pictures are written there, NAME.png")
-    add("--num", type=int, default=16, metavar="N", help="how many images (default: 16)")
-    add("--split", choices=["train", "test"], default="train", help="default: train")
-    add("--sheet", action="store_true", help="also write contact_sheet.png: all of them, small")
-    add("--seed", type=int, default=0, help="of the augmentation (default: 0)")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
-    args = parser.parse_args(argv)
-    if args.num < 1:
-        parser.error(f"--num is {args.num}, expected 1 or more")
-    return args
-
-
-def run(args: argparse.Namespace) -> int:
-    """Draw the pictures. Returns how many images could not be drawn."""
-    cfg = load_cfg(args.config_file, args.opts)
-    dataset, records = read_records(cfg, args.split, args.num)
+def run(arguments: VisualizeArguments) -> int:
+    """Draw the images, print how many, and return the exit code."""
+    for file in arguments.plugins:
+        load_plugin(file)
+    cfg = load_cfg(arguments.config_file, arguments.opts)
+    split, output = arguments.split, arguments.output
+    dataset, records = read_records(cfg, split, arguments.num)
     classes = Classes.from_metadata(
         MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     )
     make: Callable[[Record], Example]
-    if args.source == "mapper":
-        make = FedExamples(cfg, classes, is_train=args.split == "train")
+    if arguments.source == "mapper":
+        make = FedExamples(cfg, classes, is_train=split == "train")
     else:
         make = partial(annotated_example, classes=classes, dataset=dataset)
     inputs = [Path(record["file_name"]) for record in records]
-    plan = plan_outputs(
-        [*inputs, Path("contact_sheet")], ["png"], args.output, DRAWN_IMAGE_SUFFIXES
-    )
-    seed_all_rng(args.seed)
+    plan = plan_outputs([*inputs, Path("contact_sheet")], ["png"], output, DRAWN_IMAGE_SUFFIXES)
+    seed_all_rng(arguments.seed)
     cells, failed = [], 0
     *names, sheet = plan.names
     for record, name in zip(tqdm(records, unit="image"), names, strict=True):
@@ -177,23 +193,15 @@ def run(args: argparse.Namespace) -> int:
             tqdm.write(f"visualize_data: {one_line(error)}", file=sys.stderr)
             continue
         draw_page(example, record, classes).save(plan.files(name)["png"])
-        if args.sheet:
+        if arguments.sheet:
             cells.append((name, sheet_cell(example)))
     if cells:
         draw_sheet(cells).save(plan.files(sheet)["png"])
-    print(f"{args.output}: {len(records) - failed} of {len(records)} images drawn")
-    return failed
+    print(f"{output}: {len(records) - failed} of {len(records)} images drawn")
+    return 1 if failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
-    args = parse_arguments(argv)
-    try:
-        return 1 if run(args) else 0
-    except FAILURES as error:
-        print(f"visualize_data: {one_line(error)}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    return exit_code("visualize_data", lambda: run(arguments))

@@ -33,7 +33,7 @@ __all__ = [
 _PLUGIN_COMMENT = "# needs --plugin "
 
 
-def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
+def load_cfg(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
     """Read a config file with ``KEY VALUE …`` on top into a checked and frozen config.
 
     Raises:
@@ -50,7 +50,7 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     return cfg
 
 
-def read_cfg(config_file: str, opts: list[str] | None) -> CfgNode:
+def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
     """Read a config as :func:`load_cfg`, without checking, freezing, or registering its tables."""
     cfg = get_mask_former_cfg()
     if config_file:
@@ -132,7 +132,7 @@ def _check_file(path: Path, named_by: str) -> None:
             _check_file(path.parent / os.path.expanduser(base), f"{BASE_KEY} of {path}")
 
 
-def _merge_options(cfg: CfgNode, opts: list[str]) -> None:
+def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
         raise ValueError(
             f"Expected KEY VALUE pairs, got {len(opts)} words: {' '.join(map(str, opts))}. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import numpy as np
@@ -11,13 +10,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from tests.helpers.paths import ROOT
-
-PATH = ROOT / "tools" / "check_dataset.py"
-spec = importlib.util.spec_from_file_location("check_dataset", PATH)
-assert spec is not None and spec.loader is not None
-check_dataset = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check_dataset)
+from mask_former.cli import check_dataset
 
 HEIGHT, WIDTH, COUNT = 40, 64, 6
 
@@ -193,7 +186,7 @@ def test_a_registered_dataset_is_checked(data, capsys):
         ([], "found none of them"),
         (["--images", "a"], "found ['images']"),
         (["--dataset", "x", "--json", "y"], "found ['dataset', 'json']"),
-        (["--dataset", "x", "--ignore-label", "3"], "--ignore-label goes with --labels"),
+        (["--dataset", "x", "--ignore-label", "3"], "--ignore-label needs --labels"),
         (["--dataset", "x", "--workers", "0"], "--workers is 0"),
     ],
 )

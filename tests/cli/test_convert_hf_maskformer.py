@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mask_former.cli import convert_hf_maskformer as tool
 from mask_former.config.loading import load_cfg
 from mask_former.inference import semantic_map
 from mask_former.predictor.inference_pipeline import load_trained_model
@@ -28,15 +28,8 @@ from tests.helpers.huggingface_models import (
     transformers,
     worst_difference,
 )
-from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import DATASET, write_tiny_model
 from tests.helpers.tiny_model import NAMES as TINY_NAMES
-
-PATH = ROOT / "tools" / "convert_hf_maskformer.py"
-spec = importlib.util.spec_from_file_location("convert_hf_maskformer", PATH)
-assert spec is not None and spec.loader is not None
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 def run(*arguments: object) -> int:

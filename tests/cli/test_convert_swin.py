@@ -1,7 +1,5 @@
 """tools/convert_pretrained_swin_model_to_d2.py: a Swin's official weights become our backbone's."""
 
-import importlib.util
-
 import pytest
 import torch
 import yaml
@@ -9,12 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from mask_former.checkpoint.checkpointer import Checkpointer
-from tests.helpers.paths import ROOT
-
-SCRIPT = ROOT / "tools" / "convert_pretrained_swin_model_to_d2.py"
-spec = importlib.util.spec_from_file_location("convert_pretrained_swin_model_to_d2", SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from mask_former.cli import convert_swin as tool
 
 OUT_NORMS = [f"norm{stage}." for stage in range(4)]
 
@@ -100,8 +93,8 @@ def test_each_mistake_gets_one_line_and_exit_code_1(swin, tmp_path, capsys):
         torch.save({"model": content}, tmp_path / name)
     output = tmp_path / "swin.pkl"
     cases = [
-        ("other.pth", output, "other.pth is no official Swin", "features.0.weight"),
-        ("timm.pth", output, "timm.pth is timm's layout"),
+        ("other.pth", output, "other.pth is not an official Swin", "features.0.weight"),
+        ("timm.pth", output, "timm.pth has timm's layout"),
         ("absent.pth", output, "There is no checkpoint", "absent.pth"),
         ("good.pth", tmp_path / "x.bin", "x.bin; it must end in .safetensors"),
     ]

@@ -1,8 +1,5 @@
 """tools/convert_timm_to_d2.py: a timm checkpoint becomes a file that MODEL.WEIGHTS takes."""
 
-import importlib.util
-import os
-import subprocess
 import sys
 
 import pytest
@@ -11,15 +8,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.cli import convert_timm as tool
 from mask_former.modeling.backbone.timm_backbone import TimmBackbone
-from tests.helpers.paths import ROOT
 
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
-
-SCRIPT = ROOT / "tools" / "convert_timm_to_d2.py"
-spec = importlib.util.spec_from_file_location("convert_timm_to_d2", SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +74,11 @@ def test_the_usual_ways_to_wrap_a_state_dict_are_read(wrap, resnet, tmp_path):
     load_backbone("test_resnet", output)
 
 
-def test_the_command_prints_how_much_it_wrote_and_the_config_to_use(resnet, tmp_path, cfg):
+def test_the_command_prints_how_much_it_wrote_and_the_config_to_use(resnet, tmp_path, cfg, capsys):
     checkpoint, output = tmp_path / "timm.safetensors", tmp_path / "backbone.safetensors"
     save_file(resnet.state_dict(), checkpoint)
-    command = [sys.executable, SCRIPT, "--model", "test_resnet", "--checkpoint", checkpoint]
-    done = subprocess.run(
-        [*map(str, command), "--output", str(output)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
-    )
-    first, _, lines = done.stdout.partition("\n\n")
+    assert run("--model", "test_resnet", "--checkpoint", checkpoint, "--output", output) == 0
+    first, _, lines = capsys.readouterr().out.partition("\n\n")
     assert first.startswith(f"{output}: {len(load_file(output))} entries of test_resnet.")
     cfg.merge_from_other_cfg(type(cfg)(yaml.safe_load(lines)))
     assert str(output) == cfg.MODEL.WEIGHTS
@@ -119,7 +104,7 @@ def test_each_mistake_gets_one_line_and_exit_code_1(resnet, tmp_path, capsys):
         ("test_resnet", no_weights, output, str(no_weights), "holds no state dict"),
         ("test_resnet", broken, output, str(broken), "is no readable checkpoint"),
         ("test_resnet", tmp_path / "absent.pth", output, "There is no checkpoint", "absent.pth"),
-        ("test_resnet", None, output, "No installed package carries weights", "--checkpoint"),
+        ("test_resnet", None, output, "No installed package contains weights", "--checkpoint"),
         ("test_resnet", good, tmp_path / "out.bin", "out.bin", "must end in .safetensors, .pth"),
     ]
     for model, checkpoint, path, *expected in cases:

@@ -1,7 +1,5 @@
 """tools/convert_torchvision_to_d2.py: torchvision's ResNet gives detectron2's the same maps."""
 
-import importlib.util
-
 import pytest
 import torch
 import torchvision
@@ -10,12 +8,7 @@ from detectron2.modeling import build_backbone
 from safetensors.torch import save_file
 
 from mask_former.checkpoint.checkpointer import Checkpointer
-from tests.helpers.paths import ROOT
-
-SCRIPT = ROOT / "tools" / "convert_torchvision_to_d2.py"
-spec = importlib.util.spec_from_file_location("convert_torchvision_to_d2", SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from mask_former.cli import convert_torchvision as tool
 
 
 def torchvision_model(name):
@@ -125,8 +118,8 @@ def test_each_mistake_gets_one_line_and_exit_code_1(resnet18, tmp_path, capsys):
     torch.save({k: v for k, v in weights.items() if not k.startswith("layer4.1")}, odd)
     output = tmp_path / "backbone.pth"
     cases = [
-        (["--checkpoint", other], output, "other.safetensors is no ResNet", "features.0.weight"),
-        (["--checkpoint", odd], output, "odd.pth is a ResNet of (2, 2, 2, 1) basic blocks"),
+        (["--checkpoint", other], output, "other.safetensors is not a ResNet", "features.0.weight"),
+        (["--checkpoint", odd], output, "odd.pth is a ResNet with (2, 2, 2, 1) basic blocks"),
         (["--checkpoint", tmp_path / "absent.pth"], output, "There is no checkpoint", "absent"),
         (["--checkpoint", good], tmp_path / "x.bin", "x.bin; it must end in .safetensors"),
         (["--model", "resnt50"], output, "resnt50"),

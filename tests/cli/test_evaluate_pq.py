@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,13 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
-from tests.helpers.paths import ROOT
-
-PATH = ROOT / "tools" / "evaluate_pq_for_semantic_segmentation.py"
-spec = importlib.util.spec_from_file_location("evaluate_pq_for_semantic_segmentation", PATH)
-assert spec is not None and spec.loader is not None
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from mask_former.cli import evaluate_pq as tool
 
 NAMES = ["sky", "road", "car", "tree", "never"]
 K = len(NAMES)
@@ -215,7 +208,7 @@ def shrink(segments):
         (rename, ["no prediction for", "0.jpg", "9.jpg"]),
         (lambda segments: segments[0].update(category_id=77), ["0.jpg", "no category_id 77"]),
         (lambda segments: segments.insert(0, segments[0]), ["0.jpg", "overlaps another"]),
-        (lambda segments: segments[0].pop("segmentation"), ["no list of segments"]),
+        (lambda segments: segments[0].pop("segmentation"), ["not a list of segments"]),
         (shrink, ["0.jpg", "masks of [24, 32] and of [1, 2] (H, W)"]),
     ],
 )
@@ -244,7 +237,7 @@ def test_mistakes_in_files_are_one_line(dataset, tmp_path, capsys):
     fails_with("0.png")
     fails_with("no.json", predictions=tmp_path / "no.json")
     (tmp_path / "text.json").write_text("no json")
-    fails_with("text.json is no list of segments", predictions=tmp_path / "text.json")
+    fails_with("text.json is not a list of segments", predictions=tmp_path / "text.json")
 
 
 def test_unknown_and_unfit_datasets_are_one_line(tmp_path, capsys):

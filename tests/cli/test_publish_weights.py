@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
 from mask_former.checkpoint.inference_data import inference_data
+from mask_former.cli import publish_weights
 from mask_former.config.loading import load_cfg
 from mask_former.predictor.inference_pipeline import load_trained_model
 from mask_former.predictor.pretrained import find_pretrained
 from mask_former.utils.weight_files import read_checkpoint, write_weights
-from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import NAMES, write_tiny_model
-
-PATH = ROOT / "tools" / "publish_weights.py"
-spec = importlib.util.spec_from_file_location("publish_weights", PATH)
-assert spec is not None and spec.loader is not None
-publish_weights = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(publish_weights)
 
 
 def checkpoint(tmp_path: Path, **weights: torch.Tensor) -> Path:
@@ -106,7 +99,7 @@ def test_a_config_file_gives_an_older_checkpoint_what_inference_needs(tiny, tmp_
     older, output = tmp_path / "older.pth", tmp_path / "w.safetensors"
     write_weights(read_checkpoint(whole)["model"], older)
     assert publish_weights.main([str(older), str(output)]) == 0
-    assert "It carries no config: give" in capsys.readouterr().out
+    assert "It contains no config: give" in capsys.readouterr().out
     assert publish_weights.main([str(older), str(output), "--config-file", str(config)]) == 0
     content = read_checkpoint(output)
     assert content["inference"] == read_checkpoint(whole)["inference"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,11 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from mask_former.cli import visualize_data
 from mask_former.data.datasets.classes import Classes
 from mask_former.visualization.examples import Example
 from mask_former.visualization.overlay import Overlay, Region
-from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import COLORS, NAMES, tiny_settings
-
-PATH = ROOT / "tools" / "visualize_data.py"
-spec = importlib.util.spec_from_file_location("visualize_data", PATH)
-assert spec is not None and spec.loader is not None
-visualize_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(visualize_data)
 
 CLASSES = Classes(NAMES, [tuple(color) for color in COLORS], [False] * len(NAMES))
 DATASET = "visualized"

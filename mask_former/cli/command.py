@@ -1,0 +1,55 @@
+"""Parser, plug-ins and exit code: the parts that all commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from mask_former.utils.errors import one_line
+
+__all__ = ["FAILURES", "add_plugin_argument", "exit_code", "make_parser"]
+
+FAILURES = (ImportError, KeyError, OSError, ValueError)
+"""Exceptions that a wrong option, config or file raises."""
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Create a parser whose help starts with ``description``, a module's docstring, unwrapped."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--plugin FILE``, which may be repeated; ``plugins`` of the result lists the files.
+
+    The command passes each to :func:`mask_former.registries.load_plugin` before it reads a config.
+    """
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file with parts of your own, imported first; may be repeated "
+        "(docs/extend.md)",
+    )
+
+
+def exit_code(command: str, run: Callable[[], int]) -> int:
+    """Run a command.
+
+    Args:
+        command: its name, with which the error message starts.
+        run: the command itself; returns the exit code.
+
+    Returns:
+        The exit code; 1 after an exception of :data:`FAILURES`, whose message is printed to stderr
+        as one line.
+    """
+    try:
+        return run()
+    except FAILURES as error:
+        print(f"{command}: {one_line(error)}", file=sys.stderr)
+        return 1
