@@ -20,21 +20,33 @@ class logits is "no object".
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from torch import Tensor
 
 __all__ = [
     "RESULTS",
+    "Batch",
     "Match",
     "Outputs",
     "ParameterRows",
     "PixelFeatures",
     "Prediction",
+    "Record",
     "SegmentInfo",
+    "Size",
     "Target",
     "layer_predictions",
 ]
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+Record = dict[str, Any]
+"""One image of a dataset in detectron2's format: its file, its annotations, its size."""
+
+Batch = list[dict[str, Any]]
+"""Examples that mappers made of records, as detectron2's models take them."""
 
 RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
 """Kinds of results, the richest first, and detectron2's key of each in a model's results."""

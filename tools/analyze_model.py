@@ -25,12 +25,13 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
-from profiling.analysis import DEFAULT_TASKS, TASKS, Report, Size, analyze
+from profiling.analysis import DEFAULT_TASKS, TASKS, Report, analyze
 from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import load_cfg
+from mask_former.structures import Size
 from mask_former.utils.errors import message_of
 
 

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import load_plugin
+from mask_former.structures import Record
 from mask_former.utils.errors import one_line
 from mask_former.visualization.contact_sheet import (
     GAP,
@@ -44,7 +45,7 @@ from mask_former.visualization.contact_sheet import (
     paint,
     sheet_cell,
 )
-from mask_former.visualization.examples import Example, FedExamples, Record, annotated_example
+from mask_former.visualization.examples import Example, FedExamples, annotated_example
 from mask_former.visualization.labels import font
 from mask_former.visualization.legend import LegendRow, draw_legend
 

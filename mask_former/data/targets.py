@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
     "MAX_SEGMENT_ID",
     "InstanceMasks",
-    "NDArray",
     "SegmentMap",
     "count_values",
     "decode_segment_ids",
@@ -27,13 +27,11 @@ __all__ = [
     "pad_map",
 ]
 
-NDArray = np.ndarray[Any, Any]
-
 MAX_SEGMENT_ID = 256**3 - 1
 """The largest segment id that the three bytes of COCO's panoptic PNGs can hold."""
 
 
-def decode_segment_ids(rgb: NDArray) -> NDArray:
+def decode_segment_ids(rgb: NDArray[Any]) -> NDArray[Any]:
     """Segment ids of a COCO panoptic PNG: R + 256·G + 256²·B.
 
     Args:
@@ -48,7 +46,9 @@ def decode_segment_ids(rgb: NDArray) -> NDArray:
     return padded.view("<u4")[..., 0]  # four bytes a pixel, the lowest first
 
 
-def index_segments(ids: NDArray, segment_ids: Sequence[int]) -> tuple[NDArray, NDArray]:
+def index_segments(
+    ids: NDArray[Any], segment_ids: Sequence[int]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Replace large segment ids by small consecutive indices.
 
     Args:
@@ -71,7 +71,7 @@ def index_segments(ids: NDArray, segment_ids: Sequence[int]) -> tuple[NDArray, N
     return np.repeat(index_of_value[run_value], lengths).reshape(ids.shape), present
 
 
-def count_values(index_map: NDArray) -> NDArray:
+def count_values(index_map: NDArray[Any]) -> NDArray[Any]:
     """How many pixels of an H×W map, uint8 or uint16, have each value its type can hold."""
     pixels = index_map.ravel()
     if pixels.dtype != np.uint8:
@@ -83,7 +83,7 @@ def count_values(index_map: NDArray) -> NDArray:
     return counts
 
 
-def pad_map(index_map: NDArray, size: tuple[int, int], value: int) -> NDArray:
+def pad_map(index_map: NDArray[Any], size: tuple[int, int], value: int) -> NDArray[Any]:
     """Grow a map to `size` = (height, width) with `value` on the right and at the bottom.
 
     The type stays, unless `value` needs a larger one.
@@ -95,7 +95,9 @@ def pad_map(index_map: NDArray, size: tuple[int, int], value: int) -> NDArray:
     return padded
 
 
-def masks_from_index_map(index_map: NDArray | Tensor, indices: NDArray | Tensor) -> Tensor:
+def masks_from_index_map(
+    index_map: NDArray[Any] | Tensor, indices: NDArray[Any] | Tensor
+) -> Tensor:
     """One mask an index, all in one pass.
 
     Args:
@@ -118,16 +120,16 @@ class SegmentMap:
     A mapper needs no more of its annotations than `transform` and `targets`.
     """
 
-    index_map: NDArray
+    index_map: NDArray[Any]
     """H×W, uint8 or uint16: which segment each pixel is in."""
-    indices: NDArray
+    indices: NDArray[Any]
     """N: those values of `index_map` that are targets."""
-    labels: NDArray
+    labels: NDArray[Any]
     """N, the class id of each target."""
     void: int
     """What `index_map` is padded with; not in `indices`."""
 
-    def transform(self, apply: Callable[[NDArray], NDArray]) -> SegmentMap:
+    def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> SegmentMap:
         """The same segments after `apply`, a transform's `apply_segmentation`."""
         return replace(self, index_map=apply(self.index_map))
 
@@ -168,14 +170,14 @@ class InstanceMasks:
     Everything that is no instance's is background, not unlabelled.
     """
 
-    masks: NDArray
+    masks: NDArray[Any]
     """N×H×W, uint8, 0 or 1: one a target."""
-    labels: NDArray
+    labels: NDArray[Any]
     """N, the class id of each target."""
-    crowd: NDArray
+    crowd: NDArray[Any]
     """H×W, uint8: 1 where a crowd is, which says neither what is there nor how many."""
 
-    def transform(self, apply: Callable[[NDArray], NDArray]) -> InstanceMasks:
+    def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> InstanceMasks:
         """The same instances after `apply`, a transform's `apply_segmentation`."""
         crowd = apply(self.crowd)
         masks = np.empty((len(self.masks), *crowd.shape), dtype=np.uint8)

@@ -19,9 +19,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from mask_former.config.validation import OWN_ARCHITECTURES
-from mask_former.data.checking import Record, check_image, classes_of_dataset
+from mask_former.data.checking import check_image, classes_of_dataset
 from mask_former.data.formats.readers import read_image
 from mask_former.data.mappers.base import TrainingMapper
+from mask_former.structures import Record
 from mask_former.utils.errors import message_of
 
 __all__ = ["check_classes", "check_registered", "checked_training_set"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from mask_former.losses import NonFiniteError
+from mask_former.structures import Batch
 from mask_former.utils.atomic_files import replace_file, save_torch
 
 __all__ = ["check_losses", "explained", "load_batch"]
 
-Batch = Sequence[dict[str, Any]]
 
 _SHOWN = 8  # image files in the message
 

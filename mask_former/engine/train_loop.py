@@ -15,12 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.checkpoint.checkpointer import unwrapped
 from mask_former.losses import NonFiniteError
+from mask_former.structures import Batch
 
 from .nonfinite import check_losses, explained
 
 __all__ = ["TrainLoop"]
-
-Batch = list[dict[str, Any]]
 
 
 class TrainLoop(SimpleTrainer):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mask_former.modeling import all_predictions
 from mask_former.modeling.heads.per_pixel_baseline import segmentor_losses
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.structures import Batch
 from mask_former.utils.precision import amp_dtype
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "validation_losses",
 ]
 
-Batch = list[dict[str, Any]]
 
 _SEED = 0
 

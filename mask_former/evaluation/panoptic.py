@@ -13,6 +13,7 @@ import detectron2.evaluation as d2
 import numpy as np
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from mask_former.data.targets import index_segments
 from .panoptic_quality import (
     METRICS,
     Matches,
-    NDArray,
     PanopticQuality,
     Truth,
     match_segments,
@@ -207,7 +207,7 @@ def _annotation(
     return Annotation(os.path.join(folder, annotation["file_name"]), ids, truth)
 
 
-def _index_prediction(ids: NDArray, segment_ids: list[int], file_name: str) -> NDArray:
+def _index_prediction(ids: NDArray[Any], segment_ids: list[int], file_name: str) -> NDArray[Any]:
     """Ids H×W to their places in `segment_ids`, from 1; 0 stays."""
     index_map, present = index_segments(ids, segment_ids)
     found = set(present.tolist()) - {0}

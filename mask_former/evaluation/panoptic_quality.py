@@ -11,6 +11,7 @@ from multiprocessing import cpu_count
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
     "METRICS",
@@ -23,17 +24,16 @@ __all__ = [
 ]
 
 METRICS = ("PQ", "SQ", "RQ")
-NDArray = np.ndarray[Any, Any]
 
 
 class Truth(NamedTuple):
     """The G true segments of an image."""
 
-    classes: NDArray
+    classes: NDArray[Any]
     """G: class indices, 0 … K-1."""
-    areas: NDArray
+    areas: NDArray[Any]
     """G: pixels."""
-    is_crowd: NDArray
+    is_crowd: NDArray[Any]
     """G, bool: neither to be found nor to be missed."""
     crowd_of: Mapping[int, int]
     """Class index to the crowd that excuses predictions of that class."""
@@ -42,14 +42,14 @@ class Truth(NamedTuple):
 class Matches(NamedTuple):
     """What one image adds to the counts: class indices of segments, and IoUs in [0, 1]."""
 
-    true_positives: NDArray
-    ious: NDArray
+    true_positives: NDArray[Any]
+    ious: NDArray[Any]
     """One for each of `true_positives`."""
-    false_positives: NDArray
-    false_negatives: NDArray
+    false_positives: NDArray[Any]
+    false_negatives: NDArray[Any]
 
 
-def pair_counts(rows: NDArray, columns: NDArray, shape: tuple[int, int]) -> NDArray:
+def pair_counts(rows: NDArray[Any], columns: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     """How often each pair of values occurs at one place of two maps.
 
     Args:
@@ -63,7 +63,7 @@ def pair_counts(rows: NDArray, columns: NDArray, shape: tuple[int, int]) -> NDAr
     return np.bincount(pairs.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def match_segments(common: NDArray, truth: Truth, classes: NDArray) -> Matches:
+def match_segments(common: NDArray[Any], truth: Truth, classes: NDArray[Any]) -> Matches:
     """Match the P predicted segments of an image to the true ones: same class, IoU above ½.
 
     Pixels without a true segment leave the union. An unmatched prediction that lies more than half
@@ -90,7 +90,7 @@ def match_segments(common: NDArray, truth: Truth, classes: NDArray) -> Matches:
     return Matches(truth.classes[found], iou[found, matched], classes[extra], truth.classes[missed])
 
 
-def match_classes(truth: NDArray, prediction: NDArray, num_classes: int) -> Matches:
+def match_classes(truth: NDArray[Any], prediction: NDArray[Any], num_classes: int) -> Matches:
     """Match label maps in which the pixels of a class are one segment (PQ^st).
 
     Args:
@@ -135,14 +135,14 @@ class PanopticQuality:
         np.add.at(fp, image.false_positives, 1)
         np.add.at(fn, image.false_negatives, 1)
 
-    def by_class(self) -> tuple[NDArray, NDArray]:
+    def by_class(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """PQ, SQ and RQ in [0, 1], 3×K, and which classes have a segment, K bool."""
         iou, tp, fp, fn = self.sums
         present = tp + fp + fn > 0
         segments = np.where(present, tp + 0.5 * fp + 0.5 * fn, 1)
         return np.stack([iou / segments, iou / np.maximum(tp, 1), tp / segments]), present
 
-    def mean(self, of: NDArray | None = None) -> tuple[NDArray, int]:
+    def mean(self, of: NDArray[Any] | None = None) -> tuple[NDArray[Any], int]:
         """Means of PQ, SQ and RQ over the classes that have a segment.
 
         Args:

@@ -8,13 +8,14 @@ from typing import Any
 import detectron2.evaluation as d2
 import numpy as np
 from detectron2.data import MetadataCatalog
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from mask_former.data.formats.readers import read_class_map
 from mask_former.ops import best_class
 
-from .panoptic_quality import NDArray, pair_counts
+from .panoptic_quality import pair_counts
 
 __all__ = ["SemSegEvaluator", "class_map", "encode_classes"]
 
@@ -67,13 +68,13 @@ class SemSegEvaluator(d2.SemSegEvaluator):
             if self._output_dir is not None:
                 self._predictions += self.encode_json_sem_seg(prediction, file_name)
 
-    def _boundary_counts(self, prediction: NDArray, truth: NDArray) -> NDArray:
+    def _boundary_counts(self, prediction: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
         row, column = (self._mask_to_boundary(m.astype(np.uint8)) for m in (prediction, truth))
         pairs = (self._num_classes + 1) * row + column  # 8 bit, as in detectron2
         shape = self._b_conf_matrix.shape
         return np.bincount(pairs.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
 
-    def _truth(self, file_name: str) -> NDArray:
+    def _truth(self, file_name: str) -> NDArray[Any]:
         """A label map, H×W: 0 … K-1, and K for the ignore label."""
         labels, known = self.sem_seg_loading_fn(file_name), self._num_classes
         table = np.arange(np.iinfo(labels.dtype).max + 1)
@@ -89,7 +90,9 @@ class SemSegEvaluator(d2.SemSegEvaluator):
             )
         return truth
 
-    def encode_json_sem_seg(self, sem_seg: NDArray, input_file_name: str) -> list[dict[str, Any]]:
+    def encode_json_sem_seg(
+        self, sem_seg: NDArray[Any], input_file_name: str
+    ) -> list[dict[str, Any]]:
         """One dict a class of the H×W map `sem_seg`, ascending, its mask in COCO's RLE."""
         own = self._contiguous_id_to_dataset_id
         return [
@@ -102,7 +105,7 @@ class SemSegEvaluator(d2.SemSegEvaluator):
         ]
 
 
-def class_map(scores: Tensor) -> NDArray:
+def class_map(scores: Tensor) -> NDArray[Any]:
     """Return the best class of each pixel in the smallest unsigned type that holds K-1.
 
     Args:
@@ -111,7 +114,7 @@ def class_map(scores: Tensor) -> NDArray:
     return best_class(scores)[0].cpu().numpy().astype(np.min_scalar_type(len(scores) - 1))
 
 
-def encode_classes(labels: NDArray) -> dict[int, dict[str, Any]]:
+def encode_classes(labels: NDArray[Any]) -> dict[int, dict[str, Any]]:
     """The mask of each value of an H×W map in COCO's run-length encoding, all from one pass.
 
     Returns:

@@ -9,8 +9,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from mask_former.ops import LazyMasks
+from mask_former.structures import Size
 
-from .masks import Masks, Size, without_autocast
+from .masks import Masks, without_autocast
 
 __all__ = ["instance_inference"]
 

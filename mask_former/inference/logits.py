@@ -9,10 +9,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from mask_former.ops import LazyMasks
-from mask_former.structures import SegmentInfo
+from mask_former.structures import SegmentInfo, Size
 
 from .instance import instance_inference
-from .masks import Size
 from .panoptic import panoptic_inference
 from .semantic import semantic_inference, semantic_map_with_scores
 

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask_former.ops import LazyMasks
+from mask_former.structures import Size
 
-__all__ = ["Masks", "Size", "resize_masks", "without_autocast"]
+__all__ = ["Masks", "resize_masks", "without_autocast"]
 
-Size = tuple[int, int]
-"""Height and width."""
 Masks = Tensor | LazyMasks
 P = ParamSpec("P")
 R = TypeVar("R")

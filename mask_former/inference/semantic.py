@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mask_former.ops import LazyMasks, largest
+from mask_former.structures import Size
 
-from .masks import Masks, Size, without_autocast
+from .masks import Masks, without_autocast
 
 __all__ = [
     "best_classes",

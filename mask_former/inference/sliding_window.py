@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mask_former.ops import LazyMasks
+from mask_former.structures import Size
 
 from .logits import ImageLogits
-from .masks import Size
 from .semantic import best_classes, class_probability
 
 __all__ = ["SlidingWindow", "WindowLogits", "blend_weights", "window_starts"]

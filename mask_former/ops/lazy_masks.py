@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["LazyMasks", "resize_axis"]
 
-Size = tuple[int, int]
+
 Step = tuple[int, int]
 """Along one axis: the length to resize to, and how much of it stays (the rest is cropped)."""
 
@@ -35,7 +35,7 @@ def resize_axis(x: Tensor, steps: Sequence[Step]) -> Tensor:
 class Rows(Protocol):
     """Q×h×w maps that are computed by the row, from top to bottom; their length is Q."""
 
-    size: Size
+    size: tuple[int, int]
     device: torch.device
     dtype: torch.dtype
     requires_grad: bool
@@ -67,7 +67,7 @@ class LazyMasks:
         height, width = self._source_size = (
             tuple(source.shape[-2:]) if isinstance(source, Tensor) else source.size
         )
-        self.size: Size = (
+        self.size: tuple[int, int] = (
             rows[-1][1] if rows else height,
             columns[-1][1] if columns else width,
         )
@@ -93,7 +93,7 @@ class LazyMasks:
     def device(self) -> torch.device:
         return self.source.device
 
-    def resize(self, size: Size | None) -> LazyMasks:
+    def resize(self, size: tuple[int, int] | None) -> LazyMasks:
         """The same at H×W (bilinear, as ``F.interpolate``); as they are where it is None."""
         if size is None or tuple(size) == self.size:
             return self
@@ -101,7 +101,7 @@ class LazyMasks:
         steps = ((*axis, (n, n)) for axis, n in zip((rows, columns), size, strict=True))
         return LazyMasks(self.source, *steps)
 
-    def crop(self, size: Size) -> LazyMasks:
+    def crop(self, size: tuple[int, int]) -> LazyMasks:
         """The first ``size`` rows and columns."""
         kept = min(size[0], self.size[0]), min(size[1], self.size[1])
         if kept == self.size:

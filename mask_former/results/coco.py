@@ -20,7 +20,6 @@ from .arrays import InstanceResult, PanopticResult
 
 __all__ = ["categories", "instance_records", "panoptic_record", "resolve_category_ids"]
 
-Record = dict[str, Any]
 CategoryIds = Sequence[int | None]
 """The dataset's id of each of the K classes; None where it has none."""
 
@@ -48,7 +47,7 @@ def resolve_category_ids(classes: Classes, category_ids: Mapping[int, int] | Non
     return ids
 
 
-def categories(classes: Classes, ids: CategoryIds) -> list[Record]:
+def categories(classes: Classes, ids: CategoryIds) -> list[dict[str, Any]]:
     """COCO's ``categories``: dicts of id, name, isthing and color, of the classes with an id."""
     return [
         {"id": i, "name": data["name"], "isthing": int(data["isthing"]), "color": data["color"]}
@@ -59,7 +58,7 @@ def categories(classes: Classes, ids: CategoryIds) -> list[Record]:
 
 def panoptic_record(
     result: PanopticResult, path: Path, image_id: int | str, ids: CategoryIds
-) -> Record:
+) -> dict[str, Any]:
     """Write the PNG of segment ids; returns the picture's entry in ``annotations``.
 
     Args:
@@ -89,7 +88,7 @@ def panoptic_record(
 
 def instance_records(
     result: InstanceResult, image_id: int | str, ids: CategoryIds, where: str | Path
-) -> list[Record]:
+) -> list[dict[str, Any]]:
     """A picture's instances as COCO has them in the list of all results.
 
     Args:

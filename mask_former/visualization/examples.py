@@ -24,13 +24,11 @@ from mask_former.data.formats.readers import (
 from mask_former.data.mappers.base import ignore_label_of
 from mask_former.data.mappers.semantic import read_sem_seg
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.structures import Record
 
 from .overlay import Overlay, mask_overlay, panoptic_overlay
 
-__all__ = ["Example", "FedExamples", "Record", "annotated_example"]
-
-Record = dict[str, Any]
-"""detectron2's dict of an image of a dataset."""
+__all__ = ["Example", "FedExamples", "annotated_example"]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from torch.autograd.function import FunctionCtx
 from tqdm import tqdm
 
 from mask_former.modeling import all_predictions
+from mask_former.structures import Size
 
 __all__ = [
     "DEFAULT_TASKS",
@@ -37,7 +38,6 @@ __all__ = [
     "Counts",
     "Network",
     "Report",
-    "Size",
     "analyze",
     "count_activations",
     "count_flops",
@@ -50,8 +50,6 @@ DEFAULT_TASKS = ("parameter", "flop", "activation")
 RUNS, WARM_UP_RUNS = 10, 2
 """Of the network, to measure its speed."""
 
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 Counts = dict[str, dict[str, float]]
 """Module -> operator -> count; submodules are included, "" is the whole network."""

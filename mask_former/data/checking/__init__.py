@@ -1,6 +1,6 @@
 """Is a dataset what it should be: by file, and as a whole. `tools/check_dataset.py` asks."""
 
-from .images import ClassTable, Finding, ImageCheck, Record, check_image
+from .images import ClassTable, Finding, ImageCheck, check_image
 from .sources import Source, classes_of_dataset, from_coco_json, from_folders, from_registered
 from .summary import Summary, fitting_config, summarize
 
@@ -8,7 +8,6 @@ __all__ = [
     "ClassTable",
     "Finding",
     "ImageCheck",
-    "Record",
     "Source",
     "Summary",
     "check_image",

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import detection_utils
+from numpy.typing import NDArray
 from PIL import Image
 
+from mask_former.structures import Record
 from mask_former.utils.errors import message_of
 
 from ..formats.readers import (
@@ -24,13 +26,10 @@ from ..formats.readers import (
     read_image,
     read_segment_map,
 )
-from ..targets import NDArray, count_values
+from ..targets import count_values
 from .instances import instance_area
 
-__all__ = ["ClassTable", "Finding", "ImageCheck", "Record", "check_image"]
-
-Record = dict[str, Any]
-"""detectron2's dict of an image of a dataset."""
+__all__ = ["ClassTable", "Finding", "ImageCheck", "check_image"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def check_image(record: Record, classes: ClassTable) -> ImageCheck:
 
 
 def _check_segments(
-    record: Record, image: NDArray | None, classes: ClassTable, check: ImageCheck
+    record: Record, image: NDArray[Any] | None, classes: ClassTable, check: ImageCheck
 ) -> None:
     file, infos = record["pan_seg_file_name"], record["segments_info"]
     class_ids = [info["category_id"] for info in infos]
@@ -131,7 +130,7 @@ def _check_segments(
 
 
 def _check_labels(
-    record: Record, image: NDArray | None, classes: ClassTable, check: ImageCheck
+    record: Record, image: NDArray[Any] | None, classes: ClassTable, check: ImageCheck
 ) -> None:
     file = record["sem_seg_file_name"]
     try:
@@ -149,7 +148,7 @@ def _check_labels(
 
 
 def _check_instances(
-    record: Record, image: NDArray | None, classes: ClassTable, check: ImageCheck
+    record: Record, image: NDArray[Any] | None, classes: ClassTable, check: ImageCheck
 ) -> None:
     annotations = record["annotations"]
     file = record["file_name"]
@@ -171,7 +170,7 @@ def _check_instances(
     check.num_targets = sum(not annotation.get("iscrowd", 0) for annotation in annotations)
 
 
-_CHECKS: Mapping[str, Callable[[Record, NDArray | None, ClassTable, ImageCheck], None]] = {
+_CHECKS: Mapping[str, Callable[[Record, NDArray[Any] | None, ClassTable, ImageCheck], None]] = {
     "pan_seg_file_name": _check_segments,
     "sem_seg_file_name": _check_labels,
     "annotations": _check_instances,
@@ -186,7 +185,9 @@ def _check_class_ids(
     check_classes(known, classes.num_classes, where, hint)
 
 
-def _check_size(image_file: str, image: NDArray | None, label_file: str, labels: NDArray) -> None:
+def _check_size(
+    image_file: str, image: NDArray[Any] | None, label_file: str, labels: NDArray[Any]
+) -> None:
     if image is None:
         return
     try:

@@ -13,10 +13,12 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from mask_former.structures import Record
+
 from ..datasets.class_files import classes_of_json
 from ..datasets.loaders import files_by_stem, read_json
 from ..mappers.base import ignore_label_of
-from .images import ClassTable, Finding, Record
+from .images import ClassTable, Finding
 
 __all__ = ["Source", "classes_of_dataset", "from_coco_json", "from_folders", "from_registered"]
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from .images import Finding, ImageCheck, Record
+from mask_former.structures import Record
+
+from .images import Finding, ImageCheck
 from .sources import Source
 
 __all__ = ["Summary", "fitting_config", "summarize"]

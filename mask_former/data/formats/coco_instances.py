@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures.masks import polygons_to_bitmask
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..targets import NDArray
+from mask_former.structures import Size
+
 from .readers import read_segment_map
 
 __all__ = [
@@ -24,7 +26,6 @@ __all__ = [
     "instances_of_panoptic",
 ]
 
-Size = tuple[int, int]
 
 _FAR = 10
 """Of the image's longer side: a point farther away than that is a mistake."""
@@ -83,7 +84,7 @@ def _check_coordinates(values: Any, size: Size, where: str) -> None:
         )
 
 
-def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray:
+def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[Any]:
     """The mask of a segmentation: see `check_segmentation`.
 
     Returns:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
 
-from ..targets import MAX_SEGMENT_ID, NDArray, decode_segment_ids, index_segments
+from ..targets import MAX_SEGMENT_ID, decode_segment_ids, index_segments
 from .pixels import image_errors, read_pixels
 
 __all__ = [
@@ -20,7 +22,7 @@ __all__ = [
 ]
 
 
-def read_image(file_name: str, key: str, image_format: str | None = None) -> NDArray:
+def read_image(file_name: str, key: str, image_format: str | None = None) -> NDArray[Any]:
     """Read the pixels of an image file that a dataset dict names; see ``read_pixels``.
 
     Args:
@@ -42,7 +44,7 @@ def read_image(file_name: str, key: str, image_format: str | None = None) -> NDA
         return read_pixels(file.read(), image_format)
 
 
-def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray:
+def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray[Any]:
     """A map of class ids: one channel of 1, 8 or 16 bit; a palette image gives its indices.
 
     Returns:
@@ -69,7 +71,7 @@ def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray:
     return labels.astype(np.uint16, copy=False)
 
 
-def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -> NDArray:
+def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -> NDArray[Any]:
     """A label map as class ids.
 
     Args:
@@ -100,7 +102,7 @@ def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -
 
 def read_segment_map(
     file_name: str, segment_ids: list[int], *, may_be_absent: bool = False
-) -> NDArray:
+) -> NDArray[Any]:
     """A COCO panoptic PNG, its ids replaced by their position in `segment_ids`, from 1.
 
     Args:
@@ -142,7 +144,9 @@ def read_segment_map(
     return index_map
 
 
-def check_same_size(image: NDArray, image_file: str, labels: NDArray, label_file: str) -> None:
+def check_same_size(
+    image: NDArray[Any], image_file: str, labels: NDArray[Any], label_file: str
+) -> None:
     """Raises ValueError unless an H×W×3 image and an H×W map are of one size."""
     if image.shape[:2] != labels.shape:
         (height, width), (label_height, label_width) = image.shape[:2], labels.shape

@@ -15,9 +15,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
+from numpy.typing import NDArray
 
 from ..formats.readers import read_image
-from ..targets import InstanceMasks, NDArray, SegmentMap, pad_map
+from ..targets import InstanceMasks, SegmentMap, pad_map
 from ..transforms.augmentation import build_augmentation
 
 __all__ = ["Annotations", "TrainingMapper", "ignore_label_of", "settings"]
@@ -33,7 +34,7 @@ class Annotations(NamedTuple):
     """What a mapper has read of one image's annotation."""
 
     segments: SegmentMap | InstanceMasks
-    sem_seg: NDArray | None
+    sem_seg: NDArray[Any] | None
     """H×W class ids, uint8 or uint16, `ignore_label` where there is none; None: not made."""
 
 
@@ -119,7 +120,7 @@ class TrainingMapper:
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
         }
 
-    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray) -> Annotations:
+    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
         """Read and check the annotation of `image` (H×W×3, before augmentation)."""
         raise NotImplementedError
 
@@ -179,7 +180,7 @@ class TrainingMapper:
                 f"{_fitting_mapper(dataset_dict)}"
             )
 
-    def _padded_size(self, image: NDArray, image_file: str) -> tuple[int, int]:
+    def _padded_size(self, image: NDArray[Any], image_file: str) -> tuple[int, int]:
         height, width = image.shape[:2]
         side = self.size_divisibility
         if side <= 0:
@@ -221,7 +222,7 @@ def ignore_label_of(datasets: tuple[str, ...]) -> int:
     return next(iter(labels.values()))
 
 
-def _pad_image(image: NDArray, size: tuple[int, int]) -> NDArray:
+def _pad_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """H×W×3 to 3×`size`, `IMAGE_PAD_VALUE` on the right and at the bottom."""
     height, width, channels = image.shape
     make = np.empty if (height, width) == size else partial(np.full, fill_value=IMAGE_PAD_VALUE)

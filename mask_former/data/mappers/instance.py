@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from numpy.typing import NDArray
 
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 
 from ..formats.coco_instances import decode_segmentation
 from ..formats.readers import check_classes
-from ..targets import InstanceMasks, NDArray
+from ..targets import InstanceMasks
 from ..transforms.augmentation import build_augmentation
 from .base import Annotations, TrainingMapper, settings
 
@@ -48,11 +49,11 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
         }
 
-    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray) -> Annotations:
+    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
         """See `TrainingMapper.read_annotations`."""
         self.require(dataset_dict, "annotations")
         size = image.shape[:2]
-        masks: list[NDArray] = []
+        masks: list[NDArray[Any]] = []
         labels: list[int] = []
         crowd = np.zeros(size, dtype=np.uint8)
         for place, annotation in enumerate(dataset_dict["annotations"]):

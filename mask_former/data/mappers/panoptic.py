@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 
 from ..formats.readers import check_classes, check_same_size, read_segment_map
-from ..targets import NDArray, SegmentMap
+from ..targets import SegmentMap
 from .base import Annotations, TrainingMapper
 from .semantic import read_sem_seg
 
@@ -24,7 +25,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     else from the segments.
     """
 
-    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray) -> Annotations:
+    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
         """See `TrainingMapper.read_annotations`."""
         self.require(dataset_dict, "pan_seg_file_name", "segments_info")
         file_name, infos = dataset_dict["pan_seg_file_name"], dataset_dict["segments_info"]
@@ -49,10 +50,10 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     def _sem_seg(
         self,
         dataset_dict: dict[str, Any],
-        image: NDArray,
-        index_map: NDArray,
-        classes: NDArray,
-    ) -> NDArray | None:
+        image: NDArray[Any],
+        index_map: NDArray[Any],
+        classes: NDArray[Any],
+    ) -> NDArray[Any] | None:
         if self.ignore_label is None:
             return None
         if "sem_seg_file_name" in dataset_dict:

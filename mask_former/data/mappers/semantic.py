@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 
 from ..formats.readers import check_classes, check_same_size, read_class_map
-from ..targets import NDArray, SegmentMap
+from ..targets import SegmentMap
 from .base import Annotations, TrainingMapper
 
 __all__ = ["MaskFormerSemanticDatasetMapper", "read_sem_seg"]
@@ -21,7 +22,7 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
 
     keeps_empty_masks = False
 
-    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray) -> Annotations:
+    def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
         """See `TrainingMapper.read_annotations`."""
         self.require(dataset_dict, "sem_seg_file_name")
         if self.ignore_label is None:
@@ -36,8 +37,8 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
 
 
 def read_sem_seg(
-    dataset_dict: dict[str, Any], image: NDArray, ignore_label: int, num_classes: int | None
-) -> NDArray:
+    dataset_dict: dict[str, Any], image: NDArray[Any], ignore_label: int, num_classes: int | None
+) -> NDArray[Any]:
     """Read and check the label map of an H×W×3 `image`.
 
     Returns:

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from numpy.typing import NDArray
 
-from ..targets import NDArray
 from .crops import ClassUniformCrop, ResizeAndCrop
 
 __all__ = ["ColorAugSSD", "build_augmentation", "build_detr_augmentation"]
@@ -27,7 +27,7 @@ DETR_PRE_CROP_SIZES = (400, 500, 600)
 class HFlipTransform(T.HFlipTransform):
     """detectron2's, contiguous: to copy the view that it returns takes longer than the flip."""
 
-    def apply_image(self, img: NDArray) -> NDArray:
+    def apply_image(self, img: NDArray[Any]) -> NDArray[Any]:
         """Args: img: H×W or H×W×3, 8 or 16 bit. Returns: the same, left and right exchanged."""
         return cv2.flip(img, 1)
 
@@ -35,7 +35,7 @@ class HFlipTransform(T.HFlipTransform):
 class RandomFlip(T.RandomFlip):
     """detectron2's, with the same draws."""
 
-    def get_transform(self, image: NDArray) -> T.Transform:
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
         """Args: image: H×W×3."""
         transform = super().get_transform(image)
         is_horizontal = isinstance(transform, T.HFlipTransform)
@@ -71,42 +71,44 @@ class ColorAugSSD(T.Augmentation):
         """
         self._init(locals())
 
-    def get_transform(self, image: NDArray) -> T.ColorTransform:
+    def get_transform(self, image: NDArray[Any]) -> T.ColorTransform:
         """Draw one jitter; each of the four steps is left out half of the time."""
-        steps: list[Callable[[], NDArray]] = [self._saturation, self._hue]
+        steps: list[Callable[[], NDArray[Any]]] = [self._saturation, self._hue]
         steps.insert(0 if np.random.randint(2) else 2, self._contrast)
         tables = [draw() for draw in (self._brightness, *steps) if np.random.randint(2)]
         return T.ColorTransform(partial(_look_up, tables=tables, img_format=self.img_format))
 
-    def _brightness(self) -> NDArray:
+    def _brightness(self) -> NDArray[Any]:
         return _linear(1, np.random.uniform(-self.brightness_delta, self.brightness_delta))
 
-    def _contrast(self) -> NDArray:
+    def _contrast(self) -> NDArray[Any]:
         return _linear(np.random.uniform(self.contrast_low, self.contrast_high))
 
-    def _saturation(self) -> NDArray:
+    def _saturation(self) -> NDArray[Any]:
         factor = np.random.uniform(self.saturation_low, self.saturation_high)
         return _hsv_table(saturation=_linear(factor))
 
-    def _hue(self) -> NDArray:
+    def _hue(self) -> NDArray[Any]:
         shift = np.random.randint(-self.hue_delta, self.hue_delta + 1)
         return _hsv_table(hue=((np.arange(256) + shift) % 180).astype(np.uint8))
 
 
-def _linear(factor: float, offset: float = 0) -> NDArray:
+def _linear(factor: float, offset: float = 0) -> NDArray[Any]:
     """What each 8-bit value becomes: 256 values."""
     values = np.arange(256, dtype=np.float32) * factor + offset
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _hsv_table(hue: NDArray | None = None, saturation: NDArray | None = None) -> NDArray:
+def _hsv_table(
+    hue: NDArray[Any] | None = None, saturation: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """1×256×3: what each 8-bit value becomes in the three channels of an HSV image."""
     same = np.arange(256, dtype=np.uint8)
     channels = (same if hue is None else hue, same if saturation is None else saturation, same)
     return np.stack(channels, axis=-1)[None]
 
 
-def _look_up(image: NDArray, tables: list[NDArray], img_format: str) -> NDArray:
+def _look_up(image: NDArray[Any], tables: list[NDArray[Any]], img_format: str) -> NDArray[Any]:
     """Apply `tables` in turn: 256 values for the image as it is, 1×256×3 for its HSV form."""
     is_rgb = img_format == "RGB"
     to_hsv, from_hsv = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from detectron2.data import transforms as T
+from numpy.typing import NDArray
 from PIL import Image
-
-from ..targets import NDArray
 
 __all__ = ["ClassUniformCrop", "ResizeAndCrop", "ResizeCropTransform"]
 
@@ -30,7 +31,7 @@ class ResizeCropTransform(T.Transform):
         super().__init__()
         self._set_attributes(locals())
 
-    def apply_image(self, img: NDArray) -> NDArray:
+    def apply_image(self, img: NDArray[Any]) -> NDArray[Any]:
         """Args: img: H×W×3, uint8. Returns: the same of the window's size."""
         assert img.shape[:2] == (self.h, self.w) and img.dtype == np.uint8
         scale_x, scale_y = self.w / self.new_w, self.h / self.new_h
@@ -44,7 +45,7 @@ class ResizeCropTransform(T.Transform):
         resized = Image.fromarray(img).resize(size, Image.Resampling.BILINEAR, box=box)
         return np.array(resized)
 
-    def apply_segmentation(self, segmentation: NDArray) -> NDArray:
+    def apply_segmentation(self, segmentation: NDArray[Any]) -> NDArray[Any]:
         """Args: segmentation: H×W, any type. Returns: the same of the window's size."""
         assert segmentation.shape == (self.h, self.w)
         rows = _nearest(self.y0, self.crop_h, self.h, self.new_h)
@@ -53,13 +54,13 @@ class ResizeCropTransform(T.Transform):
         window = segmentation[top:bottom].take(columns, axis=1)
         return window[rows - top]  # the fastest way that ends contiguous
 
-    def apply_coords(self, coords: NDArray) -> NDArray:
+    def apply_coords(self, coords: NDArray[Any]) -> NDArray[Any]:
         """Args: coords: N×2 (x, y) in pixels, float."""
         scale = (self.new_w / self.w, self.new_h / self.h)
         return coords * np.asarray(scale) - np.asarray((self.x0, self.y0))
 
 
-def _nearest(start: int, length: int, old: int, new: int) -> NDArray:
+def _nearest(start: int, length: int, old: int, new: int) -> NDArray[Any]:
     """Where the centres of the new pixels `start`, `start`+1, … lie among the old ones."""
     return (2 * np.arange(start, start + length) + 1) * old // (2 * new)
 
@@ -76,7 +77,9 @@ class ResizeAndCrop(T.Augmentation):
         """
         self._init(locals())
 
-    def get_transform(self, image: NDArray, sem_seg: NDArray | None) -> ResizeCropTransform:
+    def get_transform(
+        self, image: NDArray[Any], sem_seg: NDArray[Any] | None
+    ) -> ResizeCropTransform:
         """Draw size and window for an H×W×3 image and its label map, which the crop may need.
 
         Raises:
@@ -134,7 +137,7 @@ class ClassUniformCrop(T.Augmentation):
             )
         self._init(locals())
 
-    def get_transform(self, image: NDArray, sem_seg: NDArray | None) -> T.CropTransform:
+    def get_transform(self, image: NDArray[Any], sem_seg: NDArray[Any] | None) -> T.CropTransform:
         """Draw the window for an image and its H×W label map; without one, as `crop` does."""
         window = self.crop(T.AugInput(image, sem_seg=sem_seg))
         if sem_seg is None or np.random.rand() >= self.probability:

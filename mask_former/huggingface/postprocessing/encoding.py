@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mask_former.data.targets import NDArray, SegmentMap, index_segments
-from mask_former.structures import Target
+from mask_former.data.targets import SegmentMap, index_segments
+from mask_former.structures import Size, Target
 
 __all__ = ["encode"]
-
-Size = tuple[int, int]
 
 
 def encode(
@@ -82,7 +81,7 @@ def encode(
     return targets
 
 
-def _integer_map(values: Any, index: int) -> NDArray:
+def _integer_map(values: Any, index: int) -> NDArray[Any]:
     """Return integers H×W as an array."""
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
@@ -95,7 +94,7 @@ def _integer_map(values: Any, index: int) -> NDArray:
 
 
 def _segments_of(
-    values: NDArray,
+    values: NDArray[Any],
     class_of: Mapping[int, int] | None,
     ignore_index: int | None,
     reduce: bool,
@@ -120,7 +119,7 @@ def _segments_of(
     return SegmentMap(index_map, indices, np.array(labels, dtype=np.int64), void=0)
 
 
-def _check_classes(labels: NDArray, num_classes: int | None, index: int) -> None:
+def _check_classes(labels: NDArray[Any], num_classes: int | None, index: int) -> None:
     wrong = labels[(labels < 0) | (labels >= (num_classes or np.inf))]
     if len(wrong):
         expected = "not negative" if num_classes is None else f"in 0 … {num_classes - 1}"

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mask_former.ops import LazyMasks
+from mask_former.structures import Size
 
-__all__ = ["ImagePrediction", "Size", "Sizes", "split_batch"]
+__all__ = ["ImagePrediction", "Sizes", "split_batch"]
 
-Size = tuple[int, int]
-"""Height and width."""
 Sizes = Sequence[Size] | Tensor
 """One size for each image of a batch; as a tensor, B×2."""
 

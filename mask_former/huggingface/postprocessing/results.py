@@ -21,8 +21,9 @@ from mask_former.inference import instance_inference, semantic_inference, semant
 from mask_former.inference.panoptic import segment_ids
 from mask_former.inference.semantic import best_classes
 from mask_former.ops import LazyMasks, largest
+from mask_former.structures import Size
 
-from .images import ImagePrediction, Size, Sizes, split_batch
+from .images import ImagePrediction, Sizes, split_batch
 
 __all__ = [
     "PostProcessed",
