@@ -22,7 +22,7 @@ from detectron2.modeling.backbone.swin import (
 )
 from torch import Tensor
 
-from mask_former.ops.window_attention import (
+from mask_former.ops.window_layout import (
     OpenLayout,
     WindowLayout,
     from_windows,
