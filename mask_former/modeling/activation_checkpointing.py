@@ -13,7 +13,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .backbone.swin import SwinStage
+
 __all__ = ["checkpoint_activations"]
+
+_SERIES = (nn.Sequential, nn.ModuleList, BasicLayer, SwinStage)
+"""Modules that hold a series of blocks, and are no block themselves."""
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:
@@ -39,7 +44,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     in_series = isinstance(module, (nn.Sequential, nn.ModuleList))
     for child in module.children():
         is_block = in_series and any(True for _ in child.children())
-        if is_block and not isinstance(child, (nn.Sequential, nn.ModuleList, BasicLayer)):
+        if is_block and not isinstance(child, _SERIES):
             yield child
         else:
             yield from _blocks(child)

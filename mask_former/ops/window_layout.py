@@ -1,15 +1,25 @@
-"""Cutting a map of tokens into shifted windows and back (Swin, arXiv 2103.14030), one copy each.
+"""Cut maps of tokens into shifted windows and join them again (Swin, arXiv 2103.14030).
 
-Padding, cyclic shift, partition and the split into heads are all permutations of rows, so their
-product is one table of row numbers: tokens are read once and written once on the way in, and once
-on the way back. Such a table is of one size; what a graph needs that leaves sizes open stands last.
+Reference: :class:`PlainLayout`, the paper's pad, roll and partition, a copy each; it is also what
+``torch.compile`` turns into good code. Fast: :class:`WindowLayout`. Padding, roll, partition and
+the split into heads are all permutations of rows, so their product is one table of row numbers:
+tokens are read and written once on the way in, and once on the way back. :class:`OpenLayout`
+computes such tables inside a graph whose sizes are open (``torch.export``).
+
+Saves: ten of the twelve copies of a window attention (docs/performance.md, "Window attention").
 """
+
+# Example: one map of 2×3 tokens, windows of 2×2 tokens, no shift, one head. "." is padding.
+#     0 1 2        0 1 | 2 .      window 0 holds the tokens 0 1 3 4,
+#     3 4 5   →    3 4 | 5 .      window 1 holds the tokens 2 . 5 .
+# rows = 0 1 3 4 2 . 5 .  (which token each slot reads)
+# back = 0 1 4 2 3 6      (in which slot each token is found again)
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,79 +30,148 @@ from .symbolic_sizes import plain_size
 
 __all__ = [
     "OpenLayout",
+    "PlainLayout",
     "WindowLayout",
     "from_windows",
     "open_layout",
+    "plain_layout",
     "to_windows",
     "window_layout",
 ]
 
 _MASKED = -100.0
-"""Added to the attention logits of tokens that only the cyclic shift made neighbours (Swin's)."""
+"""Added to the attention logits of token pairs that only the roll made neighbors (Swin's)."""
+
+
+# The reference
+
+
+@dataclass(frozen=True)
+class PlainLayout:
+    """B maps of H×W tokens in W windows of N = ``size``² tokens each, in the order of the map."""
+
+    height: int
+    width: int
+    size: int
+    shift: int
+    """Tokens by which the map is rolled up and left."""
+    mask: Tensor | None
+    """(B·W)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Cut B×HW×C into (B·W)×N×C; padding on the right and at the bottom is 0."""
+        height, width, size, shift = self.height, self.width, self.size, self.shift
+        x = F.pad(x.unflatten(1, (height, width)), (0, 0, 0, -width % size, 0, -height % size))
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
+        x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))
+        return x.transpose(2, 3).reshape(-1, size * size, x.shape[-1])
+
+    def join(self, windows: Tensor) -> Tensor:
+        """Join (B·W)×N×C to B×HW×C: the inverse of :meth:`cut`, without the padding."""
+        size, shift = self.size, self.shift
+        tall, wide = -(-self.height // size), -(-self.width // size)
+        x = windows.view(-1, tall, wide, size, size, windows.shape[-1])
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
+        return x[:, : self.height, : self.width].flatten(1, 2)
+
+
+def plain_layout(
+    batch: int, height: int, width: int, size: int, shift: int, device: torch.device
+) -> PlainLayout:
+    """Describe ``batch`` maps of ``height`` × ``width`` tokens in windows of ``size``²."""
+    mask = _shift_mask(height, width, size, shift, device) if shift else None
+    if mask is not None:
+        mask = mask[:, None].repeat(batch, 1, 1, 1)
+    return PlainLayout(height, width, size, shift, mask)
+
+
+def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
+    """W×N×N: -100 for pairs of tokens that the roll brought together from two sides of the map."""
+    tall, wide = -(-height // size) * size, -(-width // size) * size
+    row, column = (
+        _side(torch.arange(n, device=device), n, size, shift)[None, :] for n in (tall, wide)
+    )
+    region = (3 * row[..., None] + column[:, None]).view(1, tall * wide, 1)
+    region = PlainLayout(tall, wide, size, 0, None).cut(region)
+    return torch.zeros((), device=device).masked_fill(region != region.transpose(1, 2), _MASKED)
+
+
+def _side(at: Tensor, end: int, size: int, shift: int) -> Tensor:
+    """The side of the rolled map, 0 … 2, that positions along an axis of length ``end`` are of."""
+    return (at >= end - size).long() + (at >= end - shift)
+
+
+# The fast version: tables
 
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """Where the tokens of B maps of H×W stand once they are in W windows of N tokens each.
+    """B maps of H×W tokens in W windows of N tokens each, as tables of row numbers.
 
-    Windows that need a mask come last within an image. A row is one head's part of a token.
+    A row is one head's part of a token. Windows that need a mask come last within an image.
     """
 
+    batch: int
+    """B."""
     windows: int
-    """W, windows an image."""
+    """W, windows of an image."""
     rows: Tensor
-    """3·B·W·heads·N: the row of the projected tokens (B·H·W·3·heads rows) that each is read from;
-    padding reads any."""
+    """3·B·W·heads·N: the row of the projected tokens (B·H·W·3·heads rows) that each slot reads;
+    slots of padding read any."""
     padding: Tensor
-    """Which of those are padding."""
+    """The slots that are padding."""
     back: Tensor
     """B·H·W·heads: the row of the windows that each row of the map is read from."""
     rows_back: Tensor
     """B·H·W·3·heads: the inverse of ``rows``."""
     edge_mask: Tensor
-    """E×1×N×N: 0 or -100, of the last E windows of an image; E is 0 without a shift."""
+    """E×1×N×N: 0 or -100, for the last E windows of an image; E is 0 without a shift."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B·W)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
+        edges = len(self.edge_mask)
+        if not edges:
+            return None
+        mask = F.pad(self.edge_mask, (0, 0, 0, 0, 0, 0, self.windows - edges, 0))
+        return mask.repeat(self.batch, 1, 1, 1)
 
 
 @lru_cache(maxsize=64)
 def window_layout(
     batch: int, height: int, width: int, heads: int, size: int, shift: int, device: torch.device
 ) -> WindowLayout:
-    """The layout of ``batch`` maps of ``height`` × ``width`` tokens in windows of ``size``².
+    """Compute the tables of ``batch`` maps of ``height`` × ``width`` tokens, once for each size.
 
-    The map is padded on the right and at the bottom to whole windows and rolled up and left by
-    ``shift`` tokens.
+    Args:
+        batch, height, width: size of the maps.
+        heads: attention heads, into which a token is split.
+        size: side of a window, in tokens.
+        shift: tokens by which the map is rolled up and left.
+        device: device of the tables.
     """
-    tall, wide = -(-height // size), -(-width // size)
-    token = torch.full((tall * size, wide * size), -1)
-    token[:height, :width] = torch.arange(height * width).view(height, width)
-    # Tokens attend to each other where they come from the same side of the map.
-    region = torch.zeros_like(token)
+    number = torch.arange(1, height * width + 1).view(1, -1, 1)
+    token = PlainLayout(height, width, size, shift, None).cut(number)[..., 0] - 1  # -1: padding
+    mask = torch.zeros(len(token), size * size, size * size)
     if shift:
-        token = token.roll((-shift, -shift), (0, 1))
-        rows, columns = (_side(torch.arange(n * size), n * size, size, shift) for n in (tall, wide))
-        region = 3 * rows[:, None] + columns
-    token, region = (
-        one.view(tall, size, wide, size).transpose(1, 2).reshape(-1, size * size)
-        for one in (token, region)
-    )
-    apart = region[:, :, None] != region[:, None]
-    edge = apart.flatten(1).any(1)
+        mask = _shift_mask(height, width, size, shift, torch.device("cpu"))
+    edge = mask.flatten(1).any(1)
     order = torch.cat([(~edge).nonzero(), edge.nonzero()]).flatten()
-    token = token[order]
-    mask = torch.zeros(apart[edge].shape).masked_fill_(apart[edge], _MASKED)
-    return _tables(token, mask[:, None], batch, height * width, heads, device)
+    return _tables(token[order], mask[edge][:, None], batch, height * width, heads, device)
 
 
 def _tables(
     token: Tensor, mask: Tensor, batch: int, tokens: int, heads: int, device: torch.device
 ) -> WindowLayout:
-    """``token``: W×N, the token of an image at each place, -1 for padding."""
-    windows = len(token)
+    """Tables from ``token``, W×N: the token of an image in each slot, -1 for padding."""
     image, head = torch.arange(batch), torch.arange(heads)
-    # rows: part (q, k, v) × image × window × head × place
-    places = token[None, None, :, None] + image[None, :, None, None, None] * tokens
+    # rows: part (q, k, v) × image × window × head × slot
+    slots = token[None, None, :, None] + image[None, :, None, None, None] * tokens
     part = torch.arange(3).view(3, 1, 1, 1, 1)
-    rows = (places * 3 + part) * heads + head[None, None, None, :, None]
+    rows = (slots * 3 + part) * heads + head[None, None, None, :, None]
     padding = (token < 0)[None, None, :, None].expand(rows.shape).flatten()
     rows = rows.flatten()
     rows_back = torch.empty(batch * tokens * 3 * heads, dtype=torch.long)
@@ -100,7 +179,8 @@ def _tables(
     # The inverse of the first third, counted from its own start, finds attended tokens again.
     back = rows_back.view(batch * tokens, 3, heads)[:, 0].flatten()
     return WindowLayout(
-        windows=windows,
+        batch=batch,
+        windows=len(token),
         rows=rows.masked_fill(padding, 0).to(device),
         padding=padding.nonzero().flatten().to(device),
         back=back.to(device),
@@ -110,13 +190,13 @@ def _tables(
 
 
 def to_windows(projected: Tensor, bias: Tensor | None, layout: WindowLayout, heads: int) -> Tensor:
-    """Queries, keys and values by window and head.
+    """Sort projected tokens into queries, keys and values by window and head.
 
     Args:
         projected: B×HW×3C, the projected tokens.
         bias: 3C, that projection's bias: what padding, being zeros, is projected to.
-        layout: of B maps.
-        heads: of the attention; C is divided among them.
+        layout: tables of B maps.
+        heads: attention heads; C is divided among them.
 
     Returns:
         3×(B·W)×heads×N×(C/heads).
@@ -131,21 +211,22 @@ def to_windows(projected: Tensor, bias: Tensor | None, layout: WindowLayout, hea
 
 
 def from_windows(attended: Tensor, layout: WindowLayout) -> Tensor:
-    """(B·W)×heads×N×D by window and head back to the maps: (B·HW)×(heads·D)."""
+    """Bring (B·W)×heads×N×D, by window and head, back to the maps: (B·HW)×(heads·D)."""
     _, heads, _, width = attended.shape
     rows = _FromWindows.apply(attended.reshape(-1, width), layout)
     return rows.view(-1, heads * width)
 
 
 class _ToWindows(torch.autograd.Function):
-    """Rows by table; its gradient is the inverse table's, where autograd would scatter and add."""
+    """Read rows by table. The gradient reads by the inverse table; autograd's would scatter."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
         ctx.layout, ctx.bias_shape = layout, bias.shape
         found = F.embedding(layout.rows, rows)
         if len(layout.padding):
-            found[layout.padding] = _of_padding(bias, layout, rows.shape[1])
+            bias_rows = bias.view(-1, rows.shape[1])
+            found[layout.padding] = bias_rows[_bias_rows(layout, len(bias_rows))]
         return found
 
     @staticmethod
@@ -153,24 +234,19 @@ class _ToWindows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         layout: WindowLayout = ctx.layout
         grad = grad.contiguous()
-        of_bias = grad.new_zeros(ctx.bias_shape)
+        bias_grad = grad.new_zeros(ctx.bias_shape)
         if len(layout.padding):
-            by_row = of_bias.view(-1, grad.shape[1])
+            by_row = bias_grad.view(-1, grad.shape[1])
             by_row.index_add_(0, _bias_rows(layout, len(by_row)), grad[layout.padding])
-        return F.embedding(layout.rows_back, grad), of_bias, None
+        return F.embedding(layout.rows_back, grad), bias_grad, None
 
 
 def _bias_rows(layout: WindowLayout, parts: int) -> Tensor:
-    """Which of the ``3·heads`` rows of the bias each row of padding holds."""
+    """Index, among the ``3·heads`` rows of the bias, of the row that each slot of padding holds."""
     heads = parts // 3
     size = layout.edge_mask.shape[-1]
     part = layout.padding // (len(layout.rows) // 3)
     return part * heads + layout.padding // size % heads
-
-
-def _of_padding(bias: Tensor, layout: WindowLayout, width: int) -> Tensor:
-    rows = bias.view(-1, width)
-    return rows[_bias_rows(layout, len(rows))]
 
 
 class _FromWindows(torch.autograd.Function):
@@ -187,31 +263,50 @@ class _FromWindows(torch.autograd.Function):
         return rows, None
 
 
-class OpenLayout(NamedTuple):
-    """As :class:`WindowLayout`, of whole tokens and windows in order, for a graph of open sizes."""
+# Inside a graph whose sizes are open
 
+
+@dataclass(frozen=True)
+class OpenLayout:
+    """Tables of whole tokens, with windows in the order of the map; used as :class:`PlainLayout`.
+
+    A graph of open sizes cannot be cut by ``view``: the exporter would have to prove that the
+    sizes divide. Indices need no proof.
+    """
+
+    size: int
     rows: Tensor
-    """B·W·N: the token (of B·H·W) at each place; padding reads any."""
+    """B·W·N: the token (of B·H·W) that each slot reads; slots of padding read any."""
     padding: Tensor
     """B·W·N bools."""
     back: Tensor
-    """B·H·W: where each token stands."""
+    """B·H·W: the slot of each token."""
     mask: Tensor | None
-    """B·W×1×N×N: 0 or -100; None without a shift."""
+    """(B·W)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Cut B×HW×C into (B·W)×N×C."""
+        windows = x.reshape(-1, x.shape[-1]).index_select(0, self.rows)
+        windows = windows.masked_fill(self.padding[:, None], 0)
+        return windows.view(-1, self.size * self.size, x.shape[-1])
+
+    def join(self, windows: Tensor) -> Tensor:
+        """Join (B·W)×N×C to (B·HW)×C."""
+        return windows.reshape(-1, windows.shape[-1]).index_select(0, self.back)
 
 
 def open_layout(
     batch: int, height: int, width: int, size: int, shift: int, device: torch.device
 ) -> OpenLayout:
-    """The tables, by arithmetic alone: no step asks what the sizes are or splits a product of them.
+    """Compute the tables by arithmetic alone: no step asks for a size or splits a product of sizes.
 
     Sizes may be symbols (``torch.export``) or tensors (``torch.jit.trace``).
     """
     tall, wide = (plain_size((side + size - 1) // size) for side in (height, width))
     number = torch.arange(batch * tall * wide * size * size, device=device)
-    window, place = _divide(number, size * size)
+    window, slot = _divide(number, size * size)
     image, window = _divide(window, tall * wide)
-    (row, column), (y, x) = _divide(window, wide), _divide(place, size)
+    (row, column), (y, x) = _divide(window, wide), _divide(slot, size)
     y, x = row * size + y, column * size + x
     mask = None
     if shift:
@@ -231,15 +326,10 @@ def open_layout(
         x = _divide(x + (wide * size - shift), wide * size)[1]
     (row, y), (column, x) = _divide(y, size), _divide(x, size)
     back = (((image * tall + row) * wide + column) * size + y) * size + x
-    return OpenLayout(rows, padding, back, mask)
+    return OpenLayout(size, rows, padding, back, mask)
 
 
 def _divide(x: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """Quotient and rest; ONNX has no ``%`` for a number that is not known yet."""
+    """Quotient and remainder; ONNX has no ``%`` by a number that is not known yet."""
     quotient = x // by
     return quotient, x - quotient * by
-
-
-def _side(at: Tensor, end: int, size: int, shift: int) -> Tensor:
-    """Along one axis of length ``end``, which side of the shifted map places come from: 0 … 2."""
-    return (at >= end - size).long() + (at >= end - shift)

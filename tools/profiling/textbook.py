@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import BitMasks, ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
@@ -25,7 +24,6 @@ from torch import Tensor
 from mask_former.inference import ImageLogits, WindowLogits
 from mask_former.losses import SetCriterion, dice_loss
 from mask_former.losses.mask_losses import dice_of_sums
-from mask_former.modeling.backbone.swin import D2SwinTransformer
 from mask_former.modeling.mask_former import MaskFormer
 from mask_former.structures import Outputs, Prediction, SegmentInfo, Target, layer_predictions
 
@@ -148,6 +146,10 @@ def instance_inference(
 class TextbookMaskFormer(MaskFormer):
     """:class:`MaskFormer`, with what surrounds pixel decoder and predictor written plainly."""
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "criterion": TextbookCriterion(cfg)}
+
     def train(self, mode: bool = True) -> TextbookMaskFormer:
         super().train(mode)
         self.sem_seg_head.predictor.predict_all_in_evaluation = True  # as published code does
@@ -205,12 +207,5 @@ def build_textbook_model(cfg: CfgNode) -> MaskFormer:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.COMPILE = cfg.MODEL.ACTIVATION_CHECKPOINTING = False
-    model = build_model(cfg)
-    model.__class__ = TextbookMaskFormer
-    model.criterion.__class__ = TextbookCriterion
-    for module in model.backbone.modules():
-        kind = type(module)
-        # what a Swin of ours is made of: back to the classes of detectron2 that it overrides
-        if kind.__module__ == D2SwinTransformer.__module__ and kind is not D2SwinTransformer:
-            module.__class__ = kind.__bases__[0]
-    return model
+    cfg.MODEL.REFERENCE_OPS = True  # detectron2's own Swin
+    return TextbookMaskFormer(cfg).to(cfg.MODEL.DEVICE)

@@ -4,7 +4,10 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
-from detectron2.modeling.backbone.swin import SwinTransformer
+from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer
+
+from mask_former.modeling.backbone import swin as swin_module
+from mask_former.ops.window_attention import attend_fused
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
@@ -136,8 +139,7 @@ def test_the_fused_attention_of_gpus_gives_the_same_maps_and_gradients(swin_cfg,
     results = []
     for fused in (False, True):
         if fused:
-            attention = type(swin.layers[0].blocks[0].attn)
-            monkeypatch.setattr(attention, "_plain", attention._fused)
+            monkeypatch.setattr(swin_module, "attend_batched", attend_fused)
         swin.zero_grad()
         found = swin(image)["res5"]
         found.square().sum().backward()
@@ -148,3 +150,14 @@ def test_the_fused_attention_of_gpus_gives_the_same_maps_and_gradients(swin_cfg,
     torch.testing.assert_close(
         fused_gradient, gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item()
     )
+
+
+def test_reference_ops_are_the_stages_of_detectron2_with_the_same_parameters(swin_cfg):
+    swin = build(swin_cfg)
+    swin_cfg.MODEL.REFERENCE_OPS = True
+    reference = build(swin_cfg)
+    assert {type(stage) for stage in reference.layers} == {BasicLayer}
+    assert BasicLayer not in {type(module) for module in swin.modules()}
+    expected, found = reference.state_dict(), swin.state_dict()
+    assert list(found) == list(expected)  # in order
+    assert all(map(torch.equal, found.values(), expected.values()))  # the same random numbers
