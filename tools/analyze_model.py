@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
 from mask_former.config.keys import get_mask_former_cfg
-from mask_former.config.loading import load_cfg
+from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.structures import Size
 from mask_former.utils.errors import message_of
 
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     args = parse_arguments(argv)
     try:
-        cfg = load_cfg(args.config_file, args.opts)
+        cfg = resolve_device(load_cfg(args.config_file, args.opts))
         sizes: list[Size] = [(args.size[0], args.size[-1])]
         if args.num_images:
             sizes = sizes_of_test_images(cfg, args.num_images)

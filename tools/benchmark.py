@@ -41,7 +41,7 @@ from profiling import (
 
 import mask_former  # noqa: F401  (registers everything)
 from mask_former.config.keys import get_mask_former_cfg
-from mask_former.config.loading import load_cfg
+from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.utils.errors import message_of
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -98,16 +98,18 @@ def contestants(args: argparse.Namespace) -> list[Spec]:
     """The config first, then what it is compared with."""
     device = ["MODEL.DEVICE", args.device] if args.device else []
     own = [*args.opts, *device, *precision(args.precision)]
-    cfg = load_cfg(args.config_file, own)
+    cfg = resolve_device(load_cfg(args.config_file, own))
     specs = [Spec("ours", cfg, trained=args.trained)]
     for name, other in zip(ascii_uppercase[1:], args.compare, strict=False):
         if other.endswith((".yaml", ".yml")):
-            compared = load_cfg(other, own)
+            compared = resolve_device(load_cfg(other, own))
         else:
-            compared = load_cfg(args.config_file, [*own, *shlex.split(other)])
+            words = [*own, *shlex.split(other)]
+            compared = resolve_device(load_cfg(args.config_file, words))
         specs.append(Spec(name, compared, trained=args.trained))
     for peer in args.peer:
-        peer_cfg = load_cfg(args.config_file, [*own, *precision(args.peer_precision)])
+        words = [*own, *precision(args.peer_precision)]
+        peer_cfg = resolve_device(load_cfg(args.config_file, words))
         specs.append(Spec(peer, peer_cfg, kind=peer, trained=args.trained))
     return specs
 

@@ -24,33 +24,21 @@ from typing import Any
 from detectron2.engine import default_argument_parser
 
 import mask_former  # noqa: F401  (registers everything, in spawned processes too)
-from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.cli.command import add_plugin_argument
 from mask_former.cli.custom_data import add_arguments, use_own_data
-from mask_former.engine import Trainer
-from mask_former.engine.launch import run, setup
-from mask_former.registries import load_plugin
-from mask_former.utils.weight_files import averaged_weights
+from mask_former.config.loading import plugins_named_in, read_cfg
+from mask_former.engine import evaluate, train
+from mask_former.engine.launch import run
+from mask_former.registries import load_plugin, naming_missing_plugins
 
 
-def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    """One process of the job. Returns the metrics."""
-    cfg = setup(args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
-        content = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        # Before hours of evaluation, for the file may have none.
-        averaged = averaged_weights(content, cfg.MODEL.WEIGHTS) if cfg.MODEL.EMA.ENABLED else None
-        test = Trainer.test_with_TTA if cfg.TEST.AUG.ENABLED else Trainer.test
-        results = test(cfg, model)
-        if averaged is not None:
-            model.load_state_dict(averaged)
-            results = Trainer.test_average(cfg, model, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+def main(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Run one process of the job and return the metrics."""
+    for file in args.plugins:  # a spawned process has none
+        load_plugin(file)
+    cfg = read_cfg(args.config_file, args.opts)
+    with naming_missing_plugins(args.config_file, plugins_named_in(args.config_file)):
+        return (evaluate if args.eval_only else train)(cfg, resume=args.resume)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def _table(args: argparse.Namespace, folder: Path) -> Table:
         for split in _SPLITS
         if getattr(args, f"{split}_images") is not None
     }
-    path = folder / f"{args.name}_table.json"
+    # An evaluation must not replace the table of the training in the same folder.
+    path = folder / f"{args.name}{'_eval' if args.eval_only else ''}_table.json"
     if args.train_json is not None:
         return json_table(datasets, path=path)
     return semantic_table(datasets, args.classes, ignore_label=args.ignore_label, path=path)

@@ -26,7 +26,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mask_former.config.loading import load_cfg
+from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.export import FORMATS, LIMIT, STRIDE, compare, describe, graphs_of, measure
 from mask_former.export.formats import OPSET, Runner
 from mask_former.export.verification import TOLERANCE, reference
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> ExportArguments:
 
 def prepare_cfg(arguments: ExportArguments) -> CfgNode:
     """Read the config and turn off what a graph cannot contain, with a warning for each."""
-    cfg = load_cfg(arguments.config_file, arguments.opts).clone()
+    cfg = resolve_device(load_cfg(arguments.config_file, arguments.opts)).clone()
     cfg.defrost()
     left_out = {
         "TEST.SLIDING_WINDOW": cfg.TEST.SLIDING_WINDOW.SIZE > 0,

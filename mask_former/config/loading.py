@@ -23,6 +23,7 @@ from .keys import get_mask_former_cfg, validate
 
 __all__ = [
     "cfg_from_settings",
+    "finish_cfg",
     "load_cfg",
     "plugin_comments",
     "plugins_named_in",
@@ -42,11 +43,8 @@ def load_cfg(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
         ValueError: if a file is not a YAML mapping, or a value does not fit its key.
     """
     cfg = read_cfg(config_file, opts)
-    register_own_tables(cfg)
-    resolve_device(cfg)
     with naming_missing_plugins(config_file, plugins_named_in(config_file)):
-        validate(cfg)
-    cfg.freeze()
+        finish_cfg(cfg)
     return cfg
 
 
@@ -88,12 +86,22 @@ def cfg_from_settings(settings: Mapping[str, Any], opts: Sequence[Any], source: 
     return cfg
 
 
+def finish_cfg(cfg: CfgNode) -> None:
+    """Register the tables of a config, validate it and freeze it; see :func:`load_cfg`."""
+    register_own_tables(cfg)
+    validate(cfg)
+    cfg.freeze()
+
+
 def _find_files_beside(cfg: CfgNode, config_file: Path) -> None:
-    """Weights and tables that a config names by a relative path may lie beside it."""
+    """Take weights and tables that a config names by a relative path from its folder, if there."""
 
     def find(name: str) -> str:
-        beside = config_file.parent / name
-        return str(beside) if name and not os.path.exists(name) and beside.is_file() else name
+        plain, mark, query = name.partition("?")
+        return f"{config_file.parent / plain}{mark}{query}" if is_beside(plain) else name
+
+    def is_beside(name: str) -> bool:
+        return name != "" and (config_file.parent / name).is_file()
 
     cfg.MODEL.WEIGHTS = find(cfg.MODEL.WEIGHTS)
     cfg.DATASETS.TABLES = tuple(find(name) for name in cfg.DATASETS.TABLES)
@@ -176,10 +184,23 @@ def _keys(cfg: CfgNode) -> Iterator[str]:
             yield from (f"{name}.{key}" for key in _keys(value))
 
 
-def resolve_device(cfg: CfgNode) -> None:
-    """Fall back to the CPU where ``MODEL.DEVICE`` is a GPU and there is none."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but there is no GPU: using the CPU."
-        )
-        cfg.MODEL.DEVICE = "cpu"
+def resolve_device(cfg: CfgNode) -> CfgNode:
+    """Return ``cfg`` for this machine: on the CPU if it asks for a GPU and there is none.
+
+    A config, and the file that it is saved to, names the device that was asked for. Whatever runs
+    the model calls this function first.
+
+    Returns:
+        ``cfg`` itself if its device exists; otherwise a copy, as frozen as ``cfg``.
+    """
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return cfg
+    logging.getLogger(__name__).warning(
+        f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but there is no GPU: using the CPU."
+    )
+    resolved = cfg.clone()
+    resolved.defrost()
+    resolved.MODEL.DEVICE = "cpu"
+    if cfg.is_frozen():
+        resolved.freeze()
+    return resolved

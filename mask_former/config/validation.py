@@ -22,7 +22,7 @@ from mask_former.registries import (
     lookup,
 )
 
-__all__ = ["OF_BOXES", "OWN_ARCHITECTURES", "check_lists", "validate"]
+__all__ = ["OF_BOXES", "OWN_ARCHITECTURES", "changed_keys", "check_lists", "validate"]
 
 OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
 """The meta-architectures of the models here; what else a user may train is not looked into."""
@@ -229,7 +229,7 @@ def _check_idle_keys(cfg: CfgNode) -> None:
     changed = [
         f"MODEL.{node}.{key}"
         for node in OF_BOXES
-        for key in _changed(cfg.MODEL[node], defaults[node])
+        for key in changed_keys(cfg.MODEL[node], defaults[node])
     ]
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if (
@@ -248,13 +248,14 @@ def _check_idle_keys(cfg: CfgNode) -> None:
         )
 
 
-def _changed(node: CfgNode, defaults: CfgNode, prefix: str = "") -> Iterator[str]:
-    """The keys of a node that are not as in ``defaults``."""
-    for key, value in node.items():
-        if isinstance(value, CfgNode) and key in defaults:
-            yield from _changed(value, defaults[key], f"{prefix}{key}.")
-        elif key not in defaults or _lists(value) != _lists(defaults[key]):
-            yield f"{prefix}{key}"
+def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
+    """Return the keys, by full name, whose values differ from ``defaults``, and their values."""
+    known = dict(_leaves(defaults))
+    return {
+        key: value
+        for key, value in _leaves(cfg)
+        if key not in known or _lists(value) != _lists(known[key])
+    }
 
 
 def _lists(value: Any) -> Any:

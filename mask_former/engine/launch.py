@@ -1,44 +1,20 @@
-"""Start a command's processes, each with its config and loggers."""
+"""Start the processes of a training or an evaluation."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
-from mask_former.config.loading import load_cfg, plugin_comments, read_cfg
-from mask_former.registries import load_plugin
-from mask_former.utils.atomic_files import replace_file
+from mask_former.config.loading import read_cfg
 
-__all__ = ["run", "setup"]
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Run detectron2's ``default_setup`` with our config, plug-ins and loggers."""
-    for file in args.plugins:  # a spawned process has none
-        load_plugin(file)
-    output = Path(read_cfg(args.config_file, args.opts).OUTPUT_DIR)
-    # The logger exists before the config is checked, so that the warnings of the check are kept.
-    setup_logger(str(output), name="mask_former", distributed_rank=comm.get_rank())
-    cfg = load_cfg(args.config_file, args.opts)
-    default_setup(cfg, args)
-    if args.plugins and comm.is_main_process():
-        _name_plugins(output / "config.yaml")
-    return cfg
-
-
-def _name_plugins(config_file: Path) -> None:
-    text = plugin_comments() + config_file.read_text(encoding="utf-8")
-    replace_file(config_file, lambda part: part.write_text(text, encoding="utf-8"))
+__all__ = ["run"]
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:

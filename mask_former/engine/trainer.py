@@ -16,6 +16,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from detectron2.utils import comm
@@ -27,6 +28,8 @@ from mask_former.checkpoint.checkpointer import Checkpointer, remove_parts, unwr
 from mask_former.checkpoint.finetuning import Finetuning
 from mask_former.checkpoint.inference_data import classes_of, inference_data
 from mask_former.checkpoint.provenance import run_metadata
+from mask_former.config.loading import resolve_device
+from mask_former.config.saving import save_config
 from mask_former.data.mappers import InferenceMapper
 from mask_former.evaluation.build import build_evaluator, write_results
 from mask_former.modeling.test_time_augmentation import SemanticSegmentorWithTTA
@@ -47,11 +50,14 @@ __all__ = ["Trainer"]
 
 
 class Trainer(DefaultTrainer):
-    """Trains what a config describes, on GPUs or on CPUs."""
+    """Train the model of a config on GPUs or, where there is none, on the CPU."""
 
     def __init__(self, cfg: CfgNode) -> None:
         # Not DefaultTrainer's: it wraps the model for a GPU, and its mixed precision needs one.
         TrainerBase.__init__(self)
+        self._requested_cfg = cfg
+        self._last_eval_results: Mapping[str, Any] = {}
+        cfg = resolve_device(cfg)
         check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -109,7 +115,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        """Build the model, with the parts that ``MODEL.FREEZE`` names frozen."""
+        model: nn.Module = build_model(resolve_device(cfg))
         freeze(model, cfg.MODEL.FREEZE)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
@@ -227,6 +234,19 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.BEST_METRIC:
             made.append(BestCheckpointer(cfg, self.checkpointer))
         return made
+
+    def train(self) -> Mapping[str, Any]:
+        """Train up to ``SOLVER.MAX_ITER``; ``OUTPUT_DIR`` then has the config and all results.
+
+        Returns:
+            The metrics of the last evaluation, in the main process; see :meth:`test`.
+        """
+        if comm.is_main_process():
+            folder = Path(self.cfg.OUTPUT_DIR)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(self._requested_cfg, folder)
+        super().train()
+        return self._last_eval_results
 
     def _evaluate(self) -> Mapping[str, Any]:
         results = self.test(self.cfg, self.model)

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.config.loading import resolve_device
 
 __all__ = ["load_trained_model"]
 
@@ -28,7 +29,7 @@ def load_trained_model(cfg: CfgNode, weights: Mapping[str, Tensor] | None = None
         ValueError: if it is not set, is broken, or lacks weights of the model, as the weights of a
             backbone do: parameters left random would give random masks.
     """
-    source = cfg.MODEL.WEIGHTS
+    cfg, source = resolve_device(cfg), cfg.MODEL.WEIGHTS
     if weights is not None:
         model = build_model(cfg)
         Checkpointer(model, whole=True).load_weights(weights, source)

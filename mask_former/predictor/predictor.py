@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from mask_former.checkpoint.inference_data import classes_of
+from mask_former.config.loading import resolve_device
 from mask_former.data.datasets.classes import Classes
 from mask_former.data.transforms.inference import InferencePreprocessing
 from mask_former.results import Result
@@ -62,6 +63,7 @@ class MaskFormerPredictor:
             OSError, ValueError: if the weights cannot be read or do not fit the model, or the
                 number of ``classes`` is not K.
         """
+        cfg = resolve_device(cfg)
         self._inputs = InferencePreprocessing(cfg)
         self.cfg = cfg
         self.model = load_trained_model(cfg, weights)

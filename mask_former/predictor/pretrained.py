@@ -25,12 +25,7 @@ from mask_former.checkpoint.inference_data import (
     read_inference_data,
 )
 from mask_former.config.keys import validate
-from mask_former.config.loading import (
-    cfg_from_settings,
-    plugins_named_in,
-    read_cfg,
-    resolve_device,
-)
+from mask_former.config.loading import cfg_from_settings, plugins_named_in, read_cfg
 from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.config_keys import register_own_tables
 from mask_former.huggingface import read_huggingface_folder
@@ -222,7 +217,6 @@ def _finished(settings: Mapping[str, Any], weights: str, source: str, options: _
         _check_device(options.device)
     elif "MODEL.DEVICE" not in options.opts and "DEVICE" not in settings["MODEL"]:
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    resolve_device(cfg)
     register_own_tables(cfg)
     validate(cfg)
     cfg.freeze()

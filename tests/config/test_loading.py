@@ -45,9 +45,11 @@ def test_without_a_gpu_the_device_becomes_the_cpu_with_one_line_in_the_log(
 ):
     with_gpu(monkeypatch, False)
     cfg.MODEL.DEVICE = device
-    resolve_device(cfg)
-    assert cfg.MODEL.DEVICE == "cpu"
-    resolve_device(cfg)
+    cfg.freeze()
+    resolved = resolve_device(cfg)
+    assert resolved.MODEL.DEVICE == "cpu"
+    assert device == cfg.MODEL.DEVICE
+    assert resolved.is_frozen() and resolve_device(resolved) is resolved
     assert messages() == [f"MODEL.DEVICE is {device!r}, but there is no GPU: using the CPU."]
 
 
@@ -55,14 +57,14 @@ def test_without_a_gpu_the_device_becomes_the_cpu_with_one_line_in_the_log(
 def test_a_device_that_is_there_stays(cfg, monkeypatch, messages, device, there):
     with_gpu(monkeypatch, there)
     cfg.MODEL.DEVICE = device
-    resolve_device(cfg)
+    assert resolve_device(cfg) is cfg
     assert (cfg.MODEL.DEVICE, messages()) == (device, [])
 
 
-def test_a_loaded_config_has_a_device_that_is_there(monkeypatch, messages):
+def test_a_loaded_config_keeps_the_device_that_it_asks_for(monkeypatch, messages):
     with_gpu(monkeypatch, False)
-    assert load_cfg("").MODEL.DEVICE == "cpu"
-    assert len(messages()) == 1
+    assert load_cfg("").MODEL.DEVICE == "cuda"
+    assert messages() == []
 
 
 # What wins

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 from collections import OrderedDict
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +11,9 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from mask_former.checkpoint.checkpointer import Checkpointer
-from mask_former.engine import trainer
+from mask_former.engine import evaluate, run, trainer
 from mask_former.engine.ema import WeightAverage
 from mask_former.utils.weight_files import averaged_weights, read_checkpoint
-from tests.helpers.paths import ROOT
 from tests.helpers.tiny_trainer import Kill, TinyTrainer, make_example, train
 
 ON = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.6]
@@ -127,20 +124,16 @@ def test_it_is_evaluated_beside_the_trained_weights_and_is_in_the_file(config, t
 
 
 def test_eval_only_evaluates_both_and_asks_for_the_average_first(config, tmp_path, monkeypatch):
-    path = ROOT / "tools" / "train_net.py"
-    script = SimpleNamespace(**runpy.run_path(str(path)))
     plain, output = config("SOLVER.MAX_ITER", 1), tmp_path / "output"
     train(plain)
     monkeypatch.setattr(trainer, "build_evaluator", lambda *_: Total())
-    script.main.__globals__["Trainer"] = TinyTrainer
+    monkeypatch.setattr(run, "Trainer", TinyTrainer)
     keys = [*ON, "DATASETS.TEST", "('one',)", "MODEL.WEIGHTS", output / "model_final.pth"]
-    args = SimpleNamespace(eval_only=True, resume=False)
-    script.main.__globals__["setup"] = lambda _: config(*keys)
     with pytest.raises(ValueError, match="holds no averaged weights"):
-        script.main(args)
+        evaluate(config(*keys))
     assert not (output / "results.json").exists()
     train(config(*ON))
-    results = script.main(args)
+    results = evaluate(config(*keys))
     of_file = score(config(*keys), output / "model_final.pth?ema=True")
     assert results["sem_seg_EMA"]["total"] == pytest.approx(of_file, rel=1e-6)
     assert results["sem_seg"]["total"] != pytest.approx(of_file, rel=1e-6)

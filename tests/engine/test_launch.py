@@ -1,4 +1,4 @@
-"""A command's processes get their config, their loggers and the devices that it names."""
+"""The processes of a command see the devices that its config names."""
 
 from __future__ import annotations
 
@@ -9,33 +9,11 @@ import pytest
 import torch
 
 from mask_former.engine import launch as launch_module
-from mask_former.engine.launch import run, setup
-from tests.helpers.plugins import FINEST_MAP_DECODER, forgetting_plugins
+from mask_former.engine.launch import run
 
 
 def with_gpu(monkeypatch, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-
-
-def test_the_fall_back_to_the_cpu_stands_in_the_log_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    opts = ["MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path)]
-    cfg = setup(argparse.Namespace(config_file="", opts=opts, eval_only=True, plugins=[]))
-    assert cfg.MODEL.DEVICE == "cpu"
-    assert (tmp_path / "log.txt").read_text().count("using the CPU") == 1
-
-
-def test_a_process_loads_the_plugins_and_the_config_that_it_writes_names_them(tmp_path):
-    plugin = tmp_path / "finest_map.py"
-    plugin.write_text(FINEST_MAP_DECODER)
-    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "MODEL.FINEST_MAP.KERNEL", "1"]
-    arguments = argparse.Namespace(config_file="", opts=opts, eval_only=True, plugins=[str(plugin)])
-    with forgetting_plugins():
-        assert setup(arguments).MODEL.FINEST_MAP.KERNEL == 1
-    assert (tmp_path / "config.yaml").read_text().startswith("# needs --plugin finest_map.py\n")
-
-
-# The processes
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def test_one_command_trains_on_own_data_and_its_config_alone_repeats_it(tmp_path
     assert {"mIoU", "IoU-dog", "IoU-ground"} <= results["custom_val"]["sem_seg"].keys()
     assert results_of(again) == results_of(evaluated) == results
     kept = yaml.safe_load((again / "config.yaml").read_text())
-    assert kept["DATASETS"]["TABLES"] == [str(first / "custom_table.json")]
+    assert kept["DATASETS"]["TABLES"] == ["custom_table.json"]
+    assert (again / "custom_table.json").read_text() == (first / "custom_table.json").read_text()
     assert kept["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 2
 
 

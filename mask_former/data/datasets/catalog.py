@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .loaders import load_instances, load_panoptic, load_sem_seg
-from .table import TABLES, Category, Dataset, Table, check_table, read_table
+from .table import TABLES, Category, Dataset, Table, check_table, read_table, with_base
 
 __all__ = [
     "TABLES",
@@ -110,17 +110,19 @@ def register_table(path: str | Path, root: str | Path | None = None) -> None:
 def register(table: Table, base: Path) -> None:
     """Register the datasets of a table, their paths relative to `base`; see `register_tables`."""
     for name, dataset in table.datasets.items():
-        origin = (str(table.path.resolve()), str(base), repr(table))
+        content = repr(replace(with_base(table, base), path=Path()))
+        origin = (str(table.path.resolve()), content)
         if name in DatasetCatalog:
             known = getattr(DatasetCatalog[name], "origin", None)
             if known == origin:
                 continue
-            if known is None or known[0] != origin[0]:
+            if known is None or not {*known} & {*origin}:
                 raise ValueError(
                     f"The dataset '{name}' of {table.path} is already registered by "
                     f"{known[0] if known else 'other code'}. Register yours under another name."
                 )
-            DatasetCatalog.remove(name)  # the same table below another root, or as it was before
+            # The same table below another root or as it was before, or a copy of it.
+            DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         DatasetCatalog.register(name, _Loader(table, name, base, origin))
         MetadataCatalog.get(name).set(**metadata(table, dataset, base))
@@ -133,7 +135,7 @@ class _Loader:
     table: Table
     name: str
     root: Path
-    origin: tuple[str, str, str]
+    origin: tuple[str, str]
 
     def __call__(self) -> list[dict[str, Any]]:
         records, label_map = self._load(), self.table.label_map

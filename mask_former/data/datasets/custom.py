@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mask_former.utils.atomic_files import replace_file
 
-from .catalog import Category, Dataset, Table, check_table, register
+from .catalog import Category, Dataset, Table, check_table, read_table, register
 from .class_files import classes_of_json, read_classes
 from .loaders import read_json
+from .table import with_base
 
 __all__ = [
     "Annotated",
+    "copy_table",
     "json_table",
     "register_instances",
     "register_panoptic",
@@ -207,9 +209,28 @@ def _existing(path: str | Path | None) -> str:
     return str(found)
 
 
+def copy_table(path: Path, copy: Path) -> None:
+    """Write a copy of a table that names its files by absolute paths.
+
+    Args:
+        path: The table, whose relative paths are relative to its folder.
+        copy: The file to write.
+    """
+    write_table(replace(with_base(read_table(path), path.parent.absolute()), path=copy))
+
+
+_ALWAYS = ("ignore_label", "labels_are_ids")
+"""Settings that a table states even if they have their default value."""
+
+
 def write_table(table: Table) -> None:
     """Write a table to its `path`, whose folder is made, for `register_table` to read."""
-    settings = {"ignore_label": table.ignore_label, "labels_are_ids": table.labels_are_ids}
+    settings = {
+        field.name: value
+        for field in fields(table)
+        if field.name not in ("path", "datasets", "categories")
+        and ((value := getattr(table, field.name)) != field.default or field.name in _ALWAYS)
+    }
     parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
     datasets = [f"{json.dumps(n)}: {_compact(asdict(d))}" for n, d in table.datasets.items()]
     categories = [_compact(asdict(category)) for category in table.categories]

@@ -17,11 +17,11 @@ are absolute, or relative to `$DETECTRON2_DATASETS` (a user's own table: to the 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table"]
+__all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table", "with_base"]
 
 TABLES = Path(__file__).parents[1] / "tables"
 
@@ -142,6 +142,16 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"{path}: not a table of datasets: {error}.") from error
     check_table(table)
     return table
+
+
+def with_base(table: Table, base: Path) -> Table:
+    """Return the table with absolute paths; those that were relative lie below ``base``."""
+    datasets = {}
+    for name, dataset in table.datasets.items():
+        paths = {key: value for key in _PATHS if (value := getattr(dataset, key)) is not None}
+        joined = {key: str((base / value).resolve()) for key, value in paths.items()}
+        datasets[name] = replace(dataset, **joined)
+    return replace(table, datasets=datasets)
 
 
 def check_table(table: Table) -> None:

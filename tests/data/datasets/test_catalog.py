@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin_meta, coco_panoptic
 
 from mask_former.data.datasets import catalog
+from mask_former.data.datasets.custom import copy_table
 from mask_former.data.datasets.loaders import load_panoptic, load_sem_seg
 from tests.helpers.paths import ROOT as REPOSITORY
 
@@ -146,9 +147,20 @@ def test_a_dataset_of_the_users_of_the_same_name_is_an_error(tmp_path: Path) -> 
 def test_two_tables_with_the_same_dataset_are_an_error(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    catalog.register_table(own_table(tmp_path / "a"))
+    catalog.register_table(own_table(tmp_path / "a"), root=tmp_path / "a")
     with pytest.raises(ValueError, match=r"already registered by .*a.own\.json"):
-        catalog.register_table(own_table(tmp_path / "b"))
+        catalog.register_table(own_table(tmp_path / "b"), root=tmp_path / "b")
+
+
+def test_a_copy_of_a_table_takes_its_place(tmp_path: Path) -> None:
+    touch(tmp_path / "own/i/1.png", tmp_path / "own/l/1.png")
+    table = own_table(tmp_path)
+    catalog.register_table(table, root=tmp_path)
+    records = DatasetCatalog.get("own")
+    copy_table(table, tmp_path / "copy" / "own.json")
+    table.unlink()
+    catalog.register_table(tmp_path / "copy" / "own.json")
+    assert DatasetCatalog.get("own") == records
 
 
 def test_one_table_is_all_it_takes_to_add_a_dataset(tmp_path: Path) -> None:
