@@ -33,13 +33,15 @@ from page.models import Models
 from page.uploads import Limits
 
 from mask_former import MaskFormerPredictor
-from mask_former.cli.options import positive
+from mask_former.cli.arguments import add_plugin_argument
+from mask_former.cli.options import collect, positive
 from mask_former.predictor.pretrained import packaged_models
+from mask_former.registries import load_plugin
 from mask_former.utils.errors import one_line
 
 
 @dataclass(frozen=True)
-class Arguments:
+class PageArguments:
     """The arguments of the command."""
 
     weights: tuple[str, ...]
@@ -51,9 +53,10 @@ class Arguments:
     keep_models: int
     sessions: int
     limits: Limits
+    plugins: tuple[str, ...]
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
+def parse(argv: Sequence[str] | None) -> PageArguments:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -106,13 +109,16 @@ def parse(argv: Sequence[str] | None) -> Arguments:
         metavar="N",
         help="most frames of a video; the rest is left out (%(default)s)",
     )
-    given = vars(parser.parse_args(argv))
-    limits = Limits(given.pop("max_megapixels"), given.pop("max_frames"))
-    return Arguments(weights=tuple(given.pop("weights")), limits=limits, **given)
+    add_plugin_argument(parser)
+    given = parser.parse_args(argv)
+    given.limits = Limits(given.max_megapixels, given.max_frames)
+    return collect(PageArguments, given)
 
 
-def make_models(args: Arguments) -> Models:
-    """Name the checkpoints to choose from, and load the first."""
+def make_models(args: PageArguments) -> Models:
+    """Import the plug-ins, name the checkpoints to choose from, and load the first."""
+    for file in args.plugins:
+        load_plugin(file)
     zoo = packaged_models()
 
     def load(source: str) -> MaskFormerPredictor:

@@ -1,51 +1,78 @@
-"""What the commands that predict have in common: their options, and what they stand for."""
+"""Options that the commands that predict share, parsed into frozen dataclasses."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-import yaml
-from numpy.typing import NDArray
-
-from mask_former.config.loading import load_cfg
-from mask_former.predictor.predictor import MaskFormerPredictor
-from mask_former.results import FORMATS, PALETTES, Result
+from mask_former.results import FORMATS, PALETTES
 from mask_former.structures import RESULTS
-from mask_former.utils.errors import one_line
 from mask_former.visualization.overlay import INSTANCE_THRESHOLD
 
-from .dataset_ids import DatasetIds
-from .run import Predict
+from .arguments import add_plugin_argument
 
 __all__ = [
-    "NEEDS",
     "PACKAGED",
-    "SetupError",
+    "ModelArguments",
+    "ResultArguments",
     "add_model_options",
     "add_result_options",
-    "dataset_ids_of",
-    "kinds_of",
-    "model_of",
+    "collect",
+    "model_arguments",
     "positive",
-    "predict_function",
-    "setting_up",
 ]
 
 PACKAGED = "camvid_semantic"
-"""The model that comes with the code, for those who name none."""
-NEEDS = {"semantic-png": "semantic", "panoptic-coco": "panoptic", "instances-coco": "instance"}
-"""Formats that are made of one kind of result."""
+"""The model that comes with the code, used if none is named."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The model, its device, and the number of images at once."""
+
+    weights: str | None
+    config_file: str | None
+    device: str | None
+    batch_size: int
+    opts: tuple[str, ...]
+    """KEY VALUE …"""
+    plugins: tuple[str, ...]
+    """Python files with parts of the user's own."""
+
+
+@dataclass(frozen=True)
+class ResultArguments:
+    """The results to make, how they are drawn, and the ids with which they are saved."""
+
+    save: tuple[str, ...]
+    """Names from :data:`mask_former.results.FORMATS`."""
+    kinds: tuple[str, ...] | None
+    confidence_threshold: float | None
+    palette: str
+    legend: bool
+    dataset: str | None
+    coco_json: Path | None
+
+
+def collect(arguments: type[T], parsed: argparse.Namespace) -> T:
+    """Fill a dataclass with the parsed arguments of the same names; lists become tuples."""
+    values = {field.name: getattr(parsed, field.name) for field in fields(arguments)}  # type: ignore[arg-type]
+    return arguments(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def model_arguments(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> ModelArguments:
+    """Collect the options of :func:`add_model_options`; exit with a message if they are wrong."""
+    if len(parsed.opts) % 2:
+        parser.error(f"--opts takes pairs KEY VALUE, found {len(parsed.opts)} words: {parsed.opts}")
+    return collect(ModelArguments, parsed)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the model: which one, on which device, and how many images at once."""
+    """Add the options of :class:`ModelArguments`."""
     add = parser.add_argument
     add(
         "--weights",
@@ -66,6 +93,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images at once; those of one size share a forward pass",
     )
+    add_plugin_argument(parser)
     add(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -77,7 +105,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:
-    """Which results, how they are drawn, and the ids that they are saved with."""
+    """Add the options of :class:`ResultArguments`."""
     add = parser.add_argument
     add(
         "--save",
@@ -105,13 +133,13 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
         "(default: 0, every pixel is painted). Saved instances and class ids are not filtered",
     )
     add("--palette", choices=list(PALETTES), default="dataset", help="colours of the classes")
-    add("--legend", action="store_true", help="a panel with the classes that are there")
+    add("--legend", action="store_true", help="add a panel with the classes that were found")
     ids = parser.add_mutually_exclusive_group()
     ids.add_argument(
         "--dataset",
         metavar="NAME",
-        help="a registered dataset that the files are of: panoptic-coco and instances-coco get "
-        "its category and image ids, as its evaluators want them",
+        help="the registered dataset of the files: panoptic-coco and instances-coco get its "
+        "category and image ids, as its evaluators expect them",
     )
     ids.add_argument(
         "--coco-json",
@@ -122,9 +150,9 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """For argparse: an integer from 1 on."""
+    """Convert an argument to an integer of 1 or more."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
     return int(text)
 
 
@@ -134,7 +162,7 @@ def _share(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 
@@ -143,111 +171,6 @@ def _formats(text: str) -> list[str]:
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"{unknown[0]!r} is no format; there are {','.join(FORMATS)}"
+            f"{unknown[0]!r} is not a format; expected some of {','.join(FORMATS)}"
         )
     return formats
-
-
-class SetupError(Exception):
-    """Nothing can begin; the message says why, in one line."""
-
-
-@contextmanager
-def setting_up() -> Iterator[None]:
-    """Turn what a wrong option, config or checkpoint raises into a :class:`SetupError`."""
-    try:
-        yield
-    except (OSError, KeyError, ValueError, ImportError, AssertionError, yaml.YAMLError) as error:
-        # AssertionError: how yacs refuses a KEY that does not exist
-        raise SetupError(one_line(error)) from error
-
-
-def model_of(args: argparse.Namespace) -> Callable[[], MaskFormerPredictor]:
-    """The model that the options name, to be made when it is needed; a config is read now.
-
-    Raises:
-        OSError, KeyError, ValueError: the config will not do, or when it is made, the weights.
-    """
-    if args.config_file and not args.weights:
-        device = ["MODEL.DEVICE", args.device] if args.device else []
-        return partial(MaskFormerPredictor, load_cfg(args.config_file, [*args.opts, *device]))
-    if not args.weights:
-        logging.getLogger(__name__).info(
-            f"Neither --weights nor --config-file: taking {PACKAGED}, the model of street scenes "
-            "that comes with the code."
-        )
-    return partial(
-        MaskFormerPredictor.from_pretrained,
-        args.weights or PACKAGED,
-        config_file=args.config_file,
-        device=args.device,
-        opts=args.opts,
-    )
-
-
-def kinds_of(
-    args: argparse.Namespace, on: Sequence[str], drawn: bool
-) -> tuple[list[str], list[str]]:
-    """The kinds of results to draw, and those to make.
-
-    Args:
-        args: with ``kinds`` and ``save``.
-        on: the kinds that the config turns on, the richest first.
-        drawn: whether any are drawn.
-
-    Raises:
-        ValueError: there is none.
-    """
-    asked = list(dict.fromkeys(args.kinds or on[:1]))
-    to_draw = asked if drawn else []
-    whole = args.kinds or on if "npz" in args.save else []
-    needed = [NEEDS[name] for name in args.save if name in NEEDS]
-    kinds = list(dict.fromkeys([*to_draw, *whole, *needed]))
-    if not kinds or (drawn and not to_draw):
-        raise ValueError(
-            "The config turns on no result: give --kinds, or set one of MODEL.MASK_FORMER.TEST."
-            "{SEMANTIC,PANOPTIC,INSTANCE}_ON."
-        )
-    return to_draw, kinds
-
-
-def predict_function(
-    predictor: MaskFormerPredictor, args: argparse.Namespace, kinds: Sequence[str]
-) -> Predict:
-    """From images to results of these kinds, in the colours of ``--palette``."""
-    classes = predictor.classes
-    if classes.known_names is None:
-        logging.getLogger(__name__).warning(
-            f"Nothing names the model's {len(classes.names)} classes, neither its checkpoint nor a "
-            "dataset of DATASETS.TRAIN or TEST with as many: they are called 'class 0' and so on."
-        )
-    if args.palette != "dataset":
-        predictor.classes = classes.with_palette(args.palette)
-
-    def predict(images: list[NDArray[np.uint8]]) -> list[Result]:
-        return predictor(
-            images,
-            kinds=kinds,
-            batch_size=args.batch_size,
-            object_mask_threshold=args.confidence_threshold,
-        )
-
-    return predict
-
-
-def dataset_ids_of(args: argparse.Namespace, predictor: MaskFormerPredictor) -> DatasetIds | None:
-    """The ids of ``--dataset`` or ``--coco-json``, with a category for all that will be saved.
-
-    Raises:
-        KeyError, FileNotFoundError, ValueError: see :class:`DatasetIds`.
-    """
-    names, things = predictor.classes.names, predictor.classes.thing_ids
-    if args.dataset:
-        ids = DatasetIds.of_dataset(args.dataset)
-    elif args.coco_json:
-        ids = DatasetIds.of_json(args.coco_json, names)
-    else:
-        return None
-    whole = "panoptic-coco" in args.save or not things
-    ids.check_classes(range(len(names)) if whole else things, names)
-    return ids

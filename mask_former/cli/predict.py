@@ -4,7 +4,7 @@ python demo/demo.py --input street.jpg photos/ 'more/**/*.png' --output drawn
 python demo/demo.py --weights output/mine --input photos --save semantic-png,npz --output out
 python demo/demo.py --config-file F --video-input a.mp4 --output d --opts MODEL.WEIGHTS model.pth
 
-Exit code: 0; 1 where an input or a frame failed (the others are done); 2 where nothing could begin.
+Exit code: 0; 1 if an input or a frame failed (the others are done); 2 if nothing could begin.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,17 +28,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import Result, ResultWriter
 
+from .errors import SetupError, setting_up
 from .media import VideoReader, VideoWriter, Window, find_images
 from .options import (
-    SetupError,
+    ModelArguments,
+    ResultArguments,
     add_model_options,
     add_result_options,
-    dataset_ids_of,
-    kinds_of,
-    model_of,
+    collect,
+    model_arguments,
     positive,
-    predict_function,
-    setting_up,
 )
 from .output_files import (
     DRAWN_IMAGE_SUFFIXES,
@@ -48,20 +47,61 @@ from .output_files import (
     distinct_names,
     plan_outputs,
 )
+from .prediction import choose_kinds, dataset_ids, model_loader, predict_function
 from .run import Item, PredictionRun, Use, read_files, read_frames
 
 logger = logging.getLogger("mask_former.demo")
 
 DEFAULT_OUTPUT = "output/demo"
 MIN_SIDE = 400
-"""Smaller images are drawn enlarged by a whole factor, in pixels: names need room."""
+"""Smaller images, in pixels, are drawn upsampled by an integer factor, to make room for names."""
 WINDOW = "MaskFormer (q: quit)"
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class PredictArguments:
+    """The arguments of the command."""
+
+    input: tuple[str, ...] | None
+    """Images, folders and globs; None for a video or camera."""
+    video_input: str | None
+    webcam: int | None
+    recursive: bool
+    every_n: int
+    output: str | None
+    show: bool
+    results: ResultArguments
+    model: ModelArguments
+
+
+def parse(argv: Sequence[str] | None) -> PredictArguments:
+    """Parse the command line; exit with a message if it is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    _add_inputs(parser)
+    add = parser.add_argument
+    add(
+        "--output",
+        metavar="PATH",
+        help="a folder, made if it is missing; for one drawing also a file (.png, "
+        f".jpg, … or .mp4, .avi). Images without --output and --show go to {DEFAULT_OUTPUT}; a "
+        "video or camera without --output is shown in a window. Images smaller than "
+        f"{MIN_SIDE} pixels are drawn upsampled by an integer factor",
+    )
+    add("--show", action="store_true", help="show in a window, too (any key: continue, q: quit)")
+    add_result_options(parser)
+    add_model_options(parser)
+    given = parser.parse_args(argv)
+    given.model = model_arguments(parser, given)
+    given.results = collect(ResultArguments, given)
+    if given.legend and not given.input:
+        parser.error("--legend is for images: its size changes, that of a video cannot")
+    given.output = given.output or (DEFAULT_OUTPUT if given.input and not given.show else None)
+    return collect(PredictArguments, given)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -73,98 +113,85 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument(
         "--webcam", nargs="?", type=int, const=0, metavar="N", help="the N-th camera, from 0"
     )
-    add("--recursive", action="store_true", help="look into the subfolders of folders, too")
+    add("--recursive", action="store_true", help="search the subfolders of folders, too")
     add(
         "--every-n",
         type=positive,
         default=1,
         metavar="N",
-        help="only every N-th file or frame, from the first on",
+        help="take only every N-th file or frame, from the first on",
     )
-    add(
-        "--output",
-        metavar="PATH",
-        help="a folder, made where it is not there; for one drawing also a file (.png, "
-        f".jpg, … or .mp4, .avi). Images without --output and --show go to {DEFAULT_OUTPUT}; a "
-        "video or camera without --output is shown in a window. Images smaller than "
-        f"{MIN_SIDE} pixels are drawn enlarged by a whole factor",
-    )
-    add("--show", action="store_true", help="show in a window, too (any key: go on, q: quit)")
-    add_result_options(parser)
-    add_model_options(parser)
-    args = parser.parse_args(argv)
-    if len(args.opts) % 2:
-        parser.error(f"--opts takes pairs KEY VALUE, found {len(args.opts)} words: {args.opts}")
-    if args.legend and not args.input:
-        parser.error("--legend is for images: its size changes, that of a video cannot")
-    args.output = args.output or (DEFAULT_OUTPUT if args.input and not args.show else None)
-    return args
 
 
 class Demo:
-    """A model, and what becomes of its results."""
+    """A model, and the outputs that its results go to."""
 
-    def __init__(self, args: argparse.Namespace, predictor: MaskFormerPredictor) -> None:
-        """
+    def __init__(self, args: PredictArguments, predictor: MaskFormerPredictor) -> None:
+        """Choose the results to make, and open the window if they are shown.
+
         Raises:
-            OSError, KeyError, ValueError: the arguments do not fit each other or the model.
+            OSError, KeyError, ValueError: if the arguments do not fit each other or the model.
         """
+        results = args.results
         shown = args.show or not args.output
         self.window = Window(WINDOW) if shown else None
-        self.to_draw, kinds = kinds_of(args, predictor.kinds, shown or "overlay" in args.save)
-        self.ids = dataset_ids_of(args, predictor)
-        self.run = PredictionRun(predict_function(predictor, args, kinds), args.batch_size)
-        self._formats = [name for name in args.save if name != "overlay"] if args.output else []
-        self._args = args
+        draw = shown or "overlay" in results.save
+        self.to_draw, kinds = choose_kinds(results, predictor.kinds, draw)
+        self.ids = dataset_ids(results, predictor.classes)
+        predict = predict_function(predictor, kinds, results, args.model.batch_size)
+        self.run = PredictionRun(predict, args.model.batch_size)
+        self._results = results
+        self._output = args.output
 
     def plan(self, inputs: Sequence[Path], suffixes: tuple[str, ...]) -> OutputPlan | None:
-        """Where drawings go, if any are kept.
+        """Choose the files of the drawings; None if none are saved.
 
         Raises:
             ValueError: see :func:`plan_outputs`.
         """
-        if not self._args.output or "overlay" not in self._args.save:
+        if not self._output or "overlay" not in self._results.save:
             return None
-        return plan_outputs(inputs, self.to_draw, self._args.output, suffixes)
+        return plan_outputs(inputs, self.to_draw, self._output, suffixes)
 
     def writer(self, inputs: Sequence[Path]) -> AbstractContextManager[ResultWriter | None]:
-        """Writes all formats but the drawings, where there are any.
+        """Make the writer of all formats but the drawings; None if there are no others.
 
         Raises:
-            ValueError: --output is no folder, or an input lies where results go.
+            ValueError: if --output is not a folder, or an input lies in one of its subfolders.
         """
-        if not self._formats:
+        formats = [name for name in self._results.save if name != "overlay"]
+        if not self._output or not formats:
             return nullcontext()
-        check_apart(inputs, self._args.output)
+        check_apart(inputs, self._output)
         category_ids = self.ids.category_ids if self.ids else None
-        return ResultWriter(self._args.output, self._formats, category_ids=category_ids)
+        return ResultWriter(self._output, formats, category_ids=category_ids)
 
     def drawings(self, result: Result, scale: int = 1) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """Yield each kind that is drawn, and its drawing."""
-        options = {"threshold": self._args.confidence_threshold, "legend": self._args.legend}
+        threshold, legend = self._results.confidence_threshold, self._results.legend
         for kind in self.to_draw:
-            yield kind, result.draw(kind, scale=scale, **options)
+            yield kind, result.draw(kind, threshold=threshold, legend=legend, scale=scale)
 
     def describe(self, result: Result) -> str:
-        """Such as "3 panoptic segments"."""
+        """Count the segments of each kind, such as "3 panoptic segments"."""
         found = []
         for kind in self.to_draw or result.kinds:
-            count = len(result.overlay(kind, self._args.confidence_threshold).regions)
+            count = len(result.overlay(kind, self._results.confidence_threshold).regions)
             found.append(f"{count} {kind} segment{'s' * (count != 1)}")
         return ", ".join(found)
 
 
-def draw_images(args: argparse.Namespace) -> int:
-    """Draw or save every image of `--input`. Returns the exit code."""
+def draw_images(args: PredictArguments) -> int:
+    """Draw or save every image of ``--input`` and return the exit code."""
     with setting_up():
-        make_model = model_of(args)
-        files, problems = find_images(args.input, args.recursive)
+        load = model_loader(args.model)
+        files, problems = find_images(args.input or (), args.recursive)
         for problem in problems:
             logger.error(problem)
         if not files:
             return 1
         files = files[:: args.every_n]
-        demo = Demo(args, make_model())
+        demo = Demo(args, load())
         plan = demo.plan(files, DRAWN_IMAGE_SUFFIXES)
         names = plan.names if plan else distinct_names(file.stem for file in files)
         writer = demo.writer(files)
@@ -173,7 +200,7 @@ def draw_images(args: argparse.Namespace) -> int:
         bar = tqdm(items, total=len(files), unit="image", disable=None)
         demo.run.over(bar, partial(use_image, demo, plan, results))
     run, failed = demo.run, demo.run.failed + len(problems)
-    verb = "drawn" if args.save == ["overlay"] else "done"
+    verb = "drawn" if args.results.save == ("overlay",) else "done"
     counts = f"{run.done} of {len(files) + len(problems)} inputs {verb}"
     counts += f", {failed} failed" * bool(failed)
     logger.info(counts + (f": {args.output}" if args.output else ""))
@@ -188,7 +215,7 @@ def use_image(
     result: Result,
     seconds: float,
 ) -> bool:
-    """Draw, save and show the result of one image; False where the user wants no more."""
+    """Draw, save and show the result of one image; return False if the user quits."""
     start = time.perf_counter()
     sides = result.image.shape[:2]
     scale = max(1, min(MIN_SIDE // min(sides), 4 * MIN_SIDE // max(sides)))
@@ -207,15 +234,16 @@ def use_image(
     return go_on
 
 
-def draw_video(args: argparse.Namespace) -> int:
-    """Draw or save a video, or what a camera sees, frame by frame. Returns the exit code."""
+def draw_video(args: PredictArguments) -> int:
+    """Draw or save a video, or the frames of a camera, and return the exit code."""
+    source = args.webcam if args.video_input is None else args.video_input
+    assert source is not None, "the parser requires one of the inputs"
     with ExitStack() as stack:
         with setting_up():
-            source = args.video_input if args.webcam is None else args.webcam
-            make_model = model_of(args)
+            load = model_loader(args.model)
             reader = stack.enter_context(closing(VideoReader(source, args.every_n)))
-            path = Path("webcam" if args.webcam is not None else source)
-            demo = Demo(args, make_model())
+            path = Path(args.video_input or "webcam")
+            demo = Demo(args, load())
             plan = demo.plan([path], DRAWN_VIDEO_SUFFIXES)
             videos = {
                 kind: stack.enter_context(closing(VideoWriter(file, reader.fps)))
@@ -223,16 +251,16 @@ def draw_video(args: argparse.Namespace) -> int:
             }
             results = stack.enter_context(demo.writer([path]))
         whole = draw_frames(demo, reader, path.stem, partial(use_frame, demo, videos, results))
-    places = [video.path for video in videos.values() if video.num_frames]
+    drawn = [video.path for video in videos.values() if video.num_frames]
     failed = f", {demo.run.failed} failed" * bool(demo.run.failed)
-    for place in [*places, *([args.output] if results else [])]:
-        verb = "drawn" if place in places else "done"
-        logger.info(f"{reader.name}: {demo.run.done} frames {verb}{failed}: {place}")
+    for output in [*drawn, *([args.output] if results else [])]:
+        verb = "drawn" if output in drawn else "done"
+        logger.info(f"{reader.name}: {demo.run.done} frames {verb}{failed}: {output}")
     return 0 if whole and not failed else 1
 
 
 def draw_frames(demo: Demo, reader: VideoReader, name: str, use: Use) -> bool:
-    """Go on until the video or the user's patience ends; False where a video was left early."""
+    """Run to the end of the video or to Ctrl-C; return False if a video was left early."""
     if reader.num_frames is None:
         logger.info("Ctrl-C ends it.")
     items = read_frames(reader, name)
@@ -252,7 +280,7 @@ def use_frame(
     result: Result,
     seconds: float,
 ) -> bool:
-    """Draw, save and show the result of one frame; False where the user wants no more."""
+    """Draw, save and show the result of one frame; return False if the user quits."""
     for kind, image in demo.drawings(result):
         if kind in videos:
             videos[kind].write(image)
@@ -264,8 +292,8 @@ def use_frame(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: see the text on top."""
-    args = parse_arguments(argv)
+    """Run the command and return its exit code; see the module."""
+    args = parse(argv)
     setup_logger(name="mask_former")
     try:
         with logging_redirect_tqdm([logging.getLogger("mask_former")]):

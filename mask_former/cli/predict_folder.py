@@ -1,13 +1,13 @@
-"""Save what a trained model finds in the images of a folder, on any number of machines.
+"""Save the results of a trained model for the images of a folder, on any number of machines.
 
     python tools/predict_folder.py --weights W --input FOLDER --output DIR --save semantic-png
     torchrun --nproc-per-node 8 tools/predict_folder.py --weights W --input FOLDER --output DIR
 
-Under torchrun each process takes its share of the files. The same command goes on where an earlier
-run ended or was killed: what is there already is passed over.
+Under torchrun each process takes its share of the files. The same command continues where an
+earlier run ended or was killed: images whose results exist are skipped.
 
-Exit code: 0; 1 where an image failed or a process was lost (the others are done); 2 where nothing
-could begin.
+Exit code: 0; 1 if an image failed or a process was lost (the others are done); 2 if nothing could
+begin.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,60 +30,67 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mask_former.results import Result, ResultWriter, merge_records
 from mask_former.utils.atomic_files import replace_file
 
+from .errors import SetupError, setting_up
 from .media import find_images
 from .options import (
-    SetupError,
+    ModelArguments,
+    ResultArguments,
     add_model_options,
     add_result_options,
-    dataset_ids_of,
-    kinds_of,
-    model_of,
-    predict_function,
-    setting_up,
+    collect,
+    model_arguments,
 )
 from .output_files import check_apart, relative_names
+from .prediction import choose_kinds, dataset_ids, model_loader, predict_function
 from .ranks import Ranks
 from .run import Item, PredictionRun, read_files
 
 logger = logging.getLogger("mask_former.predict_folder")
 
-DECISIVE = (
-    *("input", "weights", "config_file", "opts", "kinds", "confidence_threshold"),
-    *("palette", "legend", "dataset", "coco_json"),
-)
-"""The options that the results depend on."""
 SETTINGS = "run.json"
-"""Holds their values, in the output."""
+"""File in the output with the options that the results depend on."""
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class PredictFolderArguments:
+    """The arguments of the command."""
+
+    input: Path
+    recursive: bool
+    output: Path
+    results: ResultArguments
+    model: ModelArguments
+
+
+def parse(argv: Sequence[str] | None) -> PredictFolderArguments:
+    """Parse the command line; exit with a message if it is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--input", required=True, type=Path, metavar="FOLDER", help="its images are taken")
-    add("--recursive", action="store_true", help="look into its subfolders, too")
+    add("--input", required=True, type=Path, metavar="FOLDER", help="folder of images")
+    add("--recursive", action="store_true", help="search its subfolders, too")
     add(
         "--output",
         required=True,
         type=Path,
         metavar="FOLDER",
-        help="is made; all processes must see the same. Results have the names of the images",
+        help="made if it is missing; shared by all processes. Results have the names of the images",
     )
     add_result_options(parser)
     add_model_options(parser)
-    args = parser.parse_args(argv)
-    if len(args.opts) % 2:
-        parser.error(f"--opts takes pairs KEY VALUE, found {len(args.opts)} words: {args.opts}")
-    return args
+    given = parser.parse_args(argv)
+    given.model = model_arguments(parser, given)
+    given.results = collect(ResultArguments, given)
+    return collect(PredictFolderArguments, given)
 
 
-def files_of(args: argparse.Namespace) -> list[tuple[Path, str]]:
-    """The images and the names of their results, in the same order in every process.
+def files_of(args: PredictFolderArguments) -> list[tuple[Path, str]]:
+    """Find the images and the names of their results, in the same order in every process.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such folder, nothing in it, the output would mix
-            with it, or two images would get one name.
+        FileNotFoundError, ValueError: if the folder is missing or empty, the output would mix with
+            it, or two images would get one name.
     """
     if not args.input.is_dir():
         raise FileNotFoundError(f"--input {args.input}: no such folder")
@@ -99,21 +106,20 @@ def files_of(args: argparse.Namespace) -> list[tuple[Path, str]]:
     return list(zip(files, relative_names(files, args.input), strict=True))
 
 
-def check_settings(args: argparse.Namespace) -> None:
-    """See that what the output folder has already was made with the same options; note them.
+def check_settings(args: PredictFolderArguments) -> None:
+    """Check that the results in the output folder were made with the same options; note them.
 
     Raises:
-        ValueError: an option differs; names it.
+        ValueError: if an option differs; the message names it.
     """
-    settings = {name: _plain(getattr(args, name)) for name in DECISIVE}
+    text = json.dumps(_decisive(args), indent=1, default=str)
     path = args.output / SETTINGS
     args.output.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        text = json.dumps(settings, indent=1)
         replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in settings.items():
+    for name, value in json.loads(text).items():
         if before.get(name) != value:
             raise ValueError(
                 f"{args.output} was begun with --{name.replace('_', '-')} {before.get(name)}, now "
@@ -121,34 +127,50 @@ def check_settings(args: argparse.Namespace) -> None:
             )
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _decisive(args: PredictFolderArguments) -> dict[str, Any]:
+    """Return the options that the results depend on."""
+    model, results = args.model, args.results
+    return {
+        "input": args.input,
+        "weights": model.weights,
+        "config_file": model.config_file,
+        "opts": model.opts,
+        "plugin": model.plugins or None,
+        "kinds": results.kinds,
+        "confidence_threshold": results.confidence_threshold,
+        "palette": results.palette,
+        "legend": results.legend,
+        "dataset": results.dataset,
+        "coco_json": results.coco_json,
+    }
 
 
-def predict_share(args: argparse.Namespace, ranks: Ranks) -> tuple[int, int, int]:
-    """Save the results of this process's images that are not there yet.
+def predict_share(args: PredictFolderArguments, ranks: Ranks) -> tuple[int, int, int]:
+    """Save the results of this process's images, except those that exist.
 
     Returns:
-        how many were done, have failed, and were there already.
+        the numbers of images that were done, that failed, and whose results existed.
     """
+    results = args.results
     with setting_up():
-        make_model = model_of(args)
+        load = model_loader(replace(args.model, device=args.model.device or ranks.device))
         share = ranks.share(files_of(args))
-        predictor = make_model()
-        _, kinds = kinds_of(args, predictor.kinds, "overlay" in args.save)
-        ids = dataset_ids_of(args, predictor)
+        predictor = load()
+        _, kinds = choose_kinds(results, predictor.kinds, "overlay" in results.save)
+        ids = dataset_ids(results, predictor.classes)
         check_settings(args)
         writer = ResultWriter(
             args.output,
-            args.save,
-            kinds=args.kinds,
+            results.save,
+            kinds=results.kinds,
             category_ids=ids.category_ids if ids else None,
             part=ranks.rank,
-            drawing={"threshold": args.confidence_threshold, "legend": args.legend},
+            drawing={"threshold": results.confidence_threshold, "legend": results.legend},
         )
     with writer:
         left = [(file, name) for file, name in share if not writer.has(name)]
-        run = PredictionRun(predict_function(predictor, args, kinds), args.batch_size)
+        predict = predict_function(predictor, kinds, results, args.model.batch_size)
+        run = PredictionRun(predict, args.model.batch_size)
         interval = 0.1 if sys.stderr.isatty() else 30.0
         bar = tqdm(
             read_files(left, ids),
@@ -162,14 +184,14 @@ def predict_share(args: argparse.Namespace, ranks: Ranks) -> tuple[int, int, int
 
 
 def save(writer: ResultWriter, item: Item, result: Result, seconds: float) -> bool:
-    """Save the result of one image; goes on in any case."""
+    """Save the result of one image; the run always continues."""
     writer.write(replace(result, file_name=item.label), item.name, item.image_id)
     return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: see the text on top."""
-    args = parse_arguments(argv)
+    """Run the command and return its exit code; see the module."""
+    args = parse(argv)
     setup_logger(name="mask_former")
     try:
         with ExitStack() as stack:
@@ -178,7 +200,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stack.enter_context(ranks.connected())
             if ranks.rank:
                 logging.getLogger("mask_former").setLevel(logging.WARNING)
-            args.device = args.device or ranks.device
             stack.enter_context(logging_redirect_tqdm([logging.getLogger("mask_former")]))
             counts = predict_share(args, ranks)
             total = ranks.finish(counts, partial(merge_records, args.output))
@@ -186,10 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error(str(error))
         return 2
     except KeyboardInterrupt:
-        logger.error("interrupted; the same command goes on from here")
+        logger.error("interrupted; the same command continues from here")
         return 130
     if total is None:
-        logger.error(f"{args.output}: run the same command again for what is missing")
+        logger.error(f"{args.output}: run the same command again for the missing results")
         return 1
     done, failed, there = total
     logger.info(f"{done} images done, {there} were there, {failed} failed: {args.output}")
