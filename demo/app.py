@@ -35,7 +35,7 @@ from page.uploads import Limits
 from mask_former import MaskFormerPredictor
 from mask_former.cli.arguments import add_plugin_argument
 from mask_former.cli.options import collect, positive
-from mask_former.predictor.pretrained import packaged_models
+from mask_former.predictor.sources import packaged_models
 from mask_former.registries import load_plugin
 from mask_former.utils.errors import one_line
 

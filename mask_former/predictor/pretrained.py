@@ -1,21 +1,18 @@
-"""What a path, a URL or a name stands for: a config, its weights, and the classes."""
+"""Resolve a path, a URL or a name to a model: its config, its weights, and its classes."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import get_cache_dir
 from torch import Tensor
 
 from mask_former.checkpoint.inference_data import (
@@ -32,32 +29,38 @@ from mask_former.huggingface import read_huggingface_folder
 from mask_former.registries import naming_missing_plugins
 from mask_former.utils.weight_files import CLASS_NAMES, read_extras
 
-__all__ = ["Pretrained", "find_pretrained", "packaged_models"]
+from .sources import checkpoint_in, download, is_huggingface_folder, packaged_models
 
-_SUFFIXES = (".pth", ".safetensors", ".pkl")
-_OF_A_TRAINING = ("model_final.pth", "last_checkpoint", "model_best.pth")
-"""The first that is there is taken; ``last_checkpoint`` holds a file's name."""
-_ROOT = Path(__file__).resolve().parents[1]
-_MODEL_ZOO = (_ROOT / "model_zoo", _ROOT.parent / "model_zoo")
-"""In a wheel the folder lies inside the package, in the repository beside it."""
+__all__ = ["Pretrained", "find_pretrained"]
 
 
 class Pretrained(NamedTuple):
     """A model that can be built."""
 
     cfg: CfgNode
-    """Checked and frozen; ``MODEL.WEIGHTS`` says where the weights come from."""
+    """Checked and frozen config; ``MODEL.WEIGHTS`` names the source of the weights."""
     classes: Classes
     weights: dict[str, Tensor] | None = None
-    """Where they are not those of the file ``MODEL.WEIGHTS``."""
+    """Weights of the model; None: those of the file ``MODEL.WEIGHTS``."""
 
 
-class _Options(NamedTuple):
-    """What the user says beside the path."""
+class _Request(NamedTuple):
+    """The arguments of :func:`find_pretrained`."""
 
+    source: str
+    config_file: str | None
     device: str | None
     opts: Sequence[Any]
     things: Sequence[str | int] | None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.source).expanduser()
+
+    @property
+    def file(self) -> Path:
+        """The path without a query such as ``?ema=True``."""
+        return Path(str(self.path).partition("?")[0])
 
 
 def find_pretrained(
@@ -68,97 +71,90 @@ def find_pretrained(
     opts: Sequence[Any] = (),
     things: Sequence[str | int] | None = None,
 ) -> Pretrained:
-    """See :meth:`mask_former.MaskFormerPredictor.from_pretrained`, as for errors."""
-    options = _Options(None if device is None else str(device), list(opts), things)
-    name = os.fspath(source)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if config_file is None and _is_huggingface(path):
-            return _from_huggingface(path, options)
-        weights, beside = _in_folder(path)
-        return _from_checkpoint(weights, config_file or beside, options)
-    if path.suffix in (".yaml", ".yml"):
-        return _from_config(path, options)
-    if "://" in name:
-        return _from_checkpoint(_download(name), config_file, options)
-    if not Path(str(path).partition("?")[0]).is_file():
-        path = _packaged(name)
-    return _from_checkpoint(str(path), config_file, options)
+    """Find the model; see :meth:`mask_former.MaskFormerPredictor.from_pretrained`."""
+    request = _Request(
+        os.fspath(source),
+        None if config_file is None else os.fspath(config_file),
+        None if device is None else str(device),
+        list(opts),
+        things,
+    )
+    for meaning in _MEANINGS:
+        if meaning.matches(request):
+            return meaning.resolve(request)
+    raise FileNotFoundError(
+        f"There is no checkpoint or folder {source}, and no model of that name comes with the "
+        f"code; there are: {', '.join(packaged_models()) or 'none'}.{_hub_hint(request.source)}"
+    )
 
 
-def packaged_models() -> dict[str, Path]:
-    """The models that come with the code, by name."""
-    found = [file for folder in _MODEL_ZOO for file in sorted(folder.glob("*.safetensors"))]
-    return {file.stem: file for file in found}
+def _hub_hint(source: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return ""
+    return (
+        " A model of the Hugging Face Hub is downloaded first: "
+        f"hf download {source} --local-dir FOLDER; then give FOLDER."
+    )
 
 
-def _packaged(name: str) -> Path:
-    models = packaged_models()
-    if name not in models:
-        raise FileNotFoundError(
-            f"There is no checkpoint or folder {name}, and no model of that name comes with the "
-            f"code; there are: {', '.join(models) or 'none'}."
-        )
-    return models[name]
+def _from_huggingface(request: _Request) -> Pretrained:
+    settings, weights, names = read_huggingface_folder(request.path)
+    cfg = _finished(settings, request, request.source, request.source)
+    return Pretrained(cfg, _with_things(classes_of(cfg, names), request.things), weights)
 
 
-def _download(url: str) -> str:
-    """The local copy of a URL, with the URL's query behind it.
-
-    Raises:
-        OSError: if it cannot be fetched.
-    """
-    plain, mark, query = url.partition("?")
-    parts = urlparse(plain)
-    where = {}
-    if parts.scheme in ("http", "https"):  # two hosts may have a file of one name
-        where["cache_dir"] = os.path.join(get_cache_dir(), parts.netloc.replace(":", "_"))
-    try:
-        local = PathManager.get_local_path(plain, **where)
-        if not os.path.isfile(local):
-            raise OSError("there is nothing that reads such an address")
-    except (OSError, ValueError) as error:  # ValueError: no URL at all
-        raise OSError(f"{url} cannot be fetched: {error}") from error
-    return f"{local}{mark}{query}"
+def _from_folder(request: _Request) -> Pretrained:
+    weights, config = checkpoint_in(request.path), request.path / "config.yaml"
+    if request.config_file is None and config.is_file():
+        request = request._replace(config_file=str(config))
+    return _from_checkpoint(request, str(weights))
 
 
-def _in_folder(folder: Path) -> tuple[str, Path | None]:
-    """The checkpoint of a folder and the config beside it.
-
-    Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if it is not clear which one is meant.
-    """
-    config = folder / "config.yaml"
-    return str(_checkpoint_in(folder)), config if config.is_file() else None
+def _from_config(request: _Request) -> Pretrained:
+    config_file = str(request.path)
+    weights = read_cfg(config_file, list(request.opts)).MODEL.WEIGHTS
+    if not weights:
+        raise ValueError(f"{config_file} names no MODEL.WEIGHTS: give the checkpoint instead.")
+    weights = download(weights) if "://" in weights else weights
+    return _from_checkpoint(request._replace(config_file=config_file), weights)
 
 
-def _checkpoint_in(folder: Path) -> Path:
-    for name in _OF_A_TRAINING:
-        file = folder / name
-        if name == "last_checkpoint" and file.is_file():
-            file = folder / file.read_text(encoding="utf-8").strip()
-        if file.is_file():
-            logging.getLogger(__name__).info(f"{folder}: taking {file.name}.")
-            return file
-    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
-    if not files:
-        raise FileNotFoundError(
-            f"{folder} has no checkpoint: expected {', '.join(_OF_A_TRAINING)}, or a file that "
-            f"ends in {', '.join(_SUFFIXES)}."
-        )
-    if len(files) > 1:
-        raise ValueError(
-            f"{folder} has {len(files)} checkpoints ({', '.join(file.name for file in files[:5])}"
-            f"{', …' if len(files) > 5 else ''}): name the one that is meant."
-        )
-    return files[0]
+def _from_url(request: _Request) -> Pretrained:
+    return _from_checkpoint(request, download(request.source))
 
 
-def _from_checkpoint(weights: str, config_file: str | Path | None, options: _Options) -> Pretrained:
+def _from_file(request: _Request) -> Pretrained:
+    return _from_checkpoint(request, str(request.path))
+
+
+def _from_model_zoo(request: _Request) -> Pretrained:
+    return _from_checkpoint(request, str(packaged_models()[request.source]))
+
+
+class _Meaning(NamedTuple):
+    """A kind of source, and the function that finds its model."""
+
+    matches: Callable[[_Request], bool]
+    resolve: Callable[[_Request], Pretrained]
+
+
+_MEANINGS = (
+    # With a config file, a folder of transformers is the folder of a checkpoint.
+    _Meaning(lambda r: r.config_file is None and is_huggingface_folder(r.path), _from_huggingface),
+    _Meaning(lambda r: r.path.is_dir(), _from_folder),
+    _Meaning(lambda r: r.path.suffix in (".yaml", ".yml"), _from_config),
+    _Meaning(lambda r: "://" in r.source, _from_url),
+    _Meaning(lambda r: r.file.is_file(), _from_file),
+    _Meaning(lambda r: r.source in packaged_models(), _from_model_zoo),
+)
+"""The meanings of a source, in the order in which they are tried."""
+
+
+def _from_checkpoint(request: _Request, weights: str) -> Pretrained:
     extras = read_extras(weights.partition("?")[0])
+    config_file = request.config_file
     carried = _carried(extras, weights, config_file)
-    plugins = [*(carried.plugins if carried else ()), *plugins_named_in(str(config_file or ""))]
+    plugins = [*(carried.plugins if carried else ()), *plugins_named_in(config_file or "")]
     with naming_missing_plugins(weights, plugins):
         if config_file is not None:
             settings = _settings_of(config_file, tables=carried is None)
@@ -169,18 +165,18 @@ def _from_checkpoint(weights: str, config_file: str | Path | None, options: _Opt
                 f"{weights} does not carry its config and classes, as checkpoints of others and of "
                 "older trainings do not. Give the config that it was trained with: config_file=."
             )
-        cfg = _finished(settings, weights, str(config_file or weights), options)
+        cfg = _finished(settings, request, weights, config_file or weights)
     if carried is not None and len(carried.classes.names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
         classes = carried.classes
     else:
         classes = classes_of(cfg, extras.get(CLASS_NAMES))
-    return Pretrained(cfg, _with_things(classes, options.things))
+    return Pretrained(cfg, _with_things(classes, request.things))
 
 
 def _carried(
-    extras: Mapping[str, Any], weights: str, config_file: str | Path | None
+    extras: Mapping[str, Any], weights: str, config_file: str | None
 ) -> InferenceData | None:
-    """What the checkpoint carries; a config file replaces what is broken."""
+    """Read the config and classes that a checkpoint carries; a config file replaces broken ones."""
     try:
         return read_inference_data(extras, weights)
     except ValueError as error:
@@ -190,32 +186,24 @@ def _carried(
         return None
 
 
-def _from_config(config_file: Path, options: _Options) -> Pretrained:
-    weights = read_cfg(str(config_file), list(options.opts)).MODEL.WEIGHTS
-    if not weights:
-        raise ValueError(f"{config_file} names no MODEL.WEIGHTS: give the checkpoint instead.")
-    weights = _download(weights) if "://" in weights else weights
-    return _from_checkpoint(weights, config_file, options)
-
-
-def _settings_of(config_file: str | Path, *, tables: bool) -> dict[str, Any]:
-    """What inference reads of a config file, with the device and the ``tables`` of datasets."""
-    cfg = read_cfg(str(config_file), [])
+def _settings_of(config_file: str, *, tables: bool) -> dict[str, Any]:
+    """Read from a config file the settings of inference, the device, and the datasets' tables."""
+    cfg = read_cfg(config_file, [])
     settings = inference_settings(cfg)
     settings["MODEL"]["DEVICE"] = cfg.MODEL.DEVICE
-    if tables:  # where the classes are not known they may stand there
+    if tables:  # they may name the classes, if the checkpoint does not
         settings["DATASETS"]["TABLES"] = cfg.DATASETS.TABLES
     return settings
 
 
-def _finished(settings: Mapping[str, Any], weights: str, source: str, options: _Options) -> CfgNode:
-    """The config with all that the user says, checked and frozen."""
-    cfg = cfg_from_settings(settings, options.opts, source)
+def _finished(settings: Mapping[str, Any], request: _Request, weights: str, source: str) -> CfgNode:
+    """Complete the config with weights, device and options; check and freeze it."""
+    cfg = cfg_from_settings(settings, request.opts, source)
     cfg.MODEL.WEIGHTS = weights
-    if options.device is not None:
-        cfg.MODEL.DEVICE = options.device
-        _check_device(options.device)
-    elif "MODEL.DEVICE" not in options.opts and "DEVICE" not in settings["MODEL"]:
+    if request.device is not None:
+        cfg.MODEL.DEVICE = request.device
+        _check_device(request.device)
+    elif "MODEL.DEVICE" not in request.opts and "DEVICE" not in settings["MODEL"]:
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     register_own_tables(cfg)
     validate(cfg)
@@ -224,29 +212,14 @@ def _finished(settings: Mapping[str, Any], weights: str, source: str, options: _
 
 
 def _check_device(device: str) -> None:
-    """A device that is asked for is there."""
     if device.startswith("cuda"):
         index, count = torch.device(device).index or 0, torch.cuda.device_count()
         if index >= count:
             raise ValueError(f"device={device!r}, but torch sees {count} GPUs: device='cpu'.")
 
 
-def _is_huggingface(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config
-
-
-def _from_huggingface(folder: Path, options: _Options) -> Pretrained:
-    settings, weights, names = read_huggingface_folder(folder)
-    cfg = _finished(settings, str(folder), str(folder), options)
-    return Pretrained(cfg, _with_things(classes_of(cfg, names), options.things), weights)
-
-
 def _with_things(classes: Classes, things: Sequence[str | int] | None) -> Classes:
-    """The classes, of which ``things`` (names or ids) and no others are things."""
+    """Mark the classes of ``things`` (names or ids) as things, and no others."""
     if things is None:
         return classes
     ids_by_name = {name: index for index, name in enumerate(classes.names)}

@@ -15,9 +15,10 @@ from detectron2.data import MetadataCatalog
 
 from mask_former.checkpoint.inference_data import inference_data
 from mask_former.config.loading import load_cfg
-from mask_former.predictor import pretrained
+from mask_former.predictor import sources
 from mask_former.predictor.inference_pipeline import load_trained_model
-from mask_former.predictor.pretrained import find_pretrained, packaged_models
+from mask_former.predictor.pretrained import find_pretrained
+from mask_former.predictor.sources import packaged_models
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.tiny_model import COLORS, DATASET, NAMES, tiny_settings, write_tiny_model
 
@@ -141,7 +142,7 @@ def test_two_hosts_may_have_files_of_one_name(tiny, tmp_path, monkeypatch):
         handler = partial(QuietHandler, directory=str(tmp_path / name))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            local = pretrained._download(f"http://127.0.0.1:{server.server_port}/x.pth")
+            local = sources.download(f"http://127.0.0.1:{server.server_port}/x.pth")
             server.shutdown()
         found.append(Path(local).read_text())
     assert found == ["a", "b"]
@@ -165,6 +166,14 @@ def test_the_models_that_come_with_the_code_go_by_their_names():
 def test_what_is_not_there_is_named_with_the_models_that_are(name):
     with pytest.raises(FileNotFoundError, match=rf"no checkpoint or folder {name},.*camvid_sem"):
         find_pretrained(name)
+
+
+def test_a_name_like_those_of_the_hub_gets_the_command_that_downloads_it():
+    with pytest.raises(FileNotFoundError, match=r"hf download org/model-1\.0 --local-dir FOLDER"):
+        find_pretrained("org/model-1.0")
+    with pytest.raises(FileNotFoundError) as caught:
+        find_pretrained("no/such/folder")
+    assert "hf download" not in str(caught.value)
 
 
 def test_a_folder_without_a_checkpoint_says_what_is_expected(tmp_path):

@@ -1,0 +1,84 @@
+"""Find the checkpoint in a folder, behind a URL, or among the models that come with the code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import get_cache_dir
+
+__all__ = ["checkpoint_in", "download", "is_huggingface_folder", "packaged_models"]
+
+_SUFFIXES = (".pth", ".safetensors", ".pkl")
+_TRAINING_CHECKPOINTS = ("model_final.pth", "last_checkpoint", "model_best.pth")
+"""The first that exists is taken; ``last_checkpoint`` holds the name of a file."""
+_ROOT = Path(__file__).resolve().parents[1]
+_MODEL_ZOO = (_ROOT / "model_zoo", _ROOT.parent / "model_zoo")
+"""The folder is inside the package in a wheel, and next to it in the repository."""
+
+
+def packaged_models() -> dict[str, Path]:
+    """Return the checkpoints that come with the code, by name."""
+    found = [file for folder in _MODEL_ZOO for file in sorted(folder.glob("*.safetensors"))]
+    return {file.stem: file for file in found}
+
+
+def download(url: str) -> str:
+    """Fetch a URL, and return its local copy followed by the query of the URL.
+
+    Raises:
+        OSError: if it cannot be fetched.
+    """
+    plain, mark, query = url.partition("?")
+    parts = urlparse(plain)
+    options = {}
+    if parts.scheme in ("http", "https"):  # two hosts may have files of the same name
+        options["cache_dir"] = os.path.join(get_cache_dir(), parts.netloc.replace(":", "_"))
+    try:
+        local = PathManager.get_local_path(plain, **options)
+        if not os.path.isfile(local):
+            raise OSError("addresses of this kind are unknown")
+    except (OSError, ValueError) as error:  # ValueError: not a URL
+        raise OSError(f"{url} cannot be fetched: {error}") from error
+    return f"{local}{mark}{query}"
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """Choose the checkpoint in a folder: that of a training, or the only one.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if there are several, and none is named like that of a training.
+    """
+    for name in _TRAINING_CHECKPOINTS:
+        file = folder / name
+        if name == "last_checkpoint" and file.is_file():
+            file = folder / file.read_text(encoding="utf-8").strip()
+        if file.is_file():
+            logging.getLogger(__name__).info(f"{folder}: taking {file.name}.")
+            return file
+    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} has no checkpoint: expected {', '.join(_TRAINING_CHECKPOINTS)}, or a file "
+            f"that ends in {', '.join(_SUFFIXES)}."
+        )
+    if len(files) > 1:
+        raise ValueError(
+            f"{folder} has {len(files)} checkpoints ({', '.join(file.name for file in files[:5])}"
+            f"{', …' if len(files) > 5 else ''}): name the one that is meant."
+        )
+    return files[0]
+
+
+def is_huggingface_folder(folder: Path) -> bool:
+    """Return True if a folder holds the ``config.json`` of a ``transformers`` model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
