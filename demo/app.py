@@ -11,7 +11,6 @@ there; unless --host is given, only this machine can open it.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from page.models import Models
 from page.uploads import Limits
 
 from mask_former import MaskFormerPredictor
-from mask_former.cli.arguments import add_plugin_argument
+from mask_former.cli.command import add_plugin_argument, make_parser
 from mask_former.cli.options import collect, positive
 from mask_former.predictor.sources import packaged_models
 from mask_former.registries import load_plugin
@@ -58,9 +57,7 @@ class PageArguments:
 
 def parse(argv: Sequence[str] | None) -> PageArguments:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add(
         "--weights",

@@ -1,14 +1,24 @@
-"""Parser, plug-ins and exit code: the parts that all commands share."""
+"""Parser, plug-ins, errors and exit code: the parts that all commands share."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import yaml
 
 from mask_former.utils.errors import one_line
 
-__all__ = ["FAILURES", "add_plugin_argument", "exit_code", "make_parser"]
+__all__ = [
+    "FAILURES",
+    "SetupError",
+    "add_plugin_argument",
+    "exit_code",
+    "make_parser",
+    "setting_up",
+]
 
 FAILURES = (ImportError, KeyError, OSError, ValueError)
 """Exceptions that a wrong option, config or file raises."""
@@ -53,3 +63,17 @@ def exit_code(command: str, run: Callable[[], int]) -> int:
     except FAILURES as error:
         print(f"{command}: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+class SetupError(Exception):
+    """The command cannot begin; the message gives the reason in one line."""
+
+
+@contextmanager
+def setting_up() -> Iterator[None]:
+    """Turn the errors of a wrong option, config or checkpoint into a :class:`SetupError`."""
+    try:
+        yield
+    except (*FAILURES, AssertionError, yaml.YAMLError) as error:
+        # AssertionError: yacs raises it for an unknown KEY
+        raise SetupError(one_line(error)) from error

@@ -12,7 +12,7 @@ from mask_former.results import FORMATS, PALETTES
 from mask_former.structures import RESULTS
 from mask_former.visualization.overlay import INSTANCE_THRESHOLD
 
-from .arguments import add_plugin_argument
+from .command import add_plugin_argument
 
 __all__ = [
     "PACKAGED",

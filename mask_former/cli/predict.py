@@ -28,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import Result, ResultWriter
 
-from .errors import SetupError, setting_up
+from .command import SetupError, make_parser, setting_up
 from .media import VideoReader, VideoWriter, Window, find_images
 from .options import (
     ModelArguments,
@@ -76,9 +76,7 @@ class PredictArguments:
 
 def parse(argv: Sequence[str] | None) -> PredictArguments:
     """Parse the command line; exit with a message if it is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     _add_inputs(parser)
     add = parser.add_argument
     add(

@@ -12,7 +12,6 @@ begin.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -30,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mask_former.results import Result, ResultWriter, merge_records
 from mask_former.utils.atomic_files import replace_file
 
-from .errors import SetupError, setting_up
+from .command import SetupError, make_parser, setting_up
 from .media import find_images
 from .options import (
     ModelArguments,
@@ -64,9 +63,7 @@ class PredictFolderArguments:
 
 def parse(argv: Sequence[str] | None) -> PredictFolderArguments:
     """Parse the command line; exit with a message if it is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--input", required=True, type=Path, metavar="FOLDER", help="folder of images")
     add("--recursive", action="store_true", help="search its subfolders, too")
@@ -212,6 +209,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if total is None:
         logger.error(f"{args.output}: run the same command again for the missing results")
         return 1
-    done, failed, there = total
-    logger.info(f"{done} images done, {there} were there, {failed} failed: {args.output}")
+    done, failed, skipped = total
+    logger.info(f"{done} images done, {skipped} skipped, {failed} failed: {args.output}")
     return 1 if failed else 0

@@ -216,7 +216,7 @@ def test_a_broken_image_is_reported_and_all_else_is_saved(images, tiny, capfd):
     assert run(words(tiny), 2) == [1, 1]
     said = capfd.readouterr().out
     assert "in/b.png: cannot be read as an image" in said
-    assert "4 images done, 0 were there, 1 failed: out" in said
+    assert "4 images done, 0 skipped, 1 failed: out" in said
     kept = {
         a["file_name"] for a in json.loads(Path("out/panoptic.json").read_text())["annotations"]
     }
@@ -274,7 +274,7 @@ def test_it_runs_under_torchrun(folder, undisturbed, tiny, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "5 images done, 0 were there, 0 failed: out" in done.stdout
+    assert "5 images done, 0 skipped, 0 failed: out" in done.stdout
     assert set(content("out")) == set(undisturbed)
     for name in NAMES:  # the names of the classes are not known to other processes than this
         found, expected = (

@@ -17,6 +17,7 @@ COMMANDS = {
     "convert_torchvision_to_d2": "convert_torchvision",
     "evaluate_pq_for_semantic_segmentation": "evaluate_pq",
     "export": "export",
+    "predict_folder": "predict_folder",
     "publish_weights": "publish_weights",
     "visualize_data": "visualize_data",
 }
