@@ -32,6 +32,7 @@ __all__ = [
     "MissingPluginError",
     "Registry",
     "load_plugin",
+    "load_plugins",
     "loaded_plugins",
     "lookup",
     "naming_missing_plugins",
@@ -147,8 +148,7 @@ def load_plugin(path: str | os.PathLike[str]) -> ModuleType:
         raise FileNotFoundError(f"The plug-in {path} is missing: there is no such file.")
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"The plug-in {path} is not a Python file: expected a file NAME.py.")
-    if file.name in loaded_plugins():
-        other = next(known for known in _LOADED if known.name == file.name)
+    if other := next((known for known in _LOADED if known.name == file.name), None):
         raise ValueError(
             f"The plug-ins {other} and {file} share a name, and a checkpoint records plug-ins by "
             "name: rename one of them."
@@ -157,9 +157,15 @@ def load_plugin(path: str | os.PathLike[str]) -> ModuleType:
     return _LOADED[file]
 
 
-def loaded_plugins() -> tuple[str, ...]:
-    """Return the file names, without folders, of the plug-ins outside the package."""
-    return tuple(file.name for file in _LOADED)
+def load_plugins(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Load each of the files; see :func:`load_plugin`."""
+    for path in paths:
+        load_plugin(path)
+
+
+def loaded_plugins() -> tuple[Path, ...]:
+    """Return the files of the loaded plug-ins, for example for another process to load them."""
+    return tuple(_LOADED)
 
 
 class MissingPluginError(KeyError):
@@ -180,7 +186,8 @@ def naming_missing_plugins(source: str, names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        missing = [name for name in dict.fromkeys(names) if name not in loaded_plugins()]
+        loaded = {file.name for file in _LOADED}
+        missing = [name for name in dict.fromkeys(names) if name not in loaded]
         if not missing or isinstance(error, MissingPluginError):
             raise
         options = " ".join(f"--plugin {name}" for name in missing)

@@ -16,17 +16,7 @@ from mask_former.registries import (
     lookup,
     plugins,
 )
-
-REGISTRIES = [
-    META_ARCH_REGISTRY,
-    BACKBONE_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-    TRANSFORMER_DECODER_REGISTRY,
-    CRITERION_REGISTRY,
-    MATCHER_REGISTRY,
-    LOSS_REGISTRY,
-    DATASET_MAPPER_REGISTRY,
-]
+from tests.helpers.plugins import ALL_REGISTRIES
 
 # What lies beside the plug-ins and registers nothing itself.
 HELPERS = {
@@ -51,7 +41,7 @@ HELPERS = {
 
 def entries():
     """Every entry of every registry: (registry, name) -> object."""
-    return {(registry._name, name): obj for registry in REGISTRIES for name, obj in registry}
+    return {(registry._name, name): obj for registry in ALL_REGISTRIES for name, obj in registry}
 
 
 def test_an_entry_bears_its_own_name_or_a_given_one():
@@ -75,7 +65,7 @@ def test_lookup_gives_the_entry():
     assert lookup(BACKBONE_REGISTRY, "D2SwinTransformer", "ANY.KEY").__name__ == "D2SwinTransformer"
 
 
-@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry._name)
+@pytest.mark.parametrize("registry", ALL_REGISTRIES, ids=lambda registry: registry._name)
 def test_an_unknown_name_gets_the_key_and_every_known_name(registry):
     with pytest.raises(KeyError) as error:
         lookup(registry, "Unheard", "MODEL.SOME.KEY")

@@ -28,9 +28,10 @@ from detectron2.data import DatasetCatalog, DatasetMapper
 from profiling.analysis import DEFAULT_TASKS, TASKS, Report, analyze
 from tqdm import tqdm
 
-import mask_former  # noqa: F401  (registers everything)
+from mask_former.cli.command import add_plugin_argument
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import load_cfg, resolve_device
+from mask_former.registries import load_plugins
 from mask_former.structures import Size
 from mask_former.utils.errors import message_of
 
@@ -142,6 +143,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--depth", type=int, default=2, help="of the modules that are listed (default: 2)")
     add("--inference", action="store_true", help="only the last decoder layer predicts")
     add("--json", type=Path, metavar="FILE", help="write all counts to it")
+    add_plugin_argument(parser)
     add("opts", nargs="*", metavar="KEY VALUE", help="config values")
     words = list(sys.argv[1:] if argv is None else argv)
     # Options that take several values would take the keys, too.
@@ -159,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     args = parse_arguments(argv)
     try:
+        load_plugins(args.plugins)
         cfg = resolve_device(load_cfg(args.config_file, args.opts))
         sizes: list[Size] = [(args.size[0], args.size[-1])]
         if args.num_images:

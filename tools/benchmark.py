@@ -39,9 +39,10 @@ from profiling import (
     measure_memory,
 )
 
-import mask_former  # noqa: F401  (registers everything)
+from mask_former.cli.command import add_plugin_argument
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import load_cfg, resolve_device
+from mask_former.registries import load_plugins
 from mask_former.utils.errors import message_of
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -219,6 +220,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     add("--device", help="MODEL.DEVICE")
     add("--json", type=Path, metavar="FILE", help="write the figures to it")
+    add_plugin_argument(parser)
     add("opts", nargs="*", metavar="KEY VALUE", help="config values")
     words = list(sys.argv[1:] if argv is None else argv)
     # Options that take several values would take the keys, too.
@@ -240,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     args = parse_arguments(argv)
     try:
+        load_plugins(args.plugins)
         content = benchmark(args)
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)

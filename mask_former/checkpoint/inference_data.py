@@ -92,7 +92,8 @@ def inference_data(cfg: CfgNode, classes: Classes | None = None) -> dict[str, An
     """
     classes = classes or classes_of(cfg)
     text = yaml.safe_dump(inference_settings(cfg), default_flow_style=None)
-    plugins = {"plugins": list(names)} if (names := loaded_plugins()) else {}
+    names = [file.name for file in loaded_plugins()]
+    plugins = {"plugins": names} if names else {}
     return {"config": text, "classes": classes.to_data(), **plugins}
 
 

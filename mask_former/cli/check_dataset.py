@@ -42,7 +42,7 @@ from mask_former.data.checking import (
 from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.custom import Annotated, semantic_table
 from mask_former.data.preparation.command import parallel_map
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 from mask_former.utils.atomic_files import replace_file
 from mask_former.visualization.contact_sheet import draw_sheet, sheet_cell
 from mask_former.visualization.examples import annotated_example
@@ -221,8 +221,7 @@ def report(source: Source, summary: Summary) -> dict[str, Any]:
 
 def run(arguments: CheckArguments) -> int:
     """Check the dataset, print the findings, and return the exit code."""
-    for file in arguments.plugins:
-        load_plugin(file)
+    load_plugins(arguments.plugins)
     source = read_source(arguments)
     check = partial(check_image, classes=source.classes)
     checks = parallel_map(check, source.records, workers=arguments.workers, description="check")

@@ -34,7 +34,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--plugin FILE``, which may be repeated; ``plugins`` of the result lists the files.
 
-    The command passes each to :func:`mask_former.registries.load_plugin` before it reads a config.
+    The command passes them to :func:`mask_former.registries.load_plugins` before it reads a config.
     """
     parser.add_argument(
         "--plugin",

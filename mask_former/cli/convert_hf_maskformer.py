@@ -36,7 +36,7 @@ from mask_former.huggingface import (
     to_huggingface_processor,
 )
 from mask_former.predictor.inference_pipeline import load_trained_model
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 from mask_former.utils.atomic_files import replace_file
 from mask_former.utils.weight_files import CLASS_NAMES, read_checkpoint, write_weights
 
@@ -196,8 +196,7 @@ def find_class_names(cfg: CfgNode, weights: Path, names_file: Path | None) -> li
 
 def run(arguments: ConvertHFArguments) -> int:
     """Convert in the direction that the arguments give, and return the exit code."""
-    for file in arguments.plugins:
-        load_plugin(file)
+    load_plugins(arguments.plugins)
     output = arguments.output
     if arguments.to_hf is not None:
         config, weights = arguments.to_hf

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from mask_former.data.formats.readers import read_class_map
 from mask_former.evaluation.build import write_results
 from mask_former.evaluation.panoptic_quality import METRICS, PanopticQuality, match_classes
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 
 from .command import add_plugin_argument, exit_code, make_parser
 
@@ -222,8 +222,7 @@ def table(result: dict[str, float]) -> str:
 
 def run(arguments: EvaluatePQArguments) -> int:
     """Evaluate, print the table, and return the exit code."""
-    for file in arguments.plugins:
-        load_plugin(file)
+    load_plugins(arguments.plugins)
     dataset = arguments.dataset
     classes = Classes.of(dataset)
     result = evaluate(pairs(dataset, arguments.predictions, classes), classes.names)

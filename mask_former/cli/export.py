@@ -31,7 +31,7 @@ from mask_former.export import FORMATS, LIMIT, STRIDE, compare, describe, graphs
 from mask_former.export.formats import OPSET, Runner
 from mask_former.export.verification import TOLERANCE, reference
 from mask_former.predictor.inference_pipeline import load_trained_model
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 
 from .command import add_plugin_argument, exit_code, make_parser
 
@@ -206,8 +206,7 @@ def verify(
 
 def run(arguments: ExportArguments) -> int:
     """Export the model, print the files and what --verify finds, and return the exit code."""
-    for file in arguments.plugins:
-        load_plugin(file)
+    load_plugins(arguments.plugins)
     FORMATS[arguments.format].check_packages()
     cfg = prepare_cfg(arguments)
     size = size_of(arguments.size, cfg)

@@ -18,7 +18,7 @@ import torch
 
 from mask_former.checkpoint.inference_data import inference_data, read_inference_data
 from mask_former.config.loading import load_cfg
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
@@ -89,8 +89,7 @@ def find_inference_data(
 
 def run(arguments: PublishArguments) -> int:
     """Write the file, print its size, and return the exit code."""
-    for file in arguments.plugins:
-        load_plugin(file)
+    load_plugins(arguments.plugins)
     checkpoint, output = arguments.checkpoint, arguments.output
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: the output must end in .safetensors")

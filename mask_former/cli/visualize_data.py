@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.classes import Classes
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 from mask_former.structures import Record
 from mask_former.utils.errors import one_line
 from mask_former.visualization.contact_sheet import (
@@ -168,8 +168,7 @@ def read_records(cfg: CfgNode, split: str, num: int) -> tuple[str, list[Record]]
 
 def run(arguments: VisualizeArguments) -> int:
     """Draw the images, print how many, and return the exit code."""
-    for file in arguments.plugins:
-        load_plugin(file)
+    load_plugins(arguments.plugins)
     cfg = load_cfg(arguments.config_file, arguments.opts)
     split, output = arguments.split, arguments.output
     dataset, records = read_records(cfg, split, arguments.num)

@@ -63,7 +63,7 @@ def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
 
 def plugin_comments() -> str:
     """Return a comment line for each loaded plug-in, for the top of a config file."""
-    return "".join(f"{_PLUGIN_COMMENT}{name}\n" for name in loaded_plugins())
+    return "".join(f"{_PLUGIN_COMMENT}{file.name}\n" for file in loaded_plugins())
 
 
 def plugins_named_in(config_file: str) -> list[str]:

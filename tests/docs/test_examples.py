@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,35 +11,26 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_model
+from detectron2.modeling import build_model
 from PIL import Image
 
-from mask_former.config import keys as config
 from mask_former.config.loading import load_cfg
 from mask_former.data.mappers import MaskFormerSemanticDatasetMapper
-from mask_former.registries import LOSS_REGISTRY
+from mask_former.registries import load_plugin
 from mask_former.solver.optimizer import build_optimizer
 from tests.helpers.paths import ROOT
-from tests.helpers.scripts import load_script
+from tests.helpers.plugins import forgetting_plugins
 from tests.helpers.tiny_trainer import make_example
 
 EXAMPLES = ROOT / "docs" / "examples"
-REGISTRIES = (BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, LOSS_REGISTRY)
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.MASK_FORMER.DEC_LAYERS", "2"]
 
 
 @pytest.fixture
-def plugin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The example, registered as if it lay in its folder; nothing of it stays."""
-    before = [dict(registry) for registry in REGISTRIES]
-    module = load_script(EXAMPLES / f"{request.param}.py")
-    found = config.plugins()
-    monkeypatch.setattr(config, "plugins", lambda: (*found, module))
-    yield module
-    del sys.modules[request.param]
-    for registry, entries in zip(REGISTRIES, before, strict=True):
-        for name in set(dict(registry)) - set(entries):
-            registry._obj_map.pop(name)
+def plugin(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Load an example as a plug-in, and forget it after the test."""
+    with forgetting_plugins():
+        yield load_plugin(EXAMPLES / f"{request.param}.py")
 
 
 def step(cfg: CfgNode, batch: list[dict]) -> tuple[torch.nn.Module, dict, set[str]]:

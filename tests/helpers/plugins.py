@@ -15,16 +15,20 @@ ALL_REGISTRIES = (
     META_ARCH_REGISTRY,
     BACKBONE_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
-    registries.PREDICTOR_REGISTRY,
+    registries.TRANSFORMER_DECODER_REGISTRY,
+    registries.CRITERION_REGISTRY,
+    registries.MATCHER_REGISTRY,
     registries.LOSS_REGISTRY,
     registries.DATASET_MAPPER_REGISTRY,
 )
 
 FINEST_MAP_DECODER = '''
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from torch import nn
+
+from mask_former.modeling.pixel_decoder.base import PixelDecoder
+from mask_former.structures import PixelFeatures
 
 
 def add_config(cfg):
@@ -32,13 +36,14 @@ def add_config(cfg):
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class FinestMapDecoder(nn.Module):
+class FinestMapDecoder(PixelDecoder):
     """A convolution of the finest map."""
 
     @configurable
     def __init__(self, input_shape, *, kernel, mask_dim):
         super().__init__()
         self.finest = min(input_shape, key=lambda name: input_shape[name].stride)
+        self.shape = ShapeSpec(channels=mask_dim, stride=input_shape[self.finest].stride)
         channels = input_shape[self.finest].channels
         self.mask_features = Conv2d(channels, mask_dim, kernel, padding=kernel // 2)
 
@@ -47,8 +52,11 @@ class FinestMapDecoder(nn.Module):
         kernel, mask_dim = cfg.MODEL.FINEST_MAP.KERNEL, cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
         return {"input_shape": input_shape, "kernel": kernel, "mask_dim": mask_dim}
 
+    def output_shape(self):
+        return {"mask_features": self.shape}
+
     def forward_features(self, features):
-        return self.mask_features(features[self.finest]), None
+        return PixelFeatures(self.mask_features(features[self.finest]))
 '''
 """The content of a file with a pixel decoder and a config key of its own."""
 

@@ -9,6 +9,7 @@ import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from tests.helpers.plugins import FINEST_MAP_DECODER, forgetting_plugins
 from tests.helpers.scripts import load_script
 from tests.helpers.tiny_model import tiny_settings
 
@@ -24,6 +25,16 @@ def config(tmp_path):
 
 def run(*arguments):
     return analyze_model.main([str(argument) for argument in arguments])
+
+
+def test_a_part_of_a_plugin_is_counted(config, tmp_path, capsys):
+    plugin, settings = tmp_path / "finest_map.py", yaml.safe_load(config.read_text())
+    plugin.write_text(FINEST_MAP_DECODER)
+    settings["MODEL"]["SEM_SEG_HEAD"]["PIXEL_DECODER_NAME"] = "FinestMapDecoder"
+    config.write_text(yaml.safe_dump(settings))
+    with forgetting_plugins():
+        assert run("--config-file", config, "--plugin", plugin, "--depth", 4) == 0
+    assert numbers(capsys.readouterr().out, "sem_seg_head.pixel_decoder.mask_features")
 
 
 def numbers(text, row):

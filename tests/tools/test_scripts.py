@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import load_script
 
 COMMANDS = {
     "check_dataset": "check_dataset",
@@ -38,3 +41,30 @@ def test_a_script_is_its_command(
     command = sys.modules[f"mask_former.cli.{COMMANDS[script]}"]
     assert command.__doc__ and command.__doc__.strip() in help_text
     assert f"tools/{script}.py" in help_text, "the help shows how the script is used"
+
+
+REQUIRED = {
+    "check_dataset": "--dataset x",
+    "convert_hf_maskformer": "folder --output x",
+    "evaluate_pq_for_semantic_segmentation": "--dataset x --predictions x",
+    "export": "--config-file x --output x",
+    "publish_weights": "x.pth x.safetensors",
+    "visualize_data": "--config-file x --output x",
+    "analyze_model": "--config-file x",
+    "benchmark": "--config-file x",
+}
+"""The words that a command with ``--plugin`` needs besides."""
+
+
+@pytest.mark.parametrize("script", REQUIRED)
+def test_a_command_loads_plugins_before_it_reads_anything_else(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if script in COMMANDS:
+        command = importlib.import_module(f"mask_former.cli.{COMMANDS[script]}")
+    else:
+        command = load_script(f"tools/{script}.py")
+    plugin = tmp_path / "part.py"
+    plugin.write_text("raise LookupError('no luck')\n")
+    assert command.main(["--plugin", str(plugin), *REQUIRED[script].split()]) == 1
+    assert "part.py cannot be imported: line 1: LookupError: no luck" in capsys.readouterr().err

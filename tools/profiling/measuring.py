@@ -18,7 +18,12 @@ from tqdm import tqdm
 
 from mask_former.modeling.mask_former import MaskFormer
 from mask_former.predictor.inference_pipeline import load_trained_model
-from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
+from mask_former.registries import (
+    DATASET_MAPPER_REGISTRY,
+    load_plugins,
+    loaded_plugins,
+    lookup,
+)
 
 from .contenders import Contender, ModelContender, initial_weights
 from .stopwatch import Peak, Stopwatch, peak_memory
@@ -192,7 +197,12 @@ def measure_memory(specs: Sequence[Spec], work: Work, training: bool) -> list[di
     """
     peaks = []
     for spec in tqdm(specs, desc="peaks of memory", disable=None):
-        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=get_context("spawn"),
+            initializer=load_plugins,
+            initargs=(loaded_plugins(),),
+        ) as pool:
             threads = torch.get_num_threads()
             peaks.append(pool.submit(_peak, spec, work, training, threads).result())
     return [
