@@ -45,7 +45,7 @@ from mask_former.visualization.contact_sheet import (
     paint,
     sheet_cell,
 )
-from mask_former.visualization.examples import Example, FedExamples, annotated_example
+from mask_former.visualization.examples import Example, ModelInputs, annotated_example
 from mask_former.visualization.labels import font
 from mask_former.visualization.legend import LegendRow, draw_legend
 
@@ -177,7 +177,7 @@ def run(arguments: VisualizeArguments) -> int:
     )
     make: Callable[[Record], Example]
     if arguments.source == "mapper":
-        make = FedExamples(cfg, classes, is_train=split == "train")
+        make = ModelInputs(cfg, classes, is_train=split == "train")
     else:
         make = partial(annotated_example, classes=classes, dataset=dataset)
     inputs = [Path(record["file_name"]) for record in records]

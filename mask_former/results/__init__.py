@@ -1,4 +1,4 @@
-"""What a model says of a picture: as arrays, drawn, and in files that others read."""
+"""Results of images: as arrays, as drawings, and in files that other programs read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of one image as plain data: numpy arrays, and how to draw them."""
+"""Results of one image as numpy arrays, which can be drawn."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ __all__ = ["InstanceResult", "PanopticResult", "ResultArrays"]
 
 
 class PanopticResult(NamedTuple):
-    """One segment a pixel."""
+    """Segments that do not overlap: each pixel belongs to one segment or to none."""
 
     ids: NDArray[np.int32]
-    """H×W, segment ids; 0 is void."""
+    """H×W, segment ids; 0 where there is no segment."""
     segments: list[SegmentInfo]
-    """What there is to say of each id: see :class:`mask_former.structures.SegmentInfo`."""
+    """One entry per id: see :class:`mask_former.structures.SegmentInfo`."""
 
 
 @dataclass(frozen=True)
 class InstanceResult:
-    """n objects, which may overlap, those of high scores first."""
+    """N objects, which may overlap, sorted by descending score."""
 
     masks: NDArray[np.bool_]
-    """n×H×W."""
+    """N×H×W."""
     boxes: NDArray[np.float32]
-    """n×4, XYXY in pixels, right and bottom exclusive."""
+    """N×4, XYXY in pixels, right and bottom exclusive."""
     scores: NDArray[np.float32]
-    """n, in [0, 1], descending."""
+    """N values in [0, 1], descending."""
     class_ids: NDArray[np.int64]
-    """n, contiguous."""
+    """N contiguous class ids."""
     class_names: list[str]
-    """n."""
+    """N names."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -59,11 +59,11 @@ class InstanceResult:
         class_ids: NDArray[np.int64],
         classes: Classes,
     ) -> InstanceResult:
-        """From arrays in any order; equal scores keep theirs."""
+        """Build a result from arrays in any order; objects of equal score keep their order."""
         order = np.argsort(-scores, kind="stable")
         class_ids = class_ids[order]
         names = [classes.names[i] for i in class_ids]
-        if (order != np.arange(len(order))).any():  # else copying large masks can be saved
+        if (order != np.arange(len(order))).any():  # otherwise do not copy large masks
             masks = masks[order]
         return cls(masks, boxes[order], scores[order], class_ids, names)
 
@@ -75,15 +75,15 @@ class ResultArrays:
     image: NDArray[np.uint8]
     """H×W×3, RGB."""
     classes: Classes
-    """Of the K classes."""
+    """The K classes that the ids refer to."""
     semantic: NDArray[np.int32] | None = None
-    """H×W, contiguous class ids; -1 where there is none."""
+    """H×W, contiguous class ids; -1 where there is no class."""
     semantic_scores: NDArray[np.float32] | None = None
-    """H×W, in [0, 1]: the share of the pixel's class of all classes' scores."""
+    """H×W, in [0, 1]: the score of the pixel's class divided by the sum over all classes."""
     panoptic: PanopticResult | None = None
     instances: InstanceResult | None = None
     file_name: str | None = None
-    """Of the picture, where it has one."""
+    """The image's file; None if it was not read from one."""
 
     def __post_init__(self) -> None:
         size = self.image.shape[:2]
@@ -97,29 +97,29 @@ class ResultArrays:
             shapes["instances"] = self.instances.masks.shape[1:]
         for name, shape in shapes.items():
             if shape != size:
-                raise ValueError(f"The image is {size} (H, W), its {name} result {shape}.")
+                raise ValueError(f"The image is {size} (H, W), but its {name} result is {shape}.")
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of results that are there, of "panoptic", "instance", "semantic" in turn."""
-        there = {
+        """Kinds of results that exist, in the order "panoptic", "instance", "semantic"."""
+        exists = {
             "panoptic": self.panoptic is not None,
             "instance": self.instances is not None,
             "semantic": self.semantic is not None,
         }
-        return [kind for kind in RESULTS if there[kind]]
+        return [kind for kind in RESULTS if exists[kind]]
 
     def overlay(self, kind: str, threshold: float | None = None) -> Overlay:
-        """What to paint where.
+        """Compute the regions to paint for a result.
 
         Args:
-            kind: one of :attr:`kinds`.
-            threshold: in [0, 1]: the score of an instance, or the share of a pixel's class, below
-                which nothing is painted; None: ``INSTANCE_THRESHOLD`` and 0. A panoptic result is
-                drawn as it is: the model's own threshold has been at work.
+            kind: One of :attr:`kinds`.
+            threshold: Minimum in [0, 1] for the score of an instance or for a pixel's semantic
+                score; the rest is not painted. Default: ``INSTANCE_THRESHOLD`` for instances, 0 for
+                pixels. It does not apply to panoptic results: the model has applied its own.
 
         Raises:
-            ValueError: if there is no such result, or no shares for the threshold.
+            ValueError: if the result is missing, or the semantic scores that a threshold needs.
         """
         if kind == "panoptic" and self.panoptic is not None:
             return panoptic_overlay(*self.panoptic, self.classes)
@@ -127,13 +127,13 @@ class ResultArrays:
             return semantic_overlay(self._confident(self.semantic, threshold or 0.0), self.classes)
         if kind == "instance" and self.instances is not None:
             minimum = INSTANCE_THRESHOLD if threshold is None else threshold
-            count = int((self.instances.scores >= minimum).sum())  # they are sorted
+            count = int((self.instances.scores >= minimum).sum())  # scores are sorted
             masks, class_ids = self.instances.masks[:count], self.instances.class_ids[:count]
             scores = self.instances.scores[:count].tolist()
             return mask_overlay(masks, class_ids.tolist(), self.classes, scores)
         raise ValueError(
-            f"There is no {kind} result, only {self.kinds}: MODEL.MASK_FORMER.TEST."
-            "{PANOPTIC,INSTANCE,SEMANTIC}_ON, or `kinds`, say which the model gives."
+            f"There is no {kind} result, only {self.kinds}: ask for it with `kinds`, or turn it on "
+            "with MODEL.MASK_FORMER.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON."
         )
 
     def _confident(self, class_ids: NDArray[np.int32], threshold: float) -> NDArray[np.int32]:
@@ -141,7 +141,8 @@ class ResultArrays:
             return class_ids
         if self.semantic_scores is None:
             raise ValueError(
-                f"A semantic result without semantic_scores has no threshold, found {threshold}."
+                f"The threshold is {threshold}, but this semantic result has no semantic_scores to "
+                "compare with it: leave the threshold out."
             )
         return np.where(self.semantic_scores >= threshold, class_ids, np.int32(-1))
 
@@ -154,26 +155,27 @@ class ResultArrays:
         legend: bool = False,
         scale: int = 1,
     ) -> NDArray[np.uint8]:
-        """The picture with a result painted over it, outlined and named.
+        """Draw a result over the image, with outlines and labels.
 
         Args:
-            kind: one of :attr:`kinds`; None: the first of them.
-            threshold: see :meth:`overlay`.
-            opacity: of the paint, from 0 (not there) to 1.
-            legend: puts a panel beside or below the picture, whichever is smaller, with the classes
-                that are there, how many of each thing, and their share of the picture.
-            scale: enlarges the picture first, which makes room for labels.
+            kind: One of :attr:`kinds`. Default: the first of them.
+            threshold: See :meth:`overlay`.
+            opacity: Opacity of the paint, in [0, 1].
+            legend: Add a panel next to or below the image, whichever takes less room, with the
+                classes in the result, the number of objects of each thing class, and the share of
+                the image that each class covers.
+            scale: Factor by which the image is upsampled first, to make room for labels.
 
         Returns:
-            (scale·H)×(scale·W)×3, RGB; larger by the panel where there is a legend.
+            (scale·H)×(scale·W)×3, RGB, plus the panel of the legend.
 
         Raises:
-            ValueError: if there is no such result.
+            ValueError: if the result is missing.
         """
         kind = self._kind(kind)
         overlay = self.overlay(kind, threshold)
-        picture = draw(self.image, overlay, opacity, scale)
-        return add_legend(picture, self._legend(overlay, kind)) if legend else picture
+        drawing = draw(self.image, overlay, opacity, scale)
+        return add_legend(drawing, self._legend(overlay, kind)) if legend else drawing
 
     def _kind(self, kind: str | None) -> str:
         if kind is None and not self.kinds:
@@ -181,7 +183,7 @@ class ResultArrays:
         return kind or self.kinds[0]
 
     def _legend(self, overlay: Overlay, kind: str) -> list[LegendRow]:
-        """A row a class that is painted, those of most pixels first."""
+        """Make a row for each painted class, by descending area."""
         areas = np.bincount(overlay.ids.ravel(), minlength=len(overlay.regions) + 1)[1:]
         rows = []
         for class_id in sorted(set(overlay.class_ids)):

@@ -1,4 +1,4 @@
-"""From what the model returns, torch tensors and detectron2's `Instances`, to arrays."""
+"""Convert a model's output, torch tensors and detectron2's ``Instances``, to numpy arrays."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def from_detectron2(
     classes: Classes,
     file_name: str | None = None,
 ) -> Result:
-    """What a model of detectron2's interface returns for an image, as arrays.
+    """Convert the output of a detectron2 model for one image.
 
     Args:
-        results: with any of ``sem_seg`` (K×H×W, not negative, for shares that mean something),
+        results: Any of ``sem_seg`` (K×H×W, not negative if the semantic scores are to be used),
             ``panoptic_seg`` (H×W ids and segments_info) and ``instances``, on any device.
         image: H×W×3, RGB.
-        classes: of the K classes.
-        file_name: of the image.
+        classes: The K classes.
+        file_name: The image's file.
 
     Raises:
-        ValueError: if a result is of another size than the image.
+        ValueError: if the size of a result differs from the image's.
     """
     semantic = scores = panoptic = instances = None
     if RESULTS["semantic"] in results:
@@ -58,7 +58,7 @@ def _semantic_arrays(scores: Tensor) -> tuple[NDArray[np.int32], NDArray[np.floa
 
 
 def instances_from_detectron2(instances: Instances, classes: Classes) -> InstanceResult:
-    """n objects of a prediction, by score."""
+    """Convert N predicted objects and sort them by descending score."""
     found = instances.to("cpu")
     return InstanceResult.sorted_by_score(
         found.pred_masks.numpy().astype(bool, copy=False),

@@ -1,4 +1,4 @@
-"""Results of one picture as pictures: drawn, or as a map of class ids."""
+"""Image files of a result: the drawing, or a map of class ids."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .arrays import ResultArrays
 __all__ = ["FORMATS", "DrawOptions", "is_image_suffix", "save_overlay", "save_semantic"]
 
 FORMATS = ("overlay", "semantic-png", "panoptic-coco", "instances-coco", "npz")
-"""What a result can be written as: see :class:`mask_former.results.ResultWriter`."""
+"""Formats of results: see :class:`mask_former.results.ResultWriter`."""
 
 _MAX_8_BIT = 255
-"""The most classes of a map of 8 bit; the value stands for "no class"."""
+"""Maximum number of classes in an 8-bit map; the value itself stands for "no class"."""
 
 
 class DrawOptions(TypedDict, total=False):
-    """How overlays are drawn: see :meth:`Result.draw`."""
+    """Options of drawings: see :meth:`~mask_former.results.ResultArrays.draw`."""
 
     threshold: float | None
     opacity: float
@@ -31,42 +31,43 @@ class DrawOptions(TypedDict, total=False):
 
 
 def is_image_suffix(suffix: str) -> bool:
-    """Whether Pillow writes files with this suffix, such as ".png"."""
+    """Return True if Pillow writes files with this suffix, such as ".png"."""
     return Image.registered_extensions().get(suffix.lower()) in Image.SAVE
 
 
 def save_overlay(result: ResultArrays, path: Path, kind: str | None, options: DrawOptions) -> None:
-    """Write the drawn picture, in the form that the suffix says."""
-    picture = Image.fromarray(result.draw(kind, **options))
+    """Write the drawing atomically, in the format of the path's suffix."""
+    drawing = Image.fromarray(result.draw(kind, **options))
     form = Image.registered_extensions()[path.suffix.lower()]
     settings = {"compress_level": 3} if form == "PNG" else {"quality": 95}
-    replace_file(path, lambda part: picture.save(part, format=form, **settings))
+    replace_file(path, lambda part: drawing.save(part, format=form, **settings))
 
 
 def save_semantic(result: ResultArrays, path: Path) -> None:
-    """Write class ids as a PNG, whole or not at all.
+    """Write class ids as a PNG, atomically.
 
-    Up to 255 classes: 8 bit with the classes' colours as palette, so that viewers show colours and
-    readers get ids; 255 where there is no class. More: 16 bit, grey; 65535 where there is none.
+    With up to 255 classes the file has 8 bits and the classes' colours as its palette, so that
+    viewers show colours and readers get ids; 255 means "no class". With more classes it has 16
+    bits, in grey, and 65535 means "no class".
 
     Raises:
-        ValueError: there is no semantic result.
+        ValueError: if there is no semantic result.
     """
     if result.semantic is None:
         raise missing_result("semantic-png", "semantic", result)
     if len(result.classes.names) > _MAX_8_BIT:
-        picture = Image.fromarray(result.semantic.astype(np.uint16))  # -1: 65535
+        id_map = Image.fromarray(result.semantic.astype(np.uint16))  # -1 becomes 65535
     else:
-        picture = Image.fromarray(result.semantic.astype(np.uint8))  # -1: 255
+        id_map = Image.fromarray(result.semantic.astype(np.uint8))  # -1 becomes 255
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(result.classes.colors)] = result.classes.colors
-        picture.putpalette(palette.tobytes())
-    replace_file(path, lambda part: picture.save(part, format="PNG", compress_level=3))
+        id_map.putpalette(palette.tobytes())
+    replace_file(path, lambda part: id_map.save(part, format="PNG", compress_level=3))
 
 
 def missing_result(format_name: str, kind: str, result: ResultArrays) -> ValueError:
-    """The error for a format whose result is not there."""
+    """Make the error for a format whose result is missing."""
     return ValueError(
-        f"The format {format_name!r} needs a {kind} result; {result.file_name or 'the picture'} "
+        f"The format {format_name!r} needs a {kind} result; {result.file_name or 'the image'} "
         f"has {result.kinds}: ask the model for it (`kinds`), or leave the format out."
     )

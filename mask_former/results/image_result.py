@@ -60,7 +60,7 @@ class Result(ResultArrays):
 
 
 def _formats_of(suffix: str) -> list[str]:
-    """Formats that a file with this suffix may have, the default first."""
+    """List the formats that a file with this suffix may have, the default first."""
     if is_image_suffix(suffix):
         return ["overlay", "semantic-png"] if suffix == ".png" else ["overlay"]
     return {".npz": ["npz"], ".json": ["instances-coco"]}.get(suffix, [])

@@ -19,19 +19,19 @@ __all__ = ["load_npz"]
 
 
 def load_npz(path: str | Path, image: NDArray[np.uint8] | None = None) -> Result:
-    """Read what :func:`save_npz` wrote.
+    """Read a result that :func:`~mask_former.results.npz.save_npz` wrote.
 
     Args:
-        path: of the file.
-        image: H×W×3, RGB: the picture, which is not in the file. Without it, it is black.
+        path: The file.
+        image: H×W×3, RGB; the file does not hold it. Default: a black image.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, or none of its kind, or the picture is of another size.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is damaged or not a result, or the image has another size.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file of results {path}.")
+        raise FileNotFoundError(f"{path} is missing: expected a file of Result.save(….npz).")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -41,8 +41,8 @@ def load_npz(path: str | Path, image: NDArray[np.uint8] | None = None) -> Result
         return _result(arrays, image, width)
     except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is no file of results, or the picture is of another size ({error}): expected "
-            "what Result.save(….npz) writes."
+            f"{path} is not a results file, or the image has another size ({error}): expected a "
+            "file that Result.save(….npz) wrote."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""All of a result in one compressed file of arrays, to read again."""
+"""Save all arrays of a result in one compressed file; :mod:`.loading` reads it."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def save_npz(result: ResultArrays, path: Path, kinds: Collection[str] | None = None) -> None:
-    """Write a result, but for the picture itself, whole or not at all.
+    """Write a result without its image, atomically.
 
-    The arrays, of which those of results that are not there are missing:
+    The file holds these arrays; those of results that do not exist are left out:
 
     =================== ==================================================================
-    size                height and width of the picture
+    size                height and width of the image
     classes             JSON text, a list of dicts of name, color and isthing
-    file_name           of the picture
-    semantic            H×W class ids, -1 where there is none
-    semantic_scores     H×W float32, the share of the pixel's class
-    panoptic_ids        H×W segment ids, 0 being void
+    file_name           file of the image
+    semantic            H×W class ids, -1 where there is no class
+    semantic_scores     H×W float32, in [0, 1]
+    panoptic_ids        H×W segment ids, 0 where there is no segment
     panoptic_segments   JSON text, a list of dicts of id, isthing, category_id and score
-    instance_masks      n×H×ceil(W/8) uint8: masks of eight pixels a byte (``numpy.packbits``)
-    instance_boxes      n×4 float32, XYXY, right and bottom exclusive
-    instance_scores     n float32
-    instance_class_ids  n
+    instance_masks      N×H×ceil(W/8) uint8, eight pixels per byte (``numpy.packbits``)
+    instance_boxes      N×4 float32, XYXY in pixels, right and bottom exclusive
+    instance_scores     N float32
+    instance_class_ids  N class ids
     =================== ==================================================================
 
     Args:
-        result: what to write.
-        path: ends in .npz.
-        kinds: of results to write; None: all that there are.
+        result: The result to write.
+        path: A file name that ends in .npz.
+        kinds: Kinds of results to write. Default: all that exist.
     """
     chosen = result.kinds if kinds is None else kinds
     arrays: Arrays = {
@@ -72,12 +72,12 @@ def _instance_arrays(instances: InstanceResult) -> Arrays:
 
 
 def _small(ids: NDArray[np.int32]) -> NDArray[Any]:
-    """The same ids in 16 bit, where those hold them."""
+    """Convert ids to 16 bit if they fit."""
     bounds = np.iinfo(np.int16)
     fits = bounds.min <= ids.min(initial=0) and ids.max(initial=0) <= bounds.max
     return ids.astype(np.int16) if fits else ids
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:  # numpy would put .npz behind a name that does not end so
+    with path.open("wb") as file:  # to a path, numpy would append .npz
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

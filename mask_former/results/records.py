@@ -1,7 +1,7 @@
-"""What has been found in many pictures, kept on disk as it comes and put together at the end.
+"""Append-only JSON Lines with one record per image, merged at the end of a run.
 
-A folder ``records`` has one file a format and part: a line ``[NAME, RECORD]`` of JSON a picture.
-Lines are only ever added, so a run that is killed loses at most the picture at hand.
+A folder ``records`` has a file for each format and process, with a JSON line ``[NAME, RECORD]`` for
+each image. Lines are only appended, so a run that is killed loses at most one image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["RecordFile", "RecordIndex"]
 
 
 class RecordFile:
-    """The file that one process adds to."""
+    """Record file that one process appends to."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ class RecordFile:
         self._file = path.open("ab")
 
     def add(self, name: str, record: Any) -> None:
-        """Write what has been found in a picture; what was there of it before is void."""
+        """Append the record of an image; it replaces an earlier record of the same name."""
         self._file.write(json.dumps([name, record]).encode() + b"\n")
         self._file.flush()
 
@@ -33,7 +33,7 @@ class RecordFile:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line that was not written to its end."""
+    """Remove an incomplete last line."""
     with path.open("rb+") as file:
         end = 0
         for line in file:
@@ -42,10 +42,10 @@ def _drop_torn_line(path: Path) -> None:
 
 
 class RecordIndex:
-    """Where the record of each picture is: of all files of a format, by name."""
+    """Positions of all records of a format, by the name of the image."""
 
     def __init__(self, folder: Path, format_name: str) -> None:
-        self._places: dict[str, tuple[Path, int]] = {}
+        self._positions: dict[str, tuple[Path, int]] = {}
         for path in sorted(folder.glob(f"{format_name}.*jsonl")):
             with path.open("rb") as file:
                 self._index(path, file)
@@ -53,22 +53,22 @@ class RecordIndex:
     def _index(self, path: Path, file: IO[bytes]) -> None:
         decoder, offset = json.JSONDecoder(), 0
         for line in file:
-            if line.endswith(b"\n"):  # another process may be at its last
+            if line.endswith(b"\n"):  # another process may be writing its last line
                 name, _ = decoder.raw_decode(line.decode(), 1)
-                self._places[name] = path, offset
+                self._positions[name] = path, offset
             offset += len(line)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._positions
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def records(self) -> Iterator[Any]:
-        """What was found in each picture, in the order of their names, one at a time."""
+        """Yield the records one at a time, sorted by name."""
         files: dict[Path, IO[bytes]] = {}
         try:
-            for _, (path, offset) in sorted(self._places.items()):
+            for _, (path, offset) in sorted(self._positions.items()):
                 if path not in files:
                     files[path] = path.open("rb")
                 files[path].seek(offset)

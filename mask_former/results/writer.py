@@ -1,4 +1,4 @@
-"""Results of any number of pictures in a folder, in the formats that are asked for."""
+"""Write the results of any number of images into a folder, in one or more formats."""
 
 from __future__ import annotations
 
@@ -23,26 +23,38 @@ __all__ = ["ResultWriter", "merge_records"]
 
 CATEGORIES = "categories.json"
 _RECORDED = {"panoptic-coco": "panoptic.json", "instances-coco": "instances.json"}
-"""The formats that put all pictures into one JSON."""
+"""Formats that collect all images in one JSON file, with its name."""
 
 
 class ResultWriter:
-    """Writes results as they come; of those written, it keeps no more than the names in memory.
+    """Writer of results into one folder; it keeps only the names of written images in memory.
 
-    The folder gets, by format:
+    The files of each format:
 
     - ``overlay``: ``overlay/NAME.png``, with several kinds ``overlay/NAME_KIND.png``.
     - ``semantic-png``: ``semantic/NAME.png``, class ids; see :func:`.files.save_semantic`.
     - ``panoptic-coco``: ``panoptic/NAME.png`` and ``panoptic.json`` (``images``, ``annotations``,
       ``categories``), COCO panoptic format.
     - ``instances-coco``: ``instances.json``, COCO's list of results.
-    - ``npz``: ``npz/NAME.npz``, everything; see :func:`.npz.save_npz`.
+    - ``npz``: ``npz/NAME.npz``, all arrays; see :func:`.npz.save_npz`.
 
-    Category ids are the dataset's where ``category_ids`` gives them, otherwise the contiguous id
-    plus 1; ``categories.json`` beside COCO's files says which. Each file is whole or not there.
-    What goes into the JSONs is kept in ``records/`` and put together by :meth:`close`; more
-    pictures may be added to a folder later. Several processes write to one folder with a ``part``
-    each, and :func:`merge_records` then puts the JSONs together, once.
+    Category ids are those of ``category_ids``, by default the contiguous ids plus 1;
+    ``categories.json`` next to COCO's files lists them. Every file is written atomically. Records
+    for the JSON files are kept in ``records/``, and :meth:`close` merges them; a folder can be
+    continued with more images later. Several processes can write into one folder, each with its own
+    ``part``; :func:`merge_records` must then be called once, at the end.
+
+    Args:
+        folder: Folder to write into; it is created.
+        formats: Names from :data:`FORMATS`.
+        kinds: Kinds of results for ``overlay`` and ``npz``. Default: the richest kind for
+            ``overlay``, all kinds for ``npz``.
+        category_ids: Category id of the dataset by contiguous class id.
+        part: Name of this process's records, such as its rank, if several write into the folder.
+        drawing: Options of the drawings.
+
+    Raises:
+        ValueError: if a format or kind is unknown.
     """
 
     def __init__(
@@ -55,18 +67,6 @@ class ResultWriter:
         part: int | str | None = None,
         drawing: DrawOptions | None = None,
     ) -> None:
-        """
-        Args:
-            folder: is made.
-            formats: of :data:`FORMATS`.
-            kinds: of results, for ``overlay`` and ``npz``; None: the richest and all.
-            category_ids: contiguous id of a class -> category id of the dataset.
-            part: what tells this process's records from those of others, such as its rank.
-            drawing: how overlays are drawn.
-
-        Raises:
-            ValueError: for an unknown format or kind.
-        """
         _check(formats, FORMATS, "format")
         _check(kinds or (), tuple(RESULTS), "kind of result")
         self.folder = Path(folder).expanduser()
@@ -94,7 +94,7 @@ class ResultWriter:
         self.close()
 
     def has(self, name: str) -> bool:
-        """Whether the folder had all of this picture when the writer was made: go on after it."""
+        """Return True if an earlier run wrote all files and records of this image."""
         return all(name in known for known in self._known.values()) and all(
             path.is_file() for path in self._paths(name)
         )
@@ -102,43 +102,46 @@ class ResultWriter:
     def write(
         self, result: ResultArrays, name: str, image_id: int | str | None = None
     ) -> list[Path]:
-        """Write the result of one picture; what was there under its name is replaced.
+        """Write the result of one image; it replaces an earlier result of the same name.
 
         Args:
-            result: of the picture.
-            name: of its files, without suffix, with "/" between folders; each picture's own.
-            image_id: of the picture in its dataset, for COCO's formats; by default the name.
+            result: The image's result.
+            name: Unique stem of the image's files, which may contain folders ("a/b").
+            image_id: The image's id in its dataset, for COCO's formats. Default: the name.
 
         Returns:
-            the files of this picture.
+            The files of this image.
 
         Raises:
-            ValueError: a result that a format needs is not there, or a class has no category id.
+            ValueError: if a result that a format needs is missing, or a class has no category id.
         """
         image_id = name if image_id is None else image_id
         paths = self._paths(name)
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-        there = iter(paths)
+        files = iter(paths)
         for format_name in self.formats:
             if format_name == "overlay":
                 kinds: Sequence[str | None] = self.kinds or [None]
                 for kind in kinds:
-                    save_overlay(result, next(there), kind, self._drawing)
+                    save_overlay(result, next(files), kind, self._drawing)
             elif format_name == "semantic-png":
-                save_semantic(result, next(there))
+                save_semantic(result, next(files))
             elif format_name == "npz":
-                save_npz(result, next(there), self.kinds)
+                save_npz(result, next(files), self.kinds)
             elif format_name == "panoptic-coco":
-                self._files[format_name].add(name, self._panoptic(result, next(there), image_id))
+                self._files[format_name].add(name, self._panoptic(result, next(files), image_id))
             else:
                 self._files[format_name].add(name, self._instances(result, name, image_id))
         return paths
 
     def _paths(self, name: str) -> list[Path]:
-        """The files of a picture, in the order of the formats."""
+        """List the files of an image, in the order of the formats."""
         if PurePosixPath(name).is_absolute() or ".." in Path(name).parts or not name:
-            raise ValueError(f"The name {name!r} leads out of the folder {self.folder}.")
+            raise ValueError(
+                f"The name {name!r} is empty or lies outside the folder {self.folder}: expected a "
+                "relative name without '..'."
+            )
         endings = [f"_{kind}.png" for kind in self.kinds or ()]
         files = {
             "overlay": [f"overlay/{name}{e}" for e in (endings if len(endings) > 1 else [".png"])],
@@ -149,7 +152,7 @@ class ResultWriter:
         return [self.folder / file for f in self.formats for file in files.get(f, ())]
 
     def _ids(self, result: ResultArrays) -> CategoryIds:
-        """Category ids of the classes, the same for the whole folder, which has them in a file."""
+        """Return the category ids, which must be the same for all results of the folder."""
         if self._resolved is None:
             ids = resolve_category_ids(result.classes, self._category_ids)
             path, found = self.folder / CATEGORIES, categories(result.classes, ids)
@@ -158,8 +161,8 @@ class ResultWriter:
                 replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
             elif json.loads(path.read_text(encoding="utf-8")) != found:
                 raise ValueError(
-                    f"{path} has other categories than these results: they are of other classes, "
-                    "colours or category_ids. Take another folder."
+                    f"{path} has other categories than these results: their classes, colours or "
+                    "category_ids differ. Write into another folder."
                 )
             self._resolved = ids
         return self._resolved
@@ -182,7 +185,7 @@ class ResultWriter:
         return instance_records(result.instances, image_id, self._ids(result), name)
 
     def close(self) -> None:
-        """End the records; without a ``part``, put the JSONs together."""
+        """Close the records; without a ``part``, merge them into the JSON files."""
         for file in self._files.values():
             file.close()
         if self._part is None:
@@ -190,14 +193,14 @@ class ResultWriter:
 
 
 def merge_records(folder: str | Path, formats: Iterable[str] = tuple(_RECORDED)) -> list[Path]:
-    """Put COCO's JSONs together from the records of all parts, pictures in the order of names.
+    """Merge the records of all parts into COCO's JSON files, with images sorted by name.
 
     Args:
-        folder: of one or several :class:`ResultWriter`.
-        formats: of those that have a JSON; one without records is passed over.
+        folder: Folder of one or several :class:`ResultWriter`.
+        formats: Formats with a JSON file; those without records are skipped.
 
     Returns:
-        the JSONs.
+        The JSON files that were written.
     """
     folder, written = Path(folder).expanduser(), []
     for name in formats:
@@ -211,7 +214,7 @@ def merge_records(folder: str | Path, formats: Iterable[str] = tuple(_RECORDED))
 
 
 def _panoptic_json(index: RecordIndex, folder: Path) -> Iterator[str]:
-    """The text of the JSON, in pieces: it need not fit into memory."""
+    """Yield the JSON's text in pieces, because it may not fit into memory."""
     yield '{"images": ['
     yield from _joined(record["image"] for record in index.records())
     yield '], "annotations": ['
@@ -241,4 +244,4 @@ def _write_pieces(path: Path, pieces: Iterable[str]) -> None:
 def _check(found: Iterable[str], known: Sequence[str], what: str) -> None:
     unknown = [name for name in found if name not in known]
     if unknown:
-        raise ValueError(f"There is no {what} {unknown[0]!r}; there are {', '.join(known)}.")
+        raise ValueError(f"There is no {what} {unknown[0]!r}; expected one of {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""Training examples as small pictures, many on one sheet."""
+"""Contact sheets: many training examples as small images on one sheet."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 CELL = 360
-"""The longer side of an image in the contact sheet, in pixels."""
+"""Longer side of an image on the contact sheet, in pixels."""
 TEXT, GAP = 15, 8
-"""The size of letters, and what is left free around things, in pixels."""
+"""Size of letters and width of the gaps between images, in pixels."""
 
 
 class Hatch(NamedTuple):
-    """How pixels without a target are marked: grey values 0 … 255, and the lines' direction."""
+    """Pattern of pixels without a target: grey values in 0 … 255, and direction of the lines."""
 
     ground: int
     line: int
@@ -46,7 +46,7 @@ VOID, PADDING = Hatch(128, 255, 1), Hatch(0, 96, -1)
 
 
 def hatch(pixels: NDArray[np.uint8], where: NDArray[np.bool_], style: Hatch) -> None:
-    """Mark pixels (H×W×3, in place) ``where`` a mask H×W is true; what is there shines through."""
+    """Draw a half-transparent pattern on pixels (H×W×3, in place) where a mask (H×W) is true."""
     y, x = np.ogrid[: where.shape[0], : where.shape[1]]
     lines = (x + style.slope * y) % 10 < 2
     gray = np.where(lines, style.line, style.ground).astype(np.uint8)[..., None]
@@ -54,7 +54,7 @@ def hatch(pixels: NDArray[np.uint8], where: NDArray[np.bool_], style: Hatch) -> 
 
 
 def paint(example: Example, factor: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The image, scaled by a factor, without and with its targets; both h×w×3, RGB."""
+    """Resize an image by a factor and draw it without and with its targets: h×w×3, RGB, each."""
     height, width = example.padding.shape
     h, w = max(1, round(height * factor)), max(1, round(width * factor))
     rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
@@ -69,22 +69,22 @@ def paint(example: Example, factor: float) -> tuple[NDArray[np.uint8], NDArray[n
 
 
 def sheet_cell(example: Example) -> NDArray[np.uint8]:
-    """The picture of an example with its targets, as large as a cell of the sheet: h×w×3, RGB."""
+    """Draw an example with its targets at the size of a cell of the sheet: h×w×3, RGB."""
     return paint(example, CELL / max(example.padding.shape))[1]
 
 
 def draw_sheet(cells: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
-    """Small pictures (h×w×3) under their names, in rows and columns of one size."""
+    """Arrange small images (h×w×3) under their names, in rows and columns of one size."""
     columns = math.ceil(math.sqrt(len(cells)))
     face, top = font(TEXT), TEXT + 2 * GAP
-    height, width = (max(picture.shape[axis] for _, picture in cells) + GAP for axis in (0, 1))
+    height, width = (max(image.shape[axis] for _, image in cells) + GAP for axis in (0, 1))
     size = (columns * width + GAP, math.ceil(len(cells) / columns) * (height + top) + GAP)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for index, (name, picture) in enumerate(cells):
+    for index, (name, image) in enumerate(cells):
         x, y = GAP + index % columns * width, GAP + index // columns * (height + top)
         while face.getlength(name) > width - GAP:
             name = f"…{name[2:]}"
         pen.text((x, y), name, "black", face)
-        sheet.paste(Image.fromarray(picture), (x, y + TEXT + GAP))
+        sheet.paste(Image.fromarray(image), (x, y + TEXT + GAP))
     return sheet

@@ -1,4 +1,4 @@
-"""Training examples to look at: as the mapper makes them, or as the dataset's files have them."""
+"""Examples to draw: as a dataset's files hold them, or as the data pipeline feeds the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mask_former.structures import Record
 
 from .overlay import Overlay, mask_overlay, panoptic_overlay
 
-__all__ = ["Example", "FedExamples", "annotated_example"]
+__all__ = ["Example", "ModelInputs", "annotated_example"]
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,32 @@ class Example:
     image: NDArray[np.uint8]
     """H×W×3, RGB."""
     overlay: Overlay
-    """A region a target."""
+    """One region for each target."""
     class_ids: list[int]
-    """N."""
+    """N class ids."""
     areas: list[int]
-    """N, in pixels."""
+    """N areas, in pixels."""
     padding: NDArray[np.bool_]
-    """H×W: the pixels that the mapper has added."""
+    """H×W, true for pixels that the mapper added."""
     has_targets: bool = True
-    """False for test images: they are fed without."""
+    """False for test images, which the model gets without targets."""
 
     @property
     def void(self) -> NDArray[np.bool_]:
-        """H×W: the pixels of the image that are in no target."""
+        """H×W, true for pixels of the image that belong to no target."""
         return (self.overlay.ids == 0) & ~self.padding & self.has_targets
 
 
 def annotated_example(record: Record, classes: Classes, dataset: str) -> Example:
-    """An image as it is on disk, with its panoptic, semantic or instance annotation.
+    """Read an image and its panoptic, semantic or instance annotation from their files.
 
     Args:
-        record: of the image.
-        classes: of the K classes.
-        dataset: whose metadata knows the ignore label.
+        record: The image's dataset dict.
+        classes: The K classes.
+        dataset: Name of the dataset, whose metadata has the ignore label.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: there is no annotation, or a damaged one.
+        FileNotFoundError, KeyError, ValueError: if the annotation is missing or damaged.
     """
     image = read_image(record["file_name"], "file_name", "RGB")
     for key, read in _READERS.items():
@@ -96,7 +96,7 @@ def _semantic(
     labels = read_sem_seg(record, image, ignore_label, len(classes.names))
     present = np.setdiff1d(labels, [ignore_label])
     class_ids = present.tolist()
-    ids = labels.astype(np.int32) + 1  # 0 is painted nowhere, and neither is the ignore label
+    ids = labels.astype(np.int32) + 1  # 0 and the ignore label are not painted
     things = [False] * len(class_ids)
     return _overlay_of_map(ids, present + 1, class_ids, things, classes), class_ids
 
@@ -120,18 +120,18 @@ _READERS = {
     "sem_seg_file_name": _semantic,
     "annotations": _instances,
 }
-"""By the key of the dataset dict, the richest first."""
+"""Readers by the key of the dataset dict, the richest annotation first."""
 
 
 def _checked_classes(infos: Sequence[Record], classes: Classes, where: str) -> list[int]:
     class_ids = [info["category_id"] for info in infos]
-    hint = "Is it another dataset's config?"
+    hint = "Does the config belong to another dataset?"
     check_classes(class_ids, len(classes.names), where, hint)
     return class_ids
 
 
 def _crowds_named(overlay: Overlay, infos: Sequence[Record]) -> Overlay:
-    """Crowds, which training leaves out, say so in their label."""
+    """Add "(crowd)" to the labels of crowds, which training leaves out."""
     regions = [
         region._replace(label=f"{region.label} (crowd)") if info.get("iscrowd", 0) else region
         for region, info in zip(overlay.regions, infos, strict=True)
@@ -146,7 +146,7 @@ def _overlay_of_map(
     things: Sequence[bool],
     classes: Classes,
 ) -> Overlay:
-    segments: Any = [  # without a score: it is the truth
+    segments: Any = [  # without a score: this is the ground truth
         {"id": int(i), "category_id": class_id, "isthing": thing}
         for i, class_id, thing in zip(segment_ids, class_ids, things, strict=True)
     ]
@@ -160,7 +160,7 @@ def _with_masks(
     classes: Classes,
     size: tuple[int, ...],
 ) -> Example:
-    """Targets N×H×W over an image H×W×3, of which all outside of ``size`` is padding."""
+    """Make an example from masks N×H×W and an image H×W×3, which is padding outside ``size``."""
     padding = np.ones(image.shape[:2], bool)
     padding[: size[0], : size[1]] = False
     areas = masks.sum((1, 2)).tolist()
@@ -168,22 +168,27 @@ def _with_masks(
 
 
 def _masks_of(instances: Instances) -> tuple[list[int], NDArray[np.bool_]]:
-    """Class ids (N) and masks (N×H×W) of training instances."""
-    if not len(instances):  # detectron2 makes no masks then
+    """Return class ids (N) and masks (N×H×W) of training instances."""
+    if not len(instances):  # then detectron2 adds no masks
         return [], np.zeros((0, *instances.image_size), bool)
     masks = instances.gt_masks
     masks = masks.tensor if isinstance(masks, BitMasks) else masks
     return instances.gt_classes.tolist(), masks.numpy().astype(bool)
 
 
-class FedExamples:
-    """What training (or, of the test set, evaluation) makes of an image before the model has it."""
+class ModelInputs:
+    """Dataset images as the data pipeline of training or evaluation feeds them to the model.
+
+    Args:
+        cfg: A config, with ``INPUT.DATASET_MAPPER_NAME``.
+        classes: The K classes.
+        is_train: Use the mapper of training; otherwise that of evaluation, without targets.
+
+    Raises:
+        KeyError: if no mapper of the config's name is registered.
+    """
 
     def __init__(self, cfg: CfgNode, classes: Classes, is_train: bool) -> None:
-        """
-        Raises:
-            KeyError: there is no mapper of the name that the config gives.
-        """
         key = "INPUT.DATASET_MAPPER_NAME"
         mapper_type: Any = DatasetMapper
         if is_train:
@@ -195,7 +200,6 @@ class FedExamples:
         self.is_bgr = cfg.INPUT.FORMAT == "BGR"
         self.size: tuple[int, ...] | None = None
         augment = getattr(self.mapper, "augmentations", None)
-
         if augment is not None:
             self.mapper.augmentations = partial(self._augment, augment)
 
@@ -205,7 +209,7 @@ class FedExamples:
         return transforms
 
     def __call__(self, record: Record) -> Example:
-        """Read, augment and pad; see the mappers for what that may raise."""
+        """Read, augment and pad an image; raises the errors of the mapper."""
         example = self.mapper(record)
         image = example["image"].numpy().transpose(1, 2, 0)
         image = np.ascontiguousarray(image[..., ::-1] if self.is_bgr else image)
@@ -215,7 +219,7 @@ class FedExamples:
             labels = example["sem_seg"].numpy()
             present = np.setdiff1d(labels, [ignore_label_of(self.datasets)])
             targets = present.tolist(), labels == present[:, None, None]
-        else:  # a label map may be there, but the model does not look at it
+        else:  # the model does not read a label map in evaluation
             nothing = Overlay(np.zeros(image.shape[:2], np.int32), [])
             return Example(image, nothing, [], [], nothing.ids > 0, has_targets=False)
         return _with_masks(image, *targets, self.classes, self.size or image.shape[:2])

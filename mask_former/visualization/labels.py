@@ -1,4 +1,4 @@
-"""Names on a picture: each in the widest place of its region, in a box of the region's colour."""
+"""Labels on an image: each in a box of its region's colour, where the region is widest."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mask_former.utils.colors import Color, text_color
 __all__ = ["Label", "draw_labels", "font", "outlines", "place_labels"]
 
 _THUMBNAIL = 320
-"""Longer side, in pixels, of the map on which places for labels are looked for."""
+"""Longer side, in pixels, of the small map on which positions for labels are searched."""
 
 
 def outlines(ids: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
-    """H×W: the pixels within ``width`` of another id to their right or below."""
+    """Mark the pixels (H×W) with another id within ``width`` to their right or below."""
     lines = np.zeros(ids.shape, bool)
     lines[:, :-width] |= ids[:, width:] != ids[:, :-width]
     lines[:-width] |= ids[width:] != ids[:-width]
     return lines
 
 
-class _Place(NamedTuple):
-    """Where a region is widest, in pixels."""
+class _Position(NamedTuple):
+    """Position where a region is widest, in pixels."""
 
     region: int
     x: float
@@ -38,8 +38,8 @@ class _Place(NamedTuple):
     area: float  # of the part that the circle lies in
 
 
-def _places(ids: NDArray[np.int32]) -> list[_Place]:
-    """A place for each region that has an inside, those of large regions first."""
+def _positions(ids: NDArray[np.int32]) -> list[_Position]:
+    """Find a position in each region that is not only an outline, large regions first."""
     step = max(1, max(ids.shape) // _THUMBNAIL)
     small = np.pad(ids[::step, ::step], 1)
     inside = ~outlines(small, 1) & (small > 0)
@@ -48,8 +48,8 @@ def _places(ids: NDArray[np.int32]) -> list[_Place]:
     areas = np.bincount(parts.ravel())
     present = np.unique(small[inside])
     peaks: Any = ndimage.maximum_position(distance, small, present) if len(present) else []
-    places = [
-        _Place(
+    positions = [
+        _Position(
             region=int(region) - 1,
             x=(column - 0.5) * step,
             y=(row - 0.5) * step,
@@ -58,11 +58,11 @@ def _places(ids: NDArray[np.int32]) -> list[_Place]:
         )
         for region, (row, column) in zip(present, peaks, strict=True)
     ]
-    return sorted(places, key=lambda place: -place.area)
+    return sorted(positions, key=lambda position: -position.area)
 
 
 class Label(NamedTuple):
-    """A name and the box that it stands in: left, top, right and bottom, pixels, inclusive."""
+    """Label and its box: left, top, right and bottom in pixels, inclusive."""
 
     text: str
     color: Color
@@ -72,30 +72,30 @@ class Label(NamedTuple):
 def place_labels(
     ids: NDArray[np.int32], names: Sequence[tuple[str, Color]]
 ) -> tuple[list[Label], int]:
-    """Find places where names hide little of their region and nothing of another name.
+    """Place labels where they cover little of their region and no other label.
 
     Args:
-        ids: H×W; region ``i`` has the name and colour ``names[i - 1]``, 0 has none.
-        names: names, and the colour of the box that each stands in.
+        ids: H×W; region ``i`` has the name and colour ``names[i - 1]``, and 0 has none.
+        names: Names, and the colours of their boxes.
 
     Returns:
-        the labels of the regions that have room for one, those of large regions first, and the
-        height of their letters in pixels.
+        The labels of all regions with enough room, large regions first, and the height of their
+        letters in pixels.
     """
     rows, columns = ids.shape
     face = font(max(11, round((rows * columns) ** 0.5 / 40)))
     height = sum(face.getmetrics()) + face.size / 4
     placed: list[Label] = []
-    for place in _places(ids):
-        text, color = names[place.region]
+    for position in _positions(ids):
+        text, color = names[position.region]
         width = face.getlength(text) + face.size / 2
-        hidden = min(width, 2 * place.radius) * min(height, 2 * place.radius)
-        if 3 * place.radius < height or 2 * hidden > place.area:
+        hidden = min(width, 2 * position.radius) * min(height, 2 * position.radius)
+        if 3 * position.radius < height or 2 * hidden > position.area:
             continue
         if width > columns or height > rows:
             continue
-        x = min(max(place.x - width / 2, 0), columns - width)
-        y = min(max(place.y - height / 2, 0), rows - height)
+        x = min(max(position.x - width / 2, 0), columns - width)
+        y = min(max(position.y - height / 2, 0), rows - height)
         box = (x, y, x + width - 1, y + height - 1)
         if not any(_overlap(box, other.box) for other in placed):
             placed.append(Label(text, color, box))
@@ -105,18 +105,21 @@ def place_labels(
 def draw_labels(
     pixels: NDArray[np.uint8], ids: NDArray[np.int32], names: Sequence[tuple[str, Color]]
 ) -> None:
-    """Write names on a picture: see :func:`place_labels`.
+    """Draw labels on an image, in place.
 
     Args:
-        pixels: H×W×3, RGB, which is drawn on.
-        ids, names: as there.
+        pixels: H×W×3, RGB.
+        ids: See :func:`place_labels`.
+        names: See :func:`place_labels`.
     """
     labels, size = place_labels(ids, names)
     face, margin = font(size), size / 4
     for text, color, box in labels:
         left, top = int(box[0]), int(box[1])
         window = pixels[top : int(box[3]) + 2, left : int(box[2]) + 2]
-        patch = Image.fromarray(window)  # a copy: all of a large picture would be slow
+        patch = Image.fromarray(
+            window
+        )  # a copy of this part only: copying a large image would be slow
         pen = ImageDraw.Draw(patch)
         x, y = box[0] - left, box[1] - top
         pen.rounded_rectangle((x, y, box[2] - left, box[3] - top), margin, fill=color)
@@ -130,7 +133,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows more than ASCII; ``size`` in pixels."""
+    """Load DejaVu Sans, which comes with matplotlib and has more than ASCII; ``size`` in pixels."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -1,4 +1,4 @@
-"""A legend: a swatch, a name and a share of the pixels, a line each, in columns."""
+"""Legends: one line with a swatch, a name and a share of the pixels per class, in columns."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["LegendRow", "add_legend", "draw_legend"]
 
 
 class LegendRow(NamedTuple):
-    """A line of the legend."""
+    """One line of a legend."""
 
     swatch: NDArray[np.uint8]
-    """A pattern h×w×3, RGB, which is brought to the size of a letter; 1×1×3 is a colour."""
+    """Pattern, h×w×3, RGB, resized to the size of a letter; 1×1×3 is a plain colour."""
     name: str
     share: float
-    """Of the pixels, in [0, 1]."""
+    """Share of the pixels, in [0, 1]."""
 
     @property
     def percent(self) -> str:
-        """The share as it is written."""
+        """The share as text."""
         return f"{self.share:.1%}" if self.share >= 0.0005 else "< 0.1%"
 
 
 def _column_width(rows: Sequence[LegendRow], text: int) -> int:
-    """Of swatch, name and share, and the gaps between and behind them, in pixels."""
+    """Compute the width of swatch, name, share and the gaps between them, in pixels."""
     face = font(text)
     names = max((face.getlength(row.name) for row in rows), default=0)
     shares = max((face.getlength(row.percent) for row in rows), default=0)
@@ -43,16 +43,16 @@ def _gap(text: int) -> int:
 
 
 def draw_legend(rows: Sequence[LegendRow], text: int = 15, columns: int = 1) -> Image.Image:
-    """Draw rows on white, down each column in turn.
+    """Draw rows on white, one column after another.
 
     Args:
-        rows: what to draw.
-        text: the height of letters, in pixels.
-        columns: side by side.
+        rows: The rows.
+        text: Height of letters, in pixels.
+        columns: Maximum number of columns.
     """
     face, gap, width = font(text), _gap(text), _column_width(rows, text)
     lines = max(1, math.ceil(len(rows) / columns))
-    columns = max(1, math.ceil(len(rows) / lines))  # none stays empty
+    columns = max(1, math.ceil(len(rows) / lines))  # no column stays empty
     legend = Image.new("RGB", (columns * width, lines * (text + gap)), "white")
     pen = ImageDraw.Draw(legend)
     for index, row in enumerate(rows):
@@ -66,32 +66,32 @@ def draw_legend(rows: Sequence[LegendRow], text: int = 15, columns: int = 1) -> 
     return legend
 
 
-def add_legend(picture: NDArray[np.uint8], rows: Sequence[LegendRow]) -> NDArray[np.uint8]:
-    """The picture with a legend to its right or below it, where it takes less room.
+def add_legend(image: NDArray[np.uint8], rows: Sequence[LegendRow]) -> NDArray[np.uint8]:
+    """Add a legend to the right of an image or below it, whichever takes less room.
 
     Args:
-        picture: H×W×3, RGB.
-        rows: what the legend says; without any, the picture stays as it is.
+        image: H×W×3, RGB.
+        rows: Rows of the legend; without any, the image is returned as it is.
 
     Returns:
-        (H + …)×W×3 or H×(W + …)×3, RGB, with the picture at the top left; a picture that is smaller
-        than its legend grows both ways.
+        (H + …)×W×3 or H×(W + …)×3, RGB, with the image at the top left; if the image is smaller
+        than its legend, both sides grow.
     """
     if not rows:
-        return picture
-    height, width = picture.shape[:2]
+        return image
+    height, width = image.shape[:2]
     text = max(11, round((height * width) ** 0.5 / 50))
     gap, line = _gap(text), text + _gap(text)
     lines = max(1, (height - 2 * gap) // line)
     columns = max(1, (width - 2 * gap) // _column_width(rows, text))
-    beside = draw_legend(rows, text, math.ceil(len(rows) / lines))
+    side = draw_legend(rows, text, math.ceil(len(rows) / lines))
     below = draw_legend(rows, text, columns)
-    right = (width + beside.width + 2 * gap, max(height, beside.height + 2 * gap))
+    right = (width + side.width + 2 * gap, max(height, side.height + 2 * gap))
     down = (max(width, below.width + 2 * gap), height + below.height + 2 * gap)
     is_right = right[0] * right[1] < down[0] * down[1]
-    legend, size = (beside, right) if is_right else (below, down)
+    legend, size = (side, right) if is_right else (below, down)
     x, y = (width + gap, gap) if is_right else (gap, height + gap)
     canvas = np.full((size[1], size[0], 3), 255, np.uint8)
-    canvas[:height, :width] = picture
+    canvas[:height, :width] = image
     canvas[y : y + legend.height, x : x + legend.width] = np.asarray(legend)
     return canvas

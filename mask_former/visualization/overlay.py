@@ -1,8 +1,8 @@
-"""Results drawn over a picture: colours, outlines and names.
+"""Results drawn over an image: colours, outlines and names.
 
 Each kind of result becomes an :class:`Overlay`, an id map with a colour and a label for each id;
-:func:`draw` paints it. A class has one colour, the dataset's; each instance of a thing has a shade
-of its own, so that neighbours can be told apart. What is drawn depends on the result alone.
+:func:`draw` paints it. The colour of a class is the dataset's; each instance of a thing has its own
+shade, so that neighbours differ. A drawing depends only on the result.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = [
 
 
 INSTANCE_THRESHOLD = 0.5
-"""The score that an instance needs to be drawn, where nothing else is said."""
+"""Default minimum score of an instance to be drawn."""
 
 
 class Region(NamedTuple):
-    """One segment as it is drawn."""
+    """Label and colour of one drawn segment."""
 
     label: str
     color: Color
@@ -47,21 +47,21 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Overlay:
-    """What to paint where."""
+    """Regions to paint: a map of their ids, and their labels and colours."""
 
     ids: NDArray[np.int32]
     """H×W; 0 is left unpainted, ``i`` belongs to ``regions[i - 1]``."""
     regions: list[Region]
     class_ids: list[int] = field(default_factory=list)
-    """The class of each region, for a legend; empty where there will be none."""
+    """Class of each region, for a legend; empty if no legend is drawn."""
 
 
 def semantic_overlay(class_ids: NDArray[np.integer], classes: Classes) -> Overlay:
-    """One region a class that is there.
+    """Make one region for each class in the map.
 
     Args:
-        class_ids: H×W, contiguous class ids; negative where there is none.
-        classes: of the K classes.
+        class_ids: H×W, contiguous class ids; negative where there is no class.
+        classes: The K classes.
     """
     shifted = np.maximum(class_ids, -1) + 1
     present = np.flatnonzero(np.bincount(shifted.ravel(), minlength=len(classes.names) + 1)[1:])
@@ -74,12 +74,12 @@ def semantic_overlay(class_ids: NDArray[np.integer], classes: Classes) -> Overla
 def panoptic_overlay(
     ids: NDArray[np.integer], segments: Sequence[SegmentInfo], classes: Classes
 ) -> Overlay:
-    """One region a segment; things carry their score.
+    """Make one region for each segment; the labels of things include their score.
 
     Args:
-        ids: H×W, segment ids; 0 is void.
-        segments: what :func:`mask_former.inference.panoptic_inference` says of them.
-        classes: of the K classes.
+        ids: H×W, segment ids; 0 where there is no segment.
+        segments: The segments that :func:`mask_former.inference.panoptic_inference` returns.
+        classes: The K classes.
     """
     new_ids = np.zeros(max([int(ids.max(initial=0)), *(s["id"] for s in segments)]) + 1, np.int32)
     regions = []
@@ -103,13 +103,13 @@ def mask_overlay(
     classes: Classes,
     scores: Sequence[float | None] | None = None,
 ) -> Overlay:
-    """One region a mask, in their order; small ones lie on large ones, else earlier ones on top.
+    """Make one region for each mask; small masks cover large ones, then earlier ones later ones.
 
     Args:
-        masks: n×H×W; they may overlap.
-        class_ids: of each mask.
-        classes: of the K classes.
-        scores: in [0, 1], of each mask, to stand in its label; None: no score does.
+        masks: N×H×W; they may overlap.
+        class_ids: Class id of each mask.
+        classes: The K classes.
+        scores: Score of each mask for its label, in [0, 1]. Default: labels without scores.
     """
     areas = [np.count_nonzero(mask) for mask in masks]
     ids = np.zeros(masks.shape[1:], np.int32)
@@ -127,28 +127,28 @@ def mask_overlay(
 def draw(
     image: NDArray[np.uint8], overlay: Overlay, opacity: float = 0.5, scale: int = 1
 ) -> NDArray[np.uint8]:
-    """The picture with the regions painted over it, outlined and named.
+    """Paint regions over an image, with outlines and labels.
 
-    Regions that are too small or too thin for their label have none.
+    Regions that are too small or too thin for their label get none.
 
     Args:
         image: H×W×3, RGB.
-        overlay: of the same size.
-        opacity: of the paint, from 0 (not there) to 1.
-        scale: enlarges the picture first, which makes room for labels.
+        overlay: The regions, H×W.
+        opacity: Opacity of the paint, in [0, 1].
+        scale: Factor by which the image is upsampled first, to make room for labels.
 
     Returns:
         (scale·H)×(scale·W)×3, RGB.
 
     Raises:
-        ValueError: if image and overlay differ in size.
+        ValueError: if the sizes of image and overlay differ.
     """
     if image.shape[:2] != overlay.ids.shape:
-        raise ValueError(f"The image is {image.shape[:2]}, the result {overlay.ids.shape}.")
+        raise ValueError(f"The image is {image.shape[:2]} (H, W), the result {overlay.ids.shape}.")
     ids = overlay.ids
     if scale > 1:
-        picture = Image.fromarray(image)
-        image = np.asarray(picture.resize((scale * picture.width, scale * picture.height)))
+        height, width = image.shape[:2]
+        image = np.asarray(Image.fromarray(image).resize((scale * width, scale * height)))
         ids = ids.repeat(scale, axis=0).repeat(scale, axis=1)
     image = np.ascontiguousarray(image)
     pixels: Any = cv2.addWeighted(image, 1 - opacity, _painted(ids, overlay.regions), opacity, 0)
@@ -160,14 +160,14 @@ def draw(
 
 
 _OUTLINED = (255 - (255 - np.arange(256)) // 3).astype(np.uint8)
-"""What becomes of a value 0 … 255 on an outline: white, through which a third shines."""
+"""New value of a pixel on an outline, by its value 0 … 255: one third of it, two thirds white."""
 
 
 def _painted(ids: NDArray[np.int32], regions: Sequence[Region]) -> NDArray[np.uint8]:
-    """H×W×3: the colour of each pixel's region; black where there is none."""
+    """Return the colour of each pixel's region, H×W×3; black where there is no region."""
     table = np.zeros((len(regions) + 1, 4), np.uint8)
     table[1:, :3] = [region.color for region in regions] or np.zeros((0, 3))
-    # one look-up of four bytes a pixel takes a fifth of the time of three of one byte
+    # one look-up of four bytes per pixel takes a fifth of the time of three of one byte
     colors = table.view(np.uint32)[:, 0].take(ids)
     rgba = colors.view(np.uint8).reshape(*ids.shape, 4)
     rgb: Any = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 from tests.helpers.paths import ROOT
 
 DONE: tuple[str, ...] = (
+    "mask_former/results",
+    "mask_former/visualization",
     "tests/conftest.py",
     "tests/helpers/rounding_noise.py",
     "tests/helpers/scripts.py",

@@ -160,7 +160,7 @@ def test_a_class_without_a_category_id_is_named(scenes, tmp_path):
     ids = {c: d for c, d in CATEGORY_IDS.items() if c != class_id}
     result = from_detectron2(scenes[0].outputs, scenes[0].image, CLASSES)
     writer = ResultWriter(tmp_path, ["instances-coco"], category_ids=ids)
-    with pytest.raises(ValueError, match=rf"000101: the class {class_id} has no category id"):
+    with pytest.raises(ValueError, match=rf"000101: class {class_id} has no category id"):
         writer.write(result, "000101")
     with pytest.raises(ValueError, match="gives two classes the same id"):
         ResultWriter(tmp_path / "b", ["instances-coco"], category_ids={0: 4, 1: 4}).write(
@@ -171,7 +171,7 @@ def test_a_class_without_a_category_id_is_named(scenes, tmp_path):
 def test_ids_and_segments_that_do_not_fit_each_other_are_an_error(tmp_path):
     image, ids = np.zeros((6, 8, 3), np.uint8), np.ones((6, 8), np.int32)
     segments = [{"id": 2, "isthing": True, "category_id": 0, "score": 0.5}]
-    with pytest.raises(ValueError, match=r"has the segments \[1\], segments describes \[2\]"):
+    with pytest.raises(ValueError, match=r"has the ids \[1\], but the segments have \[2\]"):
         Result(image, CLASSES, panoptic=PanopticResult(ids, segments)).save(
             tmp_path, "panoptic-coco"
         )

@@ -105,10 +105,10 @@ def test_pixels_that_no_mask_covers_have_a_share_of_zero():
 
 
 def test_results_of_another_size_than_the_image_are_refused():
-    with pytest.raises(ValueError, match=r"image is \(60, 90\) \(H, W\), its semantic result \(2"):
+    with pytest.raises(ValueError, match=r"\(60, 90\) \(H, W\), but its semantic result is \(2"):
         make_result(semantic=np.zeros((2, 3), np.int32))
     masks = replace(make_result().instances, masks=np.zeros((2, 5, 6), bool))
-    with pytest.raises(ValueError, match=r"its instances result \(5, 6\)"):
+    with pytest.raises(ValueError, match=r"its instances result is \(5, 6\)"):
         make_result(instances=masks)
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_there_is_an_error_that_says_what_is():
     empty = make_result(panoptic=None, semantic=None, instances=None)
     with pytest.raises(ValueError, match="neither panoptic, nor instance, nor semantic"):
         empty.draw()
-    with pytest.raises(ValueError, match="without semantic_scores has no threshold"):
+    with pytest.raises(ValueError, match="this semantic result has no semantic_scores"):
         make_result(semantic_scores=None).overlay("semantic", 0.5)
 
 
@@ -244,12 +244,14 @@ def test_masks_of_any_width_and_none_at_all_survive(tmp_path):
 
 
 def test_a_broken_or_missing_npz_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file of results .*gone\.npz"):
+    with pytest.raises(
+        FileNotFoundError, match=r"gone\.npz is missing: expected a file of Result\.save"
+    ):
         load_npz(tmp_path / "gone.npz")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
     np.savez(tmp_path / "other.npz", a=1)
     for name in ("broken", "other"):
-        with pytest.raises(ValueError, match=rf"{name}\.npz is no file of results"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz is not a results file"):
             load_npz(tmp_path / f"{name}.npz")
     make_result().save(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"another size"):
@@ -308,7 +310,7 @@ def test_a_folder_has_the_drawing_unless_formats_are_named(tmp_path):
         ("a.png", ["npz"], r"a\.png can be written as overlay or semantic-png, not as npz"),
         ("a.npz", ["npz", "overlay"], r"a\.npz can be written as npz, not as npz, overlay"),
         ("a.xyz", [], r"a\.xyz is not a folder, and its suffix is not one that can be written"),
-        ("a", ["masks"], r"no format 'masks'; there are overlay"),
+        ("a", ["masks"], r"no format 'masks'; expected one of overlay"),
     ],
 )
 def test_what_cannot_be_written_is_said(tmp_path, name, formats, message):

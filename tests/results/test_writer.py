@@ -151,9 +151,9 @@ def test_the_records_are_never_all_in_memory(results, tmp_path, monkeypatch):
 
 
 def test_an_unknown_format_or_kind_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no format 'coco'; there are overlay, semantic-png"):
+    with pytest.raises(ValueError, match="no format 'coco'; expected one of overlay, semantic-png"):
         ResultWriter(tmp_path, ["coco"])
-    with pytest.raises(ValueError, match="no kind of result 'instances'; there are panoptic"):
+    with pytest.raises(ValueError, match="no kind of result 'instances'; expected one of panoptic"):
         ResultWriter(tmp_path, ["npz"], kinds=["instances"])
 
 
@@ -166,13 +166,13 @@ def test_a_format_whose_result_is_not_there_is_an_error(results, tmp_path, forma
 
     field = {"instance": "instances"}.get(kind, kind)
     result = replace(results["street0"], **{field: None})
-    with pytest.raises(ValueError, match=f"{format_name}' needs a {kind} result; the picture has"):
+    with pytest.raises(ValueError, match=f"{format_name}' needs a {kind} result; the image has"):
         ResultWriter(tmp_path, [format_name]).write(result, "a")
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", ""])
 def test_names_stay_inside_the_folder(results, tmp_path, name):
-    with pytest.raises(ValueError, match="leads out of the folder"):
+    with pytest.raises(ValueError, match="is empty or lies outside the folder"):
         ResultWriter(tmp_path / "x", ["npz"]).write(results["street0"], name)
 
 

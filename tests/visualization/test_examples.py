@@ -13,7 +13,7 @@ from mask_former.config.keys import get_mask_former_cfg
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 from mask_former.visualization import examples
-from mask_former.visualization.examples import FedExamples, annotated_example
+from mask_former.visualization.examples import ModelInputs, annotated_example
 
 HEIGHT, WIDTH, IGNORE, SIDE = 40, 60, 255, 64
 NAMES = ["sky", "road", "car", "person"]
@@ -190,7 +190,7 @@ def test_an_example_is_the_mappers_in_rgb(cfg, scene, name, image_format):
     np.random.seed(3)
     expected = DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train=True)(scene)
     np.random.seed(3)
-    example = FedExamples(cfg, CLASSES, is_train=True)(scene)
+    example = ModelInputs(cfg, CLASSES, is_train=True)(scene)
     assert (example.image[:HEIGHT, :WIDTH] == pixels_of(scene)).all()
     assert example.class_ids == expected["instances"].gt_classes.tolist()
     masks = expected["instances"].gt_masks.numpy()
@@ -203,7 +203,7 @@ def test_an_example_is_the_mappers_in_rgb(cfg, scene, name, image_format):
 def test_padding_is_what_the_mapper_added_and_void_what_else_is_in_no_target(cfg, scene, name):
     cfg.INPUT.DATASET_MAPPER_NAME = name
     cfg.INPUT.RANDOM_FLIP = "none"
-    example = FedExamples(cfg, CLASSES, is_train=True)(scene)
+    example = ModelInputs(cfg, CLASSES, is_train=True)(scene)
     shape = (HEIGHT, WIDTH) if name.startswith("detr") else (SIDE, SIDE)
     padding = np.ones(shape, bool)
     padding[:HEIGHT, :WIDTH] = False
@@ -218,7 +218,7 @@ def test_padding_is_what_the_mapper_added_and_void_what_else_is_in_no_target(cfg
 def test_the_size_before_padding_is_that_of_each_image(cfg, scene):
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     cfg.INPUT.MIN_SIZE_TRAIN = (20, 30, 40)
-    fed = FedExamples(cfg, CLASSES, is_train=True)
+    fed = ModelInputs(cfg, CLASSES, is_train=True)
     np.random.seed(0)
     heights = set()
     for _ in range(12):
@@ -237,13 +237,13 @@ def test_targets_that_a_crop_has_emptied_are_kept_where_the_mapper_keeps_them(cf
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_panoptic"
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [8, 8]
     np.random.seed(0)
-    fed = FedExamples(cfg, CLASSES, is_train=True)
+    fed = ModelInputs(cfg, CLASSES, is_train=True)
     assert any(0 in fed(scene).areas for _ in range(5))
 
 
 def test_a_test_image_is_fed_without_targets(cfg, scene):
     cfg.INPUT.MIN_SIZE_TEST = 80
-    example = FedExamples(cfg, CLASSES, is_train=False)(scene)
+    example = ModelInputs(cfg, CLASSES, is_train=False)(scene)
     assert example.image.shape == (80, 120, 3) and not example.has_targets
     assert example.class_ids == [] and not example.void.any() and not example.padding.any()
     resized = Image.fromarray(pixels_of(scene)).resize((120, 80), Image.Resampling.BILINEAR)
@@ -274,7 +274,7 @@ def test_other_mappers_may_give_bit_masks_or_a_label_map_alone(cfg, kind, monkey
         given = {"instances": targets}
     monkeypatch.setattr(FixedMapper, "given", given, raising=False)
     monkeypatch.setattr(examples, "lookup", lambda *_: FixedMapper)
-    example = FedExamples(cfg, CLASSES, is_train=True)({})
+    example = ModelInputs(cfg, CLASSES, is_train=True)({})
     assert example.class_ids == [1, 3] and example.areas == [6, 6]
     assert (example.overlay.ids == masks[0].numpy() + 2 * masks[1].numpy()).all()
     assert (example.void == (labels == IGNORE).numpy()).all()
@@ -283,4 +283,4 @@ def test_other_mappers_may_give_bit_masks_or_a_label_map_alone(cfg, kind, monkey
 def test_an_unknown_mapper_is_named(cfg):
     cfg.INPUT.DATASET_MAPPER_NAME = "no_mapper"
     with pytest.raises(KeyError, match=r"INPUT\.DATASET_MAPPER_NAME is 'no_mapper'"):
-        FedExamples(cfg, CLASSES, is_train=True)
+        ModelInputs(cfg, CLASSES, is_train=True)

@@ -103,7 +103,7 @@ def test_the_picture_is_enlarged_by_the_scale():
 
 
 def test_image_and_result_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"image is \(20, 30\), the result \(20, 31\)"):
+    with pytest.raises(ValueError, match=r"image is \(20, 30\) \(H, W\), the result \(20, 31\)"):
         draw(gray(20, 30), Overlay(np.zeros((20, 31), np.int32), []))
 
 
