@@ -1,6 +1,6 @@
-"""A backbone of one's own: four stages of convolutions, strides 4, 8, 16 and 32.
+"""A custom backbone: four stages of convolutions with strides 4, 8, 16 and 32.
 
-As a plug-in it lies in mask_former/modeling/backbone/, where it is found without another line.
+As a plug-in it lies in mask_former/modeling/backbone/, or anywhere with ``--plugin conv_stages.py``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 
 def add_config(cfg: CfgNode) -> None:
-    """The keys ``MODEL.CONV_STAGES.*``."""
+    """Add the keys ``MODEL.CONV_STAGES.*``."""
     cfg.MODEL.CONV_STAGES = CN()
     cfg.MODEL.CONV_STAGES.WIDTH = 32  # channels of res2; each later stage has twice as many
 
 
 @BACKBONE_REGISTRY.register()
 class ConvStages(Backbone):
-    """Maps ``res2`` … ``res5``: what pixel decoders expect by default."""
+    """Maps ``res2`` … ``res5``, which pixel decoders expect by default."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ConvStages(Backbone):
             channels = self._out_feature_channels[name]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """B×3×H×W, normalised, to maps B×C_i×H/stride×W/stride by name."""
+        """Turn images B×3×H×W, normalised, into maps B×C_i×H/stride×W/stride by name."""
         x = self.stem(x)
         maps = {}
         for name, stage in zip(self._out_features, self.stages, strict=True):
@@ -46,12 +46,12 @@ class ConvStages(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Images are padded to a multiple of it where MASK_FORMER.SIZE_DIVISIBILITY is negative."""
+        """Images are padded to a multiple of it if MASK_FORMER.SIZE_DIVISIBILITY is negative."""
         return 32
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Module:
-    """Half the size: 3×3 of stride 2, group norm, ReLU."""
+    """Halve the size: 3×3 convolution of stride 2, group norm, ReLU."""
     return Conv2d(
         in_channels,
         out_channels,

@@ -134,7 +134,12 @@ class HungarianMatcher(nn.Module):
         for image, matrix in enumerate(matrices):
             if not np.isfinite(matrix).all():
                 self._handle_nonfinite(matrix, layers, image, targets[image])
-        return [[_assign(matrix[index]) for matrix in matrices] for index in range(len(layers))]
+        return [[self.assign(matrix[index]) for matrix in matrices] for index in range(len(layers))]
+
+    def assign(self, cost: np.ndarray) -> Match:
+        """Find the cheapest assignment of a Q×N cost matrix."""
+        queries, targets = linear_sum_assignment(cost)
+        return Match(torch.as_tensor(queries), torch.as_tensor(targets))
 
     def _handle_nonfinite(
         self, costs: np.ndarray, layers: Sequence[Prediction], image: int, target: Target
@@ -217,9 +222,3 @@ def _check_labels(labels: Sequence[Tensor], num_classes: int) -> None:
                 f"but class ids are 0 … {num_classes - 1}; set "
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or correct the data."
             )
-
-
-def _assign(cost: np.ndarray) -> Match:
-    """Find the cheapest assignment of a Q×N cost matrix."""
-    queries, targets = linear_sum_assignment(cost)
-    return Match(torch.as_tensor(queries), torch.as_tensor(targets))

@@ -11,13 +11,24 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
 
 from mask_former.config.loading import load_cfg
+from mask_former.data import register_panoptic
 from mask_former.data.mappers import MaskFormerSemanticDatasetMapper
-from mask_former.registries import load_plugin
+from mask_former.registries import DATASET_MAPPER_REGISTRY, load_plugin
 from mask_former.solver.optimizer import build_optimizer
+from tests.helpers.batteries.backbone import BackboneBattery
+from tests.helpers.batteries.criterion import CriterionBattery
+from tests.helpers.batteries.head import HeadBattery
+from tests.helpers.batteries.loss import LossBattery
+from tests.helpers.batteries.mapper import MapperBattery
+from tests.helpers.batteries.matcher import MatcherBattery
+from tests.helpers.batteries.pixel_decoder import PixelDecoderBattery
+from tests.helpers.batteries.transformer_decoder import TransformerDecoderBattery
+from tests.helpers.own_data import write_panoptic
 from tests.helpers.paths import ROOT
 from tests.helpers.plugins import forgetting_plugins
 from tests.helpers.tiny_trainer import make_example
@@ -85,6 +96,115 @@ def test_the_loss_is_logged_for_every_layer_and_makes_masks_smaller(plugin: Modu
         loss.backward()
         optimizer.step()
     assert model(batch)["loss_mask_size"] < losses["loss_mask_size"]
+
+
+@pytest.mark.parametrize("plugin", ["attention_decoder"], indirect=True)
+def test_the_transformer_decoder_is_built_and_learns(plugin: ModuleType) -> None:
+    model, losses, moved = step(load("attention_decoder"), [make_example(0), make_example(1)])
+    decoder = model.sem_seg_head.predictor
+    assert isinstance(decoder, plugin.AttentionDecoder)
+    names = {f"sem_seg_head.predictor.{name}" for name, _ in decoder.named_parameters()}
+    assert names and names <= moved
+    assert "loss_ce_0" in losses, "every layer is supervised"
+
+
+@pytest.mark.parametrize("plugin", ["pooled_head"], indirect=True)
+def test_the_head_is_built_and_learns(plugin: ModuleType) -> None:
+    model, _, moved = step(load("pooled_head"), [make_example(0), make_example(1)])
+    assert isinstance(model.sem_seg_head, plugin.PooledHead)
+    names = {f"sem_seg_head.{name}" for name, _ in model.sem_seg_head.named_parameters()}
+    assert names and names <= moved
+
+
+@pytest.mark.parametrize("plugin", ["last_layer_criterion"], indirect=True)
+def test_the_criterion_is_built_and_trains(plugin: ModuleType) -> None:
+    model, losses, moved = step(load("last_layer_criterion"), [make_example(0), make_example(1)])
+    assert isinstance(model.criterion, plugin.LastLayerCriterion)
+    assert set(losses) == {"loss_ce", "loss_mask", "loss_dice"} and moved
+
+
+@pytest.mark.parametrize("plugin", ["greedy_matcher"], indirect=True)
+def test_the_matcher_is_built_and_trains(plugin: ModuleType) -> None:
+    model, _, moved = step(load("greedy_matcher"), [make_example(0), make_example(1)])
+    assert isinstance(model.criterion.matcher, plugin.GreedyMatcher) and moved
+    match = model.criterion.matcher.assign(np.array([[1.0, 2.0], [0.5, 9.0], [3.0, 4.0]]))
+    assert [part.tolist() for part in match] == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("plugin", ["brightness_mapper"], indirect=True)
+def test_the_mapper_is_found_reads_its_key_and_trains(plugin: ModuleType, tmp_path: Path) -> None:
+    images, json_file, png_folder = write_panoptic(tmp_path)
+    register_panoptic("example_panoptic", images, json_file, png_folder)
+    try:
+        cfg = load_cfg(
+            str(EXAMPLES / "brightness_mapper.yaml"),
+            [*SMALL, "DATASETS.TRAIN", "('example_panoptic',)", "DATASETS.TEST", "()"]
+            + ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"],
+        )
+        mapper = DATASET_MAPPER_REGISTRY.get("bright_panoptic")(cfg, is_train=True)
+        assert isinstance(mapper, plugin.BrightPanopticMapper)
+        (brightness,) = [a for a in mapper.augmentations if isinstance(a, T.RandomBrightness)]
+        assert (brightness.intensity_min, brightness.intensity_max) == (0.7, 1.3)
+        example = mapper(DatasetCatalog.get("example_panoptic")[0])
+        assert step(cfg, [example, example])[2]
+    finally:
+        DatasetCatalog.pop("example_panoptic", None)
+
+
+# Each example passes the battery of its kind; the whole of it is these three lines.
+
+
+@pytest.mark.parametrize("plugin", ["conv_stages"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestConvStages(BackboneBattery):
+    name = "ConvStages"
+
+
+@pytest.mark.parametrize("plugin", ["sum_pixel_decoder"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestSumPixelDecoder(PixelDecoderBattery):
+    name = "SumPixelDecoder"
+    has_encoder = False
+    has_norms = False
+
+
+@pytest.mark.parametrize("plugin", ["attention_decoder"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestAttentionDecoder(TransformerDecoderBattery):
+    name = "AttentionDecoder"
+
+
+@pytest.mark.parametrize("plugin", ["pooled_head"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestPooledHead(HeadBattery):
+    name = "PooledHead"
+    maps = ("res2", "res5")
+
+
+@pytest.mark.parametrize("plugin", ["last_layer_criterion"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestLastLayerCriterion(CriterionBattery):
+    name = "LastLayerCriterion"
+    supervises_all_layers = False
+
+
+@pytest.mark.parametrize("plugin", ["greedy_matcher"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestGreedyMatcher(MatcherBattery):
+    name = "GreedyMatcher"
+
+
+@pytest.mark.parametrize("plugin", ["mask_size_loss"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestMaskSizeLoss(LossBattery):
+    name = "mask_size"
+
+
+@pytest.mark.parametrize("plugin", ["brightness_mapper"], indirect=True)
+@pytest.mark.usefixtures("plugin")
+class TestBrightPanopticMapper(MapperBattery):
+    name = "bright_panoptic"
+    kind = "panoptic"
 
 
 def test_the_dataset_is_read_mapped_and_trained_on(tmp_path: Path) -> None:

@@ -642,8 +642,8 @@ TRAINING = {
     "more targets than queries": Mistake(
         lambda folder: p.train(folder, [p.example(9)]),
         "An image has 9 targets, and MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is 6: 3 of them are left "
-        "out of the losses, and no result could have them all. Set it to 9 or more. (This is said "
-        "once.)",
+        "out of the losses, and no result could have them all. Set it to 9 or more. (This is "
+        "logged once.)",
         "Each query predicts one target.",
         "Raise the key; `tools/check_dataset.py` counts the targets of all images.",
         None,

@@ -11,8 +11,13 @@ from mask_former.modeling.transformer_decoder.base import (
 )
 from mask_former.modeling.transformer_decoder.maskformer import TransformerPredictor
 from mask_former.registries import PREDICTOR_REGISTRY, TRANSFORMER_DECODER_REGISTRY
+from tests.helpers.batteries.transformer_decoder import TransformerDecoderBattery
 
 CLASSES, QUERIES, HIDDEN, MASK_DIM, LAYERS = 5, 7, 16, 12, 3
+
+
+class TestTransformerPredictor(TransformerDecoderBattery):
+    name = "TransformerPredictor"
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_the_network_computes_in_the_format_of_the_config(contender):
         assert one.amp_dtype is expected and one.scaler.is_enabled() is training
         found = []
         slow_after(
-            one.model, "_network", lambda x, found=found: found.append(x["pred_masks"].dtype) or x
+            one.model, "network", lambda x, found=found: found.append(x["pred_masks"].dtype) or x
         )
         run(one.step)
         run(one.network)

@@ -1,0 +1,31 @@
+"""A custom training mapper: the panoptic one with one more augmentation, and a key for it.
+
+As a plug-in it lies in mask_former/data/mappers/, or anywhere with ``--plugin
+brightness_mapper.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from mask_former.data.mappers import MaskFormerPanopticDatasetMapper
+from mask_former.registries import DATASET_MAPPER_REGISTRY
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Add the key ``INPUT.BRIGHTNESS``."""
+    cfg.INPUT.BRIGHTNESS = [0.8, 1.2]  # pixel values are multiplied by a factor between them
+
+
+@DATASET_MAPPER_REGISTRY.register(name="bright_panoptic")
+class BrightPanopticMapper(MaskFormerPanopticDatasetMapper):
+    """The contract is a call with a dataset dict; ``from_config`` chooses the augmentations."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        arguments = super().from_config(cfg, is_train)
+        brightness = T.RandomBrightness(*cfg.INPUT.BRIGHTNESS)
+        return {**arguments, "augmentations": [*arguments["augmentations"], brightness]}

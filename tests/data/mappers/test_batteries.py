@@ -1,0 +1,23 @@
+"""Every training mapper passes the battery."""
+
+from tests.helpers.batteries.mapper import MapperBattery
+
+
+class TestSemantic(MapperBattery):
+    name = "mask_former_semantic"
+    kind = "semantic"
+
+
+class TestPanoptic(MapperBattery):
+    name = "mask_former_panoptic"
+    kind = "panoptic"
+
+
+class TestDETRPanoptic(MapperBattery):
+    name = "detr_panoptic"
+    kind = "panoptic"
+
+
+class TestInstance(MapperBattery):
+    name = "mask_former_instance"
+    kind = "instance"

@@ -1,0 +1,59 @@
+"""Tests that every mask-classification head passes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_sem_seg_head
+
+from mask_former.structures import layer_predictions
+
+from .common import CLASSES, SHAPES, make_features, pull, small, without_gradient
+
+
+class HeadBattery:
+    """The contract of a head: from backbone maps to outputs, ``num_classes``, its rows."""
+
+    name: str
+    options: ClassVar[dict[str, Any]] = {}
+    """Values of other keys."""
+    maps: tuple[str, ...] = tuple(SHAPES)
+    """The maps that it looks at."""
+
+    def build(self, cfg: CfgNode) -> Any:
+        torch.manual_seed(0)
+        options = {"MODEL.SEM_SEG_HEAD.NAME": self.name, **self.options}
+        return build_sem_seg_head(small(cfg, options), SHAPES)
+
+    def test_outputs_have_the_shapes_of_the_legend(self, cfg: CfgNode) -> None:
+        head = self.build(cfg).train()
+        for prediction in layer_predictions(head(make_features())):
+            batch, queries, classes = prediction["pred_logits"].shape
+            assert (batch, classes) == (2, CLASSES + 1)
+            assert tuple(prediction["pred_masks"].shape) == (2, queries, 16, 16)
+        assert head.num_classes == CLASSES
+
+    def test_every_map_and_every_parameter_gets_a_gradient(self, cfg: CfgNode) -> None:
+        head = self.build(cfg).train()
+        features = {name: value.requires_grad_() for name, value in make_features().items()}
+        predictions = layer_predictions(head(features))
+        pull([p[name] for p in predictions for name in ("pred_logits", "pred_masks")])
+        assert without_gradient(head, *(features[name] for name in self.maps)) == []
+
+    def test_images_of_a_batch_do_not_see_each_other(self, cfg: CfgNode) -> None:
+        head = self.build(cfg).eval().double()
+        features = {name: value.double() for name, value in make_features(batch=3).items()}
+        with torch.no_grad():
+            together = head(features)
+            alone = head({name: value[1:2] for name, value in features.items()})
+        for name in ("pred_logits", "pred_masks"):
+            torch.testing.assert_close(alone[name], together[name][1:2])
+
+    def test_it_names_its_rows_of_classes(self, cfg: CfgNode) -> None:
+        head = self.build(cfg)
+        rows, state = head.parameter_rows(), head.state_dict()
+        found = {name: len(state[name]) - more for name, more in rows.classes.items()}
+        assert found == dict.fromkeys(rows.classes, CLASSES)
+        assert set(rows.queries) <= set(state)
