@@ -1,6 +1,7 @@
 """A custom backbone: four stages of convolutions with strides 4, 8, 16 and 32.
 
-As a plug-in it lies in mask_former/modeling/backbone/, or anywhere with ``--plugin conv_stages.py``.
+As a plug-in it lies in mask_former/modeling/backbone/, or anywhere with
+``--plugin conv_stages.py``.
 """
 
 from __future__ import annotations

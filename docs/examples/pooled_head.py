@@ -27,9 +27,8 @@ class PooledHead(nn.Module):
         by_stride = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.finest, self.coarsest = by_stride[0], by_stride[-1]
         self.num_classes, self.num_queries = num_classes, num_queries
-        self.masks = Conv2d(
-            input_shape[self.finest].channels, num_queries, kernel_size=3, padding=1
-        )
+        in_channels = input_shape[self.finest].channels
+        self.masks = Conv2d(in_channels, num_queries, kernel_size=3, padding=1)
         self.embed = nn.Linear(input_shape[self.coarsest].channels, num_queries * 16)
         self.classes = nn.Linear(16, num_classes + 1)
 

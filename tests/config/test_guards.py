@@ -161,7 +161,7 @@ def test_sanitized_costs_are_chosen_last_and_counted():
         (expected,) = HungarianMatcher(1.0, 20.0, 1.0)(fewer, targets[image : image + 1])
         assert pairs_of(matches[image]) == [(others[q], t) for q, t in pairs_of(expected)]
     assert matcher.num_sanitized == 3 + 4
-    assert len(found) == 2 and "7 were mended so far" in found[1]
+    assert len(found) == 2 and "7 were replaced so far" in found[1]
 
 
 def test_a_warning_of_mended_costs_comes_each_time_their_number_has_doubled():

@@ -143,7 +143,7 @@ def test_the_mapper_is_found_reads_its_key_and_trains(plugin: ModuleType, tmp_pa
         )
         mapper = DATASET_MAPPER_REGISTRY.get("bright_panoptic")(cfg, is_train=True)
         assert isinstance(mapper, plugin.BrightPanopticMapper)
-        (brightness,) = [a for a in mapper.augmentations if isinstance(a, T.RandomBrightness)]
+        (brightness,) = [a for a in mapper.augmentations.augs if isinstance(a, T.RandomBrightness)]
         assert (brightness.intensity_min, brightness.intensity_max) == (0.7, 1.3)
         example = mapper(DatasetCatalog.get("example_panoptic")[0])
         assert step(cfg, [example, example])[2]

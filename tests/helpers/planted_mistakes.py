@@ -280,15 +280,15 @@ CONFIG = {
     ),
     "a map that the backbone lacks": Mistake(
         lambda folder: p.model(folder, "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'p3']"),
-        "MODEL.SEM_SEG_HEAD.IN_FEATURES has ['p3']; the backbone gives ['res2', 'res3', 'res4', "
-        "'res5'].",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES has ['p3']; the maps of the backbone are ['res2', "
+        "'res3', 'res4', 'res5'].",
         "The head asks for a map that nobody makes.",
         "Name maps of the backbone.",
         KeyError,
     ),
     "an unknown map for the transformer": Mistake(
         lambda folder: p.model(folder, "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res6"),
-        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is 'res6'; this model has […'res5'…].",
+        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is 'res6'; expected one of […'res5'…].",
         "The queries have nothing to look at.",
         "Take one of those that are named.",
         KeyError,
@@ -299,8 +299,8 @@ CONFIG = {
             *("MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
             *("MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselinePlusHead"),
         ),
-        "PerPixelBaselinePlusHead has one query a class, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES "
-        "is 6 and MODEL.SEM_SEG_HEAD.NUM_CLASSES 4: set both to the number of classes.",
+        "PerPixelBaselinePlusHead has one query for each class, but "
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is 6 and MODEL.SEM_SEG_HEAD.NUM_CLASSES 4: set both to the number of classes.",
         "Its queries are the classes.",
         "Set both keys to one number.",
     ),
@@ -512,7 +512,7 @@ DATA = {
             spoil=lambda image, label_file: image.write_bytes(b"no image"),
         ),
         "…a.png, the 'file_name' of a dataset dict, cannot be read as an image: …. Restore the "
-        "file, or take it out of the dataset…",
+        "file, or remove it from the dataset…",
         "The file is cut off, or of another kind than its suffix says.",
         "Restore it.",
     ),
@@ -521,7 +521,7 @@ DATA = {
             folder, p.labels(0, 1), spoil=lambda image, label_file: flip_a_bit(image)
         ),
         "…a.png, the 'file_name' of a dataset dict, cannot be read as an image: the PNG is "
-        "damaged: the checksum at byte … is wrong. Restore the file, or take it out of the "
+        "damaged: the checksum at byte … is wrong. Restore the file, or remove it from the "
         "dataset…",
         "Readers that leave out the checksums show wrong pixels here.",
         "Copy it again.",
@@ -618,9 +618,9 @@ TRAINING = {
             broken="backbone",
         ),
         "Image 1 of the batch, decoder layer 1 of 1: 12 of 12 matching costs are NaN or infinite "
-        "(terms: class, focal, dice). The predictions are broken, which usually means that "
+        "(terms: class, mask, dice). The predictions are broken, which usually means that "
         "training diverged: lower SOLVER.BASE_LR, or look for broken images. "
-        "MODEL.MASK_FORMER.MATCHER.ON_NONFINITE 'sanitize' matches all the same. (iteration 1)\n"
+        "MODEL.MASK_FORMER.MATCHER.ON_NONFINITE 'sanitize' matches nevertheless. (iteration 1)\n"
         "Images: b.png.\n" + _BROKEN_STEP,
         'Other codebases say "matrix contains invalid numeric entries" here.',
         "The message's last line weighs the reasons. The saved batch shows what the model saw.",
@@ -642,7 +642,7 @@ TRAINING = {
     "more targets than queries": Mistake(
         lambda folder: p.train(folder, [p.example(9)]),
         "An image has 9 targets, and MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is 6: 3 of them are left "
-        "out of the losses, and no result could have them all. Set it to 9 or more. (This is "
+        "out of the losses, and no result could contain them all. Set it to 9 or more. (This is "
         "logged once.)",
         "Each query predicts one target.",
         "Raise the key; `tools/check_dataset.py` counts the targets of all images.",
@@ -651,14 +651,14 @@ TRAINING = {
     "a label beyond the classes, from a mapper of your own": Mistake(
         lambda folder: p.train(folder, [p.example(label=4)]),
         "The targets of image 0 of the batch have the labels [4], but class ids are 0 … 3; set "
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or mend the data.",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or correct the data.",
         'It would quietly be learnt as "no object".',
         "Drop the ignore label's target in the mapper, or correct the number of classes.",
     ),
     "pixels to leave out, from a mapper that does not say which": Mistake(
         lambda folder: p.train(folder, [p.example()], opts=["MODEL.MASK_FORMER.MASK_IGNORE", True]),
         "a.png: MODEL.MASK_FORMER.MASK_IGNORE needs a 'valid' map of size (64, 64) (height, width) "
-        "in the training example, and there is none. The project's mappers make it where that key "
+        "in the training example, and it is missing. The project's mappers make it where that key "
         "is True; add it to your own, or set the key to False.",
         "The key needs to know which pixels have a label.",
         "Add `valid` to the examples, or set the key to False.",

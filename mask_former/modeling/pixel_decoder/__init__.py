@@ -17,12 +17,19 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Pixe
     """Build the pixel decoder that ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` names.
 
     Raises:
-        KeyError: for an unknown name.
+        KeyError: for an unknown name of a decoder or of a map in ``IN_FEATURES``.
         TypeError: if the registered class lacks a method of :class:`PixelDecoder`.
     """
     key = "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
-    decoder = lookup(SEM_SEG_HEADS_REGISTRY, name, key)(cfg, input_shape)
+    entry = lookup(SEM_SEG_HEADS_REGISTRY, name, key)
+    unknown = [name for name in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if name not in input_shape]
+    if unknown:
+        raise KeyError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {unknown}; the maps of the backbone are "
+            f"{sorted(input_shape)}."
+        )
+    decoder = entry(cfg, input_shape)
     for method in ("forward_features", "output_shape"):
         if not callable(getattr(decoder, method, None)):
             raise TypeError(f"{key} is {name!r}, which is not a pixel decoder: no {method}().")

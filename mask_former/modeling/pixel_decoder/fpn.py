@@ -57,12 +57,6 @@ class BasePixelDecoder(PixelDecoder):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.SEM_SEG_HEAD
-        unknown = [name for name in head.IN_FEATURES if name not in input_shape]
-        if unknown:
-            raise KeyError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {unknown}; the backbone gives "
-                f"{sorted(input_shape)}."
-            )
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
             "conv_dim": head.CONVS_DIM,

@@ -28,7 +28,7 @@ class BackboneBattery:
 
     def test_maps_have_the_stated_names_channels_and_strides(self, cfg: CfgNode) -> None:
         backbone = self.build(cfg)
-        step = max(1, backbone.size_divisibility)
+        step = max(32, backbone.size_divisibility)
         height, width = 2 * step, 3 * step
         stated = backbone.output_shape()
         maps = backbone(torch.randn(2, 3, height, width))
