@@ -1,13 +1,15 @@
-"""Reading weights without running code, writing them, and renaming those of old layouts.
+"""Read weights without running code, write them, and rename the parameters of old layouts.
 
-A checkpoint file becomes a dict with ``model`` (names to tensors) and whatever else it holds. Only
-data is read: a pickle that would call anything beyond arrays and plain containers is refused.
+A checkpoint becomes a dict with the weights (names to tensors) under ``model`` and the other
+entries of the file. A pickle that would call anything except the constructors of arrays, tensors
+and plain containers is refused.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -48,30 +50,34 @@ _ALLOWED_GLOBALS = {
     ("numpy.core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
 }
-"""What arrays and containers need, whatever pickle protocol they are written with."""
+"""Functions and classes that pickles of arrays and containers call, in any pickle protocol."""
 
 _NUMPY_CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
-"""Where this numpy keeps what others may have written under the other name."""
+"""Package of the functions above in this numpy; a file may name that of the other version."""
 
 CLASS_NAMES = "class_names"
-"""The key of a checkpoint's class names."""
+"""Key of the class names in a checkpoint."""
 EMA = "ema"
-"""The key of the state of the averaged weights (torch's ``AveragedModel``)."""
+"""Key of the averaged weights in a checkpoint (the state of torch's ``AveragedModel``)."""
 INFERENCE = "inference"
-"""The key of what inference needs beside the weights: the model's config and classes."""
+"""Key of the model's config and classes in a checkpoint, which inference needs."""
 
 _OLD_PIXEL_DECODER = re.compile(
     r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
 )
 
 
+class _RefusedError(Exception):
+    """A file that would run code when it is loaded; the argument names the code."""
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays and plain containers, nothing else."""
+    """An unpickler of arrays and plain containers that refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         classic = module.replace("numpy._core", "numpy.core")
         if (classic, name) not in _ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise _RefusedError(f"{module}.{name}")
         return super().find_class(classic.replace("numpy.core", _NUMPY_CORE), name)
 
 
@@ -79,17 +85,19 @@ def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     """Read a ``.pth``, ``.pkl`` or ``.safetensors`` file.
 
     Args:
-        path: of the file.
-        lazy: leave tensors of a ``.pth`` on the disk until they are used; the file must stay.
+        path: File to read.
+        lazy: Leave the tensors of a ``.pth`` on the disk until they are used; the file must then
+            stay unchanged.
 
     Returns:
-        The file's content, with the weights under ``model`` (which others call ``state_dict`` or,
-        pycls, ``model_state``). ``class_names`` is there where the file names its classes, and
-        ``inference`` where it carries the model's config.
+        The content of the file, with the weights under ``model`` (some libraries call the entry
+        ``state_dict``, pycls ``model_state``). Has ``class_names`` if the file names its classes,
+        and ``inference`` if it carries the model's config.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is broken, or asks for more than data.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, is not a checkpoint, or is refused because loading it
+            would run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -100,14 +108,19 @@ def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     }
     try:
         content = readers.get(path.suffix, partial(_read_torch, lazy=lazy))(path)
-    except Exception as error:  # reading a broken pickle may raise anything
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # it cannot be opened
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except _RefusedError as error:
         raise ValueError(
-            f"{path} is no readable checkpoint: {reason}. Only data is read: arrays, tensors and "
-            "plain containers. A truncated download? Then fetch it again; one that holds other "
-            "objects must be saved anew as a dict of tensors."
+            f"{path} was refused: loading it would run code (found: {error}). Only tensors, "
+            "numbers, strings and containers are loaded. If you made the file yourself, save it "
+            "again as a dict of tensors, such as model.state_dict()."
+        ) from error
+    except Exception as error:  # a damaged pickle may raise anything
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise ValueError(
+            f"{path} is not a readable checkpoint: {reason or type(error).__name__}. It may be "
+            "truncated or damaged: download or copy it again."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights.")
@@ -119,7 +132,7 @@ def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
 
 
 def read_extras(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds beside the weights, which are not read where the format allows that.
+    """Read everything in a checkpoint except its weights, which stay on disk if the format allows.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_checkpoint`.
@@ -129,20 +142,43 @@ def read_extras(path: str | Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path, lazy: bool = False) -> Any:
-    is_zip = zipfile.is_zipfile(path)  # files of before torch 1.6 are none
+    is_zip = zipfile.is_zipfile(path)  # torch wrote another format before version 1.6
     if is_zip and not lazy:
         _check_sums(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and lazy)
     except pickle.UnpicklingError as error:
-        # torch's own text goes on to advise loading the file all the same.
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else "torch did not write it"
-        raise pickle.UnpicklingError(reason) from error
+        # The rest of torch's text advises to load the file all the same.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found and not (is_zip or _are_pickles_whole(path)):
+            raise EOFError("it ends too early") from error
+        if found:
+            raise _RefusedError(found[1]) from error
+        if not is_zip:
+            _read_pkl(path)  # names the code in a plain pickle
+        raise pickle.UnpicklingError("it is not a file that torch wrote") from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise _RefusedError("a TorchScript program") from error
+        raise
+
+
+def _are_pickles_whole(path: Path) -> bool:
+    """Check that the pickles at the start of a file are not cut off, perhaps inside a name."""
+    with path.open("rb") as file:
+        for _ in range(5):  # in a file of torch before 1.6; the data of the tensors follow
+            if not file.peek(1):
+                return True
+            try:
+                for _ in pickletools.genops(file):
+                    pass
+            except Exception:  # damaged data may raise anything
+                return False
+    return True
 
 
 def _check_sums(path: Path) -> None:
-    """Raise BadZipFile where a record is not as it was written: torch does not look."""
+    """Raise BadZipFile if the checksum of a record is wrong, which torch does not check."""
     damaged = []
     with path.open("rb") as whole, zipfile.ZipFile(whole) as archive:
         records = [record for record in archive.infolist() if record.file_size]
@@ -151,11 +187,11 @@ def _check_sums(path: Path) -> None:
                 with archive.open(record) as file:
                     while file.read(1 << 20):
                         pass
-            except Exception:  # of zipfile's, which seeks and unpacks what may be nonsense
+            except Exception:  # zipfile may raise anything on damaged data
                 damaged.append(record.filename)
-    # Where none is right, torch wrote none: `torch.serialization.set_crc32_options(False)`.
+    # If all are wrong, the file has no checksums: `torch.serialization.set_crc32_options(False)`.
     if damaged and len(damaged) < len(records):
-        raise zipfile.BadZipFile(f"it is damaged, its record {damaged[0]} is not what was written")
+        raise zipfile.BadZipFile(f"the checksum of its record {damaged[0]} is wrong")
 
 
 def _read_pkl(path: Path) -> Any:
@@ -173,43 +209,47 @@ def _read_safetensors(path: Path) -> Any:
     if INFERENCE in metadata:
         try:
             content[INFERENCE] = json.loads(metadata[INFERENCE])
-        except ValueError:  # somebody else's; whoever needs it will say so
+        except ValueError:  # written by another program; its reader reports that
             content[INFERENCE] = metadata[INFERENCE]
     return content
 
 
 def as_tensors(weights: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """A state dict of tensors from one of tensors or arrays; ``source`` stands in the error.
+    """Convert a state dict of tensors or arrays into one of tensors.
+
+    Args:
+        weights: Names to tensors, arrays or numpy numbers.
+        source: Name of the file, for the error message.
 
     Raises:
-        ValueError: if it is empty or holds anything else.
+        ValueError: If ``weights`` is empty or holds anything else.
     """
     if not weights or not all(isinstance(k, str) and _is_numeric(v) for k, v in weights.items()):
         raise ValueError(
-            f"{source} holds no state dict: expected names with tensors, found "
+            f"{source} does not hold a state dict: expected names with tensors, found "
             f"{', '.join(map(str, list(weights)[:5])) or 'nothing'}."
         )
-    # A copy, for an array may lie in memory that is read-only.
+    # Copied, because the memory of an array may be read-only.
     return {
         k: v if isinstance(v, Tensor) else torch.from_numpy(np.array(v)) for k, v in weights.items()
     }
 
 
 def averaged_weights(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The averaged weights in a checkpoint, under the model's own names.
+    """Return the averaged weights of a checkpoint, under the model's parameter names.
 
     Args:
-        content: of the checkpoint.
-        source: its name, for the error.
+        content: Content of the checkpoint.
+        source: Name of the file, for the error message.
 
     Raises:
-        ValueError: if it holds none.
+        ValueError: If the checkpoint has no averaged weights.
     """
     if EMA not in content:
         raise ValueError(
-            f"{source} holds no averaged weights, only {', '.join(map(str, content))}: a run with "
-            "MODEL.EMA.ENABLED True keeps them. To use the file as it is, set that to False, and "
-            "leave out --ema and ?ema=True."
+            f"{source} holds no averaged weights, only {', '.join(map(str, content))}: trainings "
+            "with MODEL.EMA.ENABLED True save them. To use the weights that the file has, set that "
+            "key to False, and leave out --ema and ?ema=True."
         )
     state = as_tensors(content[EMA], source)
     return {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
@@ -227,16 +267,18 @@ def write_weights(
     class_names: Sequence[str] | None = None,
     inference: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a file that ``MODEL.WEIGHTS`` takes, whole or not at all.
+    """Write a file for ``MODEL.WEIGHTS``, atomically.
 
     Args:
-        weights: names to tensors.
-        path: ends in ``.safetensors``, ``.pth`` or ``.pkl``; its folder is made.
-        class_names: of the classes that the weights were trained on, in their order.
-        inference: what inference needs beside the weights, as plain data.
+        weights: Names to tensors.
+        path: File to write, ending in ``.safetensors``, ``.pth`` or ``.pkl``. Its folder is
+            created if needed.
+        class_names: Names of the model's classes, in the order of the class layer.
+        inference: The model's config and classes as plain data; see
+            :mod:`mask_former.checkpoint.inference_data`.
 
     Raises:
-        ValueError: for another suffix.
+        ValueError: If ``path`` has another suffix.
     """
     tensors = {name: value.contiguous() for name, value in weights.items()}
     extras: dict[str, Any] = {} if class_names is None else {CLASS_NAMES: list(class_names)}
@@ -256,21 +298,21 @@ def write_weights(
 
 
 def _detectron2_pkl(weights: Mapping[str, Tensor], extras: Mapping[str, Any]) -> bytes:
-    """detectron2 takes a ``.pkl`` without an author for one of Caffe2's."""
+    """Pickle weights as detectron2 does; it takes a file without an author for Caffe2's."""
     arrays = {name: value.numpy() for name, value in weights.items()}
     return pickle.dumps({"model": arrays, "__author__": "mask_former", **extras})
 
 
 def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> dict[str, T]:
-    """The same weights under the names of today.
+    """Return the same weights under the current parameter names; idempotent.
 
     Early MaskFormer checkpoints have the pixel decoder's parameters directly under
-    ``sem_seg_head.``; what was saved from a wrapped model begins with ``module.``. Renaming twice
-    is renaming once.
+    ``sem_seg_head.``, and the names in the checkpoint of a wrapped model start with ``module.``.
 
     Args:
-        weights: names to whatever.
-        keep: names of the model, which stay as they are: a head of one's own may use the old ones.
+        weights: Names to values of any type.
+        keep: Names that stay unchanged: those of the model, because a user's head may use the old
+            names.
     """
     while weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}

@@ -225,7 +225,7 @@ def test_a_missing_file_is_an_error_that_names_it_and_the_next_load_works(tmp_pa
         with pytest.raises(FileNotFoundError, match=r"no checkpoint .*none.pth .MODEL.WEIGHTS"):
             checkpointer.load(str(path))
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match=r"text.pth is no readable checkpoint"):
+    with pytest.raises(ValueError, match=r"text.pth is not a readable checkpoint"):
         checkpointer.load(str(tmp_path / "text.pth"))
     torch.save(small_model(2.0).state_dict(), tmp_path / "x.pth")
     checkpointer.load(str(tmp_path / "x.pth"))
@@ -318,7 +318,7 @@ def test_the_momentum_of_caffe2_does_not_count(tmp_path, cfg):
 
 def test_a_file_without_a_state_dict_is_named(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth holds no state dict: .* found epoch"):
+    with pytest.raises(ValueError, match=r"x\.pth does not hold a state dict: .* found epoch"):
         Checkpointer(small_model(0.0)).load(str(tmp_path / "x.pth"))
 
 

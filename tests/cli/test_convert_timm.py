@@ -101,8 +101,8 @@ def test_each_mistake_gets_one_line_and_exit_code_1(resnet, tmp_path, capsys):
     cases = [
         ("test_resnt", good, output, "'test_resnt', unknown to timm", "'test_resnet'"),
         ("test_resnet", other, output, str(other), "do not fit timm's test_resnet"),
-        ("test_resnet", no_weights, output, str(no_weights), "holds no state dict"),
-        ("test_resnet", broken, output, str(broken), "is no readable checkpoint"),
+        ("test_resnet", no_weights, output, str(no_weights), "does not hold a state dict"),
+        ("test_resnet", broken, output, str(broken), "is not a readable checkpoint"),
         ("test_resnet", tmp_path / "absent.pth", output, "There is no checkpoint", "absent.pth"),
         ("test_resnet", None, output, "No installed package contains weights", "--checkpoint"),
         ("test_resnet", good, tmp_path / "out.bin", "out.bin", "must end in .safetensors, .pth"),

@@ -283,7 +283,7 @@ def test_inputs_that_are_all_bad_need_no_model(run, log):
     [
         (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is not set"),
         (["MODEL.WEIGHTS", "none.pth"], "There is no checkpoint none.pth"),
-        (["MODEL.WEIGHTS", "text.pth"], "text.pth is no readable checkpoint"),
+        (["MODEL.WEIGHTS", "text.pth"], "text.pth is not a readable checkpoint"),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"], "does not fit the model"),
         (["MODEL.BACKBONE.NAME", "none"], "MODEL.BACKBONE.NAME is 'none'"),
         (["MODEL.NONE", "1"], "MODEL.NONE"),

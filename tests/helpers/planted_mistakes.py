@@ -334,12 +334,19 @@ CONFIG = {
     ),
     "weights that were damaged on their way": Mistake(
         lambda folder: Checkpointer(layer(1.0)).load(str(flip_a_bit(checkpoint(folder, 0.0)))),
-        "…x.pth is no readable checkpoint: it is damaged, its record …data… is not what was "
-        "written. Only data is read: arrays, tensors and plain containers. A truncated download? "
-        "Then fetch it again; one that holds other objects must be saved anew as a dict of "
-        "tensors.",
+        "…x.pth is not a readable checkpoint: the checksum of its record …data… is wrong. It may "
+        "be truncated or damaged: download or copy it again.",
         "The file was cut off or changed after it was written.",
         "Copy or download it again.",
+    ),
+    "a checkpoint that would run code": Mistake(
+        lambda folder: Checkpointer(layer(1.0)).load(str(checkpoint(folder, 0.0, log=print))),
+        "…x.pth was refused: loading it would run code (found: …print). Only tensors, numbers, "
+        "strings and containers are loaded. If you made the file yourself, save it again as a "
+        "dict of tensors, such as model.state_dict().",
+        "Pickled Python objects may do anything when they are loaded. Many libraries pickle the "
+        "whole model, but nothing distinguishes such a file from a malicious one.",
+        "Get the weights as `.safetensors`, or as a dict of tensors.",
     ),
     "an evaluator without its result": Mistake(
         lambda folder: build_evaluator(
@@ -367,8 +374,8 @@ def layer(bias: float) -> nn.Linear:
     return made
 
 
-def checkpoint(folder: Path, bias: float) -> Path:
-    torch.save({"model": layer(bias).state_dict()}, folder / "x.pth")
+def checkpoint(folder: Path, bias: float, **extras: Any) -> Path:
+    torch.save({"model": layer(bias).state_dict(), **extras}, folder / "x.pth")
     return folder / "x.pth"
 
 

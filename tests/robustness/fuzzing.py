@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 from mask_former.checkpoint.checkpointer import Checkpointer
-from mask_former.config.loading import load_cfg
+from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.data.datasets.loaders import load_instances, load_panoptic
 from mask_former.data.datasets.table import read_table
 from mask_former.predictor.images import load_image
@@ -200,7 +200,7 @@ def _table(path: Path) -> Any:
 def _config(path: Path) -> Any:
     from detectron2.modeling import build_model
 
-    cfg = load_cfg(str(path))
+    cfg = resolve_device(load_cfg(str(path)))
     build_model(cfg)
     return dict(_flat(cfg))
 
