@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.structures import ParameterRows
+from mask_former.utils.atomic_files import replace_file, save_torch
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
@@ -24,14 +25,12 @@ from mask_former.utils.weight_files import (
     averaged_weights,
     read_checkpoint,
     rename_old_layout,
-    replace_file,
-    save_torch,
 )
 
 from .finetuning import Finetuning, match_classes
 from .weights_fit import WeightsFit, compare
 
-__all__ = ["Checkpointer", "remove_parts", "replace_file", "unwrapped"]
+__all__ = ["Checkpointer", "remove_parts", "unwrapped"]
 
 
 def parameter_rows(model: nn.Module) -> ParameterRows:

@@ -1,4 +1,4 @@
-"""Colours for classes, for instances and for text on them."""
+"""Colours of classes, of instances, and of text on top of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = [
 ]
 
 Color = tuple[int, int, int]
-"""RGB, 0 … 255."""
+"""RGB values, 0 … 255."""
 
 _GOLDEN = 0.618034
-"""Multiples of it, modulo 1, spread evenly however many are taken."""
+"""Golden ratio: any number of its multiples, modulo 1, are spread evenly."""
 
 
 def spread_color(index: int) -> Color:
-    """The ``index``-th of endlessly many colours that differ."""
+    """Return colour number ``index`` of an endless sequence of different colours."""
     hue, value = index * _GOLDEN % 1, (1.0, 0.7, 0.85)[index % 3]
     return _rgb(hue, 0.55 + 0.4 * (index // 3 % 2), value)
 
@@ -35,26 +35,32 @@ _OKABE_ITO: tuple[Color, ...] = (
     (0, 114, 178),
     (213, 94, 0),
     (204, 121, 167),
-    (60, 60, 60),  # for their black, under which a picture would not be seen
+    (60, 60, 60),  # instead of their black, which would hide the image below
 )
 
 
 def colorblind_color(index: int) -> Color:
-    """The ``index``-th colour that people with any colour vision can tell from those near it.
+    """Return colour number ``index`` of a sequence for people with any colour vision.
 
-    The first eight are Okabe and Ito's (*Color Universal Design*, 2008); each further round of
-    eight is lighter or darker in turn, for hues alone do not go further.
+    Each colour can be distinguished from the few before and after it. The first eight are those
+    of Okabe and Ito (*Color Universal Design*, 2008). Each further group of eight mixes them with
+    white or, every second time, black, because there are no more hues to choose from.
     """
-    color, turn = _OKABE_ITO[index % 8], index // 8
-    if turn == 0:
+    color, group = _OKABE_ITO[index % 8], index // 8
+    if group == 0:
         return color
-    white, part = 255 * (turn % 2), 0.25 + 0.5 * ((turn + 1) // 2 * _GOLDEN % 1)
+    white, part = 255 * (group % 2), 0.25 + 0.5 * ((group + 1) // 2 * _GOLDEN % 1)
     red, green, blue = (round(channel + part * (white - channel)) for channel in color)
     return red, green, blue
 
 
 def instance_color(color: Color, index: int) -> Color:
-    """The shade of the ``index``-th instance of a class: the first has the class's own."""
+    """Return the shade of instance number ``index`` of a class; number 0 has the class's colour.
+
+    Args:
+        color: Colour of the class.
+        index: Number of the instance among those of its class.
+    """
     if index == 0:
         return color
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
@@ -69,7 +75,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Color:
 
 
 def text_color(background: Color) -> Color:
-    """Black or white, whichever can be read better on it: at least 4.5:1 (WCAG 2's AA)."""
+    """Return black or white, whichever has the higher contrast: at least 4.5:1 (WCAG 2, AA)."""
     linear = [
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
         for c in (channel / 255 for channel in background)
@@ -83,4 +89,4 @@ PALETTES: dict[str, Callable[[int], Color] | None] = {
     "spread": spread_color,
     "colorblind": colorblind_color,
 }
-"""The colour of a class by its contiguous id; None: the one that the dataset gives it."""
+"""Functions from a contiguous class id to its colour; None: the colours of the dataset."""

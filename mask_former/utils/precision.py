@@ -1,4 +1,4 @@
-"""The number formats of mixed precision, as configs name them."""
+"""Number formats of mixed precision, as configs name them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def amp_dtype(node: Any, key: str) -> torch.dtype | None:
-    """The dtype that a config node with ``ENABLED`` and ``DTYPE`` asks for; None where it is off.
+    """Return the dtype of mixed precision, or None if it is off.
 
     Args:
-        node: the node.
-        key: its name, for the message.
+        node: Config node with ``ENABLED`` and ``DTYPE``.
+        key: Full name of the node, for the error message.
 
     Raises:
-        ValueError: for another dtype.
+        ValueError: If ``DTYPE`` is unknown.
     """
     if not node.ENABLED:
         return None

@@ -34,8 +34,6 @@ __all__ = [
     "read_checkpoint",
     "read_extras",
     "rename_old_layout",
-    "replace_file",
-    "save_torch",
     "write_weights",
 ]
 

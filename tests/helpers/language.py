@@ -19,6 +19,7 @@ from tests.helpers.paths import ROOT
 
 DONE: tuple[str, ...] = (
     "mask_former/results",
+    "mask_former/utils",
     "mask_former/visualization",
     "tests/conftest.py",
     "tests/helpers/rounding_noise.py",

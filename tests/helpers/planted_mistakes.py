@@ -300,7 +300,8 @@ CONFIG = {
             *("MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselinePlusHead"),
         ),
         "PerPixelBaselinePlusHead has one query for each class, but "
-        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is 6 and MODEL.SEM_SEG_HEAD.NUM_CLASSES 4: set both to the number of classes.",
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is 6 and MODEL.SEM_SEG_HEAD.NUM_CLASSES 4: set both "
+        "to the number of classes.",
         "Its queries are the classes.",
         "Set both keys to one number.",
     ),

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import mask_former  # noqa: F401  (registers everything)
 from mask_former.checkpoint.provenance import git_state
-from mask_former.utils.weight_files import replace_file
+from mask_former.utils.atomic_files import replace_file
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.fuzzing import all_samples, fuzz

@@ -62,7 +62,9 @@ def test_a_wrong_bit_in_the_weights_of_a_pth_is_an_error(tmp_path):
     place = content.index(number) + 2
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     assert torch.load(path)["model"]["a"].ne(1.5).any()  # torch itself does not look
-    with pytest.raises(ValueError, match=r"x\.pth is not a readable checkpoint: the checksum of its record"):
+    with pytest.raises(
+        ValueError, match=r"x\.pth is not a readable checkpoint: the checksum of its record"
+    ):
         read_checkpoint(path)
 
 

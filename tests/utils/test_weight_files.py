@@ -215,7 +215,9 @@ def test_torchs_oldest_format_and_its_programs_are_refused(write, tmp_path, payl
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pth")
     with pytest.raises(ValueError, match=r"tar\.pth is not a readable checkpoint"):
         read_checkpoint(tmp_path / "tar.pth")
-    with pytest.raises(ValueError, match=r"script\.pth was refused: .*found: a TorchScript program"):
+    with pytest.raises(
+        ValueError, match=r"script\.pth was refused: .*found: a TorchScript program"
+    ):
         read_checkpoint(tmp_path / "script.pth")
     assert not trace.exists()
 
@@ -223,7 +225,9 @@ def test_torchs_oldest_format_and_its_programs_are_refused(write, tmp_path, payl
 @pytest.mark.parametrize("name", ["eval", "getattr", "__import__"])
 def test_a_pickle_that_asks_for_a_builtin_is_refused_and_told_so(name, write):
     data = b"cbuiltins\n%b\n(S'1'\ntR." % name.encode()
-    with pytest.raises(ValueError, match=rf"was refused: .* \(found: builtins\.{name}\)\. Only ten"):
+    with pytest.raises(
+        ValueError, match=rf"was refused: .* \(found: builtins\.{name}\)\. Only ten"
+    ):
         read_checkpoint(write("model.pkl", data))
 
 
@@ -240,7 +244,9 @@ def test_a_pickled_module_is_refused_with_what_to_do(write):
 def test_a_file_cut_anywhere_is_refused(name, write):
     data = FILES[name]
     for length in range(0, len(data), max(1, len(data) // 60)):
-        with pytest.raises(ValueError, match=rf"{name} is not a readable checkpoint: \w.*truncated"):
+        with pytest.raises(
+            ValueError, match=rf"{name} is not a readable checkpoint: \w.*truncated"
+        ):
             read_checkpoint(write(name, data[:length]))
 
 
