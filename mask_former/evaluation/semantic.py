@@ -9,15 +9,15 @@ import detectron2.evaluation as d2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from mask_former.data.formats.readers import read_class_map
+from mask_former.data.formats.rle import encode_label_map
 from mask_former.ops import best_class
 
 from .panoptic_quality import pair_counts
 
-__all__ = ["SemSegEvaluator", "class_map", "encode_classes"]
+__all__ = ["SemSegEvaluator", "class_map"]
 
 
 class SemSegEvaluator(d2.SemSegEvaluator):
@@ -101,7 +101,7 @@ class SemSegEvaluator(d2.SemSegEvaluator):
                 "category_id": label if own is None else own[label],
                 "segmentation": mask,
             }
-            for label, mask in encode_classes(sem_seg).items()
+            for label, mask in encode_label_map(sem_seg).items()
         ]
 
 
@@ -112,29 +112,3 @@ def class_map(scores: Tensor) -> NDArray[Any]:
         scores: K×H×W, on any device.
     """
     return best_class(scores)[0].cpu().numpy().astype(np.min_scalar_type(len(scores) - 1))
-
-
-def encode_classes(labels: NDArray[Any]) -> dict[int, dict[str, Any]]:
-    """The mask of each value of an H×W map in COCO's run-length encoding, all from one pass.
-
-    Returns:
-        value, ascending, to ``size`` [H, W] and ``counts``, as ``pycocotools.mask.encode`` gives
-        them, but ``counts`` as a string.
-    """
-    height, width = labels.shape
-    pixels = labels.ravel(order="F")
-    starts = np.flatnonzero(np.append(True, pixels[1:] != pixels[:-1]))
-    ends = np.append(starts[1:], pixels.size)
-    by_value = np.argsort(pixels[starts], kind="stable")
-    values, starts, ends = pixels[starts][by_value], starts[by_value], ends[by_value]
-    present, first = np.unique(values, return_index=True)
-    runs_of = np.split(np.stack([starts, ends], axis=1), first[1:])
-    encoded = {}
-    for value, own in zip(present.tolist(), runs_of, strict=True):
-        # Lengths of what is outside and inside in turn, from the first pixel to the last.
-        lengths = np.diff(own.ravel(), prepend=0, append=pixels.size).tolist()
-        counts = lengths if lengths[-1] else lengths[:-1]
-        runs = {"size": [height, width], "counts": counts}
-        mask = coco_mask.frPyObjects(runs, height, width)
-        encoded[value] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
-    return encoded

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mask_former.data.datasets.classes import Classes
-from mask_former.data.formats.coco_panoptic import segments_info, write_ids
+from mask_former.data.datasets.table import Category
+from mask_former.data.formats.coco_panoptic import category_entries, segments_info, write_ids
+from mask_former.data.formats.rle import encode_mask
 
 from .arrays import InstanceResult, PanopticResult
 
@@ -50,11 +51,11 @@ def resolve_category_ids(classes: Classes, category_ids: Mapping[int, int] | Non
 
 def categories(classes: Classes, ids: CategoryIds) -> list[dict[str, Any]]:
     """Return COCO's ``categories``: id, name, isthing and color of each class with an id."""
-    return [
-        {"id": i, "name": data["name"], "isthing": int(data["isthing"]), "color": data["color"]}
+    return category_entries(
+        Category(data["name"], i, data["color"], data["isthing"])
         for i, data in zip(ids, classes.to_data(), strict=True)
         if i is not None
-    ]
+    )
 
 
 def panoptic_record(
@@ -111,14 +112,13 @@ def instance_records(
         result.masks, result.boxes, result.scores, result.class_ids, strict=True
     ):
         left, top, right, bottom = box.tolist()
-        rle = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
         records.append(
             {
                 "image_id": image_id,
                 "category_id": _category(int(class_id), ids, where),
                 "bbox": [left, top, right - left, bottom - top],
                 "score": float(score),
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                "segmentation": encode_mask(mask),
             }
         )
     return records

@@ -11,9 +11,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import sem_seg_evaluation
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from mask_former.evaluation.semantic import SemSegEvaluator, class_map, encode_classes
+from mask_former.evaluation.semantic import SemSegEvaluator, class_map
 
 DATASET = "test_semantic_evaluation"
 H, W, COUNT = 70, 50, 5
@@ -152,17 +151,6 @@ def test_what_differs_in_double_precision_alone_is_told_apart():
 def test_scores_that_are_a_view_or_want_gradients_have_a_class_map():
     scores = torch.rand(40, 30, 7, requires_grad=True).permute(2, 0, 1)
     assert (class_map(scores) == scores.argmax(0).numpy()).all()
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (40, 30)])
-@pytest.mark.parametrize("values", [[3], [0, 1], [5, 0, 300]])
-def test_run_lengths_are_those_of_pycocotools(shape, values):
-    labels = np.random.default_rng(0).choice(values, shape).astype(np.uint16)
-    found = encode_classes(labels)
-    assert list(found) == np.unique(labels).tolist()
-    for value, mask in found.items():
-        expected = coco_mask.encode(np.asfortranarray(labels == value, dtype=np.uint8))
-        assert mask == expected | {"counts": expected["counts"].decode()}
 
 
 # Mistakes

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from detectron2.structures.masks import polygons_to_bitmask
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from mask_former.structures import Size
 
 from .readers import read_segment_map
+from .rle import area_and_box, compress_runs, decode_mask, encode_mask
 
 __all__ = [
     "check_segmentation",
@@ -98,7 +98,7 @@ def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[An
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
         return polygons_to_bitmask(polygons, *size).view(np.uint8)
     try:
-        return coco_mask.decode(compress(segmentation, size, where))
+        return decode_mask(compress(segmentation, size, where))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: its RLE is damaged ({error}): write it again.") from error
 
@@ -122,7 +122,7 @@ def compress(segmentation: Any, size: Size, where: str) -> Any:
             f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels}, "
             f"those of {size} (height, width), none of them negative: write it again."
         )
-    return coco_mask.frPyObjects(dict(segmentation), *size)
+    return compress_runs(counts, size)
 
 
 def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str, Any]:
@@ -139,9 +139,7 @@ def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str,
     full = {"iscrowd": 0, **annotation}
     if "area" not in full or not full.get("bbox"):
         mask = decode_segmentation(annotation.get("segmentation"), size, where)
-        rle = coco_mask.encode(np.asfortranarray(mask))
-        full["area"] = float(coco_mask.area(rle))
-        full["bbox"] = coco_mask.toBbox(rle).tolist()
+        full["area"], full["bbox"] = area_and_box(encode_mask(mask))
     return full
 
 
@@ -172,14 +170,12 @@ def instances_of_panoptic(content: Mapping[str, Any], panoptic_root: Path) -> di
         images.append({**entries.get(image_id, {"id": image_id}), **size})
         for index, info in enumerate(infos, start=1):
             if info["category_id"] in things:
-                mask = np.asfortranarray(indices == index, dtype=np.uint8)
-                rle = coco_mask.encode(mask)
                 annotation = {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": info["category_id"],
                     "iscrowd": info.get("iscrowd", 0),
-                    "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
+                    "segmentation": encode_mask(indices == index),
                 }
                 annotations.append(complete(annotation, indices.shape, png))
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from mask_former.utils.atomic_files import replace_file
 
-from ..datasets.catalog import Category
+from ..datasets.table import Category
 from ..targets import index_segments
 
 
@@ -51,6 +51,14 @@ def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> li
     return infos
 
 
+def category_entries(categories: Iterable[Category]) -> list[dict[str, Any]]:
+    """Describe classes as the ``categories`` of a COCO JSON do."""
+    return [
+        {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": c.color}
+        for c in categories
+    ]
+
+
 def write_ids(path: Path, ids: NDArray[np.int32]) -> None:
     """Write H×W segment ids as an RGB PNG: id = R + 256·G + 256²·B."""
     rgb = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=-1).astype(np.uint8)
@@ -78,9 +86,6 @@ def write_json(
     content = {
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": c.color}
-            for c in categories
-        ],
+        "categories": category_entries(categories),
     }
     replace_file(path, lambda part: part.write_text(json.dumps(content), encoding="utf-8"))

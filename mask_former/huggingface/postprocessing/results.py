@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from mask_former.data.formats.rle import encode_mask
 from mask_former.inference import instance_inference, semantic_inference, semantic_map
 from mask_former.inference.panoptic import segment_ids
 from mask_former.inference.semantic import best_classes
@@ -235,13 +234,8 @@ def _in_form(masks: Tensor, form: Form) -> Any:
     if form == "masks":
         return masks
     if form == "rle":
-        return [_rle(mask) for mask in masks.cpu().numpy()]
+        return [encode_mask(mask) for mask in masks.cpu().numpy()]
     ids = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
     for index, mask in enumerate(masks):
         ids[mask] = index
     return ids
-
-
-def _rle(mask: np.ndarray[Any, Any]) -> dict[str, Any]:
-    encoded: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
