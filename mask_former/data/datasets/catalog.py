@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..shapes.writer import generate as generate_shapes
 from .loaders import load_instances, load_panoptic, load_sem_seg
 from .table import TABLES, Category, Dataset, Table, check_table, read_table, with_base
 
@@ -26,6 +27,9 @@ __all__ = [
     "register_table",
     "register_tables",
 ]
+
+_GENERATORS: dict[str, Callable[[Path], None]] = {"shapes": generate_shapes}
+"""By the name in a table of the package: a function that makes the files of a dataset folder."""
 
 _EVALUATORS = {"sem_seg": "sem_seg", "panoptic": "coco_panoptic_seg", "instances": "coco"}
 
@@ -148,8 +152,7 @@ class _Loader:
     def _load(self) -> list[dict[str, Any]]:
         table, dataset = self.table, self.table.datasets[self.name]
         if table.generator is not None:
-            generate = importlib.import_module(table.generator).generate
-            generate(self.root / Path(dataset.image_root).parts[0])
+            _GENERATORS[table.generator](self.root / Path(dataset.image_root).parts[0])
         paths = {
             key: self.root / getattr(dataset, key)
             for key in ("image_root", "sem_seg_root", "panoptic_root", "panoptic_json", "json_file")

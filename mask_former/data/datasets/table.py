@@ -4,7 +4,8 @@ A table (`tables/*.json`) describes a family of datasets that share their catego
 are absolute, or relative to `$DETECTRON2_DATASETS` (a user's own table: to the table's folder)::
 
     prepare       optional: how to make the files, told to users who lack them
-    generator     optional: a module whose `generate(folder)` makes them on first use
+    generator     the package's own tables only: the key of one of the package's functions that
+                  make the files on first use
     ignore_label  the pixel value that has no class (default 255)
     labels_are_ids  pixels of label maps are the categories' ids, not their positions
     datasets      name -> kind ("sem_seg", "panoptic" or "instances"), folders, evaluator_type;
@@ -23,7 +24,7 @@ from typing import Any
 
 __all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table", "with_base"]
 
-TABLES = Path(__file__).parents[1] / "tables"
+TABLES = Path(__file__).resolve().parents[1] / "tables"
 
 _PATHS = ("image_root", "sem_seg_root", "panoptic_root", "panoptic_json", "json_file")
 _NEVER_NONE = ("name", "image_root", "kind", "ignore_label", "isthing", "labels_are_ids")
@@ -157,6 +158,12 @@ def with_base(table: Table, base: Path) -> Table:
 def check_table(table: Table) -> None:
     """Raise ValueError, which names the table, where it contradicts itself."""
     _check_types(table)
+    if table.generator is not None and table.path.resolve().parent != TABLES:
+        raise ValueError(
+            f"{table.path}: found a `generator`, {table.generator!r}, which only the package's own "
+            "tables may have: a table must not choose code to run. Remove the key, and create the "
+            "files before you use the table."
+        )
     ids = [c.id for c in table.categories]
     if any(i is not None for i in ids) and len(set(ids) - {None}) != len(ids):
         raise ValueError(f"{table.path}: every category needs an `id` of its own, or none has one.")

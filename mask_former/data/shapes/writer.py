@@ -17,7 +17,7 @@ from typing import Any
 
 from iopath.common.file_io import file_lock
 
-from ..datasets.catalog import read_table
+from ..datasets.table import read_table
 from ..formats.coco_panoptic import segments_info, write_ids, write_image, write_json
 from .scene import HEIGHT, WIDTH, scene
 

@@ -15,6 +15,7 @@ from detectron2.data.datasets import builtin_meta, coco_panoptic
 from mask_former.data.datasets import catalog
 from mask_former.data.datasets.custom import copy_table
 from mask_former.data.datasets.loaders import load_panoptic, load_sem_seg
+from mask_former.data.shapes import writer
 from tests.helpers.paths import ROOT as REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("restored_catalogs")
@@ -219,6 +220,30 @@ def test_a_broken_table_is_an_error_that_names_the_table(
     with pytest.raises(ValueError, match=message) as error:
         catalog.read_table(path)
     assert str(path) in str(error.value)
+
+
+# -------------------------------------------------------------------------------- generators
+
+
+@pytest.mark.parametrize("generator", ["os", "mask_former.data.shapes.writer", "shapes"])
+def test_a_users_table_with_a_generator_is_refused_and_nothing_is_imported(
+    tmp_path: Path, generator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib, "import_module", None)
+    path = own_table(tmp_path, generator=generator)
+    with pytest.raises(ValueError, match=rf"own\.json: found a `generator`, '{generator}'.*Remove"):
+        catalog.register_table(path)
+    assert "own" not in DatasetCatalog
+
+
+def test_each_generator_of_the_packages_tables_is_a_function_of_the_package(
+    tmp_path: Path,
+) -> None:
+    catalog.register_tables(tmp_path)
+    named = {catalog.read_table(path).generator for path in catalog.TABLES.glob("*.json")} - {None}
+    assert named == catalog._GENERATORS.keys() == {"shapes"}
+    writer.generate(tmp_path / "shapes_panoptic", writer.Settings(num_train=1, num_val=1))
+    assert len(DatasetCatalog.get("shapes_panoptic_val")) == 1
 
 
 # ----------------------------------------------------------------------------------- loaders
