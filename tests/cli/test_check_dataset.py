@@ -69,6 +69,18 @@ def test_errors_are_listed_by_file_and_the_exit_code_is_1(data, capsys):
     assert lines[-1] == "5 images: 2 errors, 0 notes"
 
 
+def test_an_empty_label_file_is_one_error_line_and_the_rest_is_checked(data, capsys):
+    (data / "labels/1.png").write_bytes(b"")
+    (data / "images/2.png").write_bytes((data / "images/2.png").read_bytes()[:70])
+    assert run(data) == 1
+    lines = output(capsys)
+    assert lines[0].startswith(f"error: {data}/labels/1.png, the 'sem_seg_file_name'")
+    assert "it is empty. Restore the file" in lines[0]
+    assert "images/2.png" in lines[1] and "the PNG is truncated after 70 bytes" in lines[1]
+    assert ["0", "sky", "5", "45.000%"] in [line.split() for line in lines]
+    assert lines[-1] == "6 images: 2 errors, 0 notes"
+
+
 def test_notes_alone_are_no_error(data, capsys):
     (data / "classes.txt").write_text("sky\nroad\nbus\n")
     assert run(data) == 0
@@ -101,7 +113,7 @@ def test_several_processes_find_the_same(data, capsys):
 
 def test_the_ignore_label_may_be_another(data, capsys):
     assert run(data, "--ignore-label", 254) == 1
-    assert any("255 be ignored? Then it is the ignore label" in line for line in output(capsys))
+    assert any("255 be ignored? Then set it as the ignore label" in line for line in output(capsys))
 
 
 def test_values_may_stand_before_the_classes_names(data, capsys):
@@ -200,8 +212,8 @@ def test_options_that_do_not_go_together_are_refused(options, expected, capsys):
     ("options", "expected"),
     [
         (["--dataset", "nowhere"], "There is no dataset 'nowhere'"),
-        (["--images", "/nowhere", "--json", "/nowhere.json"], "/nowhere.json is not there"),
-        (["--images", "/a", "--labels", "/b", "--classes", "/c"], "is not there"),
+        (["--images", "/nowhere", "--json", "/nowhere.json"], "/nowhere.json is missing"),
+        (["--images", "/a", "--labels", "/b", "--classes", "/c"], "is missing"),
     ],
 )
 def test_what_cannot_begin_is_one_line_and_exit_code_1(options, expected, capsys):

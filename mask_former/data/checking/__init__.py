@@ -1,4 +1,4 @@
-"""Is a dataset what it should be: by file, and as a whole. `tools/check_dataset.py` asks."""
+"""Validate a dataset: each file, then the whole. ``tools/check_dataset.py`` uses it."""
 
 from .images import ClassTable, Finding, ImageCheck, check_image
 from .sources import Source, classes_of_dataset, from_coco_json, from_folders, from_registered

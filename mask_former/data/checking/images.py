@@ -1,6 +1,6 @@
-"""What is wrong with one image and its annotation: all of it, where the mappers stop at the first.
+"""Collect every error of an image and its annotation, where a mapper stops at the first.
 
-The checks are the mappers' own readers; here their errors are collected.
+The checks are the mappers' own readers, whose exceptions are collected here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from detectron2.data import detection_utils
 from numpy.typing import NDArray
-from PIL import Image
 
 from mask_former.structures import Record
 from mask_former.utils.errors import message_of
@@ -34,42 +33,43 @@ __all__ = ["ClassTable", "Finding", "ImageCheck", "check_image"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about a file."""
+    """One error of a file, or a note about it."""
 
     file: str
     message: str
     is_error: bool = True
-    """False: it may well be meant so."""
+    """False: a note, since it may be intended."""
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The K classes that the annotations should have."""
+    """The K classes that the annotations are checked against."""
 
     names: Sequence[str]
     ignore_label: int | None = None
-    """The value of pixels without a class; None where there is no label map."""
+    """The value of pixels without a class; None without a label map."""
 
     @property
     def num_classes(self) -> int:
+        """The number of classes, K."""
         return len(self.names)
 
 
 @dataclass
 class ImageCheck:
-    """What was found in an image and its annotation."""
+    """The result of checking an image and its annotation."""
 
     findings: list[Finding] = field(default_factory=list)
     size: tuple[int, int] | None = None
-    """Height and width in pixels, any EXIF rotation applied; None: the image is unreadable."""
+    """Height and width in pixels, after any EXIF rotation; None: the image is unreadable."""
     pixels: Counter[int] = field(default_factory=Counter)
-    """Pixels by class id, or by label where it is no class; overlapping instances count each."""
+    """Pixels by class id, or by label if it is not a class; overlapping instances each count."""
     num_targets: int = 0
     """Segments, instances, or classes of a label map."""
 
     @contextmanager
-    def noting(self, file: str) -> Iterator[None]:
-        """What goes wrong inside becomes a finding."""
+    def collecting(self, file: str) -> Iterator[None]:
+        """Convert an exception of a reader into an error of ``file``."""
         try:
             yield
         except (FileNotFoundError, KeyError, ValueError) as error:
@@ -77,30 +77,30 @@ class ImageCheck:
 
 
 def check_image(record: Record, classes: ClassTable) -> ImageCheck:
-    """Check an image and every annotation that detectron2's dict of it names.
+    """Check an image and every annotation that its record names.
 
     Args:
-        record: `file_name` and some of `pan_seg_file_name` with `segments_info`,
-            `sem_seg_file_name` (with `label_map`, if any) and `annotations` (COCO's polygons or
-            RLE). A `category_id` is
-            contiguous, or None where the source has reported it.
-        classes: of the annotations.
+        record: ``file_name`` and some of ``pan_seg_file_name`` with ``segments_info``,
+            ``sem_seg_file_name`` (with an optional ``label_map``) and ``annotations`` (COCO
+            polygons or RLEs). A ``category_id`` is contiguous, or None if the source has already
+            reported it as unknown.
+        classes: the classes of the annotations.
     """
     check = ImageCheck()
     image_file = record["file_name"]
     image = None
-    with check.noting(image_file):
+    with check.collecting(image_file):
         image = read_image(image_file, "file_name", "RGB")
         check.size = (image.shape[0], image.shape[1])
         detection_utils.check_image_size(dict(record), image)
     has_any = False
-    for key, look in _CHECKS.items():
+    for key, check_annotation in _CHECKS.items():
         if key not in record:
             continue
-        # of several annotations, all are checked, and the first one counts
+        # Every annotation is checked, but only the first one is counted.
         one = ImageCheck(size=check.size)
-        with one.noting(str(record[key]) if key.endswith("file_name") else image_file):
-            look(record, image, classes, one)
+        with one.collecting(str(record[key]) if key.endswith("file_name") else image_file):
+            check_annotation(record, image, classes, one)
         check.findings += one.findings
         if not has_any:
             check.pixels, check.num_targets = one.pixels, one.num_targets
@@ -118,11 +118,12 @@ def _check_segments(
 ) -> None:
     file, infos = record["pan_seg_file_name"], record["segments_info"]
     class_ids = [info["category_id"] for info in infos]
-    with check.noting(file):
+    with check.collecting(file):
         _check_class_ids(class_ids, classes, f"'segments_info' of {file}")
     index_map = read_segment_map(file, [info["id"] for info in infos])
-    areas = count_values(index_map)[1:].tolist()
-    for class_id, area in zip(class_ids, areas, strict=False):  # as many as the type holds
+    # The map's type can hold more values than there are segments.
+    areas = count_values(index_map)[1 : len(infos) + 1].tolist()
+    for class_id, area in zip(class_ids, areas, strict=True):
         if class_id is not None:
             check.pixels[class_id] += area
     check.num_targets = sum(not info.get("iscrowd", 0) for info in infos)
@@ -141,7 +142,7 @@ def _check_labels(
     present = np.flatnonzero(counts).tolist()
     check.pixels.update({value: int(counts[value]) for value in present})
     check.num_targets = sum(value < classes.num_classes for value in present)
-    with check.noting(file):
+    with check.collecting(file):
         _check_size(record["file_name"], image, file, labels)
     wanted = [value for value in present if value != classes.ignore_label]
     _check_class_ids(wanted, classes, file, f"The ignore label is {classes.ignore_label}.")
@@ -153,15 +154,15 @@ def _check_instances(
     annotations = record["annotations"]
     file = record["file_name"]
     class_ids = [annotation["category_id"] for annotation in annotations]
-    with check.noting(file):
+    with check.collecting(file):
         _check_class_ids(class_ids, classes, f"'annotations' of {file}")
     size = check.size
     if size is None:
-        return  # the image is unreadable, which is a finding already
+        return  # the image is unreadable, which is already reported
     for number, annotation in enumerate(annotations):
         name = f"id {annotation['id']}" if "id" in annotation else f"number {number}"
         where = f"{file}: annotation {name}"
-        with check.noting(file):
+        with check.collecting(file):
             area, outside = instance_area(annotation, size, where)
             if annotation["category_id"] is not None:
                 check.pixels[annotation["category_id"]] += area
@@ -175,7 +176,7 @@ _CHECKS: Mapping[str, Callable[[Record, NDArray[Any] | None, ClassTable, ImageCh
     "sem_seg_file_name": _check_labels,
     "annotations": _check_instances,
 }
-"""By the key of the dataset dict, the richest first."""
+"""Checks by the key of the record, the most detailed annotation first."""
 
 
 def _check_class_ids(
@@ -196,22 +197,25 @@ def _check_size(
         if image.shape[:2] != labels.shape[::-1]:
             raise
         raise ValueError(
-            f"{error} The sides are swapped: rotate one of the two, or, where the image's EXIF "
-            "orientation turns it, save it upright (PIL's ImageOps.exif_transpose)."
+            f"{error} The sides are swapped: rotate one of the two, or, if the image's EXIF "
+            "orientation rotates it, save it upright (PIL's ImageOps.exif_transpose)."
         ) from error
 
 
 def _about_colors(file: str) -> str:
-    """What a label map of several channels seems to be."""
-    with Image.open(file) as picture:
-        if len(picture.getbands()) < 3:
-            return ""
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    """Guess the meaning of a label map of several channels; "" for all other files."""
+    try:
+        pixels = read_image(file, "sem_seg_file_name")
+    except ValueError:  # reported by the caller
+        return ""
+    if pixels.ndim != 3 or pixels.shape[2] < 3:
+        return ""
+    pixels = pixels[..., :3].reshape(-1, 3)
     if (pixels == pixels[:, :1]).all():
         return " Its channels are equal, so it is grey: keep one of them."
     colors = np.unique(pixels, axis=0)
     first = ", ".join(str(tuple(color)) for color in colors[:4].tolist())
     more = ", …" if len(colors) > 4 else ""
     if len(colors) > 256:
-        return f" It has {len(colors)} colours: is it a photo, or were labels resized smoothly?"
-    return f" It has {len(colors)} colours, {first}{more}: is it a palette's, one for each class?"
+        return f" It has {len(colors)} colours: is it a photo, or were labels interpolated?"
+    return f" It has {len(colors)} colours, {first}{more}: is it a palette, one for each class?"

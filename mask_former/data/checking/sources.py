@@ -1,6 +1,7 @@
-"""Where the images and annotations to check are: folders, a COCO JSON, a registered dataset.
+"""Find the images and annotations to check: folders, a COCO JSON or a registered dataset.
 
-Like `loaders.py`, but what is wrong with a file becomes a finding and the others are read on.
+Unlike the loaders of datasets, which stop at the first error, these collect every error of the
+source as a finding and read on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from mask_former.structures import Record
 
 from ..datasets.class_files import classes_of_json
-from ..datasets.loaders import files_by_stem, read_json
+from ..datasets.loaders import files_by_stem
+from ..formats.coco_json import read_json
 from ..mappers.base import ignore_label_of
 from .images import ClassTable, Finding
 
@@ -25,7 +27,7 @@ __all__ = ["Source", "classes_of_dataset", "from_coco_json", "from_folders", "fr
 
 @dataclass(frozen=True)
 class Source:
-    """The images to check, and what was wrong already."""
+    """The images to check, with the findings about the source itself."""
 
     records: list[Record]
     classes: ClassTable
@@ -35,16 +37,16 @@ class Source:
 def from_folders(
     images: Path, labels: Path, classes: ClassTable, label_map: Mapping[int, int] | None = None
 ) -> Source:
-    """Images and label maps of the same stem.
+    """Pair images and label maps of the same stem.
 
     Args:
         images, labels: folders.
-        classes: of the label maps.
-        label_map: pixel value -> class id or ignore label; None: the values are that already.
+        classes: the classes of the label maps.
+        label_map: pixel value -> class id or ignore label; None: pixels are class ids already.
 
     Raises:
-        FileNotFoundError: a folder is not there, or holds no image.
-        ValueError: two files of one folder share a stem.
+        FileNotFoundError: if a folder is missing, or holds no image.
+        ValueError: if two files of one folder share a stem.
     """
     by_stem = [_files_of(folder) for folder in (images, labels)]
     findings = [
@@ -63,19 +65,19 @@ def from_folders(
 
 def _files_of(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not there, or no folder: expected a folder of files.")
+        raise FileNotFoundError(f"{folder} is missing or not a folder: expected a folder of files.")
     return files_by_stem(folder)
 
 
 def from_registered(name: str) -> Source:
-    """A dataset of detectron2's catalog; `import mask_former` registers ours.
+    """Read a dataset of detectron2's catalog; ``import mask_former`` registers ours.
 
-    Where its loader stops at the first mistake, its files are looked for where the metadata says.
+    If its loader stops at an error, all its files are looked up at the paths in its metadata.
 
     Raises:
-        KeyError: there is no such dataset.
-        FileNotFoundError, ValueError: its loader found it incomplete, and the metadata do not say
-            where its files are, or they are not there at all.
+        KeyError: if there is no such dataset.
+        FileNotFoundError, ValueError: if its loader finds it incomplete, and its metadata does not
+            name its files, or they are missing altogether.
     """
     if name not in DatasetCatalog:
         raise KeyError(f"There is no dataset {name!r}; known are {sorted(DatasetCatalog)}.")
@@ -109,14 +111,14 @@ def _from_metadata(name: str) -> Source | None:
 
 
 def classes_of_dataset(name: str, record: Record) -> ClassTable:
-    """The classes that a dataset's annotations have, from its metadata.
+    """Read the classes of a dataset's annotations from its metadata.
 
     Args:
-        name: of a registered dataset.
-        record: one of its dicts; it tells the kind of annotation.
+        name: the name of a registered dataset.
+        record: one of its records, which shows the kind of annotation.
 
     Raises:
-        ValueError: the metadata has no classes, or a label map's ignore label is missing.
+        ValueError: if the metadata has no classes, or a label map's ignore label is missing.
     """
     has_map = "sem_seg_file_name" in record
     kinds = ["stuff", "thing"] if has_map or "pan_seg_file_name" in record else ["thing", "stuff"]
@@ -131,16 +133,16 @@ def classes_of_dataset(name: str, record: Record) -> ClassTable:
 
 
 def from_coco_json(path: Path, images: Path, panoptic_root: Path | None = None) -> Source:
-    """COCO's instance format, or, with the folder of its PNGs, its panoptic format.
+    """Read a JSON in COCO's instance format or, with the folder of its PNGs, panoptic format.
 
-    Classes are the JSON's `categories`, in the order of their ids.
+    Classes are the JSON's ``categories``, in the order of their ids.
 
     Raises:
-        FileNotFoundError: the JSON is not there.
-        ValueError: it is no such JSON, or of the other format.
+        FileNotFoundError: if the JSON is missing.
+        ValueError: if it is not such a JSON, or is in the other format.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, or no file: expected a COCO JSON.")
+        raise FileNotFoundError(f"{path} is missing or not a file: expected a COCO JSON.")
     content = read_json(path, "COCO's format")
     is_panoptic = "segments_info" in content["annotations"][0]
     if is_panoptic and panoptic_root is None:
@@ -150,7 +152,7 @@ def from_coco_json(path: Path, images: Path, panoptic_root: Path | None = None) 
         )
     if panoptic_root is not None and not is_panoptic:
         raise ValueError(
-            f"{path} has no 'segments_info', so it is not in COCO's panoptic format: leave out "
+            f"{path} has no 'segments_info', so it is not in COCO's panoptic format: omit "
             "--panoptic-root, or give the panoptic JSON."
         )
     try:
@@ -158,12 +160,12 @@ def from_coco_json(path: Path, images: Path, panoptic_root: Path | None = None) 
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not in COCO's format: {type(error).__name__} {error} while reading it. "
-            "https://cocodataset.org/#format-data says what each entry needs."
+            "https://cocodataset.org/#format-data describes the keys of each entry."
         ) from error
 
 
 class _Coco:
-    """One JSON on its way to dataset dicts."""
+    """A COCO JSON and its findings, while it is converted to records."""
 
     def __init__(
         self, path: Path, content: dict[str, Any], images: Path, is_panoptic: bool
@@ -176,10 +178,10 @@ class _Coco:
         categories = classes_of_json(path, content, kind)
         self.names = [category.name for category in categories]
         self.contiguous = {category.dataset_id: i for i, category in enumerate(categories)}
-        self._no_twins("category name", self.names)
+        self._report_duplicates("category name", self.names)
 
     def read(self, panoptic_root: Path | None) -> Source:
-        """The records of the images, and what is wrong with the JSON by itself.
+        """Convert the images to records.
 
         Args:
             panoptic_root: the folder of the PNGs, for COCO panoptic format; None for instances.
@@ -192,14 +194,14 @@ class _Coco:
             by_image.setdefault(annotation["image_id"], []).append(annotation)
         known = {image["id"] for image in self.content["images"]}
         if lost := [image_id for image_id in by_image if image_id not in known]:
-            self._note(f"{_few(lost)} is the image_id of annotations, but not in 'images'.")
+            self._report(f"{_few(lost)} is the image_id of annotations, but not in 'images'.")
         records = [
             {
                 "file_name": str(self.images / image["file_name"]),
                 "image_id": image["id"],
                 **{side: image[side] for side in ("height", "width") if side in image},
             }
-            for image in self._unique("images", note=False)
+            for image in self._unique("images", report=False)
         ]
         for record in records:
             own = by_image[record["image_id"]]
@@ -215,7 +217,7 @@ class _Coco:
         return Source(used, ClassTable(self.names), self.findings)
 
     def _mapped(self, segments: list[dict[str, Any]], record: Record) -> list[dict[str, Any]]:
-        """With contiguous class ids; None for unknown ones."""
+        """Replace category ids by contiguous class ids, unknown ones by None."""
         unknown = sorted({s["category_id"] for s in segments} - self.contiguous.keys(), key=str)
         if unknown:
             message = (
@@ -225,23 +227,23 @@ class _Coco:
             self.findings.append(Finding(record["file_name"], message))
         return [s | {"category_id": self.contiguous.get(s["category_id"])} for s in segments]
 
-    def _unique(self, entries: str, key: str = "id", note: bool = True) -> list[dict[str, Any]]:
-        """Of those that share the value of `key`, the first."""
+    def _unique(self, entries: str, key: str = "id", report: bool = True) -> list[dict[str, Any]]:
+        """Keep the first of the entries that share a value of ``key``."""
         found = self.content[entries]
-        if note:
-            self._no_twins(f"{key} of {entries!r}", [entry[key] for entry in found])
+        if report:
+            self._report_duplicates(f"{key} of {entries!r}", [entry[key] for entry in found])
         return list({entry[key]: entry for entry in reversed(found)}.values())[::-1]
 
-    def _no_twins(self, what: str, values: Iterable[Any]) -> None:
-        twins = [value for value, count in Counter(values).items() if count > 1]
-        if twins:
-            self._note(f"the {what} {_few(twins)} is there more than once, expected once.")
+    def _report_duplicates(self, what: str, values: Iterable[Any]) -> None:
+        duplicates = [value for value, count in Counter(values).items() if count > 1]
+        if duplicates:
+            self._report(f"the {what} {_few(duplicates)} occurs more than once, expected once.")
 
-    def _note(self, message: str) -> None:
+    def _report(self, message: str) -> None:
         self.findings.append(Finding(str(self.path), message))
 
 
 def _few(values: Sequence[Any], most: int = 8) -> str:
-    """At most the first `most` values, as text."""
+    """Write at most the first ``most`` values as text."""
     more = f" and {len(values) - most} more" if len(values) > most else ""
     return f"{', '.join(map(str, values[:most]))}{more}"

@@ -1,4 +1,4 @@
-"""What a dataset is like as a whole: its classes, what its labels suggest, the fitting config."""
+"""Summarize the checks of a dataset: its classes, likely label mistakes, a fitting config."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ _LARGEST_CROP = 512  # pixels: the published crop of ADE20K
 
 @dataclass(frozen=True)
 class Summary:
-    """The checks of all images, added up."""
+    """The checks of all images, combined."""
 
     findings: list[Finding]
-    """Of single files."""
+    """Findings about single files."""
     overall: list[Finding]
-    """Of all of them together."""
+    """Findings about the dataset as a whole."""
     pixels: Counter[int]
-    """By class id, or by label where it is no class."""
+    """Number of pixels by class id, or by label if it is not a class."""
     images: Counter[int]
-    """How many images have the class or label."""
+    """Number of images that have the class or label."""
     num_images: int
     sizes: list[tuple[int, int]]
-    """Height and width in pixels, of the readable images."""
+    """Height and width in pixels of each readable image."""
     most_targets: int
-    """Targets of the image that has most."""
+    """The largest number of targets in an image."""
 
     @property
     def num_errors(self) -> int:
+        """The number of findings that are errors."""
         return sum(finding.is_error for finding in self.findings + self.overall)
 
     @property
     def num_notes(self) -> int:
+        """The number of findings that are notes."""
         return len(self.findings + self.overall) - self.num_errors
 
 
 def summarize(source: Source, checks: Sequence[ImageCheck]) -> Summary:
-    """Add up the checks of the source's images."""
+    """Combine the checks of the source's images."""
     pixels: Counter[int] = Counter()
     images: Counter[int] = Counter()
     findings = list(source.findings)
@@ -74,7 +76,7 @@ def _overall(source: Source, pixels: Counter[int]) -> list[Finding]:
     if ignored is not None and ignored < count:
         message = (
             f"the ignore label is {ignored}, the id of the class {classes.names[ignored]!r} "
-            f"(classes are 0..{count - 1}): choose one that is no class, such as 255."
+            f"(classes are 0..{count - 1}): choose a value that is not a class, such as 255."
         )
         findings.append(Finding("dataset", message))
     hint = _hint(set(pixels), count, ignored) if ignored is not None else None
@@ -89,7 +91,7 @@ def _overall(source: Source, pixels: Counter[int]) -> list[Finding]:
 
 
 def _hint(values: set[int], count: int, ignored: int) -> str | None:
-    """What the values of all label maps together suggest, where they are not as expected."""
+    """Guess the mistake behind unexpected values, from those of all label maps together."""
     labels = sorted(values - {ignored})
     listed = f"Over all label maps, the labels are {_ranges(sorted(values))}"
     if values and values <= {0, 255} and 255 in values and count <= 2:
@@ -102,11 +104,11 @@ def _hint(values: set[int], count: int, ignored: int) -> str | None:
         return f"{listed}They seem to start at 1: subtract 1."
     if outside == [count]:
         return (
-            f"{listed}Is 0 'no label', so that classes start at 1 (then 0 becomes {ignored} and "
-            f"the others one less), or {count} what should be ignored, or is a class missing?"
+            f"{listed}Does 0 mean 'no label', so that classes start at 1 (then map 0 to {ignored} "
+            f"and subtract 1 from the others), should {count} be ignored, or is a class missing?"
         )
     if outside in ([255], [65535]):
-        return f"{listed}Should {outside[0]} be ignored? Then it is the ignore label."
+        return f"{listed}Should {outside[0]} be ignored? Then set it as the ignore label."
     if max(labels) < 256 and len(labels) <= count:
         return f"{listed}There are {len(labels)} different ones: renumber them from 0."
     return (
@@ -117,16 +119,16 @@ def _hint(values: set[int], count: int, ignored: int) -> str | None:
 
 def _binary_hint(listed: str, values: set[int], count: int, ignored: int) -> str | None:
     if ignored == 255 and count == 1:
-        return None  # one class, all else ignored
+        return None  # one class, and every other pixel is ignored
     return (
-        f"{listed}: binary masks, it seems. "
-        + ("255 is the ignore label, so that the second class is lost. " if ignored == 255 else "")
-        + "Write 1 in place of 255 (and list two classes, background first)."
+        f"{listed}: these seem to be binary masks. "
+        + ("255 is the ignore label, so the second class is lost. " if ignored == 255 else "")
+        + "Give both values a class in the file of classes: '0: background' and '255: NAME'."
     )
 
 
 def _ranges(values: Sequence[int], most: int = 8) -> str:
-    """[0, 1, 2, 7] as "0..2, 7"."""
+    """Write [0, 1, 2, 7] as "0..2, 7"."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
@@ -138,10 +140,10 @@ def _ranges(values: Sequence[int], most: int = 8) -> str:
 
 
 def fitting_config(source: Source, summary: Summary) -> dict[str, Any]:
-    """The config values that fit the data, nested as in YAML.
+    """Choose config values that fit the data, nested as in YAML.
 
-    Sizes follow the published ADE20K configs: crops as large as the images' shorter side (up to
-    512 pixels), which is resized to 0.5 … 2 times that.
+    Sizes follow the published ADE20K configs: the crop is as large as the images' shorter side (up
+    to 512 pixels), and images are resized so that their shorter side is 0.5 … 2 times that.
     """
     first: Record = source.records[0] if source.records else {}
     panoptic, instance = "pan_seg_file_name" in first, "annotations" in first

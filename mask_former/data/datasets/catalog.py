@@ -1,4 +1,4 @@
-"""Datasets from JSON tables (see `table`), registered with detectron2's catalogs."""
+"""Register the datasets of JSON tables (see ``table``) with detectron2's catalogs."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _EVALUATORS = {"sem_seg": "sem_seg", "panoptic": "coco_panoptic_seg", "instances
 
 
 def datasets_root() -> Path:
-    """`$DETECTRON2_DATASETS`, or "datasets" where it is unset, as in detectron2."""
+    """Return ``$DETECTRON2_DATASETS``, or "datasets" if it is unset, as detectron2 does."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def metadata(table: Table, dataset: Dataset, root: Path) -> dict[str, Any]:
-    """detectron2's metadata of one dataset.
+    """Build detectron2's metadata of one dataset.
 
-    Panoptic ones follow detectron2's "standard" COCO panoptic: classes and colours of things and
-    of stuff are the same list of all categories, only the id maps tell them apart. Instances are
-    of the things alone.
+    Panoptic metadata follows detectron2's "standard" COCO panoptic: things and stuff share one list
+    of all classes and one of all colours, and only the id maps separate them. Instance metadata
+    lists the things only.
     """
     if dataset.kind == "instances":
         return _instance_metadata(table, dataset, root)
@@ -94,25 +94,25 @@ def _instance_metadata(table: Table, dataset: Dataset, root: Path) -> dict[str, 
 
 
 def register_tables(root: str | Path | None = None) -> None:
-    """Register every table of the package. Doing it twice is doing it once.
+    """Register every table of the package; repeated calls have no further effect.
 
     Args:
-        root: the folder of all datasets; by default `$DETECTRON2_DATASETS`, or "datasets".
+        root: the folder of all datasets; by default ``$DETECTRON2_DATASETS``, or "datasets".
 
     Raises:
-        ValueError: a dataset of that name was registered by someone else.
+        ValueError: if other code registered a dataset of the same name.
     """
     for path in sorted(TABLES.glob("*.json")):
         register_table(path, root)
 
 
 def register_table(path: str | Path, root: str | Path | None = None) -> None:
-    """Register the datasets of one table, which may lie anywhere; see `register_tables`."""
+    """Register the datasets of one table, in any folder; see ``register_tables``."""
     register(read_table(path), datasets_root() if root is None else Path(root).expanduser())
 
 
 def register(table: Table, base: Path) -> None:
-    """Register the datasets of a table, their paths relative to `base`; see `register_tables`."""
+    """Register the datasets of a table, with its paths relative to ``base``."""
     for name, dataset in table.datasets.items():
         content = repr(replace(with_base(table, base), path=Path()))
         origin = (str(table.path.resolve()), content)
@@ -125,7 +125,7 @@ def register(table: Table, base: Path) -> None:
                     f"The dataset '{name}' of {table.path} is already registered by "
                     f"{known[0] if known else 'other code'}. Register yours under another name."
                 )
-            # The same table below another root or as it was before, or a copy of it.
+            # The same table with another root or other content, or a copy of it.
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         DatasetCatalog.register(name, _Loader(table, name, base, origin))
@@ -134,7 +134,7 @@ def register(table: Table, base: Path) -> None:
 
 @dataclass(frozen=True)
 class _Loader:
-    """The function that detectron2's catalog calls; `origin` tells it from other people's."""
+    """The function that detectron2's catalog calls; ``origin`` identifies it as ours."""
 
     table: Table
     name: str
@@ -161,10 +161,9 @@ class _Loader:
         for path in paths.values():
             if not path.exists():
                 raise FileNotFoundError(
-                    f"Dataset '{self.name}': {path} is not there. Relative paths of {table.path} "
-                    f"are looked for below '{self.root}' (for the package's own tables: the "
-                    "environment variable DETECTRON2_DATASETS). "
-                    f"How to make this one: {table.prepare}."
+                    f"Dataset '{self.name}': {path} is missing. Relative paths in {table.path} are "
+                    f"relative to '{self.root}' (for the package's own tables: the environment "
+                    f"variable DETECTRON2_DATASETS). To create it: {table.prepare}."
                 )
         if dataset.kind == "sem_seg":
             return load_sem_seg(**paths)

@@ -1,4 +1,4 @@
-"""The classes of a user's own data: from a text file, or from the `categories` of a COCO JSON."""
+"""Read the classes of a custom dataset from a text file or the ``categories`` of a COCO JSON."""
 
 from __future__ import annotations
 
@@ -8,55 +8,56 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .catalog import Category
+from .table import Category
 
 __all__ = ["classes_of_json", "read_classes"]
 
 _LINE = re.compile(r"(?:(?P<id>\d+)\s*:\s*)?(?P<name>.*?)(?:\s+#(?P<color>[0-9a-fA-F]{6}))?")
-_FORM = "expected 'NAME', 'VALUE: NAME' or either with a colour '#RRGGBB' behind it"
+_FORM = "expected 'NAME' or 'VALUE: NAME', optionally followed by a colour '#RRGGBB'"
 
 
 def read_classes(source: str | Path | Sequence[str | Category]) -> list[Category]:
-    """Classes from a text file of one a line, or from a list of such lines.
+    """Read classes from a text file with one class per line, or from a list of such lines.
 
-    A line is a name, and where they are wanted the pixel value that stands for the class in label
-    maps before it and a colour behind it: `road`, `7: road`, `7: road #804080`. Empty lines are
-    left out.
+    A line is a name, optionally preceded by the pixel value of the class in label maps and followed
+    by a colour: ``road``, ``7: road``, ``7: road #804080``. Empty lines are skipped.
 
     Args:
-        source: a file, or lines; `Category` objects are taken as they are.
+        source: a file, or lines; ``Category`` objects are returned unchanged.
 
     Returns:
-        the classes in the order of the lines; `id` is the pixel value, None where none is given.
+        The classes in the order of the lines; ``id`` is the pixel value, or None without one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no class, a line is of another form, a name or value is there twice,
-            or only some lines have a value, or a colour.
+        FileNotFoundError: if the file is missing.
+        ValueError: if there is no class, a line has another form, a name or value occurs twice, or
+            only some of the lines have a value, or a colour.
     """
     where = str(source) if isinstance(source, str | Path) else "classes"
     lines = _lines(Path(source)) if isinstance(source, str | Path) else source
-    classes = [
-        line if isinstance(line, Category) else _category(line, f"{where}, line {number}")
+    classes = {
+        number: line if isinstance(line, Category) else _category(line, f"{where}, line {number}")
         for number, line in enumerate(lines, start=1)
         if isinstance(line, Category) or line.strip()
-    ]
+    }
     if not classes:
-        raise ValueError(f"{where} has no class; {_FORM}, one a line.")
-    _check_all_or_none([c.id for c in classes], where, "a pixel value ('VALUE: NAME')")
-    _check_all_or_none([c.color for c in classes], where, "a colour ('NAME #RRGGBB')")
-    _check_once([c.name for c in classes], where, "name")
-    _check_once([c.id for c in classes if c.id is not None], where, "pixel value")
-    return classes
+        raise ValueError(f"{where} has no class; {_FORM}, one per line.")
+    ids = {number: c.id for number, c in classes.items()}
+    _check_all_or_none(ids, where, "a pixel value ('VALUE: NAME')")
+    colors = {number: c.color for number, c in classes.items()}
+    _check_all_or_none(colors, where, "a colour ('NAME #RRGGBB')")
+    _check_once([c.name for c in classes.values()], where, "name")
+    _check_once([i for i in ids.values() if i is not None], where, "pixel value")
+    return list(classes.values())
 
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}, the file of class names, is not there.")
+        raise FileNotFoundError(f"{path}, the file of class names, is missing.")
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}): save it as UTF-8.") from error
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
 
 
 def _category(line: str, where: str) -> Category:
@@ -71,26 +72,32 @@ def _category(line: str, where: str) -> Category:
     )
 
 
-def _check_all_or_none(values: Sequence[object], where: str, what: str) -> None:
-    have = sum(value is not None for value in values)
-    if 0 < have < len(values):
+def _check_all_or_none(values: dict[int, object], where: str, what: str) -> None:
+    without = [number for number, value in values.items() if value is None]
+    if 0 < len(without) < len(values):
         raise ValueError(
-            f"{where}: {have} of {len(values)} classes have {what}; expected all of them, or none."
+            f"{where}: {len(values) - len(without)} of {len(values)} classes have {what}, but not "
+            f"that of line {without[0]}; expected all of them, or none."
         )
 
 
 def _check_once(values: Sequence[str] | Sequence[int], where: str, what: str) -> None:
     twice = sorted({value for value in values if list(values).count(value) > 1}, key=str)
     if twice:
-        raise ValueError(f"{where}: the {what} {twice[0]!r} is there more than once.")
+        raise ValueError(f"{where}: the {what} {twice[0]!r} occurs more than once.")
 
 
 def classes_of_json(path: Path, content: dict[str, Any], kind: str) -> list[Category]:
-    """The `categories` of a COCO JSON, by ascending id; all are things in kind "instances".
+    """Read the ``categories`` of a COCO JSON, ordered by id.
+
+    Args:
+        path: the JSON, for messages.
+        content: its content.
+        kind: "panoptic", or "instances": then all classes are things.
 
     Raises:
-        ValueError: there is none, one lacks `id`, `name` or (panoptic) `isthing`, or an id is there
-            twice.
+        ValueError: if there is no category, one lacks ``id``, ``name`` or (panoptic) ``isthing``,
+            or an id occurs twice.
     """
     needed = {"id": int, "name": str} | ({"isthing": int} if kind == "panoptic" else {})
     if not content.get("categories"):
@@ -99,8 +106,8 @@ def classes_of_json(path: Path, content: dict[str, Any], kind: str) -> list[Cate
         wrong = [key for key in needed if not isinstance(entry.get(key), needed[key])]
         if wrong:
             raise ValueError(
-                f"{path}: the category {json.dumps(entry)[:200]} lacks `{wrong[0]}`; every one "
-                f"needs {', '.join(f'`{key}` ({needed[key].__name__})' for key in needed)}."
+                f"{path}: the category {json.dumps(entry)[:200]} lacks `{wrong[0]}`; each needs "
+                f"{', '.join(f'`{key}` ({needed[key].__name__})' for key in needed)}."
             )
     entries = sorted(content["categories"], key=lambda entry: entry["id"])
     _check_once([entry["id"] for entry in entries], f"{path}: `categories`", "id")

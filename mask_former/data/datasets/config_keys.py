@@ -1,4 +1,4 @@
-"""Between a config and the datasets that it names: a user's own tables, and keys that fit data."""
+"""Connect a config and its datasets: register a user's tables, derive keys from the data."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _FITTING = {
     "coco_panoptic_seg": ("mask_former_panoptic", "PANOPTIC_ON"),
     "coco": ("mask_former_instance", "INSTANCE_ON"),
 }
-"""By ``evaluator_type``: the mapper, and the result that is measured."""
+"""Mapper and evaluated result, by ``evaluator_type``."""
 
 
 def register_own_tables(cfg: CfgNode) -> None:
-    """Register the datasets of every table in ``DATASETS.TABLES``; paths in it are relative to it.
+    """Register the datasets of each table in ``DATASETS.TABLES``, with paths relative to the table.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: it is none, or has a dataset whose name is taken.
+        FileNotFoundError: if a table is missing.
+        ValueError: if a file is not a table, or the name of one of its datasets is taken.
     """
     logger = logging.getLogger(__name__)
     for name in cfg.DATASETS.TABLES:
         path = Path(name).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
-                f"DATASETS.TABLES names {name}, which is not there: put the table back, or leave "
-                "it out (DATASETS.TABLES '()')."
+                f"DATASETS.TABLES names {name}, which is missing: restore the table, or remove it "
+                "from the key (DATASETS.TABLES '()')."
             )
         table = read_table(path)
         register(table, path.parent.absolute())
@@ -48,26 +48,26 @@ def register_own_tables(cfg: CfgNode) -> None:
 
 
 def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, Any]:
-    """The config keys that follow from the data: datasets, classes, mapper, what is measured.
+    """Derive config keys from the data: datasets, classes, mapper and evaluated result.
 
     Args:
         train: registered datasets, all of one kind.
         test: likewise; may be empty.
 
     Returns:
-        full names of keys and their values, such as ``{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 11}``.
+        Full names of keys and their values, such as ``{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 11}``.
 
     Raises:
-        KeyError: for a dataset that is not registered.
-        ValueError: for a kind of dataset that has no mapper here, or datasets that differ in kind
-            or classes.
+        KeyError: if a dataset is not registered.
+        ValueError: if no mapper of this package fits the kind of dataset, or the datasets differ in
+            kind or classes.
     """
     described = {name: _describe(name) for name in (*train, *test)}
     kind, classes, ignore_label = described[train[0]]
     for name, found in described.items():
         if found != described[train[0]]:
             raise ValueError(
-                f"The datasets {train[0]!r} and {name!r} do not go together: their evaluator_type, "
+                f"The datasets {train[0]!r} and {name!r} cannot be combined: their evaluator_type, "
                 f"classes and ignore label are {described[train[0]]} and {found}."
             )
     mapper, measured = _FITTING[kind]
@@ -96,6 +96,6 @@ def _describe(name: str) -> tuple[str, tuple[str, ...], int]:
 
 
 def use_datasets(cfg: CfgNode, train: Sequence[str], test: Sequence[str] = ()) -> None:
-    """Set in ``cfg`` what :func:`fitting_keys` gives; the rest of it stays."""
+    """Set the keys of ``fitting_keys`` in ``cfg``; all others stay unchanged."""
     for key, value in fitting_keys(train, test).items():
         cfg.merge_from_list([key, value])

@@ -1,18 +1,18 @@
-"""Tables of datasets: JSON files, read and checked.
+"""Read and check tables of datasets, which are JSON files.
 
-A table (`tables/*.json`) describes a family of datasets that share their categories. Its paths
-are absolute, or relative to `$DETECTRON2_DATASETS` (a user's own table: to the table's folder)::
+A table (``tables/*.json``) describes a family of datasets that share their categories. Its paths
+are absolute, or relative to ``$DETECTRON2_DATASETS`` (in a user's table: to the table's folder)::
 
-    prepare       optional: how to make the files, told to users who lack them
+    prepare       optional: how to create the files, for the message to users who lack them
     generator     the package's own tables only: the key of one of the package's functions that
                   make the files on first use
     ignore_label  the pixel value that has no class (default 255)
-    labels_are_ids  pixels of label maps are the categories' ids, not their positions
+    labels_are_ids  pixels of label maps are the categories' ids, not their indices
     datasets      name -> kind ("sem_seg", "panoptic" or "instances"), folders, evaluator_type;
                   instances have a json_file, or are the things of panoptic_json, panoptic_root
-    categories    one a line, in contiguous order: name, and where they apply
+    categories    one per line, in contiguous order: name, and, if they apply,
                   id (in the annotation files), color (RGB), isthing,
-                  source_id (in the original download, for `datasets/prepare_*.py`)
+                  source_id (in the original download, for ``datasets/prepare_*.py``)
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("isthing", "labels_are_ids", "stuff_ids_of_things"), bool),
     "color": list,
 }
-"""By the name of a field, whatever it is a field of."""
+"""Expected types by the name of a field, in tables, datasets and categories alike."""
 _WORDS = {
-    str: "text, in a name not empty",
-    int: "a whole number, 0 or more",
+    str: "text (a name must not be empty)",
+    int: "an integer, 0 or more",
     bool: "true or false",
-    list: "three whole numbers in 0 … 255",
+    list: "three integers in 0 … 255",
 }
 
 
 @dataclass(frozen=True)
 class Category:
-    """One class. Its contiguous id is its position in the table."""
+    """One class. Its contiguous id is its index in the table."""
 
     name: str
     id: int | None = None
@@ -55,14 +55,14 @@ class Category:
 
     @property
     def dataset_id(self) -> int:
-        """The id in the annotation files, for tables that have ids."""
+        """The id in the annotation files, in tables that have ids."""
         assert self.id is not None, self.name
         return self.id
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of a table; folders and files are relative to the root of all datasets."""
+    """One split of a table, with paths relative to the root of all datasets."""
 
     kind: str
     image_root: str
@@ -80,18 +80,19 @@ class Table:
     path: Path
     datasets: dict[str, Dataset]
     categories: list[Category]
-    prepare: str = "correct the paths in the table, or put the files there"
+    prepare: str = "correct the paths in the table, or put the files in place"
     generator: str | None = None
     ignore_label: int = 255
     labels_are_ids: bool = False
-    stuff_ids_of_things: bool = False  # ADE20K's stuff id map lists the things, too
+    stuff_ids_of_things: bool = False  # ADE20K's stuff id map also lists the things
 
     @property
     def names(self) -> list[str]:
+        """The names of the classes, by contiguous id."""
         return [c.name for c in self.categories]
 
     def contiguous_ids(self, isthing: bool | None = None) -> dict[int, int]:
-        """Dataset id -> contiguous id, of things, of stuff, or of both (None)."""
+        """Map dataset ids to contiguous ids, of things, of stuff, or of both (None)."""
         return {
             c.id: i
             for i, c in enumerate(self.categories)
@@ -100,21 +101,21 @@ class Table:
 
     @property
     def ignored(self) -> int:
-        """What takes the place of `ignore_label` once labels are contiguous: no class's id."""
+        """The ignore label after remapping to contiguous ids; never a class id."""
         free = (self.ignore_label, 255, 65535)
         return next(i for i in free if i >= len(self.categories) or not self.labels_are_ids)
 
     @property
     def label_map(self) -> dict[int, int] | None:
-        """Pixel value -> class id or `ignored`; None where pixels are class ids already."""
+        """Pixel value -> class id or ``ignored``; None if pixels are class ids already."""
         if not self.labels_are_ids:
             return None
         return self.contiguous_ids() | {self.ignore_label: self.ignored}
 
     @property
     def instance_ids(self) -> dict[int, int]:
-        """Dataset id -> contiguous id among the things alone, the classes of "instances"."""
-        return {i: place for place, i in enumerate(self.contiguous_ids(isthing=True))}
+        """Dataset id -> contiguous id among the things only, the classes of "instances"."""
+        return {i: index for index, i in enumerate(self.contiguous_ids(isthing=True))}
 
     @property
     def source_ids(self) -> dict[int, int]:
@@ -126,8 +127,8 @@ def read_table(path: str | Path) -> Table:
     """Read and check one table; a bare name ("camvid") means one of the package's own.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: the table lacks a key, has an unknown one, or contradicts itself.
+        FileNotFoundError: if the table is missing.
+        ValueError: if it lacks a key, has an unknown one, or is inconsistent.
     """
     path = Path(path)
     if path.suffix != ".json":
@@ -140,7 +141,7 @@ def read_table(path: str | Path) -> Table:
     except KeyError as error:
         raise ValueError(f"{path}: the key {error} is missing.") from error
     except (TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a table of datasets: {error}.") from error
+        raise ValueError(f"{path} is not a table of datasets: {error}.") from error
     check_table(table)
     return table
 
@@ -156,7 +157,7 @@ def with_base(table: Table, base: Path) -> Table:
 
 
 def check_table(table: Table) -> None:
-    """Raise ValueError, which names the table, where it contradicts itself."""
+    """Raise ValueError if a table is inconsistent."""
     _check_types(table)
     if table.generator is not None and table.path.resolve().parent != TABLES:
         raise ValueError(
@@ -166,7 +167,7 @@ def check_table(table: Table) -> None:
         )
     ids = [c.id for c in table.categories]
     if any(i is not None for i in ids) and len(set(ids) - {None}) != len(ids):
-        raise ValueError(f"{table.path}: every category needs an `id` of its own, or none has one.")
+        raise ValueError(f"{table.path}: every category needs a unique `id`, or none has one.")
     source_ids = [c.source_id for c in table.categories if c.source_id is not None]
     if len(set(source_ids)) < len(source_ids):
         raise ValueError(f"{table.path}: two categories share a `source_id`.")
@@ -191,13 +192,13 @@ def check_table(table: Table) -> None:
             raise ValueError(f"{table.path}: {name}: {dataset.kind} data needs category ids.")
         if dataset.kind == "instances" and not table.instance_ids:
             raise ValueError(
-                f"{table.path}: {name}: instances are of things, and no category is one: set "
+                f"{table.path}: {name}: instances need a category that is a thing: set "
                 '"isthing": true.'
             )
 
 
 def _check_types(table: Table) -> None:
-    """See that each value is of the type that its field has; JSON may hold anything."""
+    """Check the type of each value, since JSON may hold anything."""
     entries = [("the table", table), *table.datasets.items()]
     entries += [(f"category {number}", c) for number, c in enumerate(table.categories)]
     for name, entry in entries:
@@ -219,7 +220,7 @@ def _is_in_range(key: str, value: Any) -> bool:
 
 
 def _check_labels(table: Table) -> None:
-    """See that the ignore label is no class's, and that `labels_are_ids` finds ids."""
+    """Check that the ignore label is not a class, and that ``labels_are_ids`` finds ids."""
     ids = [c.id for c in table.categories]
     if table.labels_are_ids and not all(i is not None and 0 <= i <= 65535 for i in ids):
         raise ValueError(
@@ -231,5 +232,5 @@ def _check_labels(table: Table) -> None:
     if has_label_maps and table.ignore_label in values:
         raise ValueError(
             f"{table.path}: `ignore_label` is {table.ignore_label}, the pixel value of a class. "
-            "Set it to a value that no class has: 255, or 65535 in 16-bit label maps."
+            "Set it to a value that is not a class: 255, or 65535 in 16-bit label maps."
         )

@@ -107,6 +107,36 @@ def test_what_is_wrong_with_one_file_hides_nothing_in_the_others(folders):
     assert "50×40" in found["c.png"][0]
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: b"", "it is empty"),
+        (lambda content: b"not an image", "Pillow does not recognise its format"),
+        (lambda content: content[:60], "the PNG is truncated after 60 bytes"),
+    ],
+)
+def test_an_unreadable_label_map_is_reported_like_an_unreadable_image_and_hides_nothing(
+    folders, damage, reason
+):
+    images, labels = folders
+    (labels / "a.png").write_bytes(damage((labels / "a.png").read_bytes()))
+    (images / "b.png").write_bytes(damage((images / "b.png").read_bytes()))
+    save(labels / "c.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
+    found = errors_in(check(from_folders(*folders, CLASSES)))
+    assert sorted(found) == ["a.png", "b.png", "c.png", "labels"]
+    for file, folder in (("a.png", labels), ("b.png", images)):
+        assert len(found[file]) == 1 and found[file][0].startswith(str(folder / file))
+        assert f"cannot be read as an image: {reason}. Restore the file" in found[file][0]
+    assert "found the class ids [7]" in found["c.png"][0]
+
+
+def test_an_image_and_its_label_map_that_are_both_unreadable_are_both_reported(folders):
+    for folder in folders:
+        (folder / "a.png").write_bytes(b"")
+    findings = check(from_folders(*folders, CLASSES)).findings
+    assert [finding.file for finding in findings] == [str(f / "a.png") for f in folders]
+
+
 def test_all_that_is_wrong_with_a_label_map_is_found(folders):
     labels = label_map()[:, :50].copy()
     labels[0, 0] = 9
@@ -130,7 +160,7 @@ def test_an_image_that_exif_turns_is_measured_upright(folders):
     [
         (np.repeat(label_map()[..., None], 3, 2), "channels are equal.*keep one"),
         (np.stack([label_map(), label_map() // 2, label_map()], 2), r"4 colours, \(0, 0, 0\)"),
-        (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), "smoothly"),
+        (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), "interpolated"),
     ],
 )
 def test_colours_in_a_label_map_are_told_apart(folders, array, pattern):
@@ -161,12 +191,16 @@ def test_classes_that_never_occur_are_noted(folders):
     ("values", "classes", "pattern"),
     [
         ([1, 2, 3, 255], CLASSES, "start at 1: subtract 1"),
-        ([0, 1, 2, 3], CLASSES, "0 'no label'.*3 what should be ignored.*class missing"),
+        ([0, 1, 2, 3], CLASSES, "0 mean 'no label'.*should 3 be ignored.*class missing"),
         ([0, 1, 2, 255], ClassTable(CLASSES.names, 254), "Should 255 be ignored"),
         ([0, 7, 9, 255], CLASSES, r"labels are 0, 7, 9, 255.*renumber"),
         ([0, 3, 4, 5], CLASSES, "Are classes missing"),
         ([0, 255, 0, 255], ClassTable(["none", "wound"], 255), "binary masks.*second class is los"),
-        ([0, 255, 0, 255], ClassTable(["none", "wound"], 254), "binary masks.*Write 1 in place"),
+        (
+            [0, 255, 0, 255],
+            ClassTable(["none", "wound"], 254),
+            "binary masks.*'0: background'",
+        ),
     ],
 )
 def test_values_say_together_what_is_likely_wrong(folders, values, classes, pattern):
@@ -243,14 +277,14 @@ RLE = {"size": [HEIGHT, WIDTH], "counts": [5, 20, HEIGHT * WIDTH - 25]}
     [
         (_set("category_id", 4), "a.png", r"category_id 4 .*'categories': 3, 7"),
         (_set("image_id", 9), "instances.json", "9 is the image_id of annotations"),
-        (_set("id", 6), "instances.json", "id of 'annotations' 6 is there more than once"),
+        (_set("id", 6), "instances.json", "id of 'annotations' 6 occurs more than once"),
         (_set("segmentation", []), "a.png", "annotation id 5.*box is not enough"),
         (_set("segmentation", [[1, 2, 3, 4]]), "a.png", "three points"),
         (_set("segmentation", [[-50.0, 10, -20, 10, -20, 30]]), "a.png", "no pixel.*outside"),
         (_set("segmentation", RLE | {"size": [WIDTH, HEIGHT]}), "a.png", r"RLE.*\(60, 40\)"),
         (_set("segmentation", RLE | {"counts": [5, 20]}), "a.png", "add up to 25"),
         (lambda c: c["images"][0].update(height=41), "a.png", "(?i)mismatched.*41"),
-        (lambda c: c["images"][0].update(file_name="x.png"), "x.png", "is not there"),
+        (lambda c: c["images"][0].update(file_name="x.png"), "x.png", "is missing"),
         (lambda c: c["images"].append(c["images"][0]), "instances.json", "id of 'images' 0 is"),
         (lambda c: c["categories"][0].update(name="dog"), "instances.json", "category name dog"),
     ],
@@ -317,7 +351,7 @@ def _segment(**values):
         (_segment(id=2), "a.png", r"ids \[1\] are in the PNG but not"),
         (_segment(id=70000), "a.png", r"\[70000\] more than once"),
         (_segment(category_id=8), "a.png", "category_id 8"),
-        (lambda c: c["annotations"][0].update(file_name="x.png"), "x.png", "is not there"),
+        (lambda c: c["annotations"][0].update(file_name="x.png"), "x.png", "is missing"),
         (lambda c: c["annotations"].append(c["annotations"][1]), "panoptic.json", "image_id of"),
     ],
 )
@@ -346,7 +380,7 @@ def test_what_is_no_coco_json_is_an_error(coco, tmp_path):
     del coco["images"][0]["id"]
     with pytest.raises(ValueError, match="not in COCO's format: KeyError 'id'"):
         instances(tmp_path, coco)
-    with pytest.raises(FileNotFoundError, match=r"absent\.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.json is missing"):
         from_coco_json(tmp_path / "absent.json", tmp_path)
 
 
