@@ -89,7 +89,7 @@ def find_splits(source: Path) -> dict[str, tuple[Path, Path]]:
         found = {split: pair for split, pair in layout.items() if any(p.is_dir() for p in pair)}
         for folder in (folder for pair in found.values() for folder in pair):
             if not folder.is_dir():
-                raise FileNotFoundError(f"{folder} is not there, though its other half is.")
+                raise FileNotFoundError(f"{folder} is missing, although its counterpart exists.")
         if found:
             return found
     raise FileNotFoundError(

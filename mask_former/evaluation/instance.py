@@ -17,8 +17,8 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
-from mask_former.data.datasets.loaders import read_json
 from mask_former.data.formats.coco_instances import complete, instances_of_panoptic
+from mask_former.data.formats.coco_json import read_json
 
 __all__ = ["COCOEvaluator"]
 

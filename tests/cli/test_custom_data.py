@@ -144,7 +144,7 @@ def test_arguments_that_do_not_go_together_are_named(
 
 
 def test_a_folder_that_is_not_there_is_named(semantic: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         use_own_data(parse(semantic, TRAIN.replace("@/l", "@/nowhere")))
 
 

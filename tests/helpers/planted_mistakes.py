@@ -439,8 +439,8 @@ DATA = {
     ),
     "an ignore label that is a class, in a table": Mistake(
         lambda folder: read_table(write(folder, _TABLE, "table.json")),
-        "…table.json: `ignore_label` is 1, the pixel value of a class. Set it to a value that no "
-        "class has: 255, or 65535 in 16-bit label maps.",
+        "…table.json: `ignore_label` is 1, the pixel value of a class. Set it to a value that "
+        "is not a class: 255, or 65535 in 16-bit label maps.",
         "One value cannot mean both.",
         "Take 255, or 65535 for more than 255 classes.",
     ),
@@ -482,7 +482,7 @@ DATA = {
             folder, p.labels(7, 8, 9), classes=["7: road", "8: sky", "11: car", "12: bicyclist"]
         ),
         "…a.png: found the pixel values [9], expected [7, 8, 11, 12, 255], the ids of the classes "
-        "and the ignore label. Give these values a class, or convert them to one of the others…",
+        "and the ignore label. Give these values a class, or convert them to one of those…",
         "The file of classes gives each class a value, and this one has none.",
         "Add the class, or make those pixels the ignore label.",
     ),
@@ -496,7 +496,7 @@ DATA = {
     "a label map of another size": Mistake(
         lambda folder: semantic_trainer(folder, p.labels(0, 1)[:32]),
         "…a.png is 64×64 pixels (width×height, any EXIF rotation applied), its annotation …a.png "
-        "is 64×32: they must be of one size. Is it another image's annotation, or was only one of "
+        "is 64×32: they must have the same size. Is it another image's annotation, or was only one of "
         "the two resized?…",
         "Image and labels do not belong together, or one is rotated by its EXIF tag alone.",
         "Find the right partner, or make the labels anew.",
@@ -507,7 +507,7 @@ DATA = {
             p.labels(0, 1),
             spoil=lambda image, label_file: label_file.rename(label_file.with_name("a_mask.png")),
         ),
-        "…a.png has no partner 'a.*' in … (1 of 1 files have none): every image needs one label "
+        "…a.png has no partner 'a.*' in … (1 of 1 files have none): every image needs a label "
         "map of the same name.",
         "Images and label maps are paired by their names without the suffix.",
         "Rename or remove files.",
@@ -536,7 +536,7 @@ DATA = {
     ),
     "a folder that is not there": Mistake(
         lambda folder: p.register_semantic("mine", folder / "images", folder / "labels", p.NAMES),
-        "…images is not there (looked for as …images).",
+        "…images is missing (absolute path: …images).",
         "The path is wrong, seen from the folder that the command runs in.",
         "Correct it.",
         FileNotFoundError,
@@ -571,7 +571,7 @@ DATA = {
         lambda folder: instance_trainer(folder, segmentation=[]),
         "…instances.json: annotation id 5 of …a.png: its segmentation is [], expected a list of "
         "polygons or an RLE dict. Instance segmentation needs a mask for each object, a box is not "
-        "enough: take the annotation out, or draw its mask.",
+        "enough: remove the annotation, or draw its mask.",
         "The annotation is a box alone.",
         "Draw the mask, or take it out.",
     ),
@@ -586,22 +586,22 @@ DATA = {
     "a polygon that is none": Mistake(
         lambda folder: instance_trainer(folder, segmentation=[[0, 0, math.nan, 0, 40, 40]]),
         "…instances.json: annotation id 5 of …a.png: a polygon is [0, 0, nan, 0, 40, 40], expected "
-        "numbers, pixels in an image of (64, 64) (height, width). Take the polygon out, or mend "
-        "it.",
+        "numbers, pixels in an image of (64, 64) (height, width). Remove the polygon, or "
+        "correct it.",
         "A point is no number, or far outside the image. In pycocotools it ends the process.",
-        "Take the polygon out, or mend it.",
+        "Remove the polygon, or correct it.",
     ),
     "a JSON that breaks off": Mistake(
         lambda folder: p.register_instances(
             "mine", folder, write(folder, '{"images": [', "instances.json")
         ),
-        "…instances.json is no JSON (…): prepare the dataset again.",
+        "…instances.json is not a JSON (…): restore the file.",
         "The file was not written or copied to its end.",
         "Write or copy it again.",
     ),
     "a category that the JSON does not list": Mistake(
         lambda folder: instance_trainer(folder, category_id=9),
-        "…instances.json: annotation id 5 has category_id 9, which is no thing of the table; "
+        "…instances.json: annotation id 5 has category_id 9, which is not a thing of the table; "
         "expected one of [1, 2, 3, 4].",
         "`categories` has no such id.",
         "Add the category, or correct the annotation.",

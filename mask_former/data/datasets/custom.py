@@ -1,7 +1,7 @@
-"""A user's own data: from folders and files to a table of datasets, and from there registered.
+"""Custom datasets: convert folders and files to a table of datasets, and register it.
 
-The same table (see `mask_former.data.datasets.catalog`) is what `register_*` register at once, what
-`tools/train_net.py` writes beside its results, and what a user may write by hand.
+``register_*`` register such a table (see ``table``) at once, ``tools/train_net.py`` writes it next
+to its results, and a user may also write one by hand.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from mask_former.utils.atomic_files import replace_file
 
+from ..formats.coco_json import read_json
 from .catalog import Category, Dataset, Table, check_table, read_table, register
 from .class_files import classes_of_json, read_classes
-from .loaders import read_json
 from .table import with_base
 
 __all__ = [
@@ -33,13 +33,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Annotated:
-    """Where one dataset's images and annotations are: `labels` is a folder of label maps,
-    `json_file` in COCO format, `panoptic` the folder of PNGs that a panoptic JSON goes with."""
+    """The files of one dataset: its images, and one kind of annotation."""
 
     images: str | Path
     labels: str | Path | None = None
+    """A folder of label maps."""
     json_file: str | Path | None = None
+    """A JSON in COCO's instance or panoptic format."""
     panoptic: str | Path | None = None
+    """The folder of the PNGs of a panoptic ``json_file``."""
 
 
 def register_semantic(
@@ -52,25 +54,24 @@ def register_semantic(
 ) -> Table:
     """Register images with label maps of the same stem as a detectron2 dataset.
 
-    Doing it twice is doing it once; with other arguments, the later ones count. Each process of a
-    job has to do it.
+    A repeated call has no further effect; with other arguments, it replaces the earlier one. Each
+    process of a job must call it.
 
     Args:
-        name: of the dataset, for `DATASETS.TRAIN` and `DATASETS.TEST`.
+        name: the name of the dataset, for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         images: a folder.
-        labels: a folder of single-channel 8-bit or 16-bit images; a pixel is the class's position
-            in `classes`, or the value that `classes` gives it.
-        classes: a file or list of lines `NAME`, `VALUE: NAME`, each with `#RRGGBB` behind it where
-            it has a colour; see `read_classes`.
-        ignore_label: the pixel value that has no class; by default 255, or 65535 where 255 is a
-            class's.
+        labels: a folder of single-channel 8-bit or 16-bit images; a pixel is the index of its class
+            in ``classes``, or the value that ``classes`` assigns to it.
+        classes: a file or a list of lines ``NAME`` or ``VALUE: NAME``, optionally followed by a
+            colour ``#RRGGBB``; see ``read_classes``.
+        ignore_label: the pixel value that has no class; by default 255, or 65535 if 255 is a class.
 
     Returns:
-        the table that was registered.
+        The registered table.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
-        ValueError: the classes are wrong, the ignore label is a class's, or the name is taken.
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if the classes are malformed, the ignore label is a class, or the name is taken.
     """
     table = semantic_table(
         {name: Annotated(images, labels=labels)}, classes, ignore_label=ignore_label
@@ -80,13 +81,13 @@ def register_semantic(
 
 
 def register_instances(name: str, images: str | Path, json_file: str | Path) -> Table:
-    """Register images with a JSON in COCO's instance format; see `register_semantic`.
+    """Register images with a JSON in COCO's instance format; see ``register_semantic``.
 
-    Classes, their names, ids and colours are the JSON's `categories`.
+    Classes, their names, ids and colours are the JSON's ``categories``.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
-        ValueError: the JSON is broken or panoptic, or the name is taken.
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if the JSON is malformed or panoptic, or the name is taken.
     """
     table = json_table({name: Annotated(images, json_file=json_file)})
     register(table, Path())
@@ -96,14 +97,16 @@ def register_instances(name: str, images: str | Path, json_file: str | Path) -> 
 def register_panoptic(
     name: str, images: str | Path, json_file: str | Path, panoptic: str | Path
 ) -> Table:
-    """Register images with a JSON in COCO's panoptic format and its PNGs; see `register_semantic`.
+    """Register images with a JSON in COCO's panoptic format and its PNGs.
 
     Args:
+        name, images: see ``register_semantic``.
+        json_file: the annotations.
         panoptic: the folder of the PNGs that the JSON's annotations name.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
-        ValueError: the JSON is broken or holds instances, or the name is taken.
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if the JSON is malformed or holds instances, or the name is taken.
     """
     table = json_table({name: Annotated(images, json_file=json_file, panoptic=panoptic)})
     register(table, Path())
@@ -115,9 +118,15 @@ def semantic_table(
     classes: str | Path | Sequence[str | Category],
     *,
     ignore_label: int | None = None,
-    path: Path = Path("own data"),
+    path: Path = Path("custom dataset"),
 ) -> Table:
-    """The table of datasets with label maps. See `register_semantic`; `path` is the table's own."""
+    """Build the table of datasets with label maps; see ``register_semantic``.
+
+    Args:
+        datasets: the files of each dataset, by name.
+        classes, ignore_label: see ``register_semantic``.
+        path: the file that the table may be written to later.
+    """
     categories = read_classes(classes)
     has_values = categories[0].id is not None
     values = {c.id if has_values else i for i, c in enumerate(categories)}
@@ -142,11 +151,16 @@ def semantic_table(
     return table
 
 
-def json_table(datasets: Mapping[str, Annotated], *, path: Path = Path("own data")) -> Table:
-    """The table of datasets in COCO format, all instances or all panoptic.
+def json_table(datasets: Mapping[str, Annotated], *, path: Path = Path("custom dataset")) -> Table:
+    """Build the table of datasets in COCO format, all instances or all panoptic.
 
-    `path` is the table's own. For errors, see `register_instances` and `register_panoptic`; a
-    ValueError also where the JSONs have different categories.
+    Args:
+        datasets: the files of each dataset, by name.
+        path: the file that the table may be written to later.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``register_instances`` and ``register_panoptic`` do; also
+            if the JSONs have different categories.
     """
     entries: dict[str, Dataset] = {}
     categories: list[Category] = []
@@ -170,14 +184,14 @@ def _read_json_dataset(data: Annotated, json_file: Path) -> tuple[Dataset, list[
     is_panoptic = "segments_info" in content["annotations"][0]
     if is_panoptic and data.panoptic is None:
         raise ValueError(
-            f"{json_file} is in COCO's panoptic format: its annotations have `segments_info`. It "
-            "goes with a folder of PNGs: name that, too (--train-panoptic, --val-panoptic; "
+            f"{json_file} is in COCO's panoptic format: its annotations have `segments_info`. Give "
+            "the folder of its PNGs as well (--train-panoptic, --val-panoptic; "
             "register_panoptic)."
         )
     if not is_panoptic and data.panoptic is not None:
         raise ValueError(
             f"{json_file} is in COCO's instance format: its annotations have no `segments_info`. "
-            f"Leave out the folder of panoptic PNGs, {data.panoptic}."
+            f"Omit the folder of panoptic PNGs, {data.panoptic}."
         )
     images = _existing(data.images)
     if not is_panoptic:
@@ -196,16 +210,16 @@ def _difference(found: Sequence[Category], expected: Sequence[Category]) -> str:
     one, other = ({c.id: (c.name, c.isthing) for c in side} for side in (found, expected))
     for i in [*other, *one]:
         if one.get(i) != other.get(i):
-            return f"id {i} is {one.get(i, 'not there')} and {other.get(i, 'not there')}"
+            return f"id {i} is {one.get(i, 'missing')} and {other.get(i, 'missing')}"
     return "their colours"
 
 
 def _existing(path: str | Path | None) -> str:
-    """The absolute path of a file or folder that has to be there."""
+    """Return the absolute path of a file or folder, which must exist."""
     assert path is not None
     found = Path(path).expanduser().absolute()
     if not found.exists():
-        raise FileNotFoundError(f"{path} is not there (looked for as {found}).")
+        raise FileNotFoundError(f"{path} is missing (absolute path: {found}).")
     return str(found)
 
 
@@ -224,7 +238,7 @@ _ALWAYS = ("ignore_label", "labels_are_ids")
 
 
 def write_table(table: Table) -> None:
-    """Write a table to its `path`, whose folder is made, for `register_table` to read."""
+    """Write a table to its ``path``, whose folder is created, for ``register_table`` to read."""
     settings = {
         field.name: value
         for field in fields(table)

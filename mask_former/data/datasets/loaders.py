@@ -1,6 +1,6 @@
-"""From files on disk to detectron2's standard dataset dicts.
+"""Load files on disk as detectron2's standard dataset dicts.
 
-No image is opened here, but for the PNGs of panoptic annotations that instances are made from.
+No image is opened here, except the PNGs of panoptic annotations that are converted to instances.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def load_sem_seg(image_root: Path, sem_seg_root: Path) -> list[dict[str, Any]]:
     """Pair images and label maps of the same stem.
 
     Returns:
-        dicts with `file_name` and `sem_seg_file_name`, ordered by stem.
+        Dicts with ``file_name`` and ``sem_seg_file_name``, ordered by stem.
 
     Raises:
-        FileNotFoundError: an image without a label map, or the reverse, or none at all.
-        ValueError: two files of one folder share a stem.
+        FileNotFoundError: if an image has no label map, or the reverse, or a folder has no image.
+        ValueError: if two files of one folder share a stem.
     """
     images, labels = files_by_stem(image_root), files_by_stem(sem_seg_root)
     _check_partners(images, labels, sem_seg_root)
@@ -39,7 +39,7 @@ def load_sem_seg(image_root: Path, sem_seg_root: Path) -> list[dict[str, Any]]:
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """The image files of a folder (hidden ones and other suffixes left out), by stem."""
+    """List the image files of a folder by stem, without hidden files and other suffixes."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
@@ -48,7 +48,7 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{path} and {files[path.stem]} share a stem: remove one of them.")
         files[path.stem] = path
     if not files:
-        raise FileNotFoundError(f"{folder} holds no file ending in one of {IMAGE_SUFFIXES}.")
+        raise FileNotFoundError(f"{folder} has no file with one of the suffixes {IMAGE_SUFFIXES}.")
     return files
 
 
@@ -57,7 +57,7 @@ def _check_partners(files: dict[str, Path], others: dict[str, Path], other_root:
     if lonely:
         raise FileNotFoundError(
             f"{files[lonely[0]]} has no partner '{lonely[0]}.*' in {other_root} ({len(lonely)} of "
-            f"{len(files)} files have none): every image needs one label map of the same name."
+            f"{len(files)} files have none): every image needs a label map of the same name."
         )
 
 
@@ -72,23 +72,26 @@ def load_panoptic(
 ) -> list[dict[str, Any]]:
     """Read annotations in COCO panoptic format (Kirillov et al., Panoptic Segmentation, 2019).
 
-    The image's name comes from the JSON's `images`; where an image is not listed there, from the
-    annotation's own name with the suffix that is found on disk. detectron2's
-    `load_coco_panoptic_json` takes every image to be a .jpg instead.
+    The image's name comes from the JSON's ``images``; if an image is not listed there, from the
+    annotation's own name with the suffix found on disk. detectron2's ``load_coco_panoptic_json``
+    instead assumes that every image is a .jpg.
 
     Args:
+        image_root: the folder of the images.
+        panoptic_root: the folder of the annotations' PNGs.
+        panoptic_json: the annotations.
         contiguous_ids: category id in the JSON -> contiguous id.
         thing_ids: the category ids, as in the JSON, that are things.
-        sem_seg_root: a folder of label maps, `<stem>.png`, that go with the images.
+        sem_seg_root: a folder of the images' label maps, ``<stem>.png``.
 
     Returns:
-        dicts with `file_name`, `image_id`, `pan_seg_file_name`, `segments_info` (`category_id`
-        contiguous, `isthing` and `iscrowd`), `height` and `width` where the JSON has them, and
-        `sem_seg_file_name` where there is a `sem_seg_root`.
+        Dicts with ``file_name``, ``image_id``, ``pan_seg_file_name``, ``segments_info``
+        (``category_id`` contiguous, ``isthing`` and ``iscrowd``), ``height`` and ``width`` if the
+        JSON has them, and ``sem_seg_file_name`` with a ``sem_seg_root``.
 
     Raises:
-        FileNotFoundError: a file that the JSON names is not there.
-        ValueError: the JSON is broken, or has a category that is not in `contiguous_ids`.
+        FileNotFoundError: if a file that the JSON names is missing.
+        ValueError: if the JSON is malformed, or has a category that is not in ``contiguous_ids``.
     """
     content = read_json(panoptic_json, _PANOPTIC)
     with naming_mistakes(panoptic_json, _PANOPTIC):
@@ -103,7 +106,7 @@ def load_panoptic(
 
 
 class Sources(NamedTuple):
-    """Where the files of a panoptic annotation are."""
+    """The folders and the JSON of a panoptic dataset."""
 
     image_root: Path
     panoptic_root: Path
@@ -145,8 +148,8 @@ def _name_on_disk(folder: Path, stem: str, panoptic_json: Path) -> str:
         if (folder / (stem + suffix)).is_file():
             return stem + suffix
     raise FileNotFoundError(
-        f"{panoptic_json}: the annotation '{stem}' has no entry in `images`, and there is no "
-        f"{folder / stem} with one of the suffixes {IMAGE_SUFFIXES} either."
+        f"{panoptic_json}: the annotation '{stem}' has no entry in `images`, and no file "
+        f"{folder / stem} with one of the suffixes {IMAGE_SUFFIXES} exists."
     )
 
 
@@ -154,8 +157,8 @@ def _check_files(record: dict[str, Any], panoptic_json: Path) -> None:
     for key in ("file_name", "pan_seg_file_name", "sem_seg_file_name"):
         if key in record and not os.path.isfile(record[key]):
             raise FileNotFoundError(
-                f"{record[key]} is not there, but {panoptic_json} names it (image_id "
-                f"{record['image_id']!r}): the dataset is incomplete, prepare it again."
+                f"{record[key]} is missing, but {panoptic_json} names it (image_id "
+                f"{record['image_id']!r}). Restore the file, or remove the image from the JSON."
             )
 
 
@@ -187,21 +190,23 @@ def load_instances(
     panoptic_json: Path | None = None,
     panoptic_root: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Read annotations in COCO instance format, polygons and RLE.
+    """Read annotations in COCO instance format, as polygons or RLEs.
 
     Args:
         image_root: the folder of the images.
-        json_file: the annotations; or None, and these are the things of a panoptic annotation:
+        json_file: the annotations; None: the things of a panoptic annotation are converted.
         contiguous_ids: category id in the JSON -> contiguous id.
-        panoptic_json, panoptic_root: its JSON and its PNGs, each of which is read.
+        panoptic_json, panoptic_root: the JSON and the PNGs of the panoptic annotation, if there is
+            no ``json_file``; every PNG is read.
 
     Returns:
-        dicts with `file_name`, `image_id`, `height`, `width` and `annotations`: dicts of `id`,
-        `category_id` (contiguous), `segmentation`, `iscrowd`, `bbox` and `bbox_mode`.
+        Dicts with ``file_name``, ``image_id``, ``height``, ``width`` and ``annotations``: dicts of
+        ``id``, ``category_id`` (contiguous), ``segmentation``, ``iscrowd``, ``bbox`` and
+        ``bbox_mode``.
 
     Raises:
-        FileNotFoundError: a file that the JSON names is not there.
-        ValueError: the JSON is broken; names the annotation.
+        FileNotFoundError: if a file that the JSON names is missing.
+        ValueError: if the JSON is malformed; the message names the annotation.
     """
     if json_file is None:
         if panoptic_json is None or panoptic_root is None:
@@ -226,7 +231,7 @@ def _instance_records(
         where = f"{source}: annotation id {annotation.get('id')!r}"
         _check_annotation(annotation, records, contiguous_ids, where)
         if annotation["id"] in seen:
-            raise ValueError(f"{where} is there twice: give each annotation an id of its own.")
+            raise ValueError(f"{where} occurs twice: give each annotation a unique id.")
         seen.add(annotation["id"])
         record = records[annotation["image_id"]]
         record["annotations"].append(_instance(annotation, record, contiguous_ids, where))
@@ -259,13 +264,13 @@ def _check_annotation(
         raise ValueError(f"{where} of image_id {annotation.get('image_id')!r} lacks {missing}.")
     if annotation["image_id"] not in records:
         raise ValueError(
-            f"{where} has the image_id {annotation['image_id']!r}, which is not in `images`: take "
-            "it out, or list the image."
+            f"{where} has the image_id {annotation['image_id']!r}, which is not in `images`: "
+            "remove it, or list the image."
         )
     if annotation["category_id"] not in contiguous_ids:
         raise ValueError(
-            f"{where} has category_id {annotation['category_id']}, which is no thing of the table; "
-            f"expected one of {sorted(contiguous_ids)}."
+            f"{where} has category_id {annotation['category_id']}, which is not a thing of the "
+            f"table; expected one of {sorted(contiguous_ids)}."
         )
 
 

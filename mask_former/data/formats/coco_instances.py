@@ -1,6 +1,6 @@
-"""Annotations in COCO's instance format: polygons and run-length codes (RLE), to masks and back.
+"""Convert annotations in COCO's instance format, polygons and RLEs, to masks and back.
 
-The format is that of https://cocodataset.org/#format-data, rasterised as `pycocotools` does.
+The format is that of https://cocodataset.org/#format-data, rasterised as ``pycocotools`` does.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = [
 
 
 _FAR = 10
-"""Of the image's longer side: a point farther away than that is a mistake."""
+"""Multiple of the image's longer side: a point farther away than that is a mistake."""
 
 
 def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
-    """Raise unless it is one of COCO's forms, without rasterising it.
+    """Check that a segmentation has one of COCO's forms, without rasterising it.
 
     Args:
-        segmentation: a list of polygons [x0, y0, x1, y1, …] in pixels, or an RLE: a dict of `size`
-            and `counts` (a list of run lengths, or the compressed text).
+        segmentation: a list of polygons [x0, y0, x1, y1, …] in pixels, or an RLE: a dict of
+            ``size`` and ``counts`` (a list of run lengths, or the compressed text).
         size: height and width of the image.
         where: file and annotation, for the message.
 
     Raises:
-        ValueError: it is empty, a polygon has fewer than three points or half a point or lies far
-            from the image, or an RLE is of another size or has no counts.
+        ValueError: if it is empty, a polygon has fewer than three points, an odd number of values
+            or points far from the image, or an RLE has another size or no counts.
     """
     if isinstance(segmentation, Mapping):
         found = segmentation.get("size", ())
@@ -57,41 +57,44 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
     if not isinstance(segmentation, list | tuple) or not len(segmentation):
         raise ValueError(
             f"{where}: its segmentation is {segmentation!r}, expected a list of polygons or an RLE "
-            "dict. Instance segmentation needs a mask for each object, a box is not enough: take "
-            "the annotation out, or draw its mask."
+            "dict. Instance segmentation needs a mask for each object, a box is not enough: remove "
+            "the annotation, or draw its mask."
         )
     for polygon in segmentation:
         values = polygon if isinstance(polygon, list | tuple | np.ndarray) else ()
         if len(values) < 6 or len(values) % 2:
             raise ValueError(
                 f"{where}: a polygon is {_few(polygon)}, expected [x0, y0, x1, y1, …] with at "
-                "least three points and a y to each x. Take the polygon out, or mend it."
+                "least three points and a y for each x. Remove the polygon, or correct it."
             )
         _check_coordinates(values, size, where)
 
 
 def _check_coordinates(values: Any, size: Size, where: str) -> None:
-    """Numbers near the image, in pixels: pycocotools crashes on NaN and walks along every edge."""
+    """Check that coordinates are numbers near the image.
+
+    pycocotools crashes on NaN, and its time grows with the length of every edge.
+    """
     try:
         points = np.asarray(values)
         largest = float(np.abs(points).max()) if points.dtype.kind in "iuf" else np.nan
-    except ValueError:  # lists in it
+    except ValueError:  # a nested list
         largest = np.nan
     if not largest <= _FAR * max(size):
         raise ValueError(
             f"{where}: a polygon is {_few(list(values))}, expected numbers, pixels in an image of "
-            f"{size} (height, width). Take the polygon out, or mend it."
+            f"{size} (height, width). Remove the polygon, or correct it."
         )
 
 
 def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[Any]:
-    """The mask of a segmentation: see `check_segmentation`.
+    """Rasterise a segmentation; see ``check_segmentation`` for the arguments.
 
     Returns:
-        H×W, uint8, 0 or 1.
+        The mask, H×W, uint8, 0 or 1.
 
     Raises:
-        ValueError: as `check_segmentation`, or the RLE's counts are damaged.
+        ValueError: as ``check_segmentation`` does, or if the RLE's counts are damaged.
     """
     check_segmentation(segmentation, size, where)
     if not isinstance(segmentation, Mapping):
@@ -100,16 +103,16 @@ def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[An
     try:
         return decode_mask(compress(segmentation, size, where))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: its RLE is damaged ({error}): write it again.") from error
+        raise ValueError(f"{where}: its RLE is damaged ({error}): create it again.") from error
 
 
 def compress(segmentation: Any, size: Size, where: str) -> Any:
-    """An RLE with its run lengths as compressed text; anything else as it is.
+    """Compress the run lengths of an RLE; return any other segmentation unchanged.
 
-    detectron2 knows no lists of run lengths.
+    detectron2 does not read lists of run lengths.
 
     Raises:
-        ValueError: the run lengths are not those of an image of `size`.
+        ValueError: if the run lengths do not fit an image of this size.
     """
     counts = segmentation["counts"] if isinstance(segmentation, Mapping) else None
     if not isinstance(counts, list):
@@ -120,21 +123,21 @@ def compress(segmentation: Any, size: Size, where: str) -> Any:
     if sum(counts) != pixels or min(counts) < 0:
         raise ValueError(
             f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels}, "
-            f"those of {size} (height, width), none of them negative: write it again."
+            f"those of {size} (height, width), none of them negative: create it again."
         )
     return compress_runs(counts, size)
 
 
 def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str, Any]:
-    """A COCO annotation with `iscrowd`, and with `area` and `bbox` of its mask where they lack.
+    """Add missing ``iscrowd``, ``area`` and ``bbox`` to a COCO annotation.
 
     Args:
-        annotation: with a `segmentation`.
+        annotation: with a ``segmentation``.
         size: height and width of the image.
         where: file and annotation, for messages.
 
     Raises:
-        ValueError: as `decode_segmentation`.
+        ValueError: as ``decode_segmentation`` does.
     """
     full = {"iscrowd": 0, **annotation}
     if "area" not in full or not full.get("bbox"):
@@ -144,18 +147,19 @@ def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str,
 
 
 def instances_of_panoptic(content: Mapping[str, Any], panoptic_root: Path) -> dict[str, Any]:
-    """COCO instance annotations of the things of COCO panoptic annotations.
+    """Convert the things of COCO panoptic annotations to COCO instance annotations.
 
     Args:
         content: a panoptic JSON.
         panoptic_root: the folder of its PNGs, each of which is read.
 
     Returns:
-        `images` (with `height` and `width`), `annotations` (compressed RLE, ids from 1) and
-        `categories`, as an instance JSON has them, image and category ids as they are.
+        ``images`` (with ``height`` and ``width``), ``annotations`` (compressed RLEs, ids from 1)
+        and ``categories`` of an instance JSON, with unchanged image and category ids.
 
     Raises:
-        FileNotFoundError, ValueError: a PNG is missing, damaged, or does not fit the JSON.
+        FileNotFoundError: if a PNG is missing.
+        ValueError: if a PNG is damaged, or does not fit the JSON.
     """
     categories = [c for c in content["categories"] if c.get("isthing", 1)]
     things = {category["id"] for category in categories}
@@ -182,7 +186,7 @@ def instances_of_panoptic(content: Mapping[str, Any], panoptic_root: Path) -> di
 
 
 def _few(values: Any, most: int = 6) -> str:
-    """The beginning of a list, as text."""
+    """Write the beginning of a list as text."""
     if not isinstance(values, list | tuple) or len(values) <= most:
         return repr(values)
     return f"{list(values[:most])} and {len(values) - most} more values"

@@ -1,4 +1,4 @@
-"""Reading JSONs of COCO's formats, and naming the file in whatever is wrong with its content."""
+"""Read JSONs of COCO's formats, and name the file in every error about its content."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["naming_mistakes", "read_json"]
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """The content of a JSON of COCO's.
+    """Read a JSON in one of COCO's formats.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is no JSON, or one without `images` and `annotations`; `expected` is the
-            format that the message names.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a JSON, or has no ``images`` or ``annotations``; the message names
+            the ``expected`` format.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): prepare the dataset again.") from error
+        raise ValueError(f"{path} is not a JSON ({error}): restore the file.") from error
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not content.get(key):
             raise ValueError(f"{path}: expected {expected}, but `{key}` is missing.")
@@ -31,10 +31,10 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
 
 @contextmanager
 def naming_mistakes(path: Path, expected: str) -> Iterator[None]:
-    """What goes wrong inside for want of a key or for a value of another type, with the file.
+    """Convert errors about missing keys and wrong types into one that names the file.
 
     Raises:
-        ValueError: names ``path`` and what it was ``expected`` to hold.
+        ValueError: if the body raises; the message names ``path`` and the ``expected`` format.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Writing datasets in COCO panoptic format (Kirillov et al., Panoptic Segmentation, 2019)."""
+"""Write datasets in COCO panoptic format (Kirillov et al., Panoptic Segmentation, 2019)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> li
 
     Args:
         ids: H×W segment ids; 0 is void.
-        category_ids: segment id -> category id of the dataset; exactly the ids in the map.
+        category_ids: segment id -> category id of the dataset, for exactly the ids in the map.
 
     Returns:
-        by ascending id, dicts of `id`, `category_id`, `area` (pixels), `bbox` (x, y, width,
-        height in pixels) and `iscrowd` (0).
+        Dicts of ``id``, ``category_id``, ``area`` (pixels), ``bbox`` (x, y, width, height in
+        pixels) and ``iscrowd`` (0), by ascending id.
     """
     segment_ids = sorted(category_ids)
     index_map, present = index_segments(ids, segment_ids)
@@ -66,9 +66,9 @@ def write_ids(path: Path, ids: NDArray[np.int32]) -> None:
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write H×W or H×W×3 (RGB) as a PNG that is either whole or not there."""
-    picture = Image.fromarray(image)
-    replace_file(path, lambda part: picture.save(part, format="PNG", compress_level=3))
+    """Write H×W or H×W×3 (RGB) as a PNG, atomically."""
+    png = Image.fromarray(image)
+    replace_file(path, lambda part: png.save(part, format="PNG", compress_level=3))
 
 
 def write_json(
@@ -77,11 +77,13 @@ def write_json(
     images: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the JSON file of a split, which is either whole or not there.
+    """Write the JSON file of a split, atomically.
 
     Args:
-        images: dicts of `id`, `file_name`, `height`, `width`.
-        annotations: dicts of `image_id`, `file_name` (of the PNG) and `segments_info`.
+        path: the file.
+        categories: the classes.
+        images: dicts of ``id``, ``file_name``, ``height``, ``width``.
+        annotations: dicts of ``image_id``, ``file_name`` (of the PNG) and ``segments_info``.
     """
     content = {
         "images": images,

@@ -1,4 +1,4 @@
-"""Reading images and annotations, and telling the user what is wrong with them."""
+"""Read images and annotations, with errors that explain how to correct them."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def read_image(file_name: str, key: str, image_format: str | None = None) -> NDA
 
 
 def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray[Any]:
-    """A map of class ids: one channel of 1, 8 or 16 bit; a palette image gives its indices.
+    """Read a map of class ids: one channel of 1, 8 or 16 bits, or the indices of a palette image.
 
     Returns:
         H×W, uint8 or uint16.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_image`; also where the file holds colours,
-            fractions, or values that do not fit 16 bit.
+        FileNotFoundError, ValueError: as ``read_image`` does; also if the file holds colours,
+            fractions, or values of more than 16 bits.
     """
     labels = read_image(file_name, key)
     if labels.ndim != 2:
@@ -66,24 +66,24 @@ def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray[An
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
         raise ValueError(
             f"{file_name} holds {labels.dtype} values from {labels.min()} to {labels.max()}, "
-            "expected class ids, whole numbers in 0..65535. Save it as an 8-bit or 16-bit PNG."
+            "expected class ids, integers in 0..65535. Save it as an 8-bit or 16-bit PNG."
         )
     return labels.astype(np.uint16, copy=False)
 
 
 def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -> NDArray[Any]:
-    """A label map as class ids.
+    """Read a label map and convert its values to class ids.
 
     Args:
-        file_name: see `read_label_map`.
-        label_map: pixel value -> class id or ignore label; None: the values are that already.
+        file_name: see ``read_label_map``.
+        label_map: pixel value -> class id or ignore label; None: pixels are class ids already.
 
     Returns:
         H×W, uint8 or uint16.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_label_map`; also where a value is not in
-            `label_map`.
+        FileNotFoundError, ValueError: as ``read_label_map`` does; also if a value is not in
+            ``label_map``.
     """
     labels = read_label_map(file_name)
     if label_map is None:
@@ -95,7 +95,7 @@ def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -
         raise ValueError(
             f"{file_name}: found the pixel values {_few(np.unique(labels[classes < 0]))}, expected "
             f"{_few(sorted(label_map))}, the ids of the classes and the ignore label. Give these "
-            "values a class, or convert them to one of the others."
+            "values a class, or convert them to one of those."
         )
     return classes.astype(np.min_scalar_type(max(label_map.values())))
 
@@ -103,27 +103,27 @@ def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -
 def read_segment_map(
     file_name: str, segment_ids: list[int], *, may_be_absent: bool = False
 ) -> NDArray[Any]:
-    """A COCO panoptic PNG, its ids replaced by their position in `segment_ids`, from 1.
+    """Read a COCO panoptic PNG, and replace its ids by their index in ``segment_ids``, from 1.
 
     Args:
         file_name: the PNG.
-        segment_ids: those of `segments_info`.
-        may_be_absent: whether some of them may be at no pixel.
+        segment_ids: the ids of ``segments_info``.
+        may_be_absent: whether some of them may occur at no pixel.
 
     Returns:
         H×W, uint8 (uint16 for more than 255 segments); 0 where there is no segment.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_image`; also where the ids of file and
-            `segments_info` are not the same.
+        FileNotFoundError, ValueError: as ``read_image`` does; also if the ids in the file and in
+            ``segments_info`` differ.
     """
     wrong = [i for i in segment_ids if type(i) is not int or not 0 < i <= MAX_SEGMENT_ID]
     if wrong or len(set(segment_ids)) < len(segment_ids):
         twice = [i for n, i in enumerate(segment_ids) if segment_ids.index(i) < n]
         raise ValueError(
-            f"'segments_info' of {file_name}: found the ids {_few(wrong)}, which are no whole "
-            f"numbers in 1..{MAX_SEGMENT_ID}, and {_few(twice)} more than once, expected one of "
-            "its own for each segment. Write the annotation again with such ids."
+            f"'segments_info' of {file_name}: found the ids {_few(wrong)}, which are not "
+            f"integers in 1..{MAX_SEGMENT_ID}, and {_few(twice)} more than once, expected a unique "
+            "id for each segment. Write the annotation again with such ids."
         )
     both = f"'segments_info' and {file_name} disagree"
     ids = decode_segment_ids(read_image(file_name, "pan_seg_file_name", "RGB"))
@@ -133,13 +133,13 @@ def read_segment_map(
         raise ValueError(
             f"{both}: the ids {_few(unknown)} are in the PNG but not in 'segments_info', which "
             f"lists {_few(segment_ids)}. An id is R + 256·G + 256²·B of an RGB PNG; is it another "
-            "image's PNG, or one written in greyscale or resized smoothly?"
+            "image's PNG, or one written in greyscale or resized with interpolation?"
         )
     absent = sorted(set(segment_ids) - set(present.tolist()))
     if absent and not may_be_absent:
         raise ValueError(
             f"{both}: the ids {_few(absent)} are in 'segments_info' but at no pixel of the PNG. "
-            "Take them out of the annotation, or restore the PNG that belongs to it."
+            "Remove them from the annotation, or restore the PNG that belongs to it."
         )
     return index_map
 
@@ -147,18 +147,18 @@ def read_segment_map(
 def check_same_size(
     image: NDArray[Any], image_file: str, labels: NDArray[Any], label_file: str
 ) -> None:
-    """Raises ValueError unless an H×W×3 image and an H×W map are of one size."""
+    """Raise ValueError unless an H×W×3 image and an H×W map have the same size."""
     if image.shape[:2] != labels.shape:
         (height, width), (label_height, label_width) = image.shape[:2], labels.shape
         raise ValueError(
             f"{image_file} is {width}×{height} pixels (width×height, any EXIF rotation applied), "
-            f"its annotation {label_file} is {label_width}×{label_height}: they must be of one "
+            f"its annotation {label_file} is {label_width}×{label_height}: they must have the same "
             "size. Is it another image's annotation, or was only one of the two resized?"
         )
 
 
 def check_classes(classes: Iterable[int], num_classes: int, where: str, hint: str) -> None:
-    """Raise unless all class ids are in 0 … `num_classes`-1.
+    """Check that all class ids are in 0 … ``num_classes``-1.
 
     Args:
         classes: class ids, without the ignore label.
@@ -167,7 +167,7 @@ def check_classes(classes: Iterable[int], num_classes: int, where: str, hint: st
         hint: likely reasons, for the message.
 
     Raises:
-        ValueError: some are outside.
+        ValueError: if some are outside.
     """
     wrong = sorted({int(c) for c in classes if not 0 <= c < num_classes})
     if wrong:
@@ -178,6 +178,6 @@ def check_classes(classes: Iterable[int], num_classes: int, where: str, hint: st
 
 
 def _few(values: Iterable[int], most: int = 8) -> str:
-    """At most the first `most` values, as text."""
+    """Write at most the first ``most`` values as text."""
     listed = [int(v) if isinstance(v, int | np.integer) else v for v in values]
     return str(listed) if len(listed) <= most else f"{listed[:most]} and {len(listed) - most} more"

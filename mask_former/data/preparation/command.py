@@ -1,4 +1,4 @@
-"""What the scripts in `datasets/` share: one command line, and one loop over many files."""
+"""Command line and parallel loop over files, shared by the scripts in ``datasets/``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def run_command(
     Args:
         prepare: called with the root of all datasets and the number of processes.
         description: the first line of the help.
-        download: where the source comes from, told after an error of a source file.
-        arguments: of the command; None: those of the process.
+        download: where the source comes from, printed after an error about a source file.
+        arguments: the words of the command line; None: those of the process.
 
     Returns:
-        the exit code: 1 after an error, which is one line on stderr, 130 where interrupted.
+        The exit code: 1 after an error, which is one line on stderr, 130 if interrupted.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
@@ -65,35 +65,36 @@ def run_command(
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from here.\n")
+        sys.stderr.write(f"{parser.prog}: interrupted; the same command continues from here.\n")
         return 130
     return 0
 
 
 @dataclass(frozen=True)
 class Job:
-    """The files of one image: what is read, and what is made of it."""
+    """The files of one image: those to read, and those to write."""
 
     sources: tuple[Path, ...]
     targets: tuple[Path, ...]
 
     @property
     def done(self) -> bool:
-        """Whether all targets are there: each is whole, then."""
+        """True if all targets exist; since each is written atomically, they are then complete."""
         return all(path.exists() for path in self.targets)
 
 
 def convert_all(
     convert: Callable[..., None], jobs: Sequence[Job], *, workers: int, description: str
 ) -> None:
-    """Call `convert(*sources, *targets)` for each job whose targets are not all there.
+    """Call ``convert(*sources, *targets)`` for each job with a missing target.
 
     Args:
-        convert: writes the targets, each whole or not at all, so that a job may be interrupted.
-        workers, description: see `parallel_map`.
+        convert: writes the targets, each atomically, so that a job may be interrupted.
+        jobs: all jobs, those that are done included.
+        workers, description: see ``parallel_map``.
 
     Raises:
-        FileNotFoundError: a source is missing; nothing is converted then.
+        FileNotFoundError: if a source is missing; nothing is converted then.
     """
     left = [job for job in jobs if not job.done]
     make_ready(left)
@@ -106,10 +107,10 @@ def _call(convert: Callable[..., None], job: Job) -> None:
 
 
 def make_ready(jobs: Sequence[Job]) -> None:
-    """Check that all sources are there, and make the folders of the targets.
+    """Check that all sources exist, and create the folders of the targets.
 
     Raises:
-        FileNotFoundError: a source is missing.
+        FileNotFoundError: if a source is missing.
     """
     require(path for job in jobs for path in job.sources)
     for folder in {path.parent for job in jobs for path in job.targets}:
@@ -124,17 +125,18 @@ def parallel_map(
     description: str,
     done: int = 0,
 ) -> list[Result]:
-    """`[function(item) for item in items]` in several processes, with a progress bar.
+    """Compute ``[function(item) for item in items]`` in several processes, with a progress bar.
 
     Args:
         function: picklable, as items and results are.
-        workers: number of processes; 1 works in this one.
-        description: stands before the bar.
-        done: how many others were done before, for the bar.
+        items: the arguments of the calls.
+        workers: number of processes; 1 runs in this process.
+        description: the text before the bar.
+        done: number of further items that are done already, for the bar.
 
     Raises:
-        ChildProcessError: a process was killed.
-        Exception: the first error of `function`; what has not begun by then is given up.
+        ChildProcessError: if a process was killed.
+        Exception: the first error of ``function``; items that have not started yet are dropped.
     """
     count = len(items) + done
     progress = partial(tqdm, total=count, initial=done, desc=description, unit="image")
@@ -142,7 +144,7 @@ def parallel_map(
     if workers <= 1:
         with progress(items) as bar:
             return [function(item) for item in bar]
-    # a forked process need not import everything again; elsewhere fork is not to be had, or unsafe
+    # A forked process does not import everything again; elsewhere fork is unavailable or unsafe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     try:
         with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
@@ -151,13 +153,13 @@ def parallel_map(
                 return list(bar)
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            f"{description}: a worker process was killed, maybe for want of memory. What is "
-            "written stays: run the command again, with fewer --workers."
+            f"{description}: a worker process was killed, perhaps because memory ran out. "
+            "Files written so far are kept: run the command again, with fewer --workers."
         ) from error
 
 
 def _begin_worker() -> None:
-    """An interrupt is the parent's to handle; when the parent is killed, there is nobody left."""
+    """Leave interrupts to the parent process, and exit when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""The files of a download: is it all there, is each what it should be."""
+"""Check the files of a download: none is missing, and each has the expected form."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..formats.pixels import image_errors, open_image
 
 
 def require(paths: Iterable[Path]) -> None:
-    """Raise FileNotFoundError, which names the first and counts the rest, unless all are there."""
+    """Raise FileNotFoundError if files are missing; it names the first and counts the others."""
     missing = [path for path in paths if not path.exists()]
     if missing:
-        more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{missing[0]} is not there{more}: the download is incomplete.")
+        more = f" (as are {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"{missing[0]} is missing{more}: the download is incomplete.")
 
 
 def read_image(path: Path) -> Image.Image:
@@ -39,14 +39,16 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_labels(path: Path, largest: int, meaning: str) -> NDArray[np.uint8]:
-    """H×W label map of a single-channel 8-bit file, with values 0 … `largest`.
+    """Read an H×W label map of a single-channel 8-bit file.
 
     Args:
-        meaning: of the values that may be there, for the message.
+        path: the file.
+        largest: the largest value that may occur.
+        meaning: the meaning of the values 0 … ``largest``, for the message.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, of another form, or has other values.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged, has another form, or has other values.
     """
     labels = np.asarray(read_image(path))
     if labels.ndim != 2 or labels.dtype != np.uint8:
@@ -73,5 +75,5 @@ def check_size(
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content; the copy is whole or not there."""
+    """Copy a file's content, atomically."""
     replace_file(target, lambda part: shutil.copyfile(source, part))

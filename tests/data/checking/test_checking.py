@@ -142,7 +142,7 @@ def test_all_that_is_wrong_with_a_label_map_is_found(folders):
     labels[0, 0] = 9
     save(folders[1] / "a.png", labels)
     messages = errors_in(check(from_folders(*folders, CLASSES)))["a.png"]
-    assert ["one size" in messages[0], "[9]" in messages[1]] == [True, True]
+    assert ["the same size" in messages[0], "[9]" in messages[1]] == [True, True]
 
 
 def test_an_image_that_exif_turns_is_measured_upright(folders):
@@ -285,7 +285,7 @@ RLE = {"size": [HEIGHT, WIDTH], "counts": [5, 20, HEIGHT * WIDTH - 25]}
         (_set("segmentation", RLE | {"counts": [5, 20]}), "a.png", "add up to 25"),
         (lambda c: c["images"][0].update(height=41), "a.png", "(?i)mismatched.*41"),
         (lambda c: c["images"][0].update(file_name="x.png"), "x.png", "is missing"),
-        (lambda c: c["images"].append(c["images"][0]), "instances.json", "id of 'images' 0 is"),
+        (lambda c: c["images"].append(c["images"][0]), "instances.json", "id of 'images' 0 occurs"),
         (lambda c: c["categories"][0].update(name="dog"), "instances.json", "category name dog"),
     ],
 )

@@ -192,8 +192,8 @@ def test_missing_files_are_an_error_on_loading_that_says_how_to_get_them(tmp_pat
         ({"colours": 1}, "unexpected keyword argument 'colours'"),
         ({"datasets": None}, "'datasets' is missing"),
         ({"categories": [{"name": "a", "colour": []}]}, "'colour'"),
-        ({"categories": [{"name": "a", "id": 1}, {"name": "b", "id": 1}]}, "`id` of its own"),
-        ({"categories": [{"name": "a", "id": 1}, {"name": "b"}]}, "`id` of its own"),
+        ({"categories": [{"name": "a", "id": 1}, {"name": "b", "id": 1}]}, "a unique `id`"),
+        ({"categories": [{"name": "a", "id": 1}, {"name": "b"}]}, "a unique `id`"),
         ({"categories": [{"name": n, "source_id": 1} for n in "ab"]}, "share a `source_id`"),
         ({"categories": [{"name": "a", "color": [1, 2, 3]}, {"name": "b"}]}, "`color`"),
         ({"datasets": {"own": {"kind": "pan", "image_root": ""}}}, "'pan', expected sem_seg or"),
@@ -263,7 +263,7 @@ def test_images_and_labels_pair_by_stem_whatever_their_suffixes(tmp_path: Path) 
     [
         (["i/a.jpg", "i/b.jpg", "l/a.png"], r"b\.jpg has no partner 'b\.\*' in .*l "),
         (["i/a.jpg", "l/a.png", "l/c.png"], r"c\.png has no partner 'c\.\*' in .*i "),
-        (["i/a.txt", "l/a.png"], "i holds no file"),
+        (["i/a.txt", "l/a.png"], "i has no file"),
     ],
 )
 def test_an_image_without_label_or_the_reverse_is_an_error(

@@ -38,8 +38,8 @@ def test_categories_are_taken_as_they_are() -> None:
         (["", "  "], "has no class"),
         (["a", "7:"], "line 2: found '7:', expected 'NAME'"),
         (["a", "#102030"], None),  # a name, if an odd one
-        (["a", "b", "a"], "the name 'a' is there more than once"),
-        (["1: a", "1: b"], "the pixel value 1 is there more than once"),
+        (["a", "b", "a"], "the name 'a' occurs more than once"),
+        (["1: a", "1: b"], "the pixel value 1 occurs more than once"),
         (["1: a", "b"], "1 of 2 classes have a pixel value"),
         (["a #102030", "b"], "1 of 2 classes have a colour"),
     ],
@@ -56,7 +56,7 @@ def test_a_file_that_is_missing_or_no_text_is_an_error_that_names_it(tmp_path: P
     with pytest.raises(FileNotFoundError, match=r"nothing\.txt"):
         read_classes(tmp_path / "nothing.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"binary\.txt is no UTF-8"):
+    with pytest.raises(ValueError, match=r"binary\.txt is not UTF-8"):
         read_classes(tmp_path / "binary.txt")
 
 
@@ -91,7 +91,7 @@ def test_panoptic_categories_say_what_is_a_thing_and_keep_their_colours() -> Non
         (categories({"id": 1}), "instances", 'x.json: the category {"id": 1} lacks `name`'),
         (categories({"id": "1", "name": "a"}), "instances", r"lacks `id`.*`id` \(int\)"),
         (categories({"id": 1, "name": "a"}), "panoptic", "lacks `isthing`"),
-        (categories(*[{"id": 1, "name": n} for n in "ab"]), "instances", "id 1 is there more"),
+        (categories(*[{"id": 1, "name": n} for n in "ab"]), "instances", "id 1 occurs more"),
     ],
 )
 def test_a_mistake_in_a_json_is_named(content: dict[str, Any], kind: str, message: str) -> None:

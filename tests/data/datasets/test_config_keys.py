@@ -66,7 +66,7 @@ def test_use_datasets_sets_these_keys_and_leaves_the_others(semantic: tuple[str,
 def test_datasets_of_other_classes_or_unknown_ones_are_errors(semantic: tuple[str, str]) -> None:
     with pytest.raises(KeyError, match="no dataset 'own_c'"):
         fitting_keys(["own_a"], ["own_c"])
-    with pytest.raises(ValueError, match=r"'own_a' and 'camvid_sem_seg_val' do not go together"):
+    with pytest.raises(ValueError, match=r"'own_a' and 'camvid_sem_seg_val' cannot be combined"):
         fitting_keys(["own_a"], ["camvid_sem_seg_val"])
     DatasetCatalog.register("of_others", list)
     MetadataCatalog.get("of_others").evaluator_type = "lvis"

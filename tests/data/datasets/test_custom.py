@@ -151,7 +151,7 @@ def test_registering_again_counts_and_a_name_of_others_is_refused(tmp_path: Path
 
 def test_a_folder_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     images, _ = write_semantic(tmp_path, LABELS)
-    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         register_semantic("own", images, tmp_path / "nowhere", ["a"])
 
 
@@ -179,10 +179,10 @@ def test_panoptic_data_take_classes_and_things_from_the_json(tmp_path: Path) -> 
 
 def test_a_json_of_the_other_kind_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
     images, json_file, panoptic = write_panoptic(tmp_path / "p")
-    with pytest.raises(ValueError, match=r"panoptic format.*folder of PNGs"):
+    with pytest.raises(ValueError, match=r"panoptic format.*the folder of its PNGs"):
         register_instances("own", images, json_file)
     images, json_file = write_instances(tmp_path / "i")
-    with pytest.raises(ValueError, match=r"instance format.*Leave out"):
+    with pytest.raises(ValueError, match=r"instance format.*Omit"):
         register_panoptic("own", images, json_file, panoptic)
 
 

@@ -242,7 +242,7 @@ def test_a_broken_annotation_is_an_error_that_names_json_and_annotation(
 
 
 def test_missing_keys_files_and_double_ids_are_named(tree, tmp_path):
-    with pytest.raises(ValueError, match=r"annotation id 0 is there twice"):
+    with pytest.raises(ValueError, match=r"annotation id 0 occurs twice"):
         load(tmp_path, tree | {"annotations": tree["annotations"] * 2})
     with pytest.raises(ValueError, match=r"id None of image_id None lacks \['id', 'image_id',"):
         load(tmp_path, tree | {"annotations": [{}]})
@@ -251,7 +251,7 @@ def test_missing_keys_files_and_double_ids_are_named(tree, tmp_path):
     with pytest.raises(ValueError, match=r"expected COCO instance format, but `annotations`"):
         load(tmp_path, tree | {"annotations": []})
     (tmp_path / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b\.png is not there, but .*x\.json names it"):
+    with pytest.raises(FileNotFoundError, match=r"b\.png is missing, but .*x\.json names it"):
         load(tmp_path, tree)
 
 
@@ -291,7 +291,7 @@ def test_a_table_of_instances_needs_their_files_and_things(tmp_path):
         catalog.read_table(write_table(tmp_path, panoptic_json="p.json"))
     path = write_table(tmp_path, json_file="x.json")
     path.write_text(path.read_text().replace("true", "false"))
-    with pytest.raises(ValueError, match=r"instances are of things, and no category is one"):
+    with pytest.raises(ValueError, match=r"instances need a category that is a thing"):
         catalog.read_table(path)
 
 

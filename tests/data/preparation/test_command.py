@@ -55,7 +55,7 @@ def test_a_missing_source_stops_all_before_the_first_step(tmp_path: Path) -> Non
     jobs = jobs_of(tmp_path, "abc")
     (tmp_path / "b").unlink()
     (tmp_path / "c").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b is not there \(nor are 1 more\)"):
+    with pytest.raises(FileNotFoundError, match=r"b is missing \(as are 1 more\)"):
         convert_all(copy_file, jobs, workers=1, description="")
     assert not (tmp_path / "out").exists()
 

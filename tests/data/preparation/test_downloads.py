@@ -27,9 +27,9 @@ def test_a_copy_has_the_content(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named_and_counted(tmp_path: Path) -> None:
     require([tmp_path])
-    with pytest.raises(FileNotFoundError, match=r"x is not there: "):
+    with pytest.raises(FileNotFoundError, match=r"x is missing: "):
         require([tmp_path, tmp_path / "x"])
-    with pytest.raises(FileNotFoundError, match=r"x is not there \(nor are 2 more\)"):
+    with pytest.raises(FileNotFoundError, match=r"x is missing \(as are 2 more\)"):
         require([tmp_path / "x", tmp_path, tmp_path / "y", tmp_path / "z"])
 
 

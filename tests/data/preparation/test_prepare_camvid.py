@@ -222,7 +222,7 @@ def test_half_a_split_and_no_split_are_errors(
     script: ModuleType, source: Path, tmp_path: Path
 ) -> None:
     (source / "images/test").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"annotations.test is not there"):
+    with pytest.raises(FileNotFoundError, match=r"annotations.test is missing"):
         script.prepare(source, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="no CamVid in"):
         script.prepare(tmp_path / "nowhere", tmp_path / "out")

@@ -92,7 +92,7 @@ def test_an_empty_list_and_a_name_without_image_are_errors(tmp_path: Path) -> No
     stuff_tree(tmp_path)
     path = tmp_path / STUFF / "imageLists/train.txt"
     path.write_text("COCO_train2014_000000000077\nnobody\n")
-    with pytest.raises(FileNotFoundError, match=r"nobody\.jpg is not there \(nor are 1 more\)"):
+    with pytest.raises(FileNotFoundError, match=r"nobody\.jpg is missing \(as are 1 more\)"):
         script.prepare(tmp_path)
     path.write_text("\n")
     with pytest.raises(ValueError, match=r"train\.txt is empty"):

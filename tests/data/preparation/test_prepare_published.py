@@ -109,7 +109,7 @@ def test_an_interrupted_run_is_completed_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(script, "convert", interrupted)
         assert run(script, root) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
     done = {name: file for name, file in snapshot(root).items() if name not in before}
     assert done and not [name for name in done if name.endswith("json")], "the JSON comes last"
     assert run(script, root) == 0
