@@ -496,8 +496,8 @@ DATA = {
     "a label map of another size": Mistake(
         lambda folder: semantic_trainer(folder, p.labels(0, 1)[:32]),
         "…a.png is 64×64 pixels (width×height, any EXIF rotation applied), its annotation …a.png "
-        "is 64×32: they must have the same size. Is it another image's annotation, or was only one of "
-        "the two resized?…",
+        "is 64×32: they must have the same size. Is it another image's annotation, or was only one "
+        "of the two resized?…",
         "Image and labels do not belong together, or one is rotated by its EXIF tag alone.",
         "Find the right partner, or make the labels anew.",
     ),
