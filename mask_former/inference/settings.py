@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mask_former.structures import RESULTS
+
 from .sliding_window import SlidingWindow
 
 __all__ = ["InferenceSettings"]
@@ -41,6 +43,11 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         _ = self.sliding_window
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of results that are on, the richest first."""
+        return tuple(kind for kind in RESULTS if getattr(self, f"{kind}_on"))
 
     @property
     def resize_before_inference(self) -> bool:

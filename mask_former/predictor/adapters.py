@@ -1,19 +1,17 @@
-"""The two kinds of models behind one interface: those that predict masks, and per-pixel models."""
+"""One interface for models that predict masks and for per-pixel models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from mask_former.inference import ImageLogits, WindowLogits
+from mask_former.inference import ImageLogits, InferenceSettings, WindowLogits
 from mask_former.ops import best_class
-from mask_former.structures import RESULTS
 
-__all__ = ["Adapter", "Logits", "PixelLogits", "adapt"]
+__all__ = ["Logits", "MaskModel", "PixelLogits", "as_mask_model"]
 
 
 @dataclass(frozen=True)
@@ -60,48 +58,30 @@ class PixelLogits:
 Logits = ImageLogits | WindowLogits | PixelLogits
 
 
-class Adapter(Protocol):
-    """A model as :class:`MaskFormerPredictor` uses it."""
+class MaskModel(Protocol):
+    """A model as the predictor uses it; :class:`mask_former.MaskFormer` is one."""
 
-    def kinds(self, cfg: CfgNode) -> tuple[str, ...]:
-        """The kinds of results that the config turns on."""
+    thing_ids: frozenset[int]
+    """Contiguous ids of the thing classes."""
+    inference: InferenceSettings
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> Sequence[Logits]:
         """Run the model once and return the logits of each image."""
 
 
-def adapt(model: nn.Module, thing_ids: Iterable[int]) -> Adapter:
-    """Choose the adapter of a model: a model that has a ``predict`` method predicts masks.
+class _PixelModelAdapter:
+    """A per-pixel model behind the interface of :class:`MaskModel`."""
 
-    Args:
-        model: in evaluation mode.
-        thing_ids: contiguous ids of the thing classes; a model that predicts masks is given them.
-    """
-    if hasattr(model, "predict"):
-        return _MaskAdapter(model, thing_ids)
-    return _PixelAdapter(model)
+    thing_ids: frozenset[int] = frozenset()
+    inference = InferenceSettings()  # the semantic result alone
 
-
-class _MaskAdapter:
-    def __init__(self, model: Any, thing_ids: Iterable[int]) -> None:
-        self._model = model
-        model.thing_ids = frozenset(thing_ids)
-
-    def kinds(self, cfg: CfgNode) -> tuple[str, ...]:
-        test = cfg.MODEL.MASK_FORMER.TEST
-        return tuple(kind for kind in RESULTS if test[f"{kind.upper()}_ON"])
-
-    def predict(self, batched_inputs: list[dict[str, Any]]) -> Sequence[Logits]:
-        logits: Sequence[Logits] = self._model.predict(batched_inputs)
-        return logits
-
-
-class _PixelAdapter:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
-    def kinds(self, cfg: CfgNode) -> tuple[str, ...]:
-        return ("semantic",)
-
-    def predict(self, batched_inputs: list[dict[str, Any]]) -> Sequence[Logits]:
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[PixelLogits]:
         return [PixelLogits(output["sem_seg"]) for output in self._model(batched_inputs)]
+
+
+def as_mask_model(model: nn.Module) -> MaskModel:
+    """Return a model that has a ``predict`` method, or adapt a per-pixel model, which has none."""
+    return model if hasattr(model, "predict") else _PixelModelAdapter(model)  # type: ignore[return-value]

@@ -13,23 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from mask_former.data.datasets.classes import Classes
+from mask_former.inference import InferenceSettings
 from mask_former.results import PanopticResult, Result
 from mask_former.results.conversion import instances_from_detectron2
 from mask_former.structures import RESULTS
 
 from .adapters import Logits
 
-__all__ = ["ImageOutput", "ResultOptions", "check_kinds"]
-
-
-@dataclass(frozen=True)
-class ResultOptions:
-    """Defaults of :meth:`ImageOutput.result`, from the config."""
-
-    kinds: tuple[str, ...]
-    object_mask_threshold: float
-    overlap_threshold: float
-    topk: int
+__all__ = ["ImageOutput", "check_kinds"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class ImageOutput:
     """H×W×3, RGB."""
     classes: Classes
     logits: Logits
-    defaults: ResultOptions
+    defaults: InferenceSettings
     file_name: str | None = None
     """The file that the image was read from, or None."""
 

@@ -18,8 +18,8 @@ from mask_former.data.datasets.classes import Classes
 from mask_former.data.transforms.inference import InferencePreprocessing
 from mask_former.results import Result
 
-from .adapters import Logits, adapt
-from .image_output import ImageOutput, ResultOptions, check_kinds
+from .adapters import Logits, as_mask_model
+from .image_output import ImageOutput, check_kinds
 from .images import ImageLike, LoadedImage, load_image
 from .inference_pipeline import load_trained_model
 from .pretrained import find_pretrained
@@ -71,7 +71,8 @@ class MaskFormerPredictor:
         self._lock = threading.Lock()
         self.classes = classes or classes_of(cfg)
         _check_number(self.classes, cfg)
-        self._adapter = adapt(self.model, self.classes.thing_ids)
+        self._network = as_mask_model(self.model)
+        self._network.thing_ids = frozenset(self.classes.thing_ids)
 
     @classmethod
     def from_pretrained(
@@ -115,7 +116,7 @@ class MaskFormerPredictor:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of results that the config turns on, the richest first."""
-        return self._adapter.kinds(self.cfg)
+        return self._network.inference.kinds
 
     @overload
     def __call__(self, image: ImageLike, *, batch_size: int = 1, **options: Any) -> Result: ...
@@ -216,28 +217,18 @@ class MaskFormerPredictor:
         logits: dict[int, Logits] = {}
         for indices in by_size.values():
             with self._lock:
-                found = self._adapter.predict([examples[index] for index in indices])
+                found = self._network.predict([examples[index] for index in indices])
             logits.update(zip(indices, found, strict=True))
         return [
             ImageOutput(
                 image=image.pixels,
                 classes=self.classes,
                 logits=logits[index],
-                defaults=self._defaults,
+                defaults=self._network.inference,
                 file_name=image.file_name,
             )
             for index, image in enumerate(images)
         ]
-
-    @property
-    def _defaults(self) -> ResultOptions:
-        test = self.cfg.MODEL.MASK_FORMER.TEST
-        return ResultOptions(
-            kinds=self.kinds,
-            object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
-            overlap_threshold=test.OVERLAP_THRESHOLD,
-            topk=self.cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
 
 
 def _check_number(classes: Classes, cfg: CfgNode) -> None:
