@@ -35,7 +35,7 @@ from mask_former.huggingface import (
     to_huggingface_names,
     to_huggingface_processor,
 )
-from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.trained_model import load_trained_model
 from mask_former.registries import load_plugins
 from mask_former.utils.atomic_files import replace_file
 from mask_former.utils.weight_files import CLASS_NAMES, read_checkpoint, write_weights

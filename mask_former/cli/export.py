@@ -30,7 +30,7 @@ from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.export import FORMATS, LIMIT, STRIDE, compare, describe, graphs_of, measure
 from mask_former.export.formats import OPSET, Runner
 from mask_former.export.verification import TOLERANCE, reference
-from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.trained_model import load_trained_model
 from mask_former.registries import load_plugins
 
 from .command import add_plugin_argument, exit_code, make_parser

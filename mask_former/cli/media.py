@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IMAGE_SUFFIXES", "VideoReader", "VideoWriter", "Window", "find_images"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "VideoReader",
+    "VideoWriter",
+    "Window",
+    "find_images",
+]
 
 IMAGE_SUFFIXES = (
+    ".avif",
     ".bmp",
     ".gif",
     ".jp2",
@@ -29,6 +37,7 @@ IMAGE_SUFFIXES = (
     ".webp",
 )
 """Suffixes of images in a folder; a file that is named itself may have any suffix."""
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 _DEFAULT_FPS = 25.0

@@ -20,7 +20,7 @@ from mask_former.results import Result
 from mask_former.utils.errors import one_line
 
 from .dataset_ids import DatasetIds, ImageId
-from .media import VideoReader
+from .media import VIDEO_SUFFIXES, VideoReader
 
 __all__ = [
     "FAILURES",
@@ -67,7 +67,9 @@ def read_files(files: Iterable[tuple[Path, str]], ids: DatasetIds | None = None)
             image_id = ids.image_id(file) if ids else None
             yield Item(str(file), name, read_image(file), image_id)
         except FAILURES as error:
-            yield Item(str(file), name, None, error=error)
+            video = file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()
+            hint = ValueError(f"{file} is a video: give it to demo.py with --video-input")
+            yield Item(str(file), name, None, error=hint if video else error)
 
 
 def read_frames(reader: VideoReader, name: str) -> Iterator[Item]:

@@ -21,8 +21,8 @@ from mask_former.results import Result
 from .adapters import Logits, as_mask_model
 from .image_output import ImageOutput, check_kinds
 from .images import ImageLike, LoadedImage, load_image
-from .inference_pipeline import load_trained_model
 from .pretrained import find_pretrained
+from .trained_model import load_trained_model
 
 if TYPE_CHECKING:
     from mask_former.modeling.inner_outputs import InnerOutputs

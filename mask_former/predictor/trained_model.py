@@ -1,4 +1,4 @@
-"""Load the trained model of a config."""
+"""Build the trained model of a config."""
 
 from __future__ import annotations
 

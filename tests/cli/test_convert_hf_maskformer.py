@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from mask_former.cli import convert_hf_maskformer as tool
 from mask_former.config.loading import load_cfg
 from mask_former.inference import semantic_map
-from mask_former.predictor.inference_pipeline import load_trained_model
 from mask_former.predictor.pretrained import find_pretrained
+from mask_former.predictor.trained_model import load_trained_model
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.golden_cases import fill_weights
 from tests.helpers.huggingface_models import (

@@ -1,4 +1,4 @@
-"""Classes and images get the ids that their dataset has, or a line that says why not."""
+"""Classes and images get the ids that their dataset has, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_classes_of_a_json_are_found_by_name_and_annotations_are_not_needed(tmp_
         ids.check_classes([0, 1], NAMES)
 
 
-def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_images_of_one_name_are_distinguished_by_their_folders(tmp_path):
     images = [{"file_name": f"{f}/a.png", "id": i} for i, f in enumerate(["train/x", "val/x"])]
     ids = DatasetIds.of_json(write(tmp_path / "x.json", images, CATEGORIES), NAMES)
     assert ids.image_id(Path("data/val/x/a.png")) == 1
@@ -85,7 +85,7 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
         ('{"images": [{"id": 1, "file_name": "a"}]}', "expected COCO's `categories`"),
     ],
 )
-def test_what_is_no_coco_json_is_said(tmp_path, text, reason):
+def test_a_file_that_is_not_a_coco_json_is_named(tmp_path, text, reason):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=reason):

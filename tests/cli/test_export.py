@@ -15,7 +15,7 @@ from PIL import Image
 from mask_former.cli import export
 from mask_former.config.loading import load_cfg
 from mask_former.inference import semantic_map
-from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.trained_model import load_trained_model
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import COLORS, NAMES, write_tiny_model
 

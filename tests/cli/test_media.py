@@ -1,4 +1,4 @@
-"""Pictures and videos of any origin are found, read and written, or it is said why not."""
+"""Images and videos of any origin are found, read and written, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -130,14 +130,14 @@ def test_cmyk_becomes_rgb(tmp_path):
     "orientation, turned",
     [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a))],
 )
-def test_a_photo_stands_upright_as_its_exif_says(tmp_path, orientation, turned):
+def test_a_photo_stands_upright_as_its_exif_states(tmp_path, orientation, turned):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(scene()).save(tmp_path / "x.png", exif=exif)
     assert (read_image(tmp_path / "x.png") == turned(scene())).all()
 
 
-def test_values_that_are_no_picture_are_refused(tmp_path):
+def test_values_that_are_not_an_image_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 1e6, np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(
         ValueError,
@@ -154,7 +154,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".gif", ".tif", ".webp", ".ppm"])
 @pytest.mark.parametrize("how", ["empty", "text", "cut"])
-def test_what_is_no_whole_image_is_named_and_never_half_read(tmp_path, how, suffix):
+def test_a_file_that_is_not_a_complete_image_is_named_and_never_half_read(tmp_path, how, suffix):
     path = tmp_path / f"x{suffix}"
     damage(path, how)
     reason = {"empty": "it is empty", "text": "Pillow does not recognise its format", "cut": ""}
@@ -215,12 +215,12 @@ def test_an_avi_is_written_where_opencv_cannot_write_an_mp4(tmp_path, monkeypatc
     monkeypatch.setattr(cv2, "VideoWriter", without_mp4)
     writer = write_video(tmp_path / "x.mp4", frames(3))
     assert writer.path == tmp_path / "x.avi" and writer.path.stat().st_size > 0
-    # but never in place of a file that is there: it may be the one that is being read
+    # but never in place of a file that exists: it may be the one that is being read
     with pytest.raises(ValueError, match=r"x\.mp4: OpenCV can write no video there"):
         write_video(tmp_path / "x.mp4", frames(1))
 
 
-def test_a_video_that_breaks_off_says_so_after_its_last_frame(tmp_path):
+def test_a_video_that_breaks_off_is_an_error_after_its_last_frame(tmp_path):
     path = tmp_path / "x.avi"
     images = list(np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8))
     write_video(path, images)
@@ -233,7 +233,7 @@ def test_a_video_that_breaks_off_says_so_after_its_last_frame(tmp_path):
 
 
 def with_broken_frames(path, broken, count=20):
-    """An .avi of which some frames' data is zeros; the colour of a frame tells its number."""
+    """An .avi of which some frames' data is zeros; the colour of a frame encodes its number."""
     write_video(path, frames(count))
     content = bytearray(path.read_bytes())
     movie = content.index(b"movi")
@@ -262,7 +262,7 @@ def read_on(reader):
 
 
 @pytest.mark.parametrize("damaged", [[6], [6, 7, 8], [0], [3, 11]])
-def test_a_broken_frame_in_the_middle_is_told_and_those_after_it_are_read(tmp_path, damaged):
+def test_a_broken_frame_in_the_middle_is_reported_and_those_after_it_are_read(tmp_path, damaged):
     reds = with_broken_frames(tmp_path / "x.avi", damaged)
     whole, broken = read_on(VideoReader(str(tmp_path / "x.avi")))
     assert broken == damaged
@@ -286,7 +286,7 @@ def test_a_frame_of_another_size_is_refused_and_not_left_out(tmp_path):
         writer.write(frames(1, 24, 32)[0])
 
 
-def test_what_is_no_video_is_named(tmp_path):
+def test_a_file_that_is_not_a_video_is_named(tmp_path):
     (tmp_path / "x.mp4").write_text("text")
     with pytest.raises(ValueError, match=r"x\.mp4: not a video"):
         VideoReader(str(tmp_path / "x.mp4"))
@@ -294,7 +294,7 @@ def test_what_is_no_video_is_named(tmp_path):
         VideoReader(str(tmp_path / "y.mp4"))
 
 
-def test_a_camera_that_is_not_there_is_named():
+def test_a_missing_camera_is_named():
     with pytest.raises(ValueError, match="camera 97: not there"):
         VideoReader(97)
 
@@ -303,14 +303,14 @@ def test_a_camera_that_is_not_there_is_named():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a screen")
-def test_without_a_screen_a_window_is_an_error_that_says_what_to_do(monkeypatch):
+def test_without_a_screen_a_window_is_an_error_with_the_remedy(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ValueError, match=r"no display.*--output"):
         Window("title")
 
 
-def test_an_opencv_without_windows_is_an_error_that_says_what_to_do(monkeypatch):
+def test_an_opencv_without_windows_is_an_error_with_the_remedy(monkeypatch):
     def fails(*args):
         raise cv2.error("not implemented")
 
@@ -328,7 +328,7 @@ def test_a_window_shows_rgb_and_ends_with_q_or_escape(monkeypatch, key, goes_on)
     monkeypatch.setenv("DISPLAY", ":0")
     for name, function in {
         "namedWindow": lambda *args: None,
-        "imshow": lambda title, picture: shown.append(picture),
+        "imshow": lambda title, image: shown.append(image),
         "waitKey": lambda milliseconds: key,
     }.items():
         monkeypatch.setattr(cv2, name, function, raising=False)

@@ -29,7 +29,7 @@ def test_a_folder_is_made_and_outputs_have_the_names_of_the_inputs(tmp_path):
     assert (tmp_path / "new" / "out").is_dir()
 
 
-def test_several_kinds_are_told_apart_by_their_names(tmp_path):
+def test_several_kinds_are_distinguished_by_their_names(tmp_path):
     outputs = plan(["a.jpg"], tmp_path, kinds=["panoptic", "semantic"])
     names = {kind: file.name for kind, file in outputs[0].items()}
     assert names == {"panoptic": "a_panoptic.png", "semantic": "a_semantic.png"}
@@ -63,7 +63,7 @@ def test_one_file_for_several_results_is_refused(tmp_path, inputs, kinds):
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "notes.txt"])
-def test_what_is_neither_a_folder_nor_a_picture_is_refused(tmp_path, name):
+def test_what_is_neither_a_folder_nor_an_image_is_refused(tmp_path, name):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=f"{name} is neither a folder nor a file"):
         plan(["a.jpg"], tmp_path / name)
@@ -94,14 +94,14 @@ def test_files_that_would_share_a_name_are_refused(other):
         list(relative_names([Path("in/a.jpg"), Path("in", other)], Path("in")))
 
 
-def test_inputs_may_lie_beside_the_folders_of_results_but_not_in_them(tmp_path):
+def test_inputs_may_lie_next_to_the_folders_of_results_but_not_in_them(tmp_path):
     check_apart([tmp_path / "a.png", tmp_path.parent / "b.png"], tmp_path)
     for inside in (tmp_path / "semantic" / "a.png", tmp_path / "x" / ".." / "semantic" / "b.png"):
         with pytest.raises(ValueError, match=r"The input .* lies in a subfolder of --output"):
             check_apart([inside], tmp_path)
 
 
-def test_a_file_is_no_folder_of_results(tmp_path):
+def test_a_file_is_not_a_folder_of_results(tmp_path):
     (tmp_path / "notes").write_text("mine")
     for name in ("notes", "x.png"):
         with pytest.raises(ValueError, match=f"{name} is a file; all formats but overlay need"):

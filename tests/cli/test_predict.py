@@ -92,7 +92,7 @@ def predictions(monkeypatch):
 
 
 def make_image(path, seed=0, size=(64, 64)):
-    """A picture of coloured squares."""
+    """Write an image of coloured squares."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     squares = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
@@ -107,18 +107,18 @@ def pixels(path):
 # What is drawn
 
 
-def test_an_image_becomes_a_picture_and_the_last_line_says_where_it_lies(run, log):
+def test_an_image_is_drawn_and_the_last_line_names_the_folder(run, log):
     make_image("in/a.png", size=(500, 400))
     assert run("--input", "in/a.png", "--output", "out") == 0
     assert [path.name for path in Path("out").iterdir()] == ["a.png"]
-    picture = pixels("out/a.png")
-    assert picture.shape == (400, 500, 3) and (picture != pixels("in/a.png")).mean() > 0.5
+    drawing = pixels("out/a.png")
+    assert drawing.shape == (400, 500, 3) and (drawing != pixels("in/a.png")).mean() > 0.5
     *_, image_line, last = log.lines()
     assert re.fullmatch(r"in/a.png: \d+ panoptic segments?, \d\.\d\d s -> out/a.png", image_line)
     assert last == "1 of 1 inputs drawn: out"
 
 
-def test_small_images_are_drawn_enlarged(run):
+def test_small_images_are_drawn_upsampled(run):
     make_image("a.png", size=(160, 128))
     make_image("thin.png", size=(300, 3))
     run("--input", "a.png", "thin.png", "--output", "out")
@@ -138,7 +138,7 @@ def test_the_richest_result_that_the_config_turns_on_is_drawn(run, log, on, kind
     assert f" {kind} segment" in log.lines()[-2]
 
 
-def test_kinds_that_are_asked_for_get_one_picture_each(run):
+def test_kinds_that_are_asked_for_get_one_drawing_each(run):
     make_image("a.png")
     assert run("--input", "a.png", "--kinds", "semantic", "panoptic", "instance") == 0
     names = sorted(path.name for path in Path("output/demo").iterdir())
@@ -187,7 +187,7 @@ def test_names_come_from_the_dataset_of_the_config(run, predictions):
     assert DATASET == "tiny_model_val"
 
 
-def test_names_of_another_number_of_classes_are_not_taken_and_the_log_says_so(run, log):
+def test_names_of_another_number_of_classes_are_not_taken_and_the_log_reports_it(run, log):
     make_image("a.png")
     other = "('camvid_sem_seg_val',)"
     assert run("--input", "a.png", opts=["DATASETS.TEST", other, "DATASETS.TRAIN", other]) == 0
@@ -199,7 +199,7 @@ def test_names_of_another_number_of_classes_are_not_taken_and_the_log_says_so(ru
 # Where it goes
 
 
-def test_without_output_pictures_go_to_output_demo(run, log):
+def test_without_output_drawings_go_to_output_demo(run, log):
     make_image("a.png")
     assert run("--input", "a.png") == 0
     assert Path("output/demo/a.png").is_file() and log.lines()[-1].endswith("drawn: output/demo")
@@ -216,9 +216,9 @@ def test_images_of_one_name_do_not_replace_each_other(run):
     for index in range(3):
         make_image(f"{index}/a.png", seed=index)
     assert run("--input", "0", "1/*.png", "2/a.png", "--output", "out") == 0
-    pictures = [pixels(path) for path in sorted(Path("out").iterdir())]
-    assert len(pictures) == 3
-    assert not any((one == pictures[0]).all() for one in pictures[1:])
+    drawings = [pixels(path) for path in sorted(Path("out").iterdir())]
+    assert len(drawings) == 3
+    assert not any((one == drawings[0]).all() for one in drawings[1:])
 
 
 @pytest.mark.parametrize("output, reason", [(".", "would replace"), ("x.jpg", "is one file")])
@@ -233,7 +233,7 @@ def test_an_output_that_will_not_do_is_an_error_before_anything_is_drawn(run, lo
 # What goes wrong
 
 
-def test_files_that_are_no_images_get_one_line_each_and_the_rest_is_drawn(run, log):
+def test_files_that_are_not_images_get_one_line_each_and_the_rest_is_drawn(run, log):
     make_image("in/a.png")
     make_image("in/z.jpg")
     Path("in/text.jpg").write_text("hello\n")
@@ -324,7 +324,7 @@ def test_a_config_that_cannot_be_read_is_one_line_and_exit_code_2(run, log, cont
         ([], "required"),
     ],
 )
-def test_wrong_usage_is_told(capsys, arguments, reason):
+def test_wrong_usage_is_reported(capsys, arguments, reason):
     with pytest.raises(SystemExit) as info:
         predict.main(["--config-file", "x.yaml", *arguments])
     assert info.value.code == 2 and reason in capsys.readouterr().err
@@ -416,14 +416,14 @@ def test_a_video_that_breaks_off_is_drawn_as_far_as_it_goes_with_exit_code_1(run
         (["--webcam", "97"], "camera 97: not there"),
     ],
 )
-def test_a_video_or_camera_that_is_not_there_is_one_line(run, log, source, reason):
+def test_a_missing_video_or_camera_is_one_line(run, log, source, reason):
     Path("text.mp4").write_text("hello\n")
     assert run(*source, "--output", "out") == 2
     assert len(log.errors) == 1 and reason in log.errors[0]
 
 
 @pytest.mark.parametrize("source", [["--video-input", "drive.avi"], ["--input", "a.png", "--show"]])
-def test_where_no_window_can_be_shown_the_error_says_what_to_do(run, log, monkeypatch, source):
+def test_where_no_window_can_be_shown_the_error_has_the_remedy(run, log, monkeypatch, source):
     import cv2
 
     def fails(*args):
@@ -440,15 +440,15 @@ def test_where_no_window_can_be_shown_the_error_says_what_to_do(run, log, monkey
 def test_images_are_shown_until_the_user_quits(run, log, monkeypatch):
     shown = []
 
-    class TwoPictures:
+    class TwoImages:
         def __init__(self, title):
             pass
 
-        def show(self, picture, milliseconds=0):
-            shown.append(picture)
+        def show(self, image, milliseconds=0):
+            shown.append(image)
             return len(shown) < 2
 
-    monkeypatch.setattr(predict, "Window", TwoPictures)
+    monkeypatch.setattr(predict, "Window", TwoImages)
     for name in "abc":
         make_image(f"in/{name}.png")
     assert run("--input", "in", "--show") == 0
@@ -480,7 +480,7 @@ def test_ctrl_c_ends_a_camera_in_good_order_and_a_video_with_exit_code_1(run, mo
 # Saved results, long inputs
 
 
-def test_every_format_lies_in_a_folder_of_its_own_beside_the_drawings(run, log):
+def test_every_format_lies_in_a_folder_of_its_own_next_to_the_drawings(run, log):
     make_image("in/a.png", size=(72, 64))
     make_image("in/deep/a.png", seed=1)
     formats = "overlay,semantic-png,panoptic-coco,instances-coco,npz"
@@ -534,7 +534,7 @@ def test_inputs_are_never_replaced_by_saved_results(run, log):
     assert "lies in a subfolder of --output" in log.errors[0] and image.read_bytes() == before
 
 
-def test_a_file_is_no_place_for_several_formats(run, log):
+def test_a_file_cannot_hold_several_formats(run, log):
     make_image("a.png")
     assert run("--input", "a.png", "--save", "overlay,npz", "--output", "x.png") == 2
     assert "x.png is a file" in log.errors[0]
@@ -567,7 +567,7 @@ def test_a_palette_changes_colours_and_a_legend_adds_a_panel(run):
 
 
 def test_weights_alone_will_do(log, tmp_path, monkeypatch):
-    """Those of a folder with its config, and the model that comes with the code."""
+    """A folder with its config will do, too."""
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     write_tiny_model(Path("mine"), PANOPTIC_ON=True)

@@ -47,7 +47,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny):
-    """Holds `in`, five images, and `whole`, what one process makes of them."""
+    """A folder with `in`, five images, and `whole`, their results from one process."""
     folder = tmp_path_factory.mktemp("data")
     for number, name in enumerate(NAMES):
         squares = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
@@ -70,7 +70,7 @@ def images(folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def undisturbed(folder, images):
-    """What one process makes of the images."""
+    """The files that one process writes for the images."""
     return content(folder / "whole")
 
 
@@ -79,7 +79,7 @@ def words(tiny, output="out", save=FORMATS):
 
 
 def run_one(arguments, rank, count, port, before):
-    """What a process below does, in the place of one that torchrun starts."""
+    """Run the command as one of the processes that torchrun starts."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
@@ -103,7 +103,7 @@ def run(arguments, count=1, before=None):
 
 
 def content(folder):
-    """What the files of a folder hold, but for the records and where the run was."""
+    """Contents of the files of a folder, except the records."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
@@ -134,7 +134,7 @@ def test_several_processes_save_what_one_saves(undisturbed, tiny, count):
     assert sorted(shares) == {2: [2, 3], 3: [1, 2, 2]}[count]
 
 
-def test_what_is_there_is_passed_over(folder, undisturbed, tiny):
+def test_existing_results_are_skipped(folder, undisturbed, tiny):
     shutil.copytree(folder / "whole", "whole")
     times = {path: path.stat().st_mtime_ns for path in Path("whole").rglob("*.png")}
     assert run(words(tiny, "whole"), 2) == [0, 0]
@@ -214,9 +214,9 @@ def test_a_process_that_is_lost_loses_its_share_only(undisturbed, tiny):
 def test_a_broken_image_is_reported_and_all_else_is_saved(images, tiny, capfd):
     (images / "b.png").write_text("text")
     assert run(words(tiny), 2) == [1, 1]
-    said = capfd.readouterr().out
-    assert "in/b.png: cannot be read as an image" in said
-    assert "4 images done, 0 skipped, 1 failed: out" in said
+    printed = capfd.readouterr().out
+    assert "in/b.png: cannot be read as an image" in printed
+    assert "4 images done, 0 skipped, 1 failed: out" in printed
     kept = {
         a["file_name"] for a in json.loads(Path("out/panoptic.json").read_text())["annotations"]
     }

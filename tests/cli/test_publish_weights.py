@@ -10,8 +10,8 @@ import torch
 from mask_former.checkpoint.inference_data import inference_data
 from mask_former.cli import publish_weights
 from mask_former.config.loading import load_cfg
-from mask_former.predictor.inference_pipeline import load_trained_model
 from mask_former.predictor.pretrained import find_pretrained
+from mask_former.predictor.trained_model import load_trained_model
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.tiny_model import NAMES, write_tiny_model
 

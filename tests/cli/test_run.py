@@ -1,4 +1,4 @@
-"""A run of any length takes the memory of one batch, and what fails is passed over and counted."""
+"""A run of any length takes the memory of one batch, and images that fail are counted."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_user_may_end_it_and_no_more_is_read_than_a_batch():
     assert run.done == 3 and len(read) == 4
 
 
-def test_a_mistake_in_the_code_is_no_broken_item():
+def test_a_mistake_in_the_code_is_not_a_broken_item():
     def mistaken(images):
         raise TypeError("a bug")
 
@@ -111,6 +111,13 @@ def test_files_are_read_when_their_turn_comes(tmp_path):
     for item, reason in zip(files, ("cannot be read as an image", "is missing"), strict=True):
         assert item.image is None and reason in str(item.error)
         assert item.label == str(tmp_path / f"{item.name}.png")
+
+
+def test_a_video_among_the_files_is_named_with_the_option_for_videos(tmp_path):
+    (tmp_path / "a.MP4").write_bytes(bytes(100))
+    [item] = read_files([(tmp_path / "a.MP4", "a")])
+    assert item.image is None and "a.MP4 is a video" in str(item.error)
+    assert "--video-input" in str(item.error)
 
 
 class Peak:

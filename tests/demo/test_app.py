@@ -73,13 +73,13 @@ def settings(part):
 
 @pytest.fixture
 def page(part, predictor, tmp_path, monkeypatch):
-    """A page of one checkpoint; `page.said` holds what its visitor was warned of."""
+    """A page of one checkpoint; `page.warnings` holds the warnings for its visitor."""
     gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
     models = part("models").Models(["tiny.pth"], lambda source: predictor, keep=1)
     limits = part("uploads").Limits(megapixels=1, frames=4)
     page = part("handlers").Page(models, limits, tmp_path / "files", max_sessions=2)
-    page.said = []
-    monkeypatch.setattr(gradio, "Warning", page.said.append)
+    page.warnings = []
+    monkeypatch.setattr(gradio, "Warning", page.warnings.append)
     return page
 
 
@@ -88,7 +88,7 @@ def pixels(seed=0, size=(96, 64)):
     return np.asarray(Image.fromarray(squares).resize(size, Image.Resampling.NEAREST))
 
 
-def make_picture(path, **options):
+def make_image(path, **options):
     Image.fromarray(pixels(**options)).save(path)
     return path
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_is_loaded_when_it_is_first_asked_for_and_few_are_kept(part
     assert loaded == ["a", "b", "c", "b"]
 
 
-def test_an_unknown_checkpoint_is_an_error_that_lists_those_there_are(part):
+def test_an_unknown_checkpoint_is_an_error_that_lists_the_known_ones(part):
     models = part("models").Models(["a", "b"], str, keep=1)
     with pytest.raises(KeyError, match=r"'x'.*\['a', 'b'\]"):
         models.get("x")
@@ -183,12 +183,12 @@ def test_checkpoints_of_one_name_are_called_by_their_folders(part):
 # What is dropped in
 
 
-def test_a_picture_and_a_video_are_told_apart_by_what_they_hold(part, tmp_path):
+def test_an_image_and_a_video_are_distinguished_by_their_content(part, tmp_path):
     is_video = part("uploads").is_video
-    picture = make_picture(tmp_path / "a.png")
+    image = make_image(tmp_path / "a.png")
     video = make_video(tmp_path / "a.avi", 3)
-    assert not is_video(picture) and is_video(video)
-    assert not is_video(picture.rename(tmp_path / "b.mp4"))
+    assert not is_video(image) and is_video(video)
+    assert not is_video(image.rename(tmp_path / "b.mp4"))
     assert is_video(video.rename(tmp_path / "b.png"))
 
 
@@ -196,7 +196,7 @@ def test_a_picture_and_a_video_are_told_apart_by_what_they_hold(part, tmp_path):
     ("name", "content", "text"),
     [
         ("empty.jpg", b"", r"^empty.jpg is empty \(0 bytes\)"),
-        ("notes.png", b"no picture at all\n" * 9, "^notes.png is neither an image nor a video"),
+        ("notes.png", b"not an image\n" * 9, "^notes.png is neither an image nor a video"),
         ("clip.mp4", b"\0\0\0\x18ftypmp42" + bytes(90), "^clip.mp4 is neither .* MP4, WebM"),
     ],
 )
@@ -207,16 +207,16 @@ def test_what_is_neither_is_refused_by_its_name(part, tmp_path, name, content, t
         part("uploads").is_video(path)
 
 
-def test_a_picture_that_breaks_off_is_refused_by_its_name(part, tmp_path):
+def test_an_image_that_breaks_off_is_refused_by_its_name(part, tmp_path):
     uploads = part("uploads")
-    path = make_picture(tmp_path / "a.png", size=(500, 400))
+    path = make_image(tmp_path / "a.png", size=(500, 400))
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(ValueError, match=r"^a\.png: cannot be read.*Save it again"):
         uploads.read_upload(path, uploads.Limits())
 
 
 @pytest.mark.parametrize("side", [1001, 20000])
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(part, tmp_path, side):
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(part, tmp_path, side):
     uploads = part("uploads")
     path = tmp_path / "huge.png"
     Image.new("1", (side, side)).save(path)
@@ -231,7 +231,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(part, tmp_
 def test_every_result_at_every_threshold_comes_from_one_forward_pass(
     part, predictor, passes, settings
 ):
-    picture = part("image_results").ImageResults(predictor.logits(pixels()), "a")
+    results = part("image_results").ImageResults(predictor.logits(pixels()), "a")
     for kind in ("panoptic", "instance", "semantic"):
         for threshold in (0.0, 0.3, 0.9):
             chosen = replace(
@@ -241,14 +241,14 @@ def test_every_result_at_every_threshold_comes_from_one_forward_pass(
                 min_score=threshold,
                 min_share=threshold,
             )
-            assert picture.result(chosen).kinds == [kind]
+            assert results.result(chosen).kinds == [kind]
     assert len(passes) == 1
 
 
-def test_the_thresholds_act_as_the_predictor_and_the_drawing_say(part, predictor, settings):
+def test_the_thresholds_act_as_in_the_predictor_and_the_drawing(part, predictor, settings):
     image = pixels()
-    picture = part("image_results").ImageResults(predictor.logits(image), "a")
-    ids, segments = picture.result(replace(settings, object_mask_threshold=0.3)).panoptic
+    results = part("image_results").ImageResults(predictor.logits(image), "a")
+    ids, segments = results.result(replace(settings, object_mask_threshold=0.3)).panoptic
     expected = predictor(
         image, kinds=["panoptic"], object_mask_threshold=0.3, overlap_threshold=0.1
     ).panoptic
@@ -257,17 +257,17 @@ def test_the_thresholds_act_as_the_predictor_and_the_drawing_say(part, predictor
 
     whole = predictor(image, kinds=["instance", "semantic"])
     score = float(np.median(whole.instances.scores))
-    kept = picture.result(replace(settings, kind="instance", min_score=score)).instances
+    kept = results.result(replace(settings, kind="instance", min_score=score)).instances
     assert 0 < len(kept) < len(whole.instances) and (kept.scores >= score).all()
     share = float(whole.semantic_scores.min() + whole.semantic_scores.max()) / 2
-    semantic = picture.result(replace(settings, kind="semantic", min_share=share)).semantic
+    semantic = results.result(replace(settings, kind="semantic", min_share=share)).semantic
     unsure = whole.semantic_scores < share
     assert unsure.any() and (semantic[unsure] == -1).all()
     np.testing.assert_array_equal(semantic[~unsure], whole.semantic[~unsure])
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
-def test_the_view_says_class_and_score_of_each_place(part, predictor, settings, kind):
+def test_the_view_has_class_and_score_of_each_pixel(part, predictor, settings, kind):
     chosen = replace(settings, kind=kind)
     result = part("image_results").ImageResults(predictor.logits(pixels()), "a").result(chosen)
     view = json.loads(json.dumps(part("viewer").view(result, kind, 0.5)))
@@ -304,10 +304,10 @@ def test_the_view_says_class_and_score_of_each_place(part, predictor, settings, 
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
-def test_a_large_picture_is_sent_at_a_size_that_fits_a_screen(part, predictor, settings, kind):
-    picture = part("image_results").ImageResults(predictor.logits(pixels(size=(1200, 400))), "a")
+def test_a_large_image_is_sent_at_a_size_that_fits_a_screen(part, predictor, settings, kind):
+    results = part("image_results").ImageResults(predictor.logits(pixels(size=(1200, 400))), "a")
     chosen = replace(settings, kind=kind)
-    small, whole = picture.result(chosen, 300), picture.result(chosen)
+    small, whole = results.result(chosen, 300), results.result(chosen)
     view = part("viewer").view(small, kind, 0.5)
     assert (view["width"], view["height"]) == (300, 100)
     ids = unpack(view["ids"], "<u2", (100, 300))
@@ -318,9 +318,9 @@ def test_a_large_picture_is_sent_at_a_size_that_fits_a_screen(part, predictor, s
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
 def test_the_archive_holds_what_is_shown(part, predictor, settings, tmp_path, kind):
     image_results = part("image_results")
-    picture = image_results.ImageResults(predictor.logits(pixels()), "street")
+    results = image_results.ImageResults(predictor.logits(pixels()), "street")
     chosen = replace(settings, kind=kind)
-    archive = picture.pack(chosen, image_results.FORMATS[kind], tmp_path)
+    archive = results.pack(chosen, image_results.FORMATS[kind], tmp_path)
     assert archive.name == f"street_{kind}.zip"
     with zipfile.ZipFile(archive) as files:
         names = [name for name in files.namelist() if not name.endswith("/")]
@@ -329,16 +329,16 @@ def test_the_archive_holds_what_is_shown(part, predictor, settings, tmp_path, ki
 
 
 def test_an_archive_of_nothing_is_refused(part, predictor, settings, tmp_path):
-    picture = part("image_results").ImageResults(predictor.logits(pixels()), "a")
+    results = part("image_results").ImageResults(predictor.logits(pixels()), "a")
     with pytest.raises(ValueError, match="at least one of overlay, panoptic-coco"):
-        picture.pack(settings, ["semantic-png"], tmp_path)
+        results.pack(settings, ["semantic-png"], tmp_path)
 
 
 # The page's handlers
 
 
-def test_a_picture_is_analysed_once_and_redrawn_from_what_is_kept(page, passes, settings, tmp_path):
-    upload = str(make_picture(tmp_path / "a.png"))
+def test_an_image_is_analysed_once_and_redrawn_from_what_is_kept(page, passes, settings, tmp_path):
+    upload = str(make_image(tmp_path / "a.png"))
     list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
     shown, line = page.show(VISITOR, *values(settings))
     assert shown["regions"] and line.startswith("a.png · 96×64 · one forward pass")
@@ -352,7 +352,7 @@ def test_a_control_that_is_moved_while_the_network_runs_changes_nothing(
     page, predictor, settings, tmp_path, monkeypatch
 ):
     """The drawing that follows takes it up."""
-    upload, logits, meanwhile = str(make_picture(tmp_path / "a.png")), predictor.logits, []
+    upload, logits, meanwhile = str(make_image(tmp_path / "a.png")), predictor.logits, []
 
     def slow(image):
         meanwhile.append(page.redraw(VISITOR, upload, *values(settings)))
@@ -365,7 +365,7 @@ def test_a_control_that_is_moved_while_the_network_runs_changes_nothing(
 
 
 def test_what_a_visitor_kept_is_not_shown_to_another(page, settings, tmp_path):
-    upload = str(make_picture(tmp_path / "a.png"))
+    upload = str(make_image(tmp_path / "a.png"))
     list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
     other = SimpleNamespace(session_hash="other")
     assert "message" in page.redraw(other, upload, *values(settings))[0]
@@ -375,22 +375,22 @@ def test_what_a_visitor_kept_is_not_shown_to_another(page, settings, tmp_path):
 
 def test_a_bad_upload_is_answered_with_a_message(page, settings, tmp_path):
     path = tmp_path / "notes.png"
-    path.write_text("no picture")
+    path.write_text("no image")
     [(shown, _, line)] = page.analyze(VISITOR, str(path), "tiny.pth", *values(settings))
     assert shown["message"].startswith("notes.png is neither") and line == ""
 
 
-def test_after_a_bad_upload_nothing_of_the_last_picture_is_left(page, settings, tmp_path):
-    upload = str(make_picture(tmp_path / "a.png"))
+def test_after_a_bad_upload_nothing_of_the_last_image_is_left(page, settings, tmp_path):
+    upload = str(make_image(tmp_path / "a.png"))
     list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
     (tmp_path / "bad.png").write_bytes(b"")
     list(page.analyze(VISITOR, str(tmp_path / "bad.png"), "tiny.pth", *values(settings)))
     assert page.pack(VISITOR, ["npz"], *values(settings)) is None
-    assert page.said[-1].startswith("There is no image")
+    assert page.warnings[-1].startswith("There is no image")
 
 
 def test_downloads_of_a_session_replace_each_other(page, settings, tmp_path):
-    upload = str(make_picture(tmp_path / "a.png"))
+    upload = str(make_image(tmp_path / "a.png"))
     list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
     first, second = (page.pack(VISITOR, ["npz"], *values(settings)) for _ in range(2))
     assert Path(second).is_file() and not Path(first).exists()
@@ -409,7 +409,7 @@ def test_a_video_is_drawn_frame_by_frame_up_to_the_limit(page, passes, settings,
     assert video["value"].endswith("drive_panoptic.webm")
 
 
-def test_a_video_of_the_longest_length_is_not_said_to_be_cut(page, settings, tmp_path):
+def test_a_video_of_the_longest_length_is_not_reported_as_cut(page, settings, tmp_path):
     upload = str(make_video(tmp_path / "drive.avi", 4))
     *_, (_, _, line) = page.analyze(VISITOR, upload, "tiny.pth", *values(settings))
     assert "4 frames" in line and "--max-frames" not in line
@@ -422,7 +422,7 @@ def test_frames_of_too_many_pixels_are_refused(part, predictor, settings, tmp_pa
         list(part("videos").draw_video(predictor, video, settings, limits, tmp_path / "o.webm"))
 
 
-def test_the_controls_start_where_the_config_says(page):
+def test_the_controls_start_at_the_values_of_the_config(page):
     start = page.defaults("tiny.pth")
     assert start.kind == "panoptic"
     assert (start.object_mask_threshold, start.overlap_threshold) == (0.25, 0.1)
@@ -436,7 +436,7 @@ def app(page):
     return load_script(DEMO / "app.py")
 
 
-def test_a_checkpoint_that_is_not_there_ends_the_command_with_one_line(app, capsys, tmp_path):
+def test_a_missing_checkpoint_ends_the_command_with_one_line(app, capsys, tmp_path):
     assert app.main(["--weights", str(tmp_path / "none.pth")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("app: ") and "none.pth" in error and error.count("\n") == 1
@@ -453,7 +453,7 @@ def test_a_port_that_cannot_be_had_ends_the_command_with_one_line(app, tiny, cap
     assert error.count("\n") == 1
 
 
-def test_the_first_of_the_checkpoints_is_loaded_and_the_zoo_stands_behind_them(app, tiny):
+def test_the_first_of_the_checkpoints_is_loaded_and_the_zoo_follows_them(app, tiny):
     options = ["--weights", str(tiny[1]), "--config-file", str(tiny[0]), "--device", "cpu"]
     models = app.make_models(app.parse(options))
     assert models.names == ["tiny.pth", "camvid_panoptic", "camvid_semantic"]

@@ -1,7 +1,7 @@
 """demo/app.py in a real browser: what a visitor sees and does.
 
 Needs Gradio and Playwright (requirements/app.txt) and a Chromium: $CHROMIUM, or one on the PATH.
-$APP_SCREENSHOTS names a folder for pictures of the page.
+$APP_SCREENSHOTS names a folder for screenshots of the page.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def passes(predictors):
 
 @pytest.fixture(scope="module")
 def address(predictors, tmp_path_factory):
-    """Of a page that takes 1 megapixel, 3 frames and 2 waiting requests."""
+    """The address of a page that accepts 1 megapixel, 3 frames and 2 waiting requests."""
     sys.path.insert(0, str(DEMO))
     from page.handlers import Page
     from page.layout import build, launch
@@ -122,7 +122,7 @@ def tab(browser, address):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     squares = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     path = tmp_path / "squares.png"
     Image.fromarray(squares).resize((480, 320), Image.Resampling.NEAREST).save(path)
@@ -141,7 +141,7 @@ def shown(tab):
 
 
 def line(tab, text):
-    """Wait until the line below the picture says that."""
+    """Wait until the line below the image has this text."""
     playwright.expect(tab.locator("#line")).to_contain_text(re.compile(text), timeout=PATIENCE)
 
 
@@ -151,7 +151,7 @@ def set_slider(tab, name, value):
 
 
 def hover(tab, x, y):
-    """Point at a place of the picture, in shares of its width and height; returns what is said."""
+    """Point at a position, in shares of width and height, and return the text that appears."""
     box = tab.locator("#viewer .frame").bounding_box()
     tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
     return tab.locator("#viewer .tip").inner_text()
@@ -162,11 +162,11 @@ def screenshot(tab, name):
         tab.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def test_a_picture_is_dropped_in_and_the_sliders_act_without_a_second_forward_pass(
-    tab, picture, passes
+def test_an_image_is_dropped_in_and_the_sliders_act_without_a_second_forward_pass(
+    tab, image, passes
 ):
     before = len(passes)
-    upload(tab, picture)
+    upload(tab, image)
     line(tab, r"squares.png · 480×320 · one forward pass: .* · drawn in")
     source = shown(tab).get_attribute("src")
     assert tab.locator("#viewer .legend li").count() > 0
@@ -182,11 +182,11 @@ def test_a_picture_is_dropped_in_and_the_sliders_act_without_a_second_forward_pa
     assert len(passes) == before + 1
 
 
-def test_pointing_at_a_place_says_its_class_and_score(tab, picture, predictors):
+def test_pointing_at_a_region_shows_its_class_and_score(tab, image, predictors):
     """In the middle of each region, where rounding does not matter."""
-    upload(tab, picture)
+    upload(tab, image)
     line(tab, "forward pass")
-    result = predictors["all"](picture, kinds=["panoptic", "semantic"])
+    result = predictors["all"](image, kinds=["panoptic", "semantic"])
     names = result.classes.names
     segments = result.panoptic.segments
     assert len(segments) > 2
@@ -213,8 +213,8 @@ def middle(mask):
     return y + 0.5, x + 0.5
 
 
-def test_masks_are_downloaded_as_an_archive(tab, picture):
-    upload(tab, picture)
+def test_masks_are_downloaded_as_an_archive(tab, image):
+    upload(tab, image)
     line(tab, "forward pass")
     with tab.expect_download() as download:
         tab.locator("#download").click()
@@ -226,30 +226,30 @@ def test_masks_are_downloaded_as_an_archive(tab, picture):
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("notes.png", b"no picture\n", "notes.png is neither an image nor a video"),
+        ("notes.png", b"not an image\n", "notes.png is neither an image nor a video"),
         ("empty.jpg", b"", "empty.jpg is empty"),
         ("clip.mp4", bytes(100), "clip.mp4 is neither an image nor a video"),
     ],
 )
 def test_a_bad_file_gets_a_message_and_the_next_good_one_is_taken(
-    tab, picture, tmp_path, name, content, text
+    tab, image, tmp_path, name, content, text
 ):
     (tmp_path / name).write_bytes(content)
     upload(tab, tmp_path / name)
     playwright.expect(tab.locator("#viewer .message")).to_contain_text(text, timeout=PATIENCE)
     screenshot(tab, f"bad_{name}")
-    upload(tab, picture)
+    upload(tab, image)
     line(tab, "forward pass")
 
 
-def test_a_huge_picture_gets_a_message(tab, tmp_path):
+def test_a_huge_image_gets_a_message(tab, tmp_path):
     Image.new("RGB", (2000, 1500)).save(tmp_path / "huge.png")
     upload(tab, tmp_path / "huge.png")
     playwright.expect(tab.locator("#viewer .message")).to_contain_text("up to 1 million")
 
 
-def test_who_comes_to_a_full_queue_is_told_so(
-    tab, browser, address, picture, predictors, monkeypatch
+def test_a_visitor_who_meets_a_full_queue_gets_a_message(
+    tab, browser, address, image, predictors, monkeypatch
 ):
     go, logits = threading.Event(), predictors["all"].logits
     monkeypatch.setattr(predictors["all"], "logits", lambda image: go.wait(60) and logits(image))
@@ -257,9 +257,9 @@ def test_who_comes_to_a_full_queue_is_told_so(
     try:
         for one in crowd:
             one.goto(address)
-            upload(one, picture)
+            upload(one, image)
             one.locator("#viewer .progress-text, #viewer .eta-bar").first.wait_for(state="attached")
-        upload(tab, picture)
+        upload(tab, image)
         playwright.expect(tab.get_by_text("currently busy")).to_be_visible(timeout=PATIENCE)
     finally:
         go.set()
@@ -268,8 +268,8 @@ def test_who_comes_to_a_full_queue_is_told_so(
         one.close()
 
 
-def test_another_checkpoint_sets_the_controls_and_runs(tab, picture, passes):
-    upload(tab, picture)
+def test_another_checkpoint_sets_the_controls_and_runs(tab, image, passes):
+    upload(tab, image)
     line(tab, "forward pass")
     before = len(passes)
     tab.get_by_label("Checkpoint").click()

@@ -1,4 +1,4 @@
-"""What demo.py saves gives COCO's own code the scores that a direct evaluation gives."""
+"""The files of demo.py get the same scores from COCO's own code as a direct evaluation."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ class NearlyRight(nn.Module):
             logits[query] = torch.randn(NUM_CLASSES + 1, generator=g)
             logits[query, -1 if fate > 0.85 else category] = 5 + float(fate)
             inside = torch.from_numpy(ids == segment["id"])[::4, ::4].float()
-            inside = inside.roll(int(fate > 0.4), dims=1)  # one cell beside the truth
+            inside = inside.roll(int(fate > 0.4), dims=1)  # one cell away from the ground truth
             masks[query] = 6 * inside - 3 + 0.5 * torch.randn(inside.shape, generator=g)
         return logits, masks
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """The folder of the dataset, and the config of a model with its weights beside it."""
+    """The folder of the dataset, and the config of a model with its weights next to it."""
     root = tmp_path_factory.mktemp("round_trip")
     generate(root / "shapes_panoptic", Settings(num_train=1, num_val=NUM_IMAGES))
     register_tables(root)
@@ -180,7 +180,7 @@ def test_saved_instances_score_as_a_direct_evaluation(scene, direct, save, sourc
             assert 100 * found == pytest.approx(direct[task][metric], abs=1e-9)
 
 
-def test_without_a_dataset_ids_are_counted_and_the_file_says_which(save, scene):
+def test_without_a_dataset_ids_are_counted_and_a_file_lists_them(save, scene):
     folder = save()
     content = json.loads((folder / "panoptic.json").read_text())
     assert [image["file_name"] for image in content["images"]] == [

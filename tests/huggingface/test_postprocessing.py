@@ -29,7 +29,7 @@ def random_outputs(batch=2, size=(6, 8), seed=0):
 
 
 def regions(*logits, size=(4, 8)):
-    """Outputs of one picture whose queries share it in vertical stripes: class logits by query."""
+    """Outputs of one image whose queries share it in vertical stripes: class logits by query."""
     masks = torch.full((1, len(logits), *size), -9.0)
     for query, columns in enumerate(np.array_split(np.arange(size[1]), len(logits))):
         masks[0, query, :, columns] = 9
@@ -77,7 +77,7 @@ def test_labels_of_instances_are_reduced_too():
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, Image.fromarray])
-def test_maps_are_arrays_tensors_or_pictures(kind):
+def test_maps_are_arrays_tensors_or_pil_images(kind):
     assert targets_of([kind(MAP)]) == targets_of([MAP]) == targets_of(kind(MAP))
 
 
@@ -168,7 +168,7 @@ def test_the_semantic_map_is_the_best_class_of_resized_scores(sizes):
 
 
 def panoptic_by_loops(logits, masks, size, threshold, mask_threshold, overlap, fuse):
-    """One picture: the ids, and (id, class, whether fused, score)."""
+    """One image: the ids, and (id, class, whether fused, score)."""
     score, label = logits.softmax(-1).max(-1)
     probability = F.interpolate(masks.sigmoid()[None], size, mode="bilinear")[0]
     kept = [q for q in range(len(score)) if label[q] < CLASSES and score[q] > threshold]
@@ -214,7 +214,7 @@ def test_panoptic_results_are_those_of_the_loops(thresholds, fuse):
     assert segments > 3
 
 
-def test_a_mask_that_wins_just_the_threshold_is_dropped_where_fp32_says_so():
+def test_a_mask_that_wins_just_the_threshold_is_dropped_where_fp32_decides_so():
     """1 of 2 is no more than 0.5, but 4 of 5 in fp32 is 0.80000001: as transformers has it."""
     for won, area, threshold, count in ((1, 2, 0.5, 1), (4, 5, 0.8, 2)):
         masks = torch.full((1, 2, 1, 6), -9.0)

@@ -39,7 +39,7 @@ def noise(seed=0, dtype=torch.float32):
 
 
 def blobs(seed=0):
-    """Logits as of a trained model: half of the queries share the picture among smooth masks, with
+    """Logits as of a trained model: half of the queries share the image among smooth masks, with
     overlaps and gaps, the others say "no object"."""
     generator = torch.Generator().manual_seed(seed)
     real = QUERIES // 2
@@ -124,11 +124,11 @@ def test_the_scores_of_classes_are_theirs(outputs, sizes):
     expected = THEIRS.post_process_semantic_segmentation(
         as_theirs(outputs), sizes, return_segmentation_scores=True
     )
-    for picture, theirs in enumerate(expected):
+    for index, theirs in enumerate(expected):
         found = semantic_inference(
-            outputs["pred_logits"][picture],
-            outputs["pred_masks"][picture],
-            result_size=sizes and sizes[picture],
+            outputs["pred_logits"][index],
+            outputs["pred_masks"][index],
+            result_size=sizes and sizes[index],
         )
         torch.testing.assert_close(found, theirs["segmentation_scores"], rtol=1e-4, atol=1e-5)
 
@@ -201,7 +201,7 @@ def test_the_cases_show_something():
     assert {segment["was_fused"] for segment in panoptic} == {False, True}
     assert sum(instances) > 50
     (one,) = {m["segmentation"].min().item() for o in LOGITS[2:] for m in post_process_instance(o)}
-    assert one == -1, "no picture has a pixel without an instance"
+    assert one == -1, "no image has a pixel without an instance"
     queries = [
         len(one["segments_info"])
         for outputs in LOGITS
@@ -344,7 +344,7 @@ def test_void_is_0_also_where_nothing_is_found():
     assert ours["segments_info"] == theirs["segments_info"] == []
 
 
-def test_no_instance_is_no_mask():
+def test_without_instances_there_are_no_masks():
     (theirs,) = THEIRS.post_process_instance_segmentation(
         as_theirs(NOTHING), return_binary_maps=True
     )

@@ -25,17 +25,17 @@ def folder(tmp_path_factory):
     return save_theirs(their_model("Swin"), path, size={"shortest_edge": 64, "longest_edge": 128})
 
 
-def picture(height=64, width=96):
+def make_image(height=64, width=96):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_a_picture_gives_the_logits_of_theirs_and_a_semantic_result(folder):
+def test_an_image_gives_the_logits_of_theirs_and_a_semantic_result(folder):
     predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu")
-    found = predictor.logits(picture())
+    found = predictor.logits(make_image())
     processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
     theirs = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
     with torch.no_grad():
-        expected = theirs(**processor(picture(), return_tensors="pt"))
+        expected = theirs(**processor(make_image(), return_tensors="pt"))
     assert expected.class_queries_logits.std() > 0.1 < expected.masks_queries_logits.std()
     for ours, their in (
         (found.logits.mask_cls, expected.class_queries_logits[0]),
@@ -50,7 +50,7 @@ def test_a_picture_gives_the_logits_of_theirs_and_a_semantic_result(folder):
 def test_things_give_it_panoptic_and_instance_results(folder):
     things = ["car", "tram"]
     predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu", things=things)
-    result = predictor(picture(), kinds=["panoptic", "instance"], object_mask_threshold=0)
+    result = predictor(make_image(), kinds=["panoptic", "instance"], object_mask_threshold=0)
     assert {s["category_id"] for s in result.panoptic.segments if s["isthing"]} <= {2, 3}
     assert set(result.instances.class_names) <= set(things)
 
@@ -66,7 +66,7 @@ def test_it_needs_no_transformers(folder, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "transformers", None)
     predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu")
-    assert predictor(picture()).semantic.shape == (64, 96)
+    assert predictor(make_image()).semantic.shape == (64, 96)
 
 
 def test_weights_that_do_not_fit_their_config_name_the_folder(folder, tmp_path):

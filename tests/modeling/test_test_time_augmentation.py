@@ -23,7 +23,7 @@ from mask_former.config.loading import load_cfg
 from mask_former.data.mappers import InferenceMapper
 from mask_former.engine import Trainer
 from mask_former.modeling.test_time_augmentation import LazyDatasetMapperTTA
-from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.trained_model import load_trained_model
 from tests.helpers.damage import flip_a_bit
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import NAMES, write_tiny_model

@@ -1,4 +1,4 @@
-"""A picture of any kind becomes the same RGB pixels, or an error that says what is wrong."""
+"""An image of any kind becomes the same RGB pixels, or an error with what is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 
 
-def test_a_file_a_pil_image_an_array_and_a_tensor_are_the_same_picture(pixels, tmp_path):
+def test_a_file_a_pil_image_an_array_and_a_tensor_are_the_same_image(pixels, tmp_path):
     file = tmp_path / "x.png"
     Image.fromarray(pixels).save(file)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -34,7 +34,7 @@ def test_the_pixels_are_a_copy(pixels):
     assert np.array_equal(found, expected)
 
 
-def test_grey_pictures_get_three_equal_channels(pixels):
+def test_grey_images_get_three_equal_channels(pixels):
     grey = pixels[..., 0]
     expected = np.stack([grey] * 3, axis=2)
     for image in (grey, Image.fromarray(grey), torch.from_numpy(grey.copy())):
@@ -88,12 +88,12 @@ def test_a_pil_image_is_turned_upright_and_its_palette_and_alpha_are_resolved(pi
         (None, "NoneType 'None' is not an image"),
     ],
 )
-def test_what_is_no_picture_says_what_was_found_and_what_is_expected(image, message):
+def test_anything_else_is_refused_with_what_was_found_and_what_is_expected(image, message):
     with pytest.raises(ValueError, match=message):
         load_image(image)
 
 
-def test_a_missing_file_and_one_that_is_no_image_are_named(tmp_path):
+def test_a_missing_file_and_one_that_is_not_an_image_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png: is missing"):
         load_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("text")

@@ -1,4 +1,4 @@
-"""A picture behind a predictor gives what the model's own forward pass gives."""
+"""The predictor gives the results of the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = ("panoptic", "instance", "semantic")
 
 
 def examples_of(page):
-    """The Python code of a page that speaks of the predictor, but for what needs other weights."""
+    """The Python code of a page about the predictor, except those that need other weights."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return [code for code in blocks if "redictor" in code and "config_file" not in code]
@@ -52,14 +52,14 @@ def predictor(checkpoint):
     return MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
 
 
-def picture(height=40, width=70, seed=0):
+def make_image(height=40, width=70, seed=0):
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 7, 3), np.uint8)
     return np.array(Image.fromarray(coarse).resize((width, height)))
 
 
 def same(one, other):
-    """Whether two results are the same, bit by bit."""
+    """Compare two results bit by bit."""
     return (
         np.array_equal(one.image, other.image)
         and np.array_equal(one.semantic, other.semantic)
@@ -89,13 +89,13 @@ def change(folder, checkpoint, change_entry):
 def test_results_are_those_of_the_evaluation(checkpoint, tmp_path, image_format, min_size):
     opts = ("INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", min_size)
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=opts)
-    Image.fromarray(picture()).save(tmp_path / "x.png")
+    Image.fromarray(make_image()).save(tmp_path / "x.png")
     example = DatasetMapper(predictor.cfg, is_train=False)({"file_name": str(tmp_path / "x.png")})
     with torch.no_grad():
         expected = predictor.model([example])[0]
     found = predictor(tmp_path / "x.png")
     assert found.kinds == list(KINDS) and found.file_name == str(tmp_path / "x.png")
-    assert np.array_equal(found.image, picture())
+    assert np.array_equal(found.image, make_image())
 
     scores = expected["sem_seg"]
     best, ids = scores.max(0)
@@ -116,14 +116,14 @@ def test_results_are_those_of_the_evaluation(checkpoint, tmp_path, image_format,
 
 
 def test_results_are_numpy_arrays_of_the_types_that_are_promised(predictor):
-    found = predictor(picture())
+    found = predictor(make_image())
     assert found.semantic.dtype == np.int32 == found.panoptic.ids.dtype
     assert found.semantic_scores.dtype == np.float32 == found.instances.scores.dtype
     assert found.instances.masks.dtype == bool and found.instances.boxes.dtype == np.float32
 
 
-def test_the_same_picture_gives_the_same_result_whatever_it_is_kept_as(predictor, tmp_path):
-    pixels = picture()
+def test_the_same_image_gives_the_same_result_whatever_its_form(predictor, tmp_path):
+    pixels = make_image()
     Image.fromarray(pixels).save(tmp_path / "x.png")
     first = predictor(pixels)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -140,10 +140,10 @@ def test_any_kind_is_given_whether_the_config_turns_it_on_or_not(checkpoint):
     none = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=off)
     assert every.kinds == KINDS and none.kinds == ()
     for kind in KINDS:
-        assert none(picture(), kinds=kind).kinds == [kind]
-    assert same(none(picture(), kinds=KINDS), every(picture()))
+        assert none(make_image(), kinds=kind).kinds == [kind]
+    assert same(none(make_image(), kinds=KINDS), every(make_image()))
     with pytest.raises(ValueError, match="config turns on no result: give kinds="):
-        none(picture())
+        none(make_image())
 
 
 def test_the_things_are_those_of_the_classes_and_not_of_a_dataset(checkpoint, tmp_path):
@@ -153,10 +153,10 @@ def test_the_things_are_those_of_the_classes_and_not_of_a_dataset(checkpoint, tm
     changed = change(tmp_path, checkpoint, forget)
     found = MaskFormerPredictor.from_pretrained(changed, device="cpu")
     assert found.model.thing_ids == {2, 3} == set(found.classes.thing_ids)
-    expected = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")(picture())
-    assert same(found(picture()), expected)
+    expected = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")(make_image())
+    assert same(found(make_image()), expected)
     sky = MaskFormerPredictor.from_pretrained(changed, device="cpu", things=["sky"])
-    assert set(sky(picture()).instances.class_names) <= {"sky"}
+    assert set(sky(make_image()).instances.class_names) <= {"sky"}
     assert sky.model.thing_ids == {0}
 
 
@@ -164,7 +164,7 @@ def test_panoptic_results_without_things_say_so_once(checkpoint, caplog):
     image_output._warn_no_thing_classes.cache_clear()
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", things=[])
     for _ in range(2):
-        found = predictor(picture(), kinds="panoptic")
+        found = predictor(make_image(), kinds="panoptic")
         assert not any(segment["isthing"] for segment in found.panoptic.segments)
     assert caplog.text.count("No class is known to be a thing") == 1
 
@@ -174,7 +174,7 @@ def test_panoptic_results_without_things_say_so_once(checkpoint, caplog):
 
 def test_thresholds_act_without_another_forward_pass(checkpoint):
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
-    logits = predictor.logits(picture())
+    logits = predictor.logits(make_image())
     predictor.model.predict = None  # nobody runs it again
     few = logits.result("panoptic", object_mask_threshold=0.9).panoptic.segments
     many = logits.result("panoptic", object_mask_threshold=0).panoptic.segments
@@ -186,12 +186,12 @@ def test_thresholds_act_without_another_forward_pass(checkpoint):
 
 
 @pytest.mark.parametrize("name", ["object_mask_threshold", "overlap_threshold"])
-def test_thresholds_are_those_of_the_config_where_nothing_else_is_said(checkpoint, name):
+def test_thresholds_are_those_of_the_config_by_default(checkpoint, name):
     key = f"MODEL.MASK_FORMER.TEST.{name.upper()}"
     plain = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
     changed = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=(key, 0.95))
-    assert same(plain(picture(), **{name: 0.95}), changed(picture()))
-    assert same(changed(picture(), **{name: 0.0}), plain(picture()))
+    assert same(plain(make_image(), **{name: 0.95}), changed(make_image()))
+    assert same(changed(make_image(), **{name: 0.0}), plain(make_image()))
 
 
 @pytest.mark.parametrize(
@@ -207,17 +207,17 @@ def test_thresholds_are_those_of_the_config_where_nothing_else_is_said(checkpoin
 )
 def test_a_wrong_option_is_named(predictor, options, message):
     with pytest.raises(ValueError, match=message):
-        predictor(picture(), **options)
+        predictor(make_image(), **options)
 
 
 def test_the_inner_outputs_end_in_the_logits(predictor):
-    logits = predictor.logits(picture()).logits
-    last = predictor.inner_outputs(picture()).layers[-1]
+    logits = predictor.logits(make_image()).logits
+    last = predictor.inner_outputs(make_image()).layers[-1]
     assert torch.allclose(last.pred_logits[0], logits.mask_cls, atol=1e-5)
     assert torch.allclose(last.pred_masks[0], logits.mask_pred, atol=1e-4)
 
 
-# Several pictures
+# Several images
 
 
 @pytest.fixture(scope="module")
@@ -228,20 +228,20 @@ def exact_predictor(checkpoint):
     return predictor
 
 
-def test_a_list_gives_a_list_and_a_batch_gives_what_each_picture_gives_alone(exact_predictor):
+def test_a_list_gives_a_list_and_a_batch_gives_what_each_image_gives_alone(exact_predictor):
     predictor = exact_predictor
     sizes = [(40, 70), (50, 50), (40, 70), (70, 40), (41, 70), (40, 70)]
-    pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
-    alone = [predictor(one) for one in pictures]
-    assert isinstance(predictor(pictures[:1]), list) and predictor([]) == []
+    images = [make_image(*size, seed) for seed, size in enumerate(sizes)]
+    alone = [predictor(one) for one in images]
+    assert isinstance(predictor(images[:1]), list) and predictor([]) == []
     for batch_size in (1, 2, 6):
-        found = predictor(pictures, batch_size=batch_size)
+        found = predictor(images, batch_size=batch_size)
         assert len(found) == len(alone)
         assert all(same(*pair) for pair in zip(found, alone, strict=True))
         assert [one.semantic.shape for one in found] == sizes
 
 
-def test_only_pictures_of_one_size_share_a_forward_pass(checkpoint):
+def test_only_images_of_one_size_share_a_forward_pass(checkpoint):
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
     passes = []
     predict = predictor.model.predict
@@ -252,7 +252,7 @@ def test_only_pictures_of_one_size_share_a_forward_pass(checkpoint):
 
     predictor.model.predict = note
     sizes = [(40, 70), (50, 50), (40, 70), (50, 50), (40, 70)]
-    predictor([picture(*size) for size in sizes], batch_size=3)
+    predictor([make_image(*size) for size in sizes], batch_size=3)
     assert [len(one) for one in passes] == [2, 1, 1, 1]
     assert all(len(set(one)) == 1 for one in passes)
 
@@ -260,33 +260,33 @@ def test_only_pictures_of_one_size_share_a_forward_pass(checkpoint):
 def test_a_stream_takes_no_more_than_a_batch_ahead(exact_predictor):
     predictor, taken = exact_predictor, 0
 
-    def pictures():
+    def images():
         nonlocal taken
         for seed in range(100):
             taken += 1
-            yield picture(seed=seed)
+            yield make_image(seed=seed)
 
-    stream = predictor.stream(pictures(), kinds="semantic", batch_size=3)
+    stream = predictor.stream(images(), kinds="semantic", batch_size=3)
     assert taken == 0
     first = next(stream)
-    alone = predictor(picture(seed=0), kinds="semantic")
+    alone = predictor(make_image(seed=0), kinds="semantic")
     assert taken == 3 and np.array_equal(first.semantic_scores, alone.semantic_scores)
     for _ in range(3):
         next(stream)
     assert taken == 6
 
 
-def test_a_stream_says_at_once_what_is_wrong_with_its_options(predictor):
+def test_a_stream_refuses_wrong_options_at_once(predictor):
     with pytest.raises(ValueError, match="kinds: found 'x'"):
         predictor.stream([], kinds="x")
 
 
 def test_several_threads_may_use_one_predictor(predictor):
-    expected = [predictor(picture(seed=seed)) for seed in range(4)]
+    expected = [predictor(make_image(seed=seed)) for seed in range(4)]
     found = {}
 
     def work(seed):
-        found[seed] = predictor(picture(seed=seed))
+        found[seed] = predictor(make_image(seed=seed))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -309,7 +309,7 @@ def test_forward_passes_take_turns(checkpoint):
             running.pop()
 
     predictor.model.predict = note
-    threads = [threading.Thread(target=predictor, args=(picture(),)) for _ in range(6)]
+    threads = [threading.Thread(target=predictor, args=(make_image(),)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -330,24 +330,24 @@ def test_a_model_that_classifies_pixels_gives_the_semantic_result(tmp_path):
     write_weights(build_model(cfg).state_dict(), tmp_path / "x.pth", None, inference_data(cfg))
     predictor = MaskFormerPredictor.from_pretrained(tmp_path / "x.pth", device="cpu")
     assert predictor.kinds == ("semantic",)
-    found = predictor(picture())
-    example = predictor._inputs(picture())
+    found = predictor(make_image())
+    example = predictor._inputs(make_image())
     with torch.no_grad():
         shares, ids = predictor.model([example])[0]["sem_seg"].softmax(0).max(0)
     assert np.array_equal(found.semantic, ids.numpy()) and len(ids.unique()) > 1
     assert np.allclose(found.semantic_scores, shares.numpy(), atol=1e-6)
-    logits = predictor.logits(picture()).logits
+    logits = predictor.logits(make_image()).logits
     assert logits.output_size == (40, 70) and logits.num_classes == 4
     for kind in ("panoptic", "instance"):
         with pytest.raises(ValueError, match=f"has no masks: it gives no {kind} result"):
-            predictor(picture(), kinds=kind)
+            predictor(make_image(), kinds=kind)
 
 
-def test_a_large_picture_may_go_through_windows(checkpoint):
+def test_a_large_image_may_go_through_windows(checkpoint):
     off = [f"MODEL.MASK_FORMER.TEST.{kind}_ON" for kind in ("PANOPTIC", "INSTANCE")]
     opts = [*("TEST.SLIDING_WINDOW.SIZE", 64), *(word for key in off for word in (key, False))]
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=opts)
-    found = predictor(picture(80, 200))
+    found = predictor(make_image(80, 200))
     assert found.semantic.shape == (80, 200) and found.kinds == ["semantic"]
 
 
@@ -356,8 +356,8 @@ def test_a_config_makes_a_predictor_too(checkpoint):
     cfg = load_cfg(str(config), ["MODEL.WEIGHTS", str(weights)])
     found = MaskFormerPredictor(cfg)
     assert found.classes.names == NAMES and found.classes.thing_ids == [2, 3]
-    expected = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")(picture())
-    assert same(found(picture()), expected)
+    expected = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")(make_image())
+    assert same(found(make_image()), expected)
 
 
 def test_classes_of_another_number_are_refused(checkpoint):
@@ -367,7 +367,7 @@ def test_classes_of_another_number_are_refused(checkpoint):
         MaskFormerPredictor(cfg, classes)
 
 
-def test_a_picture_of_which_nothing_would_be_left_is_refused(predictor):
+def test_an_image_of_which_nothing_would_be_left_is_refused(predictor):
     with pytest.raises(ValueError, match=r"9000×1 pixels \(width×height\) is too thin"):
         predictor(np.zeros((1, 9000, 3), np.uint8))
 
@@ -389,14 +389,14 @@ def test_the_output_of_a_training_serves_as_it_is_and_published(tmp_path, checkp
     state = alone.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     folder = MaskFormerPredictor.from_pretrained(output)
-    assert same(folder(picture()), alone(picture()))
+    assert same(folder(make_image()), alone(make_image()))
     assert folder.classes == alone.classes
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_the_pages_run_as_they_stand(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(picture(72, 96)).save("street.jpg")
+    Image.fromarray(make_image(72, 96)).save("street.jpg")
     names: dict = {}
     for code in examples_of(page):
         exec(code, names)

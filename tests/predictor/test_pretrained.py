@@ -1,4 +1,4 @@
-"""Whatever a trained model is kept as, the same model comes of it."""
+"""Every form in which a trained model is stored gives the same model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from detectron2.data import MetadataCatalog
 from mask_former.checkpoint.inference_data import inference_data
 from mask_former.config.loading import load_cfg
 from mask_former.predictor import sources
-from mask_former.predictor.inference_pipeline import load_trained_model
 from mask_former.predictor.pretrained import find_pretrained
 from mask_former.predictor.sources import packaged_models
+from mask_former.predictor.trained_model import load_trained_model
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.tiny_model import COLORS, DATASET, NAMES, tiny_settings, write_tiny_model
 
@@ -102,7 +102,7 @@ def test_of_a_training_the_end_then_the_last_and_then_the_best_is_taken(tiny, tm
         find_pretrained(tmp_path)
 
 
-def test_the_config_of_a_folder_may_name_tables_that_are_not_there(tiny, tmp_path):
+def test_the_config_of_a_folder_may_name_tables_that_are_missing(tiny, tmp_path):
     settings = tiny_settings(PANOPTIC_ON=True)
     settings["DATASETS"]["TABLES"] = ["/somewhere/else/table.json"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -163,7 +163,7 @@ def test_the_models_that_come_with_the_code_go_by_their_names():
 
 
 @pytest.mark.parametrize("name", ["camvid", "none.pth", "no/such/folder"])
-def test_what_is_not_there_is_named_with_the_models_that_are(name):
+def test_a_missing_name_is_reported_with_the_models_that_exist(name):
     with pytest.raises(FileNotFoundError, match=rf"no checkpoint or folder {name},.*camvid_sem"):
         find_pretrained(name)
 
@@ -176,7 +176,7 @@ def test_a_name_like_those_of_the_hub_gets_the_command_that_downloads_it():
     assert "hf download" not in str(caught.value)
 
 
-def test_a_folder_without_a_checkpoint_says_what_is_expected(tmp_path):
+def test_a_folder_without_a_checkpoint_is_an_error_with_what_is_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint: expected model_final\.pth"):
         find_pretrained(tmp_path)
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_carries_nothing_asks_for_a_config(tiny):
         find_pretrained(tiny[1])
 
 
-def test_a_broken_entry_is_an_error_and_a_config_file_mends_it(tiny, tmp_path, caplog):
+def test_a_broken_entry_is_an_error_and_a_config_file_replaces_it(tiny, tmp_path, caplog):
     content = torch.load(tiny[2], weights_only=True)
     torch.save({**content, "inference": {"config": "MODEL: ["}}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth: its 'inference' entry.*config_file="):
@@ -240,7 +240,7 @@ def test_things_are_named_or_numbered(tiny):
             find_pretrained(tiny[2], things=[wrong])
 
 
-def test_class_names_in_an_older_checkpoint_serve_where_the_dataset_says_nothing(tiny, tmp_path):
+def test_class_names_in_an_older_checkpoint_serve_where_the_dataset_names_none(tiny, tmp_path):
     content = read_checkpoint(tiny[1])
     write_weights(content["model"], tmp_path / "x.safetensors", ["a", "b", "c", "d"])
     opts = ("DATASETS.TRAIN", ("unknown_x",), "DATASETS.TEST", ("unknown_y",))

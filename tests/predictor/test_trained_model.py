@@ -1,4 +1,4 @@
-"""A picture is brought to the model as in the evaluation; a model that is loaded is whole."""
+"""Images are prepared for the model as in the evaluation; a model that is loaded is complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from mask_former.config.loading import load_cfg
 from mask_former.data.transforms.inference import InferencePreprocessing
-from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.trained_model import load_trained_model
 from tests.helpers.tiny_model import write_tiny_model
 
 

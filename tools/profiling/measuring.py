@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.predictor.inference_pipeline import load_trained_model
+from mask_former.predictor.trained_model import load_trained_model
 from mask_former.registries import (
     DATASET_MAPPER_REGISTRY,
     load_plugins,
