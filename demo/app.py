@@ -35,7 +35,7 @@ from mask_former import MaskFormerPredictor
 from mask_former.cli.command import add_plugin_argument, make_parser
 from mask_former.cli.options import collect, positive
 from mask_former.predictor.sources import packaged_models
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 from mask_former.utils.errors import one_line
 
 
@@ -114,8 +114,7 @@ def parse(argv: Sequence[str] | None) -> PageArguments:
 
 def make_models(args: PageArguments) -> Models:
     """Import the plug-ins, name the checkpoints to choose from, and load the first."""
-    for file in args.plugins:
-        load_plugin(file)
+    load_plugins(args.plugins)
     zoo = packaged_models()
 
     def load(source: str) -> MaskFormerPredictor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.classes import Classes
 from mask_former.predictor.predictor import MaskFormerPredictor
-from mask_former.registries import load_plugin
+from mask_former.registries import load_plugins
 from mask_former.results import Result
 
 from .dataset_ids import DatasetIds
@@ -33,8 +33,7 @@ def model_loader(model: ModelArguments) -> Callable[[], MaskFormerPredictor]:
         OSError, KeyError, ValueError: for a wrong plug-in or config; the function: for wrong
             weights.
     """
-    for file in model.plugins:
-        load_plugin(file)
+    load_plugins(model.plugins)
     if model.config_file and not model.weights:
         device = ["MODEL.DEVICE", model.device] if model.device else []
         return partial(MaskFormerPredictor, load_cfg(model.config_file, [*model.opts, *device]))
