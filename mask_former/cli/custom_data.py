@@ -1,9 +1,11 @@
-"""Own data as arguments of a command: folders and files become a table and the keys that fit it."""
+"""Your own dataset as arguments of a command: files and folders become a table and fitting keys."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mask_former.config.loading import read_cfg
@@ -11,27 +13,49 @@ from mask_former.data.datasets.catalog import Table, register_table
 from mask_former.data.datasets.config_keys import fitting_keys
 from mask_former.data.datasets.custom import Annotated, json_table, semantic_table, write_table
 
-__all__ = ["add_arguments", "use_own_data"]
+__all__ = ["CustomData", "add_custom_data_arguments", "use_custom_data"]
 
 _SPLITS = ("train", "val")
 _HELP = {
     "images": "folder of images",
-    "labels": "folder of label maps (PNG, a class at each pixel) of the images' names",
+    "labels": "folder of label maps (PNG, a class at each pixel) with the images' names",
     "json": "annotations in COCO's instance or panoptic format",
     "panoptic": "folder of the PNGs that a panoptic JSON names",
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that :func:`use_own_data` reads."""
+@dataclass(frozen=True)
+class CustomData:
+    """Files and folders of a custom dataset; see :func:`add_custom_data_arguments`."""
+
+    train_images: str | None = None
+    train_labels: str | None = None
+    train_json: str | None = None
+    train_panoptic: str | None = None
+    val_images: str | None = None
+    val_labels: str | None = None
+    val_json: str | None = None
+    val_panoptic: str | None = None
+    classes: str | None = None
+    ignore_label: int | None = None
+    name: str = "custom"
+
+    def given(self) -> list[str]:
+        """Return the arguments that were given, without ``--name``, such as ``--train-images``."""
+        names = [name for name, value in vars(self).items() if value is not None and name != "name"]
+        return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def add_custom_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add an argument for each field of :class:`CustomData`."""
     group = parser.add_argument_group(
-        "own data", "instead of DATASETS.TRAIN and TEST; see docs/own_data.md"
+        "your own dataset", "instead of DATASETS.TRAIN and TEST; see docs/own_data.md"
     )
     for split in _SPLITS:
-        for what, text in _HELP.items():
-            group.add_argument(f"--{split}-{what}", metavar="PATH", help=text)
-    group.add_argument("--classes", metavar="FILE", help="class names, one a line; of label maps")
-    group.add_argument("--ignore-label", type=int, help="pixel value of no class (default: 255)")
+        for part, text in _HELP.items():
+            group.add_argument(f"--{split}-{part}", metavar="PATH", help=text)
+    group.add_argument("--classes", metavar="FILE", help="class names of label maps, one per line")
+    group.add_argument("--ignore-label", type=int, help="pixel value without class (default: 255)")
     group.add_argument(
         "--name",
         default="custom",
@@ -39,42 +63,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def use_own_data(args: argparse.Namespace) -> None:
-    """Register the data that ``args`` names and put the keys that fit it before ``args.opts``.
+def use_custom_data(
+    data: CustomData, config_file: str, opts: Sequence[str], *, evaluation: bool
+) -> list[str]:
+    """Register a custom dataset.
 
-    The table is written to ``OUTPUT_DIR/NAME_table.json`` and named by ``DATASETS.TABLES``, so that
+    Its table is written to ``OUTPUT_DIR/NAME_table.json`` and named by ``DATASETS.TABLES``, so that
     every process of the job, and every later command on the resulting config, registers it again.
-    Nothing happens where ``args`` names no data and the config does.
+
+    Args:
+        data: the dataset; nothing is registered if it is empty.
+        config_file: the config.
+        opts: ``KEY VALUE …`` of the command line.
+        evaluation: whether the command only evaluates.
+
+    Returns:
+        ``opts`` after the keys that fit the data, so that ``opts`` takes precedence.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
-        ValueError: there is nothing to train on, an argument is missing or does not go with another
-            one, or the annotations or classes are wrong.
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if neither ``data`` nor the config names training data, if an argument is
+            missing or contradicts another one, or if the annotations or classes are wrong.
     """
-    given = [f"--{key.replace('_', '-')}" for key in _data_arguments(args)]
-    cfg = read_cfg(args.config_file, args.opts)
+    given = data.given()
+    cfg = read_cfg(config_file, opts)
     if not given:
-        if not (cfg.DATASETS.TRAIN or args.eval_only):
+        if not (cfg.DATASETS.TRAIN or evaluation):
             raise ValueError(
-                f"{args.config_file}: DATASETS.TRAIN is empty. Name registered datasets there, or "
+                f"{config_file}: DATASETS.TRAIN is empty. Name registered datasets in it, or "
                 "give --train-images with --train-labels or --train-json (see docs/own_data.md)."
             )
-        return
-    _check_arguments(args, given)
-    table = _table(args, Path(cfg.OUTPUT_DIR).absolute())
+        return list(opts)
+    _check_arguments(data, given)
+    # An evaluation must not replace the table of the training in the same folder.
+    file_name = f"{data.name}{'_eval' if evaluation else ''}_table.json"
+    table = _table(data, Path(cfg.OUTPUT_DIR).absolute() / file_name)
     write_table(table)
     register_table(table.path)
     train, *val = table.datasets
     keys = fitting_keys([train], val) | {"DATASETS.TABLES": [str(table.path)]}
-    args.opts = [str(word) for pair in keys.items() for word in pair] + (args.opts or [])
+    return [*(str(word) for pair in keys.items() for word in pair), *opts]
 
 
-def _data_arguments(args: argparse.Namespace) -> list[str]:
-    names = [f"{split}_{what}" for split in _SPLITS for what in _HELP]
-    return [name for name in (*names, "classes", "ignore_label") if getattr(args, name) is not None]
-
-
-def _check_arguments(args: argparse.Namespace, given: list[str]) -> None:
+def _check_arguments(data: CustomData, given: list[str]) -> None:
     def need(argument: str, why: str) -> None:
         if argument not in given:
             raise ValueError(f"{argument} is missing: {why}. Given: {' '.join(given)}.")
@@ -83,8 +114,8 @@ def _check_arguments(args: argparse.Namespace, given: list[str]) -> None:
         if argument in given:
             raise ValueError(f"{argument} does not fit: {why}. Given: {' '.join(given)}.")
 
-    if not re.fullmatch(r"[\w.-]+", args.name):
-        raise ValueError(f"--name {args.name!r}: expected letters, digits, '_', '.' or '-'.")
+    if not re.fullmatch(r"[\w.-]+", data.name):
+        raise ValueError(f"--name {data.name!r}: expected letters, digits, '_', '.' or '-'.")
     if "--train-json" not in given:
         need("--train-labels", "training needs label maps, or annotations in --train-json")
     has_json = "--train-labels" not in given
@@ -93,7 +124,7 @@ def _check_arguments(args: argparse.Namespace, given: list[str]) -> None:
         for argument in ("--classes", "--ignore-label", "--val-labels"):
             refuse(argument, "with --train-json, classes and annotations come from JSON files")
     else:
-        need("--classes", "label maps do not name the classes; one a line")
+        need("--classes", "label maps do not name the classes; one per line")
         for argument in ("--train-json", "--train-panoptic", "--val-json", "--val-panoptic"):
             refuse(argument, "the annotations are the label maps of --train-labels")
     annotations = "--val-json" if has_json else "--val-labels"
@@ -105,19 +136,15 @@ def _check_arguments(args: argparse.Namespace, given: list[str]) -> None:
             need(argument, f"evaluation needs {' and '.join(parts)}")
 
 
-def _table(args: argparse.Namespace, folder: Path) -> Table:
+def _table(data: CustomData, path: Path) -> Table:
+    train = data.train_images, data.train_labels, data.train_json, data.train_panoptic
+    val = data.val_images, data.val_labels, data.val_json, data.val_panoptic
     datasets = {
-        f"{args.name}_{split}": Annotated(
-            images=getattr(args, f"{split}_images"),
-            labels=getattr(args, f"{split}_labels"),
-            json_file=getattr(args, f"{split}_json"),
-            panoptic=getattr(args, f"{split}_panoptic"),
-        )
-        for split in _SPLITS
-        if getattr(args, f"{split}_images") is not None
+        f"{data.name}_{split}": Annotated(images, labels, json_file, panoptic)
+        for split, (images, labels, json_file, panoptic) in zip(_SPLITS, (train, val), strict=True)
+        if images is not None
     }
-    # An evaluation must not replace the table of the training in the same folder.
-    path = folder / f"{args.name}{'_eval' if args.eval_only else ''}_table.json"
-    if args.train_json is not None:
+    if data.train_json is not None:
         return json_table(datasets, path=path)
-    return semantic_table(datasets, args.classes, ignore_label=args.ignore_label, path=path)
+    assert data.classes is not None
+    return semantic_table(datasets, data.classes, ignore_label=data.ignore_label, path=path)

@@ -1,14 +1,17 @@
-"""Own data as arguments: the table they give, the keys, and each wrong combination."""
+"""A custom dataset as arguments: the resulting table and keys, and each wrong combination."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.cli.custom_data import add_arguments, use_own_data
+from mask_former.cli.custom_data import CustomData, add_custom_data_arguments, use_custom_data
 from mask_former.config.keys import validate
 from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.catalog import read_table
@@ -20,15 +23,29 @@ pytestmark = pytest.mark.usefixtures("restored_catalogs")
 CONFIGS = ROOT / "configs" / "custom"
 
 
-def parse(folder: Path, words: str, config: str = "semantic") -> argparse.Namespace:
-    """``words`` with `@` for the folder; results go to its `out`."""
+@dataclass(frozen=True)
+class Command:
+    """The arguments of a command that matter here."""
+
+    data: CustomData
+    config_file: str
+    opts: Sequence[str]
+
+    def use(self, *, evaluation: bool = False) -> list[str]:
+        return use_custom_data(self.data, self.config_file, self.opts, evaluation=evaluation)
+
+    def cfg(self) -> CfgNode:
+        """The config after :meth:`use`."""
+        return load_cfg(self.config_file, self.use())
+
+
+def parse(folder: Path, words: str, *opts: str, config: str = "semantic") -> Command:
+    """Parse ``words`` with `@` for the folder; results go to its `out`."""
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    args = parser.parse_args(words.replace("@", str(folder)).split())
-    args.eval_only = False
-    args.config_file = str(CONFIGS / f"maskformer_{config}.yaml")
-    args.opts = ["OUTPUT_DIR", str(folder / "out"), "MODEL.DEVICE", "cpu"]
-    return args
+    add_custom_data_arguments(parser)
+    data = CustomData(**vars(parser.parse_args(words.replace("@", str(folder)).split())))
+    output = ["OUTPUT_DIR", str(folder / "out"), "MODEL.DEVICE", "cpu"]
+    return Command(data, str(CONFIGS / f"maskformer_{config}.yaml"), [*output, *opts])
 
 
 @pytest.fixture
@@ -43,29 +60,23 @@ VAL = "--val-images @/i --val-labels @/l"
 
 
 def test_without_such_arguments_nothing_happens_where_the_config_has_data(tmp_path: Path) -> None:
-    args = parse(tmp_path, "")
-    args.opts += ["DATASETS.TRAIN", "('shapes_panoptic_train',)"]
-    before = list(args.opts)
-    use_own_data(args)
-    assert args.opts == before and not (tmp_path / "out").exists()
+    command = parse(tmp_path, "", "DATASETS.TRAIN", "('shapes_panoptic_train',)")
+    assert command.use() == command.opts and not (tmp_path / "out").exists()
 
 
 def test_nothing_to_train_on_is_an_error_before_anything_is_built(tmp_path: Path) -> None:
-    args = parse(tmp_path, "")
+    command = parse(tmp_path, "")
     with pytest.raises(ValueError, match=r"maskformer_semantic\.yaml: DATASETS\.TRAIN is empty"):
-        use_own_data(args)
-    args.eval_only = True
-    use_own_data(args)
+        command.use()
+    assert command.use(evaluation=True) == command.opts
 
 
 def test_label_maps_become_a_table_in_the_output_folder_and_keys_of_the_config(
     semantic: Path,
 ) -> None:
-    args = parse(semantic, f"{TRAIN} {VAL} --name pets")
-    use_own_data(args)
+    cfg = parse(semantic, f"{TRAIN} {VAL} --name pets").cfg()
     path = semantic / "out" / "pets_table.json"
     assert list(read_table(path).datasets) == ["pets_train", "pets_val"]
-    cfg = load_cfg(args.config_file, args.opts)
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("pets_train",), ("pets_val",))
     assert (str(path),) == cfg.DATASETS.TABLES
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
@@ -74,41 +85,34 @@ def test_label_maps_become_a_table_in_the_output_folder_and_keys_of_the_config(
 
 
 def test_the_table_alone_registers_the_data_in_another_process(semantic: Path) -> None:
-    args = parse(semantic, TRAIN)
-    use_own_data(args)
+    command = parse(semantic, TRAIN)
+    opts = command.use()
     DatasetCatalog.remove("custom_train")
     MetadataCatalog.remove("custom_train")
-    load_cfg(args.config_file, args.opts)
+    load_cfg(command.config_file, opts)
     assert len(DatasetCatalog.get("custom_train")) == 2
 
 
 def test_without_validation_data_nothing_is_evaluated(semantic: Path) -> None:
-    args = parse(semantic, TRAIN)
-    use_own_data(args)
-    assert load_cfg(args.config_file, args.opts).DATASETS.TEST == ()
+    assert parse(semantic, TRAIN).cfg().DATASETS.TEST == ()
 
 
 def test_what_is_on_the_command_line_has_the_last_word(semantic: Path) -> None:
-    args = parse(semantic, TRAIN)
-    args.opts += ["INPUT.DATASET_MAPPER_NAME", "detr_panoptic"]
-    use_own_data(args)
-    assert load_cfg(args.config_file, args.opts).INPUT.DATASET_MAPPER_NAME == "detr_panoptic"
+    command = parse(semantic, TRAIN, "INPUT.DATASET_MAPPER_NAME", "detr_panoptic")
+    assert command.cfg().INPUT.DATASET_MAPPER_NAME == "detr_panoptic"
 
 
 def test_instances_and_panoptic_data_choose_mapper_and_result(tmp_path: Path) -> None:
     write_instances(tmp_path / "n")
     words = "--train-images @/n/i --train-json @/n/x.json --name inst"
-    args = parse(tmp_path, words, "instance")
-    use_own_data(args)
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = parse(tmp_path, words, config="instance").cfg()
     assert cfg.INPUT.DATASET_MAPPER_NAME == "mask_former_instance"
     assert cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
 
     write_panoptic(tmp_path / "p")
     one = "-images @/p/i --{0}-json @/p/x.json --{0}-panoptic @/p/p "
-    args = parse(tmp_path, f"--train{one.format('train')} --val{one.format('val')}")
-    use_own_data(args)  # on the semantic config
-    cfg = load_cfg(args.config_file, args.opts)
+    words = f"--train{one.format('train')} --val{one.format('val')}"
+    cfg = parse(tmp_path, words).cfg()  # on the semantic config
     assert cfg.INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
     assert cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON and cfg.DATASETS.TEST == ("custom_val",)
 
@@ -139,13 +143,13 @@ def test_arguments_that_do_not_go_together_are_named(
     semantic: Path, words: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        use_own_data(parse(semantic, words))
+        parse(semantic, words).use()
     assert not (semantic / "out").exists()
 
 
 def test_a_folder_that_is_not_there_is_named(semantic: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
-        use_own_data(parse(semantic, TRAIN.replace("@/l", "@/nowhere")))
+        parse(semantic, TRAIN.replace("@/l", "@/nowhere")).use()
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])

@@ -10,6 +10,7 @@ import pytest
 
 from mask_former.data.formats.coco_instances import instances_of_panoptic
 from mask_former.data.shapes.writer import Settings, generate
+from tests.cli.test_train import TINY
 from tests.helpers.miniature_datasets import coco_panoptic
 from tests.helpers.train_net_runs import (
     SMALL_MODEL,
@@ -20,7 +21,6 @@ from tests.helpers.train_net_runs import (
     results_of,
     run_in_turn,
 )
-from tests.tools.test_train_net import TINY
 
 INSTANCES_ON = {"MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
 # The model is sure of nothing, and what it finds shall not be none, nor stuff alone.

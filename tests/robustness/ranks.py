@@ -21,7 +21,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.isolation import is_running, kill_tree
-from tests.robustness.trainings import train_in_ranks
+from tests.robustness.trainings import RankArguments, train_in_ranks
 
 
 @dataclass(frozen=True)
@@ -108,5 +108,4 @@ if __name__ == "__main__":
     parser = default_argument_parser()
     parser.add_argument("--end", choices=["raise", "kill", "command", "machine"], required=True)
     parser.add_argument("--dying", type=int, required=True)
-    arguments = parser.parse_args()
-    run(train_in_ranks, arguments)
+    run(train_in_ranks, RankArguments(**vars(parser.parse_args())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 
 from mask_former.config.loading import load_cfg
 from mask_former.engine import Trainer
+from mask_former.engine.launch import JobArguments
 from tests.helpers import own_data
 from tests.helpers.tiny_model import write_tiny_model
 from tests.helpers.tiny_trainer import TinyTrainer, make_example
@@ -170,8 +172,18 @@ def memory_of_prediction(folder: Path, count: int) -> list[float]:
     return seen
 
 
-def train_in_ranks(args: Any) -> None:
-    """One of several processes of a training; to the rank ``args.dying``, ``args.end`` happens."""
+@dataclass(frozen=True, kw_only=True)
+class RankArguments(JobArguments):
+    """Arguments of :func:`train_in_ranks`."""
+
+    end: str
+    dying: int
+    resume: bool
+    eval_only: bool
+
+
+def train_in_ranks(args: RankArguments) -> None:
+    """Run one of several processes of a training, in which the rank ``args.dying`` fails."""
     torch.set_num_threads(1)
     folder = Path(args.config_file).parent
     (folder / f"rank{comm.get_rank()}").write_text(str(os.getpid()))

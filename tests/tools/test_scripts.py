@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "export",
     "predict_folder": "predict_folder",
     "publish_weights": "publish_weights",
+    "train_net": "train",
     "visualize_data": "visualize_data",
 }
 """The module of each script's command."""
