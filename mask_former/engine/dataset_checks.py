@@ -33,20 +33,24 @@ FILE_KEYS = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
 FULL = "tools/check_dataset.py checks every file; DATASETS.CHECK 'off' checks none."
 
 
-def check_registered(cfg: CfgNode) -> None:
-    """See that there are the datasets to train on, and those to evaluate on.
+def check_registered(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:
+    """Check that the datasets to train on and to evaluate on exist.
+
+    Args:
+        cfg: the config.
+        splits: the keys of ``DATASETS`` to check.
 
     Raises:
         ValueError: if ``DATASETS.TRAIN`` is empty.
-        KeyError: for a name that is not registered; lists those that are near, or all.
+        KeyError: for a name that is not registered; lists similar ones, or all.
     """
-    if not cfg.DATASETS.TRAIN:
+    if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
         raise ValueError(
             "DATASETS.TRAIN is empty: name the datasets to train on, or give the files of your own "
             "data to tools/train_net.py (--train-images …)."
         )
     known = sorted(DatasetCatalog.list())
-    for key in ("TRAIN", "TEST"):
+    for key in splits:
         for name in cfg.DATASETS[key]:
             if name not in known:
                 near = difflib.get_close_matches(name, known)

@@ -22,6 +22,7 @@ from mask_former.config.loading import finish_cfg, resolve_device
 from mask_former.config.validation import changed_keys
 from mask_former.utils.weight_files import averaged_weights
 
+from .dataset_checks import check_registered
 from .trainer import Trainer
 
 __all__ = ["evaluate", "train"]
@@ -80,6 +81,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> Mapping[str, Any]:
     """
     with _started(cfg) as started:
         started = resolve_device(started)
+        check_registered(started, ["TEST"])
         model = Trainer.build_model(started)
         checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
         content = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.data import DatasetCatalog
 from detectron2.engine.train_loop import TrainerBase
 
 from mask_former.cli import train
 from mask_former.registries import LOSS_REGISTRY, lookup
 from tests.helpers.plugins import FINEST_MAP_DECODER, forgetting_plugins
-from tests.helpers.tiny_model import tiny_settings
+from tests.helpers.tiny_model import DATASET, tiny_settings
 
 pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A config without datasets, and a plug-in next to it."""
+    """A config on an empty dataset, and a plug-in next to it."""
+    DatasetCatalog.register(DATASET, list)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the command sets it; restored after the test
     monkeypatch.chdir(tmp_path)
     (tmp_path / "finest_map.py").write_text(FINEST_MAP_DECODER)
@@ -41,6 +43,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("--config-file tiny.yaml --train-images i", "--train-labels is missing: training needs"),
         ("--config-file tiny.yaml --eval-only MODEL.WEIGHTS ''", "MODEL.WEIGHTS is not set"),
         ("--config-file tiny.yaml --eval-only MODEL.WEIGHTS x.pth", "There is no checkpoint x.pth"),
+        (
+            "--config-file tiny.yaml --eval-only DATASETS.TEST ('unheard_of',)",
+            "DATASETS.TEST has 'unheard_of', which is not registered",
+        ),
         (
             "--config-file tiny.yaml DATASETS.TRAIN ('unheard_of',)",
             "DATASETS.TRAIN has 'unheard_of', which is not registered",
