@@ -1,1 +1,1 @@
-"""Checkpoints: saving and loading, fine-tuning, and what inference needs of them."""
+"""Checkpoints: save, load, fine-tune, and the entries that inference reads."""

@@ -1,4 +1,4 @@
-"""detectron2's checkpointer, but a file is either whole or not there, and is never executed."""
+"""A checkpointer on detectron2's that writes atomically and never runs code from a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["Checkpointer", "remove_parts", "unwrapped"]
 
 
 def parameter_rows(model: nn.Module) -> ParameterRows:
-    """Name the parameters of a model with one row for each class or query; its head knows them."""
+    """Ask the head of a model for its parameters with one row for each class or query."""
     head: Any = getattr(model, "sem_seg_head", None)
     if not hasattr(head, "parameter_rows"):
         return ParameterRows({})
@@ -44,39 +44,39 @@ def parameter_rows(model: nn.Module) -> ParameterRows:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, where several processes train it."""
+    """Return the model without the wrapper of distributed training."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a run that was killed while it wrote left in ``folder``."""
+    """Remove the temporary files that a killed run left in ``folder``."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 def _check_finite(weights: Mapping[str, Tensor], names: Collection[str], source: str) -> None:
-    """Raise ValueError unless the weights of these names are numbers, of which all can be used."""
+    """Raise ValueError if a floating-point weight among ``names`` is NaN or infinite."""
     floats = [k for k, v in weights.items() if k in names and v.is_floating_point()]
     broken = [name for name in floats if not weights[name].isfinite().all()]
     if broken:
         raise ValueError(
-            f"{source}: {len(broken)} of its {len(floats)} weight tensors are not finite, "
-            f"{broken[0]} the first. The file is damaged, or of a training that diverged: take an "
-            "earlier checkpoint."
+            f"{source}: {len(broken)} of its {len(floats)} weight tensors are not finite, the "
+            f"first is {broken[0]}. The file is damaged, or its training diverged: use an earlier "
+            "checkpoint."
         )
 
 
 _FROM_CONFIG = "criterion.empty_weight"
-"""A buffer of the published weights that the config decides: the file's is never taken."""
+"""A buffer of published weights that follows from the config; the file's value is ignored."""
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Atomic, and safe to point at a file of unknown origin.
+    """A checkpointer that writes atomically and loads files of unknown origin safely.
 
-    Beside detectron2's formats it takes ``.safetensors``, ``timm://NAME``, and early MaskFormer
-    checkpoints; with ``?ema=True`` behind a file's name, the averaged weights in it. What was
-    loaded and what not stands in one record of the log; a file of which less than half fits the
-    model is refused.
+    Besides detectron2's formats it loads ``.safetensors``, ``timm://NAME``, early MaskFormer
+    checkpoints and, with ``?ema=True`` after the name of a file, its averaged weights. One log
+    record lists the weights that were loaded and those that were not. A file is refused if less
+    than half of it fits the model.
     """
 
     def __init__(
@@ -92,17 +92,19 @@ class Checkpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
-        """
+        """Set the model and the entries of the checkpoints.
+
         Args:
-            model: what is saved and loaded.
-            save_dir: where checkpoints are saved and looked for.
-            whole: refuse a checkpoint that leaves a part of the model as it was.
-            class_names: of the model's classes; they are saved with it.
-            inference: what inference needs beside the weights, as plain data; saved likewise.
-            finetuning: how the classes and queries of a checkpoint become the model's.
-            metadata: of the run, as plain data; it is saved with the model.
-            save_to_disk: by default, only in the main process.
-            checkpointables: what else has a state to save, by name.
+            model: Model to save and to load.
+            save_dir: Folder of the checkpoints.
+            whole: Refuse a checkpoint that lacks weights of the model.
+            class_names: Names of the model's classes, to be saved.
+            inference: The model's config and classes as plain data, to be saved; see
+                :mod:`.inference_data`.
+            finetuning: Conversion of a checkpoint with other classes or queries.
+            metadata: Origin of the checkpoint as plain data, to be saved; see :mod:`.provenance`.
+            save_to_disk: Write files. Default: only in the main process.
+            checkpointables: Other objects with a state to save and load, by name.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.whole = whole
@@ -113,15 +115,15 @@ class Checkpointer(DetectionCheckpointer):
         self._source = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth`` and then point ``last_checkpoint`` to it."""
+        """Write ``name.pth``, then the file ``last_checkpoint`` that names it."""
         if self.write(name, **kwargs):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def write(self, name: str, **kwargs: Any) -> bool:
-        """Write ``name.pth`` with ``kwargs`` beside the model and all that has a state.
+        """Write ``name.pth`` with all entries and, in addition, those of ``kwargs``.
 
         Returns:
-            Whether this process is one that writes.
+            True if this process writes checkpoints.
         """
         if not self.save_dir or not self.save_to_disk:
             return False
@@ -146,9 +148,9 @@ class Checkpointer(DetectionCheckpointer):
         """Load a checkpoint; an empty ``path`` loads nothing.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is broken, asks for more than data, or does not fit the model; if it
-                is not set though the model shall be ``whole``.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged, is refused because it would run code, or does not
+                fit the model; if ``path`` is empty although the model must be ``whole``.
         """
         if self.whole and not path:
             raise ValueError("MODEL.WEIGHTS is not set: give the checkpoint of a trained model.")
@@ -160,21 +162,25 @@ class Checkpointer(DetectionCheckpointer):
         try:
             return super().load(path, checkpointables)
         finally:
-            self._parsed_url_during_load = None  # detectron2 forgets it after an error
+            self._parsed_url_during_load = None  # detectron2 does not reset it after an error
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Load weights that are in memory; ``source`` says where they are from.
+        """Load weights that are in memory.
+
+        Args:
+            weights: Names to tensors.
+            source: Origin of the weights, for the log and for errors.
 
         Raises:
-            ValueError: if they do not fit the model.
+            ValueError: If the weights do not fit the model.
         """
         self._source = source
         self._load_model({"model": dict(weights)})
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load the last checkpoint of ``save_dir`` and all it holds, or the weights of ``path``."""
+        """Load the last checkpoint of ``save_dir`` with all states, or the weights of ``path``."""
         if resume and self.has_checkpoint():
-            self.finetuning = None  # the checkpoint is of this run, and so are its classes
+            self.finetuning = None  # a checkpoint of this run has the model's classes
         return super().resume_or_load(path, resume=resume)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -182,7 +188,7 @@ class Checkpointer(DetectionCheckpointer):
         blobs = content["model"].get("blobs", content["model"])
         is_caffe2 = "__author__" not in content and not any("." in str(name) for name in blobs)
         if filename.endswith(".pkl") and is_caffe2:
-            # Names such as res2_0_branch2a_w, matched by detectron2's heuristics.
+            # Names such as res2_0_branch2a_w, which detectron2 matches by heuristics.
             content.update(__author__="Caffe2", matching_heuristics=True)
             content["model"] = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
         query = getattr(self._parsed_url_during_load, "query", "")
@@ -193,7 +199,7 @@ class Checkpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        """Load ``checkpoint["model"]`` and say how it fits, or refuse it and change nothing."""
+        """Load ``checkpoint["model"]`` and log how it fits; if it is refused, change nothing."""
         metadata = getattr(checkpoint["model"], "_metadata", None)
         state = self.model.state_dict()
         weights = self._named_as(state, checkpoint)
@@ -210,11 +216,11 @@ class Checkpointer(DetectionCheckpointer):
         if self.whole:
             self._check_whole(fit, state)
         checkpoint["model"] = OrderedDict(weights)
-        if metadata is not None:  # versions of modules, for those that convert old weights
+        if metadata is not None:  # versions of modules, which some need to convert old weights
             checkpoint["model"]._metadata = metadata
-        lacking = super()._load_model(checkpoint).missing_keys
-        # A module may know what to do without a weight, as detectron2's frozen norms do.
-        fit = replace(fit, missing=[name for name in fit.missing if name in lacking])
+        missing = super()._load_model(checkpoint).missing_keys
+        # A module may have a rule for a missing weight, as detectron2's frozen norms have.
+        fit = replace(fit, missing=[name for name in fit.missing if name in missing])
         advice = self._advice(fit, checkpoint.get(CLASS_NAMES))
         level = logging.INFO if fit.is_complete and not advice else logging.WARNING
         text = fit.summary(self._source, [*notes, *advice])
@@ -223,7 +229,7 @@ class Checkpointer(DetectionCheckpointer):
     def _named_as(
         self, state: Mapping[str, Tensor], checkpoint: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """The checkpoint's weights under the model's names."""
+        """Return the checkpoint's weights under the model's parameter names."""
         weights = as_tensors(checkpoint["model"], self._source)
         if checkpoint.pop("matching_heuristics", False):
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -231,17 +237,17 @@ class Checkpointer(DetectionCheckpointer):
         return rename_old_layout(weights, keep=state)
 
     def _check_whole(self, fit: WeightsFit, state: Mapping[str, Tensor]) -> None:
-        # The losses' weights come from the config, and whole numbers (indices, counts) with the
-        # architecture.
+        """Raise ValueError if the checkpoint lacks weights that decide the model's outputs."""
+        # The losses' weights follow from the config, integer buffers from the architecture.
         needed = [k for k, v in state.items() if v.is_floating_point() and "criterion." not in k]
         absent = set(fit.missing) | set(fit.reshaped)
         missing = [k for k in needed if k in absent]
         if not missing:
             return
-        detail = f"{missing[0]} is not in it"
+        detail = f"{missing[0]} is missing"
         if fit.reshaped:
             name, (found, expected) = next(iter(fit.reshaped.items()))
-            detail = f"{name} has shape {found}, the model's is {expected}"
+            detail = f"{name} has shape {found}, the model expects {expected}"
         raise ValueError(
             f"{self._source} does not fit the model: {len(missing)} of {len(needed)} weights are "
             f"missing or have another shape ({detail}). MODEL.WEIGHTS must be a checkpoint of the "
@@ -249,15 +255,15 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _advice(self, fit: WeightsFit, file_classes: Sequence[str] | None) -> list[str]:
-        """Where a checkpoint of other classes or queries was not loaded as one: how it may be."""
+        """Return advice if the file has other classes or queries and was loaded without a rule."""
         if self.finetuning is not None:
             return []
         how = "set MODEL.MASK_FORMER.FINETUNE True to carry over"
         rows = parameter_rows(self.model)
         if any(name in rows.classes or name in rows.queries for name in fit.reshaped):
-            return [f"It has other classes or queries: {how} what is the same."]
+            return [f"It has other classes or queries: {how} those that it shares."]
         if file_classes is not None and self.class_names is not None:
-            same_places = list(range(len(file_classes)))
-            if match_classes(self.class_names, file_classes) != same_places:
-                return [f"Its classes have other names or another order: {how} by name."]
+            same_order = list(range(len(file_classes)))
+            if match_classes(self.class_names, file_classes) != same_order:
+                return [f"Its classes have other names or another order: {how} them by name."]
         return []

@@ -1,7 +1,7 @@
-"""What a checkpoint of other classes, or of another number of queries, has for this model.
+"""Fine-tuning: load a checkpoint that has other classes or another number of queries.
 
-Rows of the class layer are carried over by the class's name, "no object" always; queries are cut or
-repeated.
+Rows of the class layer are carried over by the name of their class, "no object" always. Queries
+are cut or repeated.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ __all__ = ["Finetuning", "match_classes"]
 
 
 def match_classes(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
-    """For each of ``names`` the place in ``others`` of the class of that name, if there is one.
+    """Return, for each of ``names``, the index of the class of that name in ``others``, or None.
 
-    Case and the spaces around do not count. Where the whole name ("wall, building") is not there,
-    its first word of several does ("wall"), if it means one class only.
+    Case and surrounding spaces are ignored. A name that lists synonyms ("wall, building") is
+    matched by all of them or, if that fails, by the first ("wall"), if it is unique on both sides.
     """
-    whole = {_plain(name): place for place, name in reversed(list(enumerate(others)))}
-    firsts = [_first(name) for name in others]
-    ours, theirs = Counter(map(_first, names)), Counter(firsts)
+    whole = {_normalized(name): index for index, name in reversed(list(enumerate(others)))}
+    firsts = [_first_synonym(name) for name in others]
+    ours, theirs = Counter(map(_first_synonym, names)), Counter(firsts)
     by_first = {
-        first: place for place, first in enumerate(firsts) if ours[first] == theirs[first] == 1
+        first: index for index, first in enumerate(firsts) if ours[first] == theirs[first] == 1
     }
-    return [whole.get(_plain(name), by_first.get(_first(name))) for name in names]
+    return [whole.get(_normalized(name), by_first.get(_first_synonym(name))) for name in names]
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.strip().lower()
 
 
-def _first(name: str) -> str:
-    return _plain(name.partition(",")[0])
+def _first_synonym(name: str) -> str:
+    return _normalized(name.partition(",")[0])
 
 
 def carry_over(
@@ -53,13 +53,14 @@ def carry_over(
     rows: ParameterRows,
     class_sources: Sequence[int | None],
 ) -> dict[str, Tensor]:
-    """Give the weights of a file the classes and queries of a model.
+    """Convert the weights of a file to the classes and queries of a model.
 
     Args:
-        weights: those of the file, by name.
-        state: the model's state dict. Rows of new classes stay as it has them.
-        rows: the model's parameters with one row for each class or query.
-        class_sources: for each class of the model, the file's class that it continues.
+        weights: Weights of the file, by name.
+        state: The model's state dict, from which new classes take their rows.
+        rows: Names of the model's parameters with one row for each class or query.
+        class_sources: For each class of the model, the index of its class in the file, or None
+            for a new class.
     """
     carried = dict(weights)
     by_class = class_rows(weights, state, rows)
@@ -75,10 +76,10 @@ def carry_over(
 def class_rows(
     weights: Mapping[str, Tensor], state: Mapping[str, Tensor], rows: ParameterRows
 ) -> dict[str, int]:
-    """Return the number of the file's classes by the name of each parameter with a row for each.
+    """Return the number of classes in the file for each parameter with one row for each class.
 
-    A query is a class only in a model that does not classify its queries: if file or model has a
-    classifier, its queries are not classes.
+    Queries are classes only in models without a classifier of queries: if the file or the model
+    has one, parameters with one row for each query are left out.
     """
     classifier = [name for name in rows.classes if name not in rows.queries]
     classifies = any(name in side for name in classifier for side in (weights, state))
@@ -95,9 +96,9 @@ def _same_width(name: str, weights: Mapping[str, Tensor], state: Mapping[str, Te
 
 def _rows_by_class(old: Tensor, new: Tensor, sources: Sequence[int | None]) -> Tensor:
     rows = new.detach().to("cpu", copy=True)
-    for place, source in enumerate(sources):
+    for index, source in enumerate(sources):
         if source is not None:
-            rows[place] = old[source]
+            rows[index] = old[source]
     if len(rows) > len(sources):
         rows[-1] = old[-1]  # "no object"
     return rows
@@ -105,17 +106,19 @@ def _rows_by_class(old: Tensor, new: Tensor, sources: Sequence[int | None]) -> T
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How a config wants a checkpoint of something else to be loaded."""
+    """A rule for loading a checkpoint that has other classes or queries than the model."""
 
-    classes: Sequence[str] | None  # the model's, by name, where they are known
-    classes_from: str = ""  # a registered dataset that has the file's classes; "": none is known
+    classes: Sequence[str] | None
+    """Names of the model's classes, if they are known."""
+    classes_from: str = ""
+    """A registered dataset with the classes of the file; "" if none is given."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Finetuning | None:
-        """None where ``MODEL.MASK_FORMER.FINETUNE`` is off.
+        """Build the rule of a config, or return None if ``MODEL.MASK_FORMER.FINETUNE`` is off.
 
         Raises:
-            KeyError: if ``FINETUNE_CLASSES_FROM`` names no registered dataset.
+            KeyError: If the dataset that ``FINETUNE_CLASSES_FROM`` names is not registered.
         """
         node = cfg.MODEL.MASK_FORMER
         if not node.FINETUNE:
@@ -125,7 +128,7 @@ class Finetuning:
             near = difflib.get_close_matches(node.FINETUNE_CLASSES_FROM, known)
             raise KeyError(
                 f"MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is {node.FINETUNE_CLASSES_FROM!r}, which "
-                f"is no registered dataset; {'near it: ' if near else 'there are: '}"
+                f"is not a registered dataset; {'similar: ' if near else 'registered: '}"
                 f"{', '.join(near or known)}."
             )
         return cls(classes_of(cfg).known_names, node.FINETUNE_CLASSES_FROM)
@@ -137,16 +140,19 @@ class Finetuning:
         file_classes: Sequence[str] | None,
         parameter_rows: ParameterRows,
     ) -> tuple[dict[str, Tensor], list[str]]:
-        """The file's weights with the model's classes and queries, and lines that say what it did.
+        """Convert the weights of a file to the model's classes and queries.
 
         Args:
-            weights: of the file.
-            state: the model's state dict.
-            file_classes: the class names in the file, None if it has none.
-            parameter_rows: the model's parameters with one row for each class or query.
+            weights: Weights of the file, by name.
+            state: The model's state dict.
+            file_classes: Class names that the file stores, or None.
+            parameter_rows: Names of the model's parameters with one row for each class or query.
+
+        Returns:
+            The converted weights, and lines for the log that report the changes.
 
         Raises:
-            ValueError: if the names are not as many as the file's classes.
+            ValueError: If the number of class names differs from the number of classes in the file.
         """
         notes = []
         sources: list[int | None] = []
@@ -167,6 +173,7 @@ class Finetuning:
     def _sources(
         self, in_file: int, in_model: int, file_classes: Sequence[str] | None
     ) -> tuple[list[int | None], str]:
+        """Return the index in the file of each class of the model, and a line for the log."""
         names = file_classes
         if names is None and self.classes_from:
             metadata = MetadataCatalog.get(self.classes_from)
@@ -175,16 +182,16 @@ class Finetuning:
                 raise ValueError(
                     f"MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is {self.classes_from!r}, which has "
                     f"no list of {in_file} classes, the number in the checkpoint: name the dataset "
-                    "that it was trained on."
+                    "that the checkpoint was trained on."
                 )
         if names is not None and len(names) != in_file:
             raise ValueError(f"The checkpoint has {in_file} classes but {len(names)} class names.")
         if names is None or self.classes is None:
-            who = "the file's" if names is None else "DATASETS.TRAIN's"
+            owner = "the file" if names is None else "DATASETS.TRAIN"
             advice = ": name a dataset that has them in MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM"
             return [None] * in_model, (
-                f"classes: none carried over by name, for {who} are not known"
-                f"{advice if names is None else ''}."
+                f"classes: none carried over by name, because the class names of {owner} are "
+                f"unknown{advice if names is None else ''}."
             )
         sources = match_classes(self.classes, names)
         new = [name for name, source in zip(self.classes, sources, strict=True) if source is None]

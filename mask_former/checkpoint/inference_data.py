@@ -31,7 +31,7 @@ _KEPT = {
 """The only keys that are stored of these groups."""
 
 _LEFT_OUT = (
-    # training's
+    # training
     "DATALOADER",
     "LOGGERS",
     "MODEL.EMA",
@@ -44,7 +44,7 @@ _LEFT_OUT = (
     "SEED",
     "SOLVER",
     "VIS_PERIOD",
-    # the evaluation's
+    # evaluation
     "TEST.BEST_METRIC",
     "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS",
@@ -52,7 +52,7 @@ _LEFT_OUT = (
     "TEST.PRECISE_BN",
     "TEST.SAVE_PREDICTIONS",
     "TEST.VAL_LOSS",
-    # the machine's
+    # the machine
     "CUDNN_BENCHMARK",
     "FLOAT32_PRECISION",
     "GLOBAL",
@@ -76,7 +76,7 @@ class InferenceData:
     """Values of the config, as :func:`inference_settings` returns them."""
     classes: Classes
     plugins: tuple[str, ...] = ()
-    """File names of the plug-ins that were loaded when it was written."""
+    """File names of the plug-ins that were loaded when the checkpoint was written."""
 
 
 def inference_data(cfg: CfgNode, classes: Classes | None = None) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData
         The config and classes; None if the checkpoint has no such entry.
 
     Raises:
-        ValueError: if the entry is broken, or was not written by this package.
+        ValueError: If the entry is damaged, or was not written by this package.
     """
     entry = extras.get(INFERENCE)
     if entry is None:
@@ -170,7 +170,7 @@ def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData
             raise ValueError(f"it is a {type(entry).__name__}, not 'config' and 'classes'")
         settings = yaml.safe_load(entry["config"])
         if not isinstance(settings, dict) or not isinstance(settings.get("MODEL"), dict):
-            raise ValueError("'config' is no YAML with a MODEL")
+            raise ValueError("'config' is not a YAML text with the key MODEL")
         plugins = entry.get("plugins", [])
         if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
             raise ValueError("'plugins' is not a list of file names")
@@ -180,6 +180,6 @@ def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{source}: its {INFERENCE!r} entry, which should hold the model's config and classes, "
-            f"is broken: {' '.join(reason.split())[:300]}. Give the config that it was trained "
-            "with: config_file=."
+            f"is damaged: {' '.join(reason.split())[:300]}. Name the config that the model was "
+            "trained with: config_file=."
         ) from error

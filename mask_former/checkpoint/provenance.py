@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: seeds, versions, and the state of the code."""
+"""Origin of a checkpoint: seeds, versions, and the state of the code."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 
 
 def run_metadata(cfg: CfgNode) -> dict[str, Any]:
-    """What a checkpoint says of its run, as plain data.
+    """Describe the run that writes a checkpoint, as plain data.
 
     Returns:
-        ``seed`` (``SEED`` of the config; negative: none was set), ``initial_seed`` (torch's, in the
-        main process when the trainer was made), ``world_size``, ``device`` (its name), ``versions``
-        by package (None: not installed), and ``git``, see :func:`git_state`.
+        ``seed`` (``SEED`` of the config; negative if it is not set), ``initial_seed`` (torch's
+        seed in the main process when the trainer was built), ``world_size``, ``device`` (its
+        name), ``versions`` by package (None if it is not installed), and ``git``, see
+        :func:`git_state`.
     """
     device = torch.device(cfg.MODEL.DEVICE)
     is_gpu = device.type == "cuda"
@@ -44,14 +45,15 @@ def run_metadata(cfg: CfgNode) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """``commit`` (hexadecimal) and ``dirty`` (whether a tracked file differs from it).
+    """Describe the git checkout that a package belongs to.
 
     Args:
-        folder: with an ``__init__.py``, of a package.
+        folder: Folder of the package, with its ``__init__.py``.
 
     Returns:
-        None where there is no git, or the package is in no repository: one in an environment that
-        lies in somebody's repository is not of that repository.
+        ``commit`` (hexadecimal) and ``dirty`` (True if a tracked file differs from the commit).
+        None if git is missing or does not track the package; a package that is installed in an
+        environment inside somebody's repository does not belong to that repository.
     """
 
     def git(*words: str) -> str:

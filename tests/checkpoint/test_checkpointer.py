@@ -260,7 +260,7 @@ def test_loading_is_one_record_and_detectron2_does_not_repeat_it(tmp_path, caplo
     assert record.levelname == "WARNING"
     for text in (
         "x.pth: loaded 2 of the model's 4 tensors",
-        "first.bias: (7,), the model's is (3,)",
+        "first.bias: (7,), the model has (3,)",
         "second.bias",
         "fc.* (1)",
     ):
@@ -282,7 +282,7 @@ def test_a_file_of_which_less_than_half_fits_changes_nothing(tmp_path):
     weights = {**small_model(2.0).state_dict(), **{f"x{i}": torch.zeros(1) for i in range(5)}}
     torch.save(weights, tmp_path / "x.pth")
     model = small_model(0.0)
-    with pytest.raises(ValueError, match=r"x\.pth does not fit the model: 4 of its 9 tensors do"):
+    with pytest.raises(ValueError, match=r"x\.pth does not fit the model: 4 of its 9 tensors fit"):
         Checkpointer(model).load(str(tmp_path / "x.pth"))
     assert values(model) == {0.0}
     del weights["x0"]

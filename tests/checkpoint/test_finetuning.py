@@ -155,7 +155,9 @@ def test_a_dataset_that_is_not_registered_is_named_with_those_near_it(cfg):
     cfg.MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM = "finetuning_odl"
     assert Finetuning.from_config(cfg) is None  # FINETUNE is off
     cfg.MODEL.MASK_FORMER.FINETUNE = True
-    with pytest.raises(KeyError, match=r"'finetuning_odl', which is no .* near it: finetuning_old"):
+    with pytest.raises(
+        KeyError, match=r"'finetuning_odl', which is not .* similar: finetuning_old"
+    ):
         Finetuning.from_config(cfg)
 
 
@@ -206,7 +208,7 @@ def test_without_it_they_begin_anew_and_the_log_names_the_key(tiny, caplog):
         torch.equal(found[k], before[k]) for k in (CLASS + "weight", CLASS + "bias", QUERIES)
     )
     assert "set MODEL.MASK_FORMER.FINETUNE True" in caplog.text
-    assert f"{CLASS}weight: (5, 16), the model's is (6, 16)" in caplog.text
+    assert f"{CLASS}weight: (5, 16), the model has (6, 16)" in caplog.text
 
 
 def test_what_is_resumed_is_not_fine_tuned_again(tiny, tmp_path):

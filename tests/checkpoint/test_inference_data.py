@@ -94,8 +94,8 @@ def test_a_checkpoint_without_the_entry_has_none():
     "change, message",
     [
         ({"config": "a: [1"}, "while parsing"),
-        ({"config": "just text"}, "no YAML with a MODEL"),
-        ({"config": "MODEL: 3"}, "no YAML with a MODEL"),
+        ({"config": "just text"}, "not a YAML text with the key MODEL"),
+        ({"config": "MODEL: 3"}, "not a YAML text with the key MODEL"),
         ({"config": "!!python/object/apply:os.system ['ls']"}, "could not determine a constructor"),
         ({"config": None}, "NoneType|None"),
         ({"classes": [{"name": "sky"}]}, "Classes are a list of dicts"),

@@ -26,9 +26,9 @@ def test_the_summary_says_what_became_of_each():
     file = zeros(backbone__a=(2,), backbone__b=(3,), head__class=(9, 5), fc__w=(1,), fc__b=(1,))
     assert compare(file, MODEL).summary("x.pth", ["A hint."]).splitlines() == [
         "x.pth: loaded 2 of the model's 5 tensors.",
-        "  re-initialised, for the file has another shape:",
-        "    head.class: (9, 5), the model's is (4, 5)",
-        "  not in the file, left as they were:",
+        "  other shape in the file, not loaded:",
+        "    head.class: (9, 5), the model has (4, 5)",
+        "  missing in the file, unchanged:",
         "    head.mask",
         "    extra",
         "  not in the model, unused:",
@@ -81,7 +81,7 @@ def test_what_has_another_shape_does_not_fit():
         ("layers.0.blocks.0.attn.qkv.weight", "tools/convert_pretrained_swin_model_to_d2.py"),
         ("model.pixel_level_module.encoder.weight", "tools/convert_hf_maskformer.py"),
         ("a", "matching_heuristics=True"),
-        ("transformer.weight", "of another model"),
+        ("transformer.weight", "to another model"),
     ],
 )
 def test_the_likely_reason_is_told(name, advice):

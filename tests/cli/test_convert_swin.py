@@ -70,7 +70,7 @@ def test_the_printed_config_and_the_file_give_the_same_maps(swin, suffix, tmp_pa
     lines = caplog.records[-1].message.splitlines()
     count = len(model.state_dict())
     assert lines[0] == f"{output}: loaded {count - 8} of the model's {count} tensors."
-    assert lines[1:] == ["  not in the file, left as they were:"] + [
+    assert lines[1:] == ["  missing in the file, unchanged:"] + [
         f"    backbone.{name}* (2)" for name in OUT_NORMS
     ]
     norms = {k: v for k, v in source.state_dict().items() if ".norm" in k and k.count(".") == 2}

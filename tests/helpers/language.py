@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tests.helpers.paths import ROOT
 
 DONE: tuple[str, ...] = (
+    "mask_former/checkpoint",
     "mask_former/results",
     "mask_former/utils",
     "mask_former/visualization",

@@ -328,8 +328,8 @@ CONFIG = {
     ),
     "weights of a training that diverged": Mistake(
         lambda folder: Checkpointer(layer(1.0)).load(str(checkpoint(folder, math.nan))),
-        "…x.pth: 1 of its 2 weight tensors are not finite, bias the first. The file is damaged, or "
-        "of a training that diverged: take an earlier checkpoint.",
+        "…x.pth: 1 of its 2 weight tensors are not finite, the first is bias. The file is "
+        "damaged, or its training diverged: use an earlier checkpoint.",
         "Every result would be NaN.",
         "Take an earlier checkpoint, or train again at a lower learning rate.",
     ),
@@ -684,8 +684,8 @@ PREDICTION = {
     "a checkpoint whose config is damaged": Mistake(
         lambda folder: read_inference_data({"inference": "text"}, "x.pth"),
         "x.pth: its 'inference' entry, which should hold the model's config and classes, is "
-        "broken: it is a str, not 'config' and 'classes'. Give the config that it was trained "
-        "with: config_file=.",
+        "damaged: it is a str, not 'config' and 'classes'. Name the config that the model was "
+        "trained with: config_file=.",
         "Somebody else has changed the file, or uses that name for something else.",
         "As above.",
     ),

@@ -192,7 +192,7 @@ def test_a_broken_entry_is_an_error_and_a_config_file_replaces_it(tiny, tmp_path
     with pytest.raises(ValueError, match=r"x\.pth: its 'inference' entry.*config_file="):
         find_pretrained(tmp_path / "x.pth")
     check(find_pretrained(tmp_path / "x.pth", config_file=tiny[0]), tiny)
-    assert "Only" in caplog.text and "is broken" in caplog.text
+    assert "Only" in caplog.text and "is damaged" in caplog.text
 
 
 def test_a_carried_config_of_keys_that_are_unknown_here_names_the_file(tiny, tmp_path):
