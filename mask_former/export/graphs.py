@@ -113,24 +113,31 @@ def _with_plain_sizes(image: Tensor) -> Tensor:
     return image
 
 
-class _StaticSameConv(nn.Conv2d):
+class _StaticSameConv(nn.Module):
     """timm's ``Conv2dSame`` on a map whose sides its stride divides, which fixes the padding.
 
-    Otherwise it asks for the sizes, and an exporter takes minutes over the answer.
+    timm's own computes the padding from the sizes, and an exporter takes minutes to simplify it.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        padding: list[int] = []
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Take over the parameters of ``conv``."""
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding: list[int] = []
         for axis in (1, 0):  # F.pad begins with the last
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            total = max(reach - self.stride[axis], 0)
-            padding += [total // 2, total - total // 2]
-        x = F.pad(x, padding)
+            reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+            total = max(reach - conv.stride[axis], 0)
+            self.padding += [total // 2, total - total // 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, self.padding)
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _pad_statically(network: nn.Module) -> None:
     """Sides are multiples of 32, so the strides of a backbone of stride 32 divide all of them."""
-    for module in network.modules():
-        if type(module).__name__ == "Conv2dSame":
-            module.__class__ = _StaticSameConv
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and type(child).__name__ == "Conv2dSame":
+                setattr(module, name, _StaticSameConv(child))

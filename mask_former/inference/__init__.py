@@ -1,28 +1,31 @@
 """From a set of masks to results (paper, sections 3.3 and 3.4): pure functions on tensors.
 
-Everywhere ``mask_cls`` is Q×(K+1), class logits whose last column is "no object", and ``mask_pred``
-is Q×h×w, mask logits, both of any floating type: a tensor, or :class:`LazyMasks`, for those that
-are resized in several steps. Where a ``size`` (H, W) is given, the masks are first enlarged to it
-(bilinear); otherwise H×W is h×w. Class ids are contiguous.
+In all of them ``mask_cls`` is Q×(K+1), class logits whose last column is "no object", and
+``mask_pred`` is Q×h×w, mask logits, both of any floating-point type: a tensor, or
+:class:`~mask_former.ops.LazyMasks` for logits that are resized in several steps. With a ``size``
+(H, W) the masks are first resized to it (bilinear); without, H×W is h×w. Class ids are contiguous.
 
-No function holds Q×H×W: it enlarges a band of rows that fits a CPU's cache, is done with it, and
-goes on to the next. All is fp32, also inside a caller's autocast.
+No function holds Q×H×W: each resizes a band of rows that fits a CPU's cache, finishes it, and goes
+on to the next. Everything is computed in fp32, also inside a caller's autocast.
 
-:class:`ImageLogits` and :class:`WindowLogits` are what the network says of one image, with the
-results as methods.
+:class:`SegmentationLogits` is the interface of a network's output for one image, with the results
+as methods: :class:`ImageLogits`, :class:`WindowLogits` and :class:`PixelLogits` implement it.
 """
 
 from .instance import instance_inference
-from .logits import ImageLogits
+from .logits import ImageLogits, PixelLogits, SegmentationLogits
 from .masks import resize_masks
 from .panoptic import panoptic_inference
 from .semantic import semantic_inference, semantic_map, semantic_map_with_scores
 from .settings import InferenceSettings
-from .sliding_window import SlidingWindow, WindowLogits
+from .sliding_window import SlidingWindow
+from .window_logits import WindowLogits
 
 __all__ = [
     "ImageLogits",
     "InferenceSettings",
+    "PixelLogits",
+    "SegmentationLogits",
     "SlidingWindow",
     "WindowLogits",
     "instance_inference",

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from mask_former.ops import LazyMasks
+from mask_former.ops import as_masks
 from mask_former.structures import Size
 
 from .masks import Masks, without_autocast
@@ -26,17 +26,18 @@ def instance_inference(
     thing_ids: Iterable[int] | None = None,
     size: Size | None = None,
 ) -> Instances:
-    """The best (query, class) pairs; a query may answer for several classes.
+    """Find the best (query, class) pairs; a query may appear with several classes.
 
-    A pair scores its class probability × the mean mask probability inside the mask (σ > 0.5).
-    The ``topk`` pairs by class probability are taken first, then those of things are kept.
+    The score of a pair is its class probability × the mean mask probability inside the mask
+    (σ > 0.5). The ``topk`` pairs by class probability are chosen first; among them, those of things
+    are kept.
 
     Args:
         mask_cls: Q×(K+1).
         mask_pred: Q×h×w.
-        topk: pairs to take, over all classes.
-        thing_ids: class ids to keep; all where None.
-        size: (H, W).
+        topk: number of pairs to choose, over all classes.
+        thing_ids: class ids to keep; None keeps all.
+        size: (H, W) to which the masks are resized; None keeps their size.
 
     Returns:
         ``Instances`` of size H×W with ``pred_masks`` (bool, n×H×W), ``pred_boxes`` (the masks'
@@ -51,7 +52,7 @@ def instance_inference(
         scores, queries, labels = scores[kept], queries[kept], labels[kept]
 
     used, pair = queries.unique(return_inverse=True)
-    masks = LazyMasks.of(mask_pred).resize(size)[used]
+    masks = as_masks(mask_pred).resize(size)[used]
     result = Instances(masks.size)
     result.pred_masks = mask_cls.new_empty((len(pair), *masks.size), dtype=torch.bool)
     area, inside = torch.zeros(2, len(used), device=mask_cls.device)
@@ -67,9 +68,9 @@ def instance_inference(
 
 
 def _bounding_boxes(masks: Tensor) -> Tensor:
-    """XYXY of n×H×W bool, right and bottom exclusive, fp32: n×4; zeros for an empty mask."""
+    """Compute XYXY of n×H×W bool, right and bottom exclusive, fp32: n×4; empty masks give 0."""
     edges = []
-    for axis in (1, 2):  # what is left are columns, then rows
+    for axis in (1, 2):  # over rows, which leaves columns; over columns, which leaves rows
         covered = masks.view(torch.uint8).amax(axis)
         first = covered.argmax(1)
         last = covered.shape[1] - covered.flip(1).argmax(1)

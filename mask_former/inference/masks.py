@@ -1,4 +1,4 @@
-"""The masks that results are made of, and the precision they are made in."""
+"""The types of mask logits that results are computed from, and the precision of the computation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask_former.ops import LazyMasks
+from mask_former.ops import LazyMasks, WholeMasks
 from mask_former.structures import Size
 
 __all__ = ["Masks", "resize_masks", "without_autocast"]
 
-Masks = Tensor | LazyMasks
+Masks = Tensor | LazyMasks | WholeMasks
+"""Q×h×w mask logits."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep a caller's ``torch.autocast`` out of matrix products."""
+    """Decorate a function of ``mask_cls`` to run in fp32 inside a caller's ``torch.autocast``."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -34,9 +35,9 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def resize_masks(masks: Tensor, size: Size | None) -> Tensor:
-    """Q×h×w brought to Q×H×W (bilinear); as they are where ``size`` is None or theirs."""
+    """Resize Q×h×w to Q×H×W (bilinear); ``None`` keeps the size."""
     if size is None or tuple(masks.shape[-2:]) == tuple(size):
         return masks
-    if not len(masks):  # torch does not enlarge nothing
+    if not len(masks):  # F.interpolate rejects an empty batch
         return masks.new_zeros((0, *size))
     return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]

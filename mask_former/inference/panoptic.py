@@ -1,4 +1,4 @@
-"""The panoptic result: each pixel belongs to one query (paper, section 3.4)."""
+"""The panoptic result: each pixel is assigned to one query (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from mask_former.ops import LazyMasks, largest
+from mask_former.ops import argmax_with_margin, as_masks
 from mask_former.structures import SegmentInfo, Size
 
 from .masks import Masks, without_autocast
@@ -27,12 +27,12 @@ def panoptic_inference(
     label_ids_to_fuse: Iterable[int] | None = None,
     size: Size | None = None,
 ) -> tuple[Tensor, list[SegmentInfo]]:
-    """Give each pixel to one query (paper, section 3.4).
+    """Assign each pixel to one query (paper, section 3.4).
 
-    Queries stay whose best class is real and more probable than ``object_mask_threshold``. Each
-    pixel goes to the one with the largest class probability × mask probability. A query that
-    wins fewer pixels than ``overlap_threshold`` of its own mask (σ ≥ 0.5), or has none, is
-    dropped, and what it won is void.
+    A query is kept if its best class is not "no object" and more probable than
+    ``object_mask_threshold``. Each pixel is assigned to the query with the largest class
+    probability × mask probability. A query that wins fewer pixels than ``overlap_threshold`` of its
+    own mask (σ ≥ 0.5), or whose mask is empty, is dropped, and its pixels become void.
 
     Args:
         mask_cls: Q×(K+1).
@@ -40,11 +40,11 @@ def panoptic_inference(
         thing_ids: class ids of things; every other class is stuff.
         object_mask_threshold: in [0, 1].
         overlap_threshold: in [0, 1].
-        label_ids_to_fuse: the classes whose segments become one; by default the stuff.
-        size: (H, W).
+        label_ids_to_fuse: classes whose segments are merged into one; by default the stuff.
+        size: (H, W) to which the masks are resized; None keeps their size.
 
     Returns:
-        The ids H×W, int32, 0 being void, and the segments in the order of their ids, from 1.
+        Segment ids H×W, int32, 0 for void; and the segments in the order of their ids, from 1.
     """
     things = set(thing_ids)
     stuff = set(range(mask_cls.shape[-1] - 1)) - things
@@ -53,7 +53,7 @@ def panoptic_inference(
     keep = (labels != mask_cls.shape[-1] - 1) & (scores > object_mask_threshold)
     scores, labels = scores[keep], labels[keep]
 
-    masks = LazyMasks.of(mask_pred).resize(size)
+    masks = as_masks(mask_pred).resize(size)
     winner = torch.zeros(masks.size, dtype=torch.int64, device=mask_cls.device)
     if not len(scores):
         return winner.int(), []
@@ -61,7 +61,7 @@ def panoptic_inference(
     for rows, band in masks[keep].bands():
         band = band.sigmoid()
         own += (band >= 0.5).sum((0, 2))
-        winner[rows] = largest(band.mul_(scores[:, None]))[0]
+        winner[rows] = argmax_with_margin(band.mul_(scores[:, None]))[0]
     won = torch.bincount(winner.flatten(), minlength=len(scores))
     solid = (won > 0) & (own > 0) & (won / own >= overlap_threshold)
     return segment_ids(winner, scores, labels, solid, things=things, fuse=fuse)
@@ -76,16 +76,16 @@ def segment_ids(
     things: set[int],
     fuse: set[int],
 ) -> tuple[Tensor, list[SegmentInfo]]:
-    """From the query that each pixel goes to, to the segment.
+    """Turn the index of the winning query of each pixel into segment ids.
 
     Args:
         winner: H×W, int64, index of a query.
         scores, labels: Q, class probability and class id of each query.
-        solid: Q, bool: whether the query becomes a segment; what the others have won is void.
-        things, fuse: class ids of things, and those whose segments become one.
+        solid: Q, bool: True if the query becomes a segment; pixels of the others become void.
+        things, fuse: class ids of things, and those whose segments are merged into one.
 
     Returns:
-        The ids H×W, int32, and the segments: see :func:`panoptic_inference`.
+        Segment ids H×W, int32, and the segments: see :func:`panoptic_inference`.
     """
     found = zip(labels[solid].tolist(), scores[solid].tolist(), strict=True)
     segments, ids = _segments(found, things, fuse)
@@ -97,7 +97,7 @@ def segment_ids(
 def _segments(
     found: Iterable[tuple[int, float]], things: set[int], fuse: set[int]
 ) -> tuple[list[SegmentInfo], list[int]]:
-    """The segments of what was found, (class, score) by query, and the id that each query has."""
+    """Make segments of the kept queries, given as (class, score), and list each query's id."""
     segments: list[SegmentInfo] = []
     fused: dict[int, SegmentInfo] = {}
     ids = []

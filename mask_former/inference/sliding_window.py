@@ -1,36 +1,48 @@
-"""Large images by overlapping windows: the network sees one window at a time (semantic only)."""
+"""Large images in overlapping windows: the network sees one window at a time (semantic only)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, NoReturn
+from itertools import product
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mask_former.ops import LazyMasks
+from mask_former.ops import LazyMasks, WholeMasks, is_reference
+from mask_former.ops.lazy_masks import resize_bands
 from mask_former.structures import Size
 
 from .logits import ImageLogits
-from .semantic import best_classes, class_probability
+from .semantic import class_probability
 
-__all__ = ["SlidingWindow", "WindowLogits", "blend_weights", "window_starts"]
+__all__ = [
+    "SlidingWindow",
+    "blend_weights",
+    "sliding_window_scores",
+    "window_starts",
+]
 
 _GRANULE = 32
-"""Pixels: the stride is a multiple of it where the config does not say another."""
+"""Pixels of which the default stride is a multiple."""
 
 _BAND_ROWS = 16
-"""How many rows are blended at once: those of one window, of 100 queries, fit a CPU's cache."""
+"""Rows that are blended at once: with 100 queries, those of one window fit a CPU's cache."""
 
 _BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 21}
-"""Pixels of the windows that are run at once, at least one window."""
+"""Pixels of the windows that are run as one batch, at least one window."""
+
+Run = Callable[[list[Tensor]], Sequence[ImageLogits]]
+"""The network: some 3×h×w parts of an image, all of one size, to their logits."""
+Band = tuple[slice, Tensor]
+"""The numbers of some rows, and their class scores, R×K×W."""
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """``TEST.SLIDING_WINDOW``."""
+    """The window of ``TEST.SLIDING_WINDOW``, and its stride."""
 
     size: int
     """Side of the window, in pixels of the network's input."""
@@ -46,17 +58,17 @@ class SlidingWindow:
         if not 0 <= self.stride <= self.size:
             raise ValueError(
                 f"TEST.SLIDING_WINDOW.STRIDE is {self.stride}, expected 1 … {self.size} pixels, "
-                "which TEST.SLIDING_WINDOW.SIZE is, lest windows leave gaps (0: 2/3 of it)."
+                "the TEST.SLIDING_WINDOW.SIZE, so that windows leave no gaps (0: 2/3 of it)."
             )
 
     @classmethod
     def of(
         cls, size: int, stride: int, *, panoptic_on: bool, instance_on: bool
     ) -> SlidingWindow | None:
-        """The window of a config, None where it is off.
+        """Make the window of a config; None if it is off.
 
         Raises:
-            ValueError: if the numbers make no sense, or results are on that windows cannot give;
+            ValueError: if a number is out of range, or results are on that windows cannot give;
                 names the keys.
         """
         if not size:
@@ -70,35 +82,43 @@ class SlidingWindow:
         for key in (key for key, is_on in on.items() if is_on):
             raise ValueError(
                 f"TEST.SLIDING_WINDOW.SIZE is {size} and MODEL.MASK_FORMER.TEST.{key} True, but "
-                "windows give a semantic result alone: what two windows see of an object is not "
-                f"put together. Set MODEL.MASK_FORMER.TEST.{key} False, or the SIZE to 0."
+                "windows give a semantic result only: parts of an object seen in two windows are "
+                f"not merged. Set MODEL.MASK_FORMER.TEST.{key} False, or the SIZE to 0."
             )
         return cls(size, stride)
 
     def covers(self, image: Sequence[int]) -> bool:
-        """Whether an image of that height and width is one window."""
+        """Return True if an image of that height and width is one window."""
         return max(image) <= self.size
 
     @property
     def step(self) -> int:
-        """The stride in pixels."""
+        """Stride in pixels."""
         default = max(round(2 * self.size / 3 / _GRANULE) * _GRANULE, _GRANULE)
         return self.stride or min(default, self.size)
 
+    def starts(self, length: int) -> list[int]:
+        """List the starts of the windows along an axis: see :func:`window_starts`."""
+        return window_starts(length, self.size, self.step)
+
+    def weights(self, length: int, device: torch.device) -> Tensor:
+        """Compute the weights of each window along an axis: see :func:`blend_weights`."""
+        return blend_weights(length, self.size, self.step).to(device)
+
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """Where windows begin along an axis; the last one is moved inwards, so that all fit."""
+    """List the starts of windows along an axis; the last is moved inwards, so that all fit."""
     last = length - size
     return [*range(0, last, stride), last] if last > 0 else [0]
 
 
 def blend_weights(length: int, size: int, stride: int) -> Tensor:
-    """What the pixels of each window weigh along an axis: n×min(size, length), fp32.
+    """Compute the weights of the pixels of each window along an axis: n×min(size, length), fp32.
 
-    They fall in a straight line towards the window's edges, where the network has seen the least
-    of the surroundings and another window takes over, and sum to 1 at each pixel. A plain mean
-    leaves seams: on CamVid, with windows of 256, scores differ across a window's edge five times as
-    much as between other pixels, and 1.4 times with these weights; curves do no better.
+    They fall linearly towards the edges of a window, where the network has seen the least of the
+    surroundings and another window takes over, and sum to 1 at each pixel. A plain mean leaves
+    seams: on CamVid, with windows of 256, scores differ across a window's edge five times as much
+    as between other pixels, and 1.4 times with these weights; curves do no better.
     """
     size = min(size, length)
     starts = window_starts(length, size, stride)
@@ -110,159 +130,105 @@ def blend_weights(length: int, size: int, stride: int) -> Tensor:
     return torch.stack([tent / total[start : start + size] for start in starts]).float()
 
 
-@dataclass(frozen=True, eq=False)
-class WindowLogits:
-    """The semantic result of an image from overlapping windows, their class scores blended.
+def sliding_window_scores(
+    run: Run, image: Tensor, window: SlidingWindow, *, output_size: Size, device: torch.device
+) -> Iterator[Band]:
+    """Run the network on each window once, blend the class scores and resize them to the output.
 
-    Nothing is kept of a window whose rows are done. What its network says is 2 to 6 MB, that of a
-    large photo's windows together 1 GB and more; so the network is run while a result is made,
-    from top to bottom, once a window, and no more than the windows of two or three rows are held.
-    The map is kept, and asking for it again runs nothing.
+    The logits of a window are dropped when its last row is done, so no more than the windows of two
+    or three starts are held.
 
-    The blended scores are resized to the output; mask logits, which in each window are of other
-    queries, cannot be (``SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE`` has no say).
+    Args:
+        run: the network.
+        image: 3×H×W.
+        window: size and stride of the windows.
+        output_size: height and width of the result.
+        device: device of the network and the result.
+
+    Returns:
+        Bands from top to bottom; the caller may overwrite them. Scores are ≥ 0.
     """
+    blend = _blend_reference if is_reference() else _blend
+    scores = blend(run, image, window, device)
+    return resize_bands(scores, (image.shape[-2], image.shape[-1]), output_size, _BAND_ROWS)
 
-    image: Tensor
-    """3×H×W, as the mapper hands it over."""
-    window: SlidingWindow
-    run: Callable[[list[Tensor]], list[ImageLogits]]
-    """The network: some 3×h×w parts of the image, all of one size, to their logits."""
-    output_size: Size
-    """Of the results."""
-    num_classes: int
-    """K."""
-    device: torch.device
-    """Of the network and the results."""
 
-    def semantic_scores(self) -> Tensor:
-        """How much speaks for each class; runs the network.
+def _blend_reference(
+    run: Run, image: Tensor, window: SlidingWindow, device: torch.device
+) -> Iterator[Band]:
+    """Blend the scores of one window after the other: all rows at once."""
+    rows, columns = (
+        list(zip(window.starts(length), window.weights(length, device), strict=True))
+        for length in image.shape[-2:]
+    )
+    total: Tensor | float = 0.0
+    for (top, row_weight), (left, column_weight) in product(rows, columns):
+        tall, wide = len(row_weight), len(column_weight)
+        (logits,) = run([image[:, top : top + tall, left : left + wide]])
+        scores = row_weight[:, None] * column_weight * logits.semantic_scores()
+        right, bottom = image.shape[-1] - left - wide, image.shape[-2] - top - tall
+        total = total + F.pad(scores, (left, right, top, bottom))
+    assert isinstance(total, Tensor)
+    yield slice(0, total.shape[1]), total.transpose(0, 1)
 
-        Returns:
-            K×H×W of the output's size, fp32, values ≥ 0.
-        """
-        result = torch.empty(self.num_classes, *self.output_size, device=self.device)
-        for rows, band in self._bands():
-            result[:, rows] = band.transpose(0, 1)
-        return result
 
-    def semantic_map(self) -> tuple[Tensor, Tensor]:
-        """The best class of each pixel and its share of the sum of all classes' scores.
+# Example: an image of 80 rows, windows of 64 with stride 48, bands of 16 rows. Windows start in
+# rows 0 and 16 (the second is moved inwards so that it ends in row 79):
+#     rows  0 … 15   the windows that start in row 0 are run, and give these rows alone
+#     rows 16 … 63   those that start in row 16 are run; both are blended
+#     rows 64 … 79   the first are dropped; the second give the rest
 
-        K×H×W is never held. The first call runs the network.
 
-        Returns:
-            H×W int64 and H×W fp32 in [0, 1], as :meth:`ImageLogits.semantic_map` gives them.
-        """
-        ids, shares = self._map
-        return ids.long(), shares.clone()
-
-    def panoptic(self, **options: Any) -> NoReturn:
-        """Raises a ValueError: windows give a semantic result alone."""
-        self._refuse("panoptic")
-
-    def instances(self, **options: Any) -> NoReturn:
-        """Raises a ValueError: windows give a semantic result alone."""
-        self._refuse("instance")
-
-    def _refuse(self, kind: str) -> NoReturn:
-        height, width = self.image.shape[-2:]
-        raise ValueError(
-            f"There is no {kind} result of an image of {width}×{height} pixels with "
-            f"TEST.SLIDING_WINDOW.SIZE {self.window.size}: windows give a semantic result alone. "
-            "Set TEST.SLIDING_WINDOW.SIZE to 0."
-        )
-
-    @cached_property
-    def _map(self) -> tuple[Tensor, Tensor]:
-        ids, shares = best_classes(self._bands(), self.output_size, self.device)
-        return ids.short(), shares
-
-    @torch.no_grad()
-    def _bands(self) -> Iterator[tuple[slice, Tensor]]:
-        """Blended scores, resized to the output: (which rows, R×K×W), for the caller to write in.
-
-        The network's precision is ``TEST.AMP``'s, whatever the caller's autocast.
-        """
-        scores = _BlendedScores(self)
-        height, output = scores.size[0], self.output_size[0]
-        rows = max(1, _BAND_ROWS * output // max(height, output))  # as many as are blended for it
-        bands = LazyMasks(scores).resize(self.output_size).bands(rows=rows)
-        while True:
-            with torch.autocast(self.device.type, enabled=False):
-                band = next(bands, None)
-            if band is None:
-                return
-            yield band
+def _blend(run: Run, image: Tensor, window: SlidingWindow, device: torch.device) -> Iterator[Band]:
+    """Blend the scores of windows band by band."""
+    height, width = image.shape[-2:]
+    tall = min(window.size, height)
+    starts = list(zip(window.starts(height), window.weights(height, device), strict=True))
+    active: list[tuple[int, Tensor, list[_Window]]] = []
+    for start in range(0, height, _BAND_ROWS):
+        stop = min(start + _BAND_ROWS, height)
+        active = [entry for entry in active if entry[0] + tall > start]
+        for top, weight in starts:
+            if start <= top < stop:
+                strip = image[:, top : top + tall]
+                active.append((top, weight, list(_run_strip(run, strip, window, device))))
+        classes = len(active[0][2][0].probability)
+        band = torch.zeros(stop - start, classes, width, device=device)
+        for top, weight, windows in active:
+            first, last = max(start, top), min(stop, top + tall)
+            for one in windows:
+                part = slice(first - top, last - top)
+                one.add(part, weight[part, None, None], band[first - start : last - start])
+        yield slice(start, stop), band
 
 
 class _Window(NamedTuple):
-    """What the network says of one window."""
+    """The logits of one window."""
 
     left: int
     weight: Tensor
-    """Of its columns."""
+    """Weights of its columns."""
     probability: Tensor
-    """K×Q, of classes."""
-    masks: LazyMasks
-    """Q×h×w, logits, of the window's size."""
+    """K×Q, class probabilities."""
+    masks: LazyMasks | WholeMasks
+    """Q×h×w, mask logits of the window's size."""
+
+    def add(self, rows: slice, weight: Tensor, scores: Tensor) -> None:
+        """Add the window's share, in some of its rows, to R×K×W ``scores``."""
+        band = self.masks.rows(rows.start, rows.stop).sigmoid().mul_(weight * self.weight)
+        scores[:, :, self.left : self.left + band.shape[2]] += self.probability @ band
 
 
-class _BlendedScores:
-    """K×H×W of an image's size, computed by rows, which are to be asked for from top to bottom."""
-
-    dtype, requires_grad = torch.float32, False
-
-    def __init__(self, logits: WindowLogits) -> None:
-        self._logits = logits
-        self.device = logits.device
-        self.size: Size = (logits.image.shape[-2], logits.image.shape[-1])
-        window = logits.window
-        self._side: Size = (min(window.size, self.size[0]), min(window.size, self.size[1]))
-        self._tops, self._lefts = (
-            window_starts(length, window.size, window.step) for length in self.size
-        )
-        self._row_weights, self._column_weights = (
-            blend_weights(length, window.size, window.step).to(self.device) for length in self.size
-        )
-        self._open: dict[int, list[_Window]] = {}
-        """The windows that still have rows to give, by the number of their top."""
-
-    def __len__(self) -> int:
-        return self._logits.num_classes
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start … stop-1``: R×K×W, fp32."""
-        result = torch.zeros(stop - start, len(self), self.size[1], device=self.device)
-        for number, top in enumerate(self._tops):
-            first, last = max(start, top), min(stop, top + self._side[0])
-            if top + self._side[0] <= start:
-                self._open.pop(number, None)
-            elif first < last:
-                if number not in self._open:
-                    self._open[number] = list(self._run(top))
-                part = slice(first - top, last - top)
-                weight = self._row_weights[number, part, None, None]
-                for window in self._open[number]:
-                    _add(window, part, weight, result[first - start : last - start])
-        return result
-
-    def _run(self, top: int) -> Iterator[_Window]:
-        """The windows that begin at one row."""
-        height, width = self._side
-        pixels = _BATCH_PIXELS.get(self.device.type, _BATCH_PIXELS["cuda"])
-        step = max(1, pixels // (height * width))
-        strip = self._logits.image[:, top : top + height]
-        for begin in range(0, len(self._lefts), step):
-            lefts = self._lefts[begin : begin + step]
-            weights = self._column_weights[begin : begin + step]
-            logits = self._logits.run([strip[:, :, left : left + width] for left in lefts])
-            for left, weight, said in zip(lefts, weights, logits, strict=True):
-                yield _Window(left, weight, class_probability(said.mask_cls), said.image_masks)
-
-
-def _add(window: _Window, rows: slice, weight: Tensor, scores: Tensor) -> None:
-    """Add a window's share of some of its rows to R×K×W ``scores``."""
-    band = window.masks.rows(rows.start, rows.stop).sigmoid().mul_(weight * window.weight)
-    columns = slice(window.left, window.left + band.shape[2])
-    scores[:, :, columns] += window.probability @ band
+def _run_strip(
+    run: Run, strip: Tensor, window: SlidingWindow, device: torch.device
+) -> Iterator[_Window]:
+    """Run the windows that start in one row of the image, in batches."""
+    height, width = strip.shape[-2], min(window.size, strip.shape[-1])
+    lefts, weights = window.starts(strip.shape[-1]), window.weights(strip.shape[-1], device)
+    pixels = _BATCH_PIXELS.get(device.type, _BATCH_PIXELS["cuda"])
+    step = max(1, pixels // (height * width))
+    for begin in range(0, len(lefts), step):
+        batch = lefts[begin : begin + step]
+        logits = run([strip[:, :, left : left + width] for left in batch])
+        for left, weight, one in zip(batch, weights[begin : begin + step], logits, strict=True):
+            yield _Window(left, weight, class_probability(one.mask_cls), one.image_masks)

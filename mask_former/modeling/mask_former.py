@@ -14,7 +14,12 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mask_former.inference import ImageLogits, InferenceSettings, WindowLogits
+from mask_former.inference import (
+    ImageLogits,
+    InferenceSettings,
+    SegmentationLogits,
+    WindowLogits,
+)
 from mask_former.losses import build_criterion
 from mask_former.ops import reference_ops
 from mask_former.structures import Outputs, Target
@@ -142,7 +147,7 @@ class MaskFormer(nn.Module):
             losses = self.criterion(outputs, targets, batch_counts=batch_counts)
         return {name: self._weight(name) * value for name, value in losses.items()}
 
-    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[ImageLogits | WindowLogits]:
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[SegmentationLogits]:
         """Run the network; any result can be computed from what is returned, without another run.
 
         Args:
@@ -213,6 +218,7 @@ class MaskFormer(nn.Module):
                 image_size=size,
                 output_size=_output_size(example),
                 resize_before_inference=self.inference.resize_before_inference,
+                reference_ops=self.reference_ops,
             )
             for mask_cls, mask_pred, size, example in zip(*of_each, strict=True)
         ]
@@ -227,9 +233,10 @@ class MaskFormer(nn.Module):
             output_size=_output_size(example),
             num_classes=self.num_classes,
             device=self.device,
+            reference_ops=self.reference_ops,
         )
 
-    def _results(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
+    def _results(self, logits: SegmentationLogits) -> dict[str, Any]:
         """Compute the results of one image that are switched on."""
         settings = self.inference
         result: dict[str, Any] = {}

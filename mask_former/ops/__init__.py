@@ -1,8 +1,16 @@
 """Kernels without parameters; each has a plain reference version and a fast one."""
 
-from .argmax import largest
+from .argmax import argmax_with_margin
 from .best_class import best_class
-from .lazy_masks import LazyMasks
+from .lazy_masks import LazyMasks, WholeMasks, as_masks
 from .reference import is_reference, reference_ops
 
-__all__ = ["LazyMasks", "best_class", "is_reference", "largest", "reference_ops"]
+__all__ = [
+    "LazyMasks",
+    "WholeMasks",
+    "argmax_with_margin",
+    "as_masks",
+    "best_class",
+    "is_reference",
+    "reference_ops",
+]

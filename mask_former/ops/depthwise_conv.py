@@ -1,4 +1,16 @@
-"""Depthwise convolutions whose gradients are fast in mixed precision on a CPU."""
+"""Depthwise convolutions whose gradients are fast in mixed precision on a CPU.
+
+Reference: ``F.conv2d`` with a group for each channel. Fast: :func:`depthwise_conv2d`, the same
+forward pass, with gradients computed in fp32: oneDNN takes several times as long for them in
+bfloat16, above all with 5×5 kernels and strides.
+
+Saves: a sixth of a training step of the CamVid model in bfloat16 on a CPU (docs/performance.md,
+"Depthwise convolutions").
+"""
+
+# Example: x of 8×672×18×24 and a 5×5 kernel, bfloat16. The weight's gradient takes 93 ms; cast to
+# fp32, computed there and rounded to bfloat16 again, 20 ms, and the values are closer to the exact
+# ones. The forward pass stays in bfloat16: 1.1 ms, in fp32 2.2 ms.
 
 from __future__ import annotations
 
@@ -19,19 +31,16 @@ def depthwise_conv2d(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    """As `F.conv2d` with a group for each channel, but gradients are computed in fp32.
-
-    In bfloat16 oneDNN takes several times as long for them, most of all with 5×5 kernels and
-    strides; forwards bfloat16 is the faster one.
+    """Convolve each channel with its own kernel, as ``F.conv2d``, with gradients in fp32.
 
     Args:
         x: B×C×H×W.
-        weight: C×1×h×w, of the type of `x`.
+        weight: C×1×h×w, of the type of ``x``.
         bias: C, or None.
-        stride, padding, dilation: (vertical, horizontal).
+        stride, padding, dilation: vertical and horizontal, in pixels.
 
     Returns:
-        B×C×H'×W', of the type of `x`.
+        B×C×H'×W', of the type of ``x``.
     """
     return _DepthwiseConv2d.apply(x, weight, bias, stride, padding, dilation)
 

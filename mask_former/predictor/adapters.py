@@ -3,59 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from mask_former.inference import ImageLogits, InferenceSettings, WindowLogits
-from mask_former.ops import best_class
+from mask_former.inference import InferenceSettings, PixelLogits, SegmentationLogits
 
-__all__ = ["Logits", "MaskModel", "PixelLogits", "as_mask_model"]
-
-
-@dataclass(frozen=True)
-class PixelLogits:
-    """The output of a per-pixel model for one image: class logits of each pixel, and no masks."""
-
-    class_logits: Tensor
-    """K×H×W, at the size of the results."""
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """Size of the results, (H, W)."""
-        height, width = self.class_logits.shape[-2:]
-        return height, width
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, K."""
-        return len(self.class_logits)
-
-    def semantic_scores(self) -> Tensor:
-        """Class probabilities of each pixel, K×H×W, in [0, 1], with sum 1."""
-        return self.class_logits.softmax(0)
-
-    def semantic_map(self) -> tuple[Tensor, Tensor]:
-        """Return the best class of each pixel (H×W) and its probability (H×W)."""
-        return best_class(self.semantic_scores())
-
-    def panoptic(self, **options: Any) -> NoReturn:
-        """Refuse, with a ``ValueError``."""
-        self._refuse("panoptic")
-
-    def instances(self, **options: Any) -> NoReturn:
-        """Refuse, with a ``ValueError``."""
-        self._refuse("instance")
-
-    def _refuse(self, kind: str) -> NoReturn:
-        raise ValueError(
-            f"This model classifies pixels and has no masks: it gives no {kind} result. Ask for "
-            "kinds=['semantic']."
-        )
-
-
-Logits = ImageLogits | WindowLogits | PixelLogits
+__all__ = ["MaskModel", "as_mask_model"]
 
 
 class MaskModel(Protocol):
@@ -65,7 +19,7 @@ class MaskModel(Protocol):
     """Contiguous ids of the thing classes."""
     inference: InferenceSettings
 
-    def predict(self, batched_inputs: list[dict[str, Any]]) -> Sequence[Logits]:
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> Sequence[SegmentationLogits]:
         """Run the model once and return the logits of each image."""
 
 

@@ -13,12 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from mask_former.data.datasets.classes import Classes
-from mask_former.inference import InferenceSettings
+from mask_former.inference import InferenceSettings, SegmentationLogits
 from mask_former.results import PanopticResult, Result
 from mask_former.results.conversion import instances_from_detectron2
 from mask_former.structures import RESULTS
-
-from .adapters import Logits
 
 __all__ = ["ImageOutput", "check_kinds"]
 
@@ -30,7 +28,7 @@ class ImageOutput:
     image: NDArray[np.uint8]
     """H×W×3, RGB."""
     classes: Classes
-    logits: Logits
+    logits: SegmentationLogits
     defaults: InferenceSettings
     file_name: str | None = None
     """The file that the image was read from, or None."""

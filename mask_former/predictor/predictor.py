@@ -16,9 +16,10 @@ from mask_former.checkpoint.inference_data import classes_of
 from mask_former.config.loading import resolve_device
 from mask_former.data.datasets.classes import Classes
 from mask_former.data.transforms.inference import InferencePreprocessing
+from mask_former.inference import SegmentationLogits
 from mask_former.results import Result
 
-from .adapters import Logits, as_mask_model
+from .adapters import as_mask_model
 from .image_output import ImageOutput, check_kinds
 from .images import ImageLike, LoadedImage, load_image
 from .pretrained import find_pretrained
@@ -214,7 +215,7 @@ class MaskFormerPredictor:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, example in enumerate(examples):
             by_size.setdefault(tuple(example["image"].shape), []).append(index)
-        logits: dict[int, Logits] = {}
+        logits: dict[int, SegmentationLogits] = {}
         for indices in by_size.values():
             with self._lock:
                 found = self._network.predict([examples[index] for index in indices])

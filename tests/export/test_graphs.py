@@ -25,8 +25,7 @@ def test_same_padding_is_timms_where_the_stride_divides_the_sides(kernel, stride
     conv = Conv2dSame(3, 4, kernel, stride=stride, dilation=dilation)
     x = torch.rand(1, 3, 16, 24)
     expected = conv(x)
-    conv.__class__ = _StaticSameConv
-    assert torch.equal(conv(x), expected)
+    assert torch.equal(_StaticSameConv(conv)(x), expected)
 
 
 def test_a_model_keeps_its_layers_and_its_gradients():

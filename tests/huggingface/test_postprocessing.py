@@ -15,7 +15,7 @@ from mask_former.huggingface.postprocessing import (
 )
 from mask_former.inference import instance_inference, panoptic_inference, semantic_map
 from mask_former.losses import HungarianMatcher, SetCriterion
-from mask_former.ops import LazyMasks, lazy_masks
+from mask_former.ops import as_masks, lazy_masks
 
 QUERIES, CLASSES = 8, 3
 
@@ -308,7 +308,7 @@ def test_with_the_sizes_of_images_results_are_those_of_the_model(image_sizes, si
     )
     for place, image in enumerate(image_sizes):
         logits = outputs["pred_logits"][place]
-        masks = LazyMasks.of(outputs["pred_masks"][place]).resize((24, 32)).crop(image)
+        masks = as_masks(outputs["pred_masks"][place]).resize((24, 32)).crop(image)
         masks = masks.resize(sizes and sizes[place])
         assert found[0][place].shape == (image if sizes is None else sizes[place])
         assert torch.equal(found[0][place], semantic_map(logits, masks))

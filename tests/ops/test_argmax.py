@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from mask_former.ops import largest
+from mask_former.ops import argmax_with_margin
 
 
-def test_of_equal_values_the_first_is_the_largest():
+def test_of_equal_values_the_first_is_the_argmax_with_margin():
     values = torch.randint(4, (3, 7, 50), generator=torch.Generator().manual_seed(0)).float()
-    assert torch.equal(largest(values.clone())[0], values.argmax(1))
-    assert torch.equal(largest(values[:, :1].clone())[0], torch.zeros(3, 50).long())
+    assert torch.equal(argmax_with_margin(values.clone())[0], values.argmax(1))
+    assert torch.equal(argmax_with_margin(values[:, :1].clone())[0], torch.zeros(3, 50).long())
 
 
 def test_a_value_is_settled_where_no_other_is_within_the_margin():
     values = torch.tensor([[0.1, 0.9], [0.5, 0.2], [0.3, 0.85]])[None]
-    found, settled = largest(values, 0.1)
+    found, settled = argmax_with_margin(values, 0.1)
     assert found[0, 0] == 1 and settled.tolist() == [[True, False]]
 
 
@@ -22,7 +22,7 @@ def test_a_value_is_settled_where_no_other_is_within_the_margin():
 def test_broken_values_still_give_an_index(broken):
     values = torch.rand(2, 5, 6)
     values[0, 3, 2] = broken
-    found, _ = largest(values.clone())
+    found, _ = argmax_with_margin(values.clone())
     assert ((found >= 0) & (found < 5)).all()
     whole = torch.ones(2, 6, dtype=torch.bool)
     whole[0, 2] = False

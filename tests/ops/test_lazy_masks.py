@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mask_former.ops import LazyMasks, lazy_masks
+from mask_former.ops import LazyMasks, as_masks, lazy_masks
 from tests.helpers import references
 
 SIZES = [(24, 31), (10, 13), (7, 5), (1, 1), (11, 200), (3, 14)]
@@ -74,7 +74,7 @@ def test_no_step_gives_the_masks_themselves():
     assert (
         lazy.resize(None) is lazy and lazy.resize((10, 13)) is lazy and lazy.crop((50, 60)) is lazy
     )
-    assert LazyMasks.of(lazy) is lazy
+    assert as_masks(lazy) is lazy
     assert torch.equal(lazy.tensor(), masks)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mask_former.inference import ImageLogits, semantic_map
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.ops import LazyMasks
+from mask_former.ops import as_masks
 from mask_former.solver.optimizer import build_optimizer
 from mask_former.structures import Outputs, layer_predictions
 from mask_former.utils.precision import amp_dtype
@@ -171,7 +171,7 @@ class ModelContender(Contender):
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
         output = self.work.output_size or self.work.size
         for mask_cls, mask_pred in zip(outputs["pred_logits"], outputs["pred_masks"], strict=True):
-            masks = LazyMasks.of(mask_pred).resize(padded).crop(self.work.size).resize(output)
+            masks = as_masks(mask_pred).resize(padded).crop(self.work.size).resize(output)
             semantic_map(mask_cls, masks)
 
     def _train_network(self, images: Tensor, watch: Stopwatch) -> None:

@@ -21,7 +21,7 @@ from fvcore.nn import sigmoid_focal_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mask_former.inference import ImageLogits, WindowLogits
+from mask_former.inference import ImageLogits, SegmentationLogits
 from mask_former.losses import SetCriterion, dice_loss
 from mask_former.losses.mask_losses import dice_of_sums
 from mask_former.modeling.mask_former import MaskFormer
@@ -160,7 +160,7 @@ class TextbookMaskFormer(MaskFormer):
         batch.tensor = batch.tensor.contiguous()
         return batch
 
-    def _results(self, logits: ImageLogits | WindowLogits) -> dict[str, Any]:
+    def _results(self, logits: SegmentationLogits) -> dict[str, Any]:
         if not isinstance(logits, ImageLogits):
             raise ValueError(
                 "The textbook version runs images whole: set TEST.SLIDING_WINDOW.SIZE to 0."

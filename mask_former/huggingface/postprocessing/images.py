@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mask_former.ops import LazyMasks
+from mask_former.ops import LazyMasks, WholeMasks, as_masks
 from mask_former.structures import Size
 
 __all__ = ["ImagePrediction", "Sizes", "split_batch"]
@@ -25,7 +25,7 @@ class ImagePrediction(NamedTuple):
 
     mask_cls: Tensor
     """Q×(K+1), fp32."""
-    masks: LazyMasks
+    masks: LazyMasks | WholeMasks
     """The mask logits of Q queries."""
     size: Size | None
     """Size that the result is resized to; None: the masks have the size of the result already."""
@@ -47,7 +47,7 @@ def split_batch(
     images = _sizes(image_sizes, len(classes), "image_sizes")
     padded = masks.shape[-2] * _STRIDE, masks.shape[-1] * _STRIDE
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
-        logits = LazyMasks.of(masks[index])
+        logits = as_masks(masks[index])
         if image is None:
             yield ImagePrediction(classes[index].float(), logits, target or logits.size)
             continue

@@ -19,7 +19,7 @@ from mask_former.data.formats.rle import encode_mask
 from mask_former.inference import instance_inference, semantic_inference, semantic_map
 from mask_former.inference.panoptic import segment_ids
 from mask_former.inference.semantic import best_classes
-from mask_former.ops import LazyMasks, largest
+from mask_former.ops import argmax_with_margin, as_masks
 from mask_former.structures import Size
 
 from .images import ImagePrediction, Sizes, split_batch
@@ -89,7 +89,7 @@ def _semantic(image: ImagePrediction) -> Tensor:
     mask_cls, masks, size = image
     if size is None:
         return semantic_map(mask_cls, masks)
-    scores = LazyMasks.of(semantic_inference(mask_cls, masks)).resize(size)
+    scores = as_masks(semantic_inference(mask_cls, masks)).resize(size)
     return best_classes(scores.bands(), size, mask_cls.device)[0]
 
 
@@ -147,7 +147,7 @@ def _panoptic(
     for rows, band in probability.bands():
         band = band * scores[:, None]
         own += (band >= mask_threshold).sum((0, 2))
-        winner[rows] = largest(band)[0]
+        winner[rows] = argmax_with_margin(band)[0]
     won = torch.bincount(winner.flatten(), minlength=len(scores))
     share = (won / own).double()  # transformers compares like this: in fp32, 4 of 5 exceeds 0.8
     solid = (won > 0) & (own > 0) & (share > overlap_threshold)

