@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask_former.engine import trainer
+from mask_former.modeling.heads.mask_former_head import MaskFormerHead
 from tests.helpers.tiny_model import DATASET, NAMES
 from tests.helpers.tiny_trainer import Kill, TinyTrainer, make_example, train
 
@@ -43,6 +44,15 @@ def scored(config, monkeypatch):
         return config(*keys, "TEST.BEST_METRIC", metric, *opts)
 
     return scored
+
+
+def test_a_head_is_told_the_progress_of_training(config, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        MaskFormerHead, "set_progress", lambda _, *progress: told.append(progress), raising=False
+    )
+    train(config("SOLVER.MAX_ITER", 3))
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)], "steps done and to do"
 
 
 def best_of(tmp_path):
