@@ -35,7 +35,7 @@ class InferenceSettings:
     """Resize mask logits to the output size before the semantic result is computed, instead of
     resizing that result. This always holds if a panoptic or instance result is on."""
     dtype: torch.dtype | None = None
-    """Of the network's mixed precision; None for fp32."""
+    """The type of the network's mixed precision; None for fp32."""
     window_size: int = 0
     """Side in pixels of the windows that larger images are cut into; 0: none are cut."""
     window_stride: int = 0
@@ -51,7 +51,7 @@ class InferenceSettings:
 
     @property
     def resize_before_inference(self) -> bool:
-        """Whether the semantic result is computed from resized mask logits."""
+        """True if the semantic result is computed from resized mask logits."""
         return self.resize_first or self.panoptic_on or self.instance_on
 
     @property

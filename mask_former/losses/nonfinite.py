@@ -7,7 +7,7 @@ import numpy as np
 __all__ = ["ON_NONFINITE", "NonFiniteError", "sanitize_costs"]
 
 ON_NONFINITE = ("raise", "sanitize")
-"""What to do about matching costs that are NaN or infinite: values of the config key."""
+"""Values of ``MATCHER.ON_NONFINITE``: the treatment of costs that are NaN or infinite."""
 
 
 class NonFiniteError(FloatingPointError, ValueError):

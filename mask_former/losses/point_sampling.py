@@ -24,12 +24,12 @@ TARGETS = ("nearest", "bilinear")
 _CERTAIN = 1e4
 """The logit of cells that must not be chosen as uncertain."""
 _CANDIDATES = 1 << 22
-"""How many points are looked at at a time: there are several for each one that is chosen."""
+"""Candidates that are examined at a time: there are several for each chosen point."""
 
 
 @dataclass(frozen=True)
 class PointRule:
-    """How many points, how those of the losses are chosen, and how masks are read at them.
+    """The number of points, their choice in the losses, and the reading of masks at them.
 
     Raises:
         ValueError: for a value out of range; names its key.

@@ -14,13 +14,13 @@ class DeeplySupervised(nn.Module):
     """A module that predicts several times and returns all predictions if it is supervised so."""
 
     deep_supervision: bool
-    """Whether training supervises every prediction, not only the last."""
+    """True if training supervises every prediction, not only the last."""
     predict_all_in_evaluation: bool = False
     """Set by :func:`all_predictions`."""
 
     @property
     def predicts_all(self) -> bool:
-        """Whether the next forward pass returns all predictions."""
+        """True if the next forward pass returns all predictions."""
         return self.deep_supervision and (self.training or self.predict_all_in_evaluation)
 
 

@@ -65,7 +65,7 @@ class MaskFormer(nn.Module):
             thing_ids: contiguous ids of the thing classes.
             inference: the results to give, and how to compute them.
             mask_ignore: leave unlabelled pixels and padding out of the mask losses; the ``valid``
-                map of an example tells which pixels are labelled.
+                map of an example marks the labelled pixels.
             reference_ops: run the reference versions of losses and inference: see
                 :mod:`mask_former.ops.reference`.
         """

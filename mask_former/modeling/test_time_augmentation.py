@@ -24,12 +24,13 @@ from mask_former.data.formats.readers import read_image
 
 __all__ = ["LazyDatasetMapperTTA", "SemanticSegmentorWithTTA"]
 
-# What a view may have been through: the output's size undoes resizing, colours stay where they are.
+# The transforms of a view that can be undone: the output size undoes resizing, and colours have no
+# position.
 _KNOWN_TRANSFORMS = (NoOpTransform, ResizeTransform, HFlipTransform, BlendTransform)
 
 
 class LazyDatasetMapperTTA(DatasetMapperTTA):
-    """detectron2's views, each made when it is asked for instead of all at once."""
+    """detectron2's views, each made when it is requested instead of all at once."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """
@@ -68,16 +69,15 @@ class SemanticSegmentorWithTTA(nn.Module):
     ) -> None:
         """
         Args:
-            cfg: ``TEST.AUG`` says which views, ``INPUT.FORMAT`` how image files are read.
-            model: gives ``sem_seg``; it is not changed, and its other results are left out.
-            tta_mapper: as ``DatasetMapperTTA(cfg)``; may be a generator, as the default,
-                :class:`LazyDatasetMapperTTA`, is. Its views may be resized, mirrored and
-                recoloured.
-            batch_size: views that are run at once; only views of one size are, since padding
-                changes results.
+            cfg: its ``TEST.AUG`` describes the views, ``INPUT.FORMAT`` the channel order of files.
+            model: returns ``sem_seg``; it is not changed, and its other results are ignored.
+            tta_mapper: like ``DatasetMapperTTA(cfg)``; it may be a generator, such as the default,
+                :class:`LazyDatasetMapperTTA`. Its views may be resized, mirrored and recoloured.
+            batch_size: views that are run at once; only views of one size share a batch, because
+                padding changes results.
 
         Raises:
-            ValueError: if the model gives no semantic result, or there are no views.
+            ValueError: if the model has no semantic result, or there are no views.
         """
         super().__init__()
         if isinstance(model, DistributedDataParallel):
@@ -85,15 +85,15 @@ class SemanticSegmentorWithTTA(nn.Module):
         settings = getattr(model, "inference", None)
         if settings is not None and not settings.semantic_on:
             raise ValueError(
-                "Test-time augmentation averages the semantic result, which this model does not "
-                "give: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True, or TEST.AUG.ENABLED False."
+                "Test-time augmentation averages the semantic result, which is off in this "
+                "model: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True, or TEST.AUG.ENABLED False."
             )
         if tta_mapper is None and not cfg.TEST.AUG.MIN_SIZES:
             raise ValueError("TEST.AUG.MIN_SIZES is empty: name at least one shorter side.")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
         self.model = model
-        self.training = model.training  # whoever evaluates restores the mode that is found here
+        self.training = model.training  # evaluation restores the mode that it finds here
         self.tta_mapper = LazyDatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
         self.batch_size = batch_size
         self.image_format = cfg.INPUT.FORMAT
@@ -102,13 +102,13 @@ class SemanticSegmentorWithTTA(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """
         Args:
-            batched_inputs: one dict an image: ``file_name``, the original image, or without it
+            batched_inputs: one dict for each image: ``file_name``, the original image, or else
                 ``image`` 3×H×W, values 0 … 255 in the channel order of ``INPUT.FORMAT``;
-                optionally the output's ``height`` and ``width``, else the image's own. Where both
-                are there, the file counts: a test loader's ``image`` is already resized.
+                optionally the output's ``height`` and ``width``, else the image's own. If both
+                exist, the file counts: the ``image`` of a test loader is already resized.
 
         Returns:
-            One dict an image with ``sem_seg``, scores K×height×width.
+            One dict for each image with ``sem_seg``, scores K×height×width.
 
         Raises:
             FileNotFoundError: if the file is missing.
@@ -127,7 +127,7 @@ class SemanticSegmentorWithTTA(nn.Module):
             count += 1
             del scores  # before the next view is run
         if total is None:
-            raise ValueError("The tta_mapper gave no view of an image; expected one or more.")
+            raise ValueError("The tta_mapper made no view of an image; expected one or more.")
         return total.div_(count)
 
     def _view_scores(self, example: dict[str, Any]) -> Iterator[Tensor]:
@@ -154,7 +154,7 @@ class SemanticSegmentorWithTTA(nn.Module):
             del scores
 
     def _original(self, example: dict[str, Any]) -> dict[str, Any]:
-        """``image`` as it was before any resizing, and the output's ``height`` and ``width``."""
+        """Return ``image`` before any resizing, and ``height`` and ``width`` of the output."""
         if "file_name" in example:
             image = self._read(example["file_name"])
         elif "image" in example:

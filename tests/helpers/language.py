@@ -19,6 +19,14 @@ from tests.helpers.paths import ROOT
 
 DONE: tuple[str, ...] = (
     "mask_former/checkpoint",
+    "mask_former/losses",
+    "mask_former/modeling/heads",
+    "mask_former/modeling/mask_former.py",
+    "mask_former/modeling/pixel_decoder",
+    "mask_former/modeling/test_time_augmentation.py",
+    "mask_former/modeling/transformer_decoder",
+    "mask_former/registries.py",
+    "mask_former/structures.py",
     "mask_former/results",
     "mask_former/utils",
     "mask_former/visualization",

@@ -1,1 +1,1 @@
-"""Heads: what comes after the backbone; detectron2's ``SEM_SEG_HEADS_REGISTRY``."""
+"""Heads, which follow the backbone: registered in detectron2's ``SEM_SEG_HEADS_REGISTRY``."""
