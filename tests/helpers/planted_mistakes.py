@@ -24,6 +24,7 @@ from mask_former.evaluation.build import build_evaluator
 from mask_former.losses import NonFiniteError
 from mask_former.predictor.images import load_image
 from mask_former.predictor.pretrained import find_pretrained
+from mask_former.registries import MissingPluginError
 from mask_former.solver.optimizer import build_optimizer
 from tests.helpers import planting as p
 from tests.helpers.damage import flip_a_bit
@@ -58,6 +59,10 @@ _TABLE = """{
   "ignore_label": 1,
   "categories": [{"name": "road"}, {"name": "sky"}]
 }"""
+
+PLUGIN_CONFIG = """# needs --plugin my_decoder.py
+MODEL: {SEM_SEG_HEAD: {PIXEL_DECODER_NAME: MyDecoder}}
+"""
 
 CONFIG = {
     "an unknown key": Mistake(
@@ -120,12 +125,22 @@ CONFIG = {
         "An item of a list is of another type than those of the default.",
         "Give items of that type; in YAML, numbers stand without quotes.",
     ),
+    "a plug-in that is not loaded": Mistake(
+        lambda folder: load_cfg(write(folder, PLUGIN_CONFIG)),
+        "…x.yaml needs the plug-in my_decoder.py, which is not loaded: give --plugin my_decoder.py "
+        "with the path of the file, or in Python call mask_former.load_plugin('my_decoder.py') "
+        "first. Without it: MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is 'MyDecoder', which is not "
+        "registered…",
+        "The model was trained with a Python file of your own ([add a part](extend.md)).",
+        "Give that file to the command, too.",
+        MissingPluginError,
+    ),
     "an unknown backbone": Mistake(
         lambda folder: p.config(folder, "MODEL.BACKBONE.NAME", "ResNet50"),
         "MODEL.BACKBONE.NAME is 'ResNet50', which is not registered. Known: "
         "[…'build_resnet_backbone'…].",
         "No plug-in has that name; heads, pixel decoders, predictors and architectures alike.",
-        "Take a known one, or see that the file that registers yours is imported.",
+        "Take a known one, or load the file that registers yours with `--plugin FILE`.",
         KeyError,
     ),
     "an unknown mapper": Mistake(
