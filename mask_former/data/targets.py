@@ -1,7 +1,7 @@
-"""From maps of small integers to one mask a target.
+"""Convert maps of small integers to one mask per target.
 
-Semantic label maps and panoptic id maps become the same thing, a `SegmentMap`: an 8 or 16 bit map
-whose values name segments, and the class of each. It stays that small through augmentation; the
+Semantic label maps and panoptic id maps share one form, ``SegmentMap``: an 8-bit or 16-bit map
+whose values are segments, and the class of each. It stays this small through augmentation; the
 masks are made last, in one pass.
 """
 
@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mask_former.structures import Size
+
 __all__ = [
     "MAX_SEGMENT_ID",
     "InstanceMasks",
@@ -28,22 +30,22 @@ __all__ = [
 ]
 
 MAX_SEGMENT_ID = 256**3 - 1
-"""The largest segment id that the three bytes of COCO's panoptic PNGs can hold."""
+"""The largest segment id that fits the three bytes of a pixel of COCO's panoptic PNGs."""
 
 
 def decode_segment_ids(rgb: NDArray[Any]) -> NDArray[Any]:
-    """Segment ids of a COCO panoptic PNG: R + 256·G + 256²·B.
+    """Decode the segment ids of a COCO panoptic PNG, R + 256·G + 256²·B.
 
     Args:
         rgb: H×W×3, uint8.
 
     Returns:
-        H×W, uint32, ids in 0 … `MAX_SEGMENT_ID`.
+        Ids in 0 … ``MAX_SEGMENT_ID``, H×W, uint32.
     """
     padded = np.zeros((*rgb.shape[:2], 4), dtype=np.uint8)
     for byte in range(3):
         padded[..., byte] = rgb[..., byte]
-    return padded.view("<u4")[..., 0]  # four bytes a pixel, the lowest first
+    return padded.view("<u4")[..., 0]  # four bytes per pixel, the lowest first
 
 
 def index_segments(
@@ -52,15 +54,14 @@ def index_segments(
     """Replace large segment ids by small consecutive indices.
 
     Args:
-        ids: H×W, unsigned, in 0 … `MAX_SEGMENT_ID`.
-        segment_ids: N different ids in 1 … `MAX_SEGMENT_ID`.
+        ids: H×W, unsigned, in 0 … ``MAX_SEGMENT_ID``.
+        segment_ids: N different ids in 1 … ``MAX_SEGMENT_ID``.
 
     Returns:
-        The index map, H×W, of the smallest unsigned type that holds N: i+1 where `ids` is
-        `segment_ids[i]`, and 0 where it is none of them; and the different values in `ids`,
-        ascending.
+        The index map, H×W, in the smallest unsigned type that holds N: i+1 where ``ids`` equals
+        ``segment_ids[i]``, and 0 elsewhere; and the distinct values of ``ids``, ascending.
     """
-    # Segments are coherent: look up one id a run of equal pixels, of which there are few.
+    # Segments are contiguous, so there are few runs of equal pixels: look up one id per run.
     pixels = ids.ravel()
     starts = np.flatnonzero(np.append(True, pixels[1:] != pixels[:-1]))
     present, run_value = np.unique(pixels[starts], return_inverse=True)
@@ -72,21 +73,21 @@ def index_segments(
 
 
 def count_values(index_map: NDArray[Any]) -> NDArray[Any]:
-    """How many pixels of an H×W map, uint8 or uint16, have each value its type can hold."""
+    """Count the pixels of an H×W map, uint8 or uint16, for each value that its type can hold."""
     pixels = index_map.ravel()
     if pixels.dtype != np.uint8:
         return np.bincount(pixels, minlength=np.iinfo(pixels.dtype).max + 1)
     even = pixels.size // 2 * 2
     pairs = np.bincount(pixels[:even].view(np.uint16), minlength=256**2).reshape(256, 256)
-    counts = pairs.sum(axis=0) + pairs.sum(axis=1)  # two pixels at once: half the time
+    counts = pairs.sum(axis=0) + pairs.sum(axis=1)  # counting pairs takes half the time
     counts[pixels[even:]] += 1
     return counts
 
 
-def pad_map(index_map: NDArray[Any], size: tuple[int, int], value: int) -> NDArray[Any]:
-    """Grow a map to `size` = (height, width) with `value` on the right and at the bottom.
+def pad_map(index_map: NDArray[Any], size: Size, value: int) -> NDArray[Any]:
+    """Pad a map to ``size`` = (height, width) with ``value`` on the right and at the bottom.
 
-    The type stays, unless `value` needs a larger one.
+    The type is kept, unless ``value`` needs a larger one.
     """
     fits = value <= np.iinfo(index_map.dtype).max
     padded = np.full(size, value, dtype=index_map.dtype if fits else np.min_scalar_type(value))
@@ -98,50 +99,47 @@ def pad_map(index_map: NDArray[Any], size: tuple[int, int], value: int) -> NDArr
 def masks_from_index_map(
     index_map: NDArray[Any] | Tensor, indices: NDArray[Any] | Tensor
 ) -> Tensor:
-    """One mask an index, all in one pass.
+    """Make one mask per index, all in one pass.
 
     Args:
         index_map: H×W integers.
         indices: N integers.
 
     Returns:
-        N×H×W, bool: `masks[i]` is where `index_map` equals `indices[i]`.
+        N×H×W, bool: ``masks[i]`` is True where ``index_map`` equals ``indices[i]``.
     """
     index_map = np.asarray(index_map)
-    # numpy: it compares 8 and 16 bit maps an order of magnitude faster than torch does
+    # numpy compares 8-bit and 16-bit maps ten times as fast as torch.
     values = np.asarray(indices).astype(index_map.dtype)
     return torch.from_numpy(index_map == values[:, None, None])
 
 
 @dataclass(frozen=True)
 class SegmentMap:
-    """The ground truth of one image, as a map of non-overlapping segments.
-
-    A mapper needs no more of its annotations than `transform` and `targets`.
-    """
+    """The ground truth of one image, as a map of non-overlapping segments."""
 
     index_map: NDArray[Any]
-    """H×W, uint8 or uint16: which segment each pixel is in."""
+    """H×W, uint8 or uint16: the segment of each pixel."""
     indices: NDArray[Any]
-    """N: those values of `index_map` that are targets."""
+    """N: the values of ``index_map`` that are targets."""
     labels: NDArray[Any]
     """N, the class id of each target."""
     void: int
-    """What `index_map` is padded with; not in `indices`."""
+    """The value for padding ``index_map``; not in ``indices``."""
 
     def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> SegmentMap:
-        """The same segments after `apply`, a transform's `apply_segmentation`."""
+        """Return the segments after ``apply``, a transform's ``apply_segmentation``."""
         return replace(self, index_map=apply(self.index_map))
 
-    def targets(self, size: tuple[int, int], min_area: int = 0) -> tuple[Tensor, Tensor]:
-        """Labels and masks, padded to `size` on the right and at the bottom.
+    def targets(self, size: Size, min_area: int = 0) -> tuple[Tensor, Tensor]:
+        """Make labels and masks, padded to ``size`` on the right and at the bottom.
 
         Args:
             size: height and width, at least the map's.
-            min_area: segments of fewer pixels are left out; 0 keeps even the empty ones.
+            min_area: segments of fewer pixels are dropped; 0 keeps even empty ones.
 
         Returns:
-            labels (N, int64) and masks (N×H×W, bool), in the order of `indices`.
+            Labels (N, int64) and masks (N×H×W, bool), in the order of ``indices``.
         """
         index_map, indices, labels = self.index_map, self.indices, self.labels
         if index_map.shape != size:
@@ -152,41 +150,41 @@ class SegmentMap:
         masks = masks_from_index_map(index_map, indices)
         return torch.as_tensor(labels, dtype=torch.int64), masks
 
-    def labelled(self, size: tuple[int, int]) -> Tensor:
-        """Which pixels belong to a target, however small: H×W, bool, padded to `size` with False.
+    def valid_mask(self, size: Size) -> Tensor:
+        """Mark the pixels of all targets, however small: H×W, bool, padded to ``size`` with False.
 
-        The others have no label or are a crowd's.
+        The other pixels have no label or belong to a crowd.
         """
         is_target = np.zeros(np.iinfo(self.index_map.dtype).max + 1, dtype=bool)
         is_target[self.indices] = True
-        labelled = is_target.take(self.index_map).view(np.uint8)
-        return torch.from_numpy(pad_map(labelled, size, 0)).view(torch.bool)
+        valid = is_target.take(self.index_map).view(np.uint8)
+        return torch.from_numpy(pad_map(valid, size, 0)).view(torch.bool)
 
 
 @dataclass(frozen=True)
 class InstanceMasks:
     """The ground truth of one image, as masks that may overlap.
 
-    Everything that is no instance's is background, not unlabelled.
+    Pixels outside all instances are background, not unlabelled.
     """
 
     masks: NDArray[Any]
-    """N×H×W, uint8, 0 or 1: one a target."""
+    """N×H×W, uint8, 0 or 1: one mask per target."""
     labels: NDArray[Any]
     """N, the class id of each target."""
     crowd: NDArray[Any]
-    """H×W, uint8: 1 where a crowd is, which says neither what is there nor how many."""
+    """H×W, uint8: 1 in crowds, regions whose objects are not annotated one by one."""
 
     def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> InstanceMasks:
-        """The same instances after `apply`, a transform's `apply_segmentation`."""
+        """Return the instances after ``apply``, a transform's ``apply_segmentation``."""
         crowd = apply(self.crowd)
         masks = np.empty((len(self.masks), *crowd.shape), dtype=np.uint8)
-        for place, mask in enumerate(self.masks):
-            masks[place] = apply(mask)
+        for index, mask in enumerate(self.masks):
+            masks[index] = apply(mask)
         return replace(self, masks=masks, crowd=crowd)
 
-    def targets(self, size: tuple[int, int], min_area: int = 0) -> tuple[Tensor, Tensor]:
-        """Labels (N, int64) and masks (N×H×W, bool): see `SegmentMap.targets`."""
+    def targets(self, size: Size, min_area: int = 0) -> tuple[Tensor, Tensor]:
+        """Make labels (N, int64) and masks (N×H×W, bool); see ``SegmentMap.targets``."""
         keep = np.count_nonzero(self.masks, axis=(1, 2)) >= min_area
         height, width = self.crowd.shape
         masks = np.zeros((np.count_nonzero(keep), *size), dtype=np.uint8)
@@ -194,7 +192,7 @@ class InstanceMasks:
         labels = torch.as_tensor(self.labels[keep], dtype=torch.int64)
         return labels, torch.from_numpy(masks).view(torch.bool)
 
-    def labelled(self, size: tuple[int, int]) -> Tensor:
-        """All pixels but those of a crowd alone and of padding: H×W, bool."""
-        labelled = (self.crowd == 0) | self.masks.any(axis=0)
-        return torch.from_numpy(pad_map(labelled.view(np.uint8), size, 0)).view(torch.bool)
+    def valid_mask(self, size: Size) -> Tensor:
+        """Mark all pixels except padding and those that only a crowd covers: H×W, bool."""
+        valid = (self.crowd == 0) | self.masks.any(axis=0)
+        return torch.from_numpy(pad_map(valid.view(np.uint8), size, 0)).view(torch.bool)

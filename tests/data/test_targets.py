@@ -124,12 +124,12 @@ def test_padding_belongs_to_no_segment(segments):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_labelled_pixels_are_those_of_a_target(segments, dtype):
+def test_valid_pixels_are_those_of_a_target(segments, dtype):
     some = SegmentMap(segments.index_map.astype(dtype), np.array([4, 2]), np.array([0, 1]), void=0)
     expected = [[0, 0, 0, 1, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
-    assert some.labelled((3, 5)).tolist() == (np.array(expected) > 0).tolist()
+    assert some.valid_mask((3, 5)).tolist() == (np.array(expected) > 0).tolist()
     nothing = SegmentMap(segments.index_map, np.zeros(0, np.int64), np.zeros(0, np.int64), void=0)
-    assert not nothing.labelled((2, 4)).any()
+    assert not nothing.valid_mask((2, 4)).any()
 
 
 def test_an_image_without_targets_has_empty_labels_and_masks(segments):
@@ -180,12 +180,12 @@ def test_instances_of_fewer_pixels_than_the_least_area_are_left_out():
 
 def test_a_crowd_and_padding_have_no_label_but_background_has():
     instances = overlapping_instances()
-    labelled = instances.labelled((6, 9))
+    valid = instances.valid_mask((6, 9))
     for y in range(6):
         for x in range(9):
             inside = y < 5 and x < 7
             expected = inside and (not instances.crowd[y, x] or instances.masks[:, y, x].any())
-            assert bool(labelled[y, x]) == bool(expected)
+            assert bool(valid[y, x]) == bool(expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

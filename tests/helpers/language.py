@@ -19,6 +19,7 @@ from tests.helpers.paths import ROOT
 
 DONE: tuple[str, ...] = (
     "mask_former/checkpoint",
+    "mask_former/data",
     "mask_former/losses",
     "mask_former/modeling/heads",
     "mask_former/modeling/mask_former.py",

@@ -570,7 +570,7 @@ DATA = {
     "a mapper of another task": Mistake(
         lambda folder: planted_trainer(folder, "INPUT.DATASET_MAPPER_NAME", "mask_former_panoptic"),
         "…a.png: MaskFormerPanopticDatasetMapper needs ['pan_seg_file_name', 'segments_info'] in "
-        "the dataset dict, and ['pan_seg_file_name', 'segments_info'] is not there; its keys are "
+        "the dataset dict, and ['pan_seg_file_name', 'segments_info'] is missing; its keys are "
         "['file_name', 'sem_seg_file_name']. INPUT.DATASET_MAPPER_NAME that fits: "
         "mask_former_semantic.…",
         "The dataset has other annotations than the mapper reads.",

@@ -100,9 +100,9 @@ def test_a_polygon_of_anything_but_points_near_the_image_is_refused(point):
     "change, message",
     [
         ({"name": True}, "`name` is 'True', expected text"),
-        ({"id": 1.5}, "`id` is '1.5', expected a whole number"),
-        ({"id": -1}, "`id` is '-1', expected a whole number"),
-        ({"color": [1, 2, 256]}, "`color` is .*expected three whole numbers"),
+        ({"id": 1.5}, "`id` is '1.5', expected an integer"),
+        ({"id": -1}, "`id` is '-1', expected an integer"),
+        ({"color": [1, 2, 256]}, "`color` is .*expected three integers"),
         ({"isthing": "no"}, "`isthing` is 'no', expected true or false"),
     ],
 )

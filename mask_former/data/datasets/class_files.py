@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def _category(line: str, where: str) -> Category:
     )
 
 
-def _check_all_or_none(values: dict[int, object], where: str, what: str) -> None:
+def _check_all_or_none(values: Mapping[int, object], where: str, what: str) -> None:
     without = [number for number, value in values.items() if value is None]
     if 0 < len(without) < len(values):
         raise ValueError(

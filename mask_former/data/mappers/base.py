@@ -1,4 +1,4 @@
-"""The one pipeline of all training mappers: read, check, augment, pad, make targets."""
+"""The pipeline of all training mappers: read, check, augment, pad, make targets."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ IMAGE_PAD_VALUE = 128
 ANNOTATION_KEYS = frozenset(
     {"annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name", "label_map"}
 )
-"""What a training example does not take over from the dataset dict."""
+"""Keys of a dataset dict that are not copied to an example."""
 
 
 class Annotations(NamedTuple):
-    """What a mapper has read of one image's annotation."""
+    """The annotation of one image, as a mapper reads it."""
 
     segments: SegmentMap | InstanceMasks
     sem_seg: NDArray[Any] | None
-    """H×W class ids, uint8 or uint16, `ignore_label` where there is none; None: not made."""
+    """Class ids, H×W, uint8 or uint16, with ``ignore_label`` elsewhere; None: no label map."""
 
 
 class TrainingMapper:
-    """From a dataset dict to a training example. A mapper is a subclass with `read_annotations`.
+    """Turn a dataset dict into a training example; subclasses define ``read_annotations``.
 
-    The example holds what the dict held, without its annotations, and
+    The example has the keys of the dict, except those of annotations, and
 
-    - ``image``: 3×H×W, uint8, channels in the order of `image_format`;
-    - ``instances``: `Instances((H, W))` with ``gt_classes`` (N, int64) and ``gt_masks``
+    - ``image``: 3×H×W, uint8, channels in the order of ``image_format``;
+    - ``instances``: ``Instances((H, W))`` with ``gt_classes`` (N, int64) and ``gt_masks``
       (N×H×W, bool);
-    - ``sem_seg``: H×W, int64, with the ignore label, where the mapper has a label map;
-    - ``valid``: H×W, bool, with `mask_ignore`: True where a pixel is some target's, False where it
-      has no label, is a crowd's or is padding;
+    - ``sem_seg``: H×W, int64, with the ignore label, if the mapper has a label map;
+    - ``valid``: H×W, bool, with ``mask_ignore``: True for pixels of a target, False for those
+      without a label, of a crowd or of padding;
     - ``height``, ``width``: the size of the image on disk.
     """
 
     keeps_empty_masks = True
-    """Whether a segment that the crop has emptied stays a target at `min_mask_area` 0."""
+    """True if a segment without a pixel in the crop stays a target at ``min_mask_area`` 0."""
 
     @configurable
     def __init__(
@@ -68,34 +68,35 @@ class TrainingMapper:
         min_mask_area: int = 0,
         mask_ignore: bool = False,
     ) -> None:
-        """
+        """Check and store the settings.
+
         Args:
             is_train: must be True; see Raises.
-            augmentations: what is done to image and annotation, in order.
+            augmentations: the augmentations of image and annotation, in order.
             image_format: "RGB" or "BGR".
             ignore_label: in 0 … 65535, the label of pixels that have no class; None makes no
-                ``sem_seg``, where a mapper can do without.
+                ``sem_seg``, if the mapper does not need it.
             size_divisibility: the side of the square that image and targets are padded to, in
                 pixels; 0 or less: no padding.
             num_classes: K, to check the annotations against; None: they are not checked.
-            min_mask_area: masks that have fewer pixels after augmentation are no targets.
+            min_mask_area: masks of fewer pixels after augmentation are dropped.
             mask_ignore: add ``valid`` to the example.
 
         Raises:
-            ValueError: a value is out of its range, or `is_train` is False: the annotations of a
-                test image are the evaluator's, which reads them itself.
+            ValueError: if a value is out of its range, or ``is_train`` is False, since evaluators
+                read the annotations of test images themselves.
         """
         if not is_train:
             raise ValueError(
                 f"{type(self).__name__} makes training examples only. For testing, use "
-                "detectron2.data.DatasetMapper(cfg, is_train=False)."
+                "mask_former.data.mappers.InferenceMapper(cfg)."
             )
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}, expected 'RGB' or 'BGR'.")
         if ignore_label is not None and not 0 <= ignore_label <= np.iinfo(np.uint16).max:
             raise ValueError(
                 f"The ignore label is {ignore_label}, expected a value that label maps of 8 or "
-                "16 bit can hold: set ignore_label in the dataset's metadata to one in 0..65535."
+                "16 bits can hold: set ignore_label in the dataset's metadata to one in 0..65535."
             )
         if min_mask_area < 0:
             raise ValueError(f"INPUT.MIN_MASK_AREA is {min_mask_area}, expected 0 or more pixels.")
@@ -112,7 +113,7 @@ class TrainingMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments of `__init__`, with MaskFormer's augmentation and padding."""
+        """Return the arguments of ``__init__``, with MaskFormer's augmentation and padding."""
         ignore_label = ignore_label_of(cfg.DATASETS.TRAIN)
         return settings(cfg, is_train) | {
             "augmentations": build_augmentation(cfg, ignore_label),
@@ -121,21 +122,23 @@ class TrainingMapper:
         }
 
     def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
-        """Read and check the annotation of `image` (H×W×3, before augmentation)."""
+        """Read and check the annotation of ``image`` (H×W×3, before augmentation)."""
         raise NotImplementedError
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """
+        """Read, augment and pad one image and its annotation.
+
         Args:
             dataset_dict: one image in detectron2's dataset format; it is not changed.
 
         Returns:
-            the training example: see the class.
+            The training example; see the class.
 
         Raises:
-            FileNotFoundError, KeyError, ValueError: a file is missing or damaged, image and
-                annotation do not fit each other or the number of classes, or the augmented image
-                is larger than the side it is padded to.
+            FileNotFoundError: if a file is missing.
+            KeyError: if the dict lacks the annotation.
+            ValueError: if a file is damaged, image and annotation do not fit each other or the
+                number of classes, or the augmented image is larger than the side it is padded to.
         """
         image_file = dataset_dict["file_name"]
         example = {
@@ -153,7 +156,7 @@ class TrainingMapper:
         except ValueError as error:
             raise ValueError(f"{image_file}: {error}") from error
         if isinstance(segments, SegmentMap) and segments.index_map is sem_seg:
-            # one map serves as both: it is transformed already
+            # The label map is also the map of segments, so it is already transformed.
             segments = replace(segments, index_map=inputs.sem_seg)
         else:
             segments = segments.transform(transforms.apply_segmentation)
@@ -167,16 +170,16 @@ class TrainingMapper:
         labels, masks = segments.targets(size, self.min_mask_area)
         example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
         if self.mask_ignore:
-            example["valid"] = segments.labelled(size)
+            example["valid"] = segments.valid_mask(size)
         return example
 
     def require(self, dataset_dict: dict[str, Any], *keys: str) -> None:
-        """Raise KeyError, which says what mapper would fit, unless the dict has all `keys`."""
+        """Raise KeyError, naming a mapper that fits, unless the dict has all ``keys``."""
         missing = [key for key in keys if key not in dataset_dict]
         if missing:
             raise KeyError(
                 f"{dataset_dict['file_name']}: {type(self).__name__} needs {list(keys)} in the "
-                f"dataset dict, and {missing} is not there; its keys are {sorted(dataset_dict)}. "
+                f"dataset dict, and {missing} is missing; its keys are {sorted(dataset_dict)}. "
                 f"{_fitting_mapper(dataset_dict)}"
             )
 
@@ -197,7 +200,7 @@ class TrainingMapper:
 
 
 def settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-    """The arguments that all mappers read from the same keys."""
+    """Read the arguments that all mappers share from a config."""
     return {
         "is_train": is_train,
         "image_format": cfg.INPUT.FORMAT,
@@ -208,26 +211,26 @@ def settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
 
 
 def ignore_label_of(datasets: tuple[str, ...]) -> int:
-    """The ignore label that the metadata of all `datasets` name.
+    """Return the ignore label in the metadata of all ``datasets``.
 
     Raises:
-        ValueError: they name none, or several.
+        ValueError: if there is none, or several.
     """
     labels = {name: MetadataCatalog.get(name).get("ignore_label") for name in datasets}
     if len(set(labels.values())) != 1 or None in labels.values():
         raise ValueError(
-            f"DATASETS.TRAIN: the metadata's ignore_label is {labels}, expected one and the same "
+            f"DATASETS.TRAIN: the metadata's ignore_label is {labels}, expected the same value "
             "for all training sets. Set it: MetadataCatalog.get(name).set(ignore_label=255)."
         )
     return next(iter(labels.values()))
 
 
 def _pad_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """H×W×3 to 3×`size`, `IMAGE_PAD_VALUE` on the right and at the bottom."""
+    """Convert H×W×3 to 3×``size``, with ``IMAGE_PAD_VALUE`` on the right and at the bottom."""
     height, width, channels = image.shape
     make = np.empty if (height, width) == size else partial(np.full, fill_value=IMAGE_PAD_VALUE)
     padded = make((channels, *size), dtype=image.dtype)
-    for channel, values in enumerate(cv2.split(image)):  # faster than to transpose
+    for channel, values in enumerate(cv2.split(image)):  # faster than a transpose
         padded[channel, :height, :width] = values
     return padded
 

@@ -1,4 +1,4 @@
-"""`detr_panoptic`: panoptic targets with DETR's augmentation, for COCO."""
+"""The mapper ``detr_panoptic``: panoptic targets with DETR's augmentation, for COCO."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ __all__ = ["DETRPanopticDatasetMapper"]
 
 @DATASET_MAPPER_REGISTRY.register(name="detr_panoptic")
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):
-    """As `mask_former_panoptic`, augmented as DETR is (Carion et al., 2020): images keep their
-    size, no label map is made."""
+    """Panoptic targets with DETR's augmentation (Carion et al., 2020).
+
+    Unlike ``mask_former_panoptic``, images are not padded and no label map is made.
+    """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments of `__init__`, with DETR's augmentation."""
+        """Return the arguments of ``__init__``, with DETR's augmentation."""
         return settings(cfg, is_train) | {
             "augmentations": build_detr_augmentation(cfg),
             "ignore_label": None,

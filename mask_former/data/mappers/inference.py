@@ -22,10 +22,7 @@ class InferenceMapper:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """
-        Args:
-            cfg: see ``InferencePreprocessing``.
-        """
+        """Read the settings of a config; see ``InferencePreprocessing``."""
         self.preprocess = InferencePreprocessing(cfg)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:

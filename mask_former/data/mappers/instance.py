@@ -1,4 +1,4 @@
-"""`mask_former_instance`: one target an object of a COCO instance annotation."""
+"""The mapper ``mask_former_instance``: one target per object of a COCO instance annotation."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ __all__ = ["MaskFormerInstanceDatasetMapper"]
 
 @DATASET_MAPPER_REGISTRY.register(name="mask_former_instance")
 class MaskFormerInstanceDatasetMapper(TrainingMapper):
-    """One target for each of the `annotations` that is no crowd, from its polygons or RLE.
+    """One target per entry of ``annotations`` that is not a crowd, from its polygons or RLE.
 
-    Masks may overlap, and no label map is made. Objects of which nothing is left, be it that a crop
-    has cut them off or that they are smaller than a pixel, are no targets.
+    Masks may overlap, and no label map is made. Objects without a pixel, because they lie outside
+    the crop or are smaller than a pixel, are dropped.
     """
 
     keeps_empty_masks = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments of `__init__`, with MaskFormer's augmentation and padding.
+        """Return the arguments of ``__init__``, with MaskFormer's augmentation and padding.
 
         Raises:
-            ValueError: the crop limits the area of a category, which instances do not tell.
+            ValueError: if the crop limits the area of a category, which needs a label map.
         """
         crop = cfg.INPUT.CROP
         if crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1:
             raise ValueError(
                 f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {crop.SINGLE_CATEGORY_MAX_AREA}, which "
-                "needs the class of each pixel; mask_former_instance knows objects alone. Set it "
-                "to 1.0."
+                "needs the class of each pixel; mask_former_instance only has objects. Set it to "
+                "1.0."
             )
         return settings(cfg, is_train) | {
             "augmentations": build_augmentation(cfg, ignore_label=None),
@@ -50,14 +50,14 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
         }
 
     def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
-        """See `TrainingMapper.read_annotations`."""
+        """Read the masks; see ``TrainingMapper.read_annotations``."""
         self.require(dataset_dict, "annotations")
         size = image.shape[:2]
         masks: list[NDArray[Any]] = []
         labels: list[int] = []
         crowd = np.zeros(size, dtype=np.uint8)
-        for place, annotation in enumerate(dataset_dict["annotations"]):
-            name = f"id {annotation['id']!r}" if "id" in annotation else f"number {place}"
+        for number, annotation in enumerate(dataset_dict["annotations"]):
+            name = f"id {annotation['id']!r}" if "id" in annotation else f"number {number}"
             where = f"{dataset_dict['file_name']}: its annotation {name}"
             mask = decode_segmentation(annotation.get("segmentation"), size, where)
             if annotation.get("iscrowd", 0):

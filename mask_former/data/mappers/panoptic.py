@@ -1,4 +1,4 @@
-"""`mask_former_panoptic`: one target a segment of a COCO panoptic annotation."""
+"""The mapper ``mask_former_panoptic``: one target per segment of a COCO panoptic annotation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["MaskFormerPanopticDatasetMapper"]
 
 @DATASET_MAPPER_REGISTRY.register(name="mask_former_panoptic")
 class MaskFormerPanopticDatasetMapper(TrainingMapper):
-    """One target for each segment that is no crowd, from `pan_seg_file_name`, `segments_info`.
+    """One target per segment that is not a crowd, from ``pan_seg_file_name``, ``segments_info``.
 
-    The label map, which the crop looks at, comes from `sem_seg_file_name` where the dict has it,
-    else from the segments.
+    The label map, which the crop needs, is read from ``sem_seg_file_name`` if the dict has it, and
+    otherwise made from the segments.
     """
 
     def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
-        """See `TrainingMapper.read_annotations`."""
+        """Read the segments; see ``TrainingMapper.read_annotations``."""
         self.require(dataset_dict, "pan_seg_file_name", "segments_info")
         file_name, infos = dataset_dict["pan_seg_file_name"], dataset_dict["segments_info"]
         classes = np.array([info["category_id"] for info in infos], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""`mask_former_semantic`: one target a class of a label map."""
+"""The mapper ``mask_former_semantic``: one target per class of a label map."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["MaskFormerSemanticDatasetMapper", "read_sem_seg"]
 
 @DATASET_MAPPER_REGISTRY.register(name="mask_former_semantic")
 class MaskFormerSemanticDatasetMapper(TrainingMapper):
-    """One target for each class that is present after augmentation, from `sem_seg_file_name`."""
+    """One target per class that is present after augmentation, from ``sem_seg_file_name``."""
 
     keeps_empty_masks = False
 
     def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
-        """See `TrainingMapper.read_annotations`."""
+        """Read the label map; see ``TrainingMapper.read_annotations``."""
         self.require(dataset_dict, "sem_seg_file_name")
         if self.ignore_label is None:
             raise ValueError(
                 f"{type(self).__name__} needs an ignore_label, found None: pass the dataset's."
             )
         sem_seg = read_sem_seg(dataset_dict, image, self.ignore_label, self.num_classes)
-        # All that there may be: absent classes are dropped with those that the crop empties.
+        # All classes are targets: absent ones are dropped with those that the crop empties.
         known = np.arange(np.iinfo(sem_seg.dtype).max + 1)[: self.num_classes]
         classes = known[known != self.ignore_label]
         return Annotations(SegmentMap(sem_seg, classes, classes, self.ignore_label), sem_seg)
@@ -39,14 +39,21 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
 def read_sem_seg(
     dataset_dict: dict[str, Any], image: NDArray[Any], ignore_label: int, num_classes: int | None
 ) -> NDArray[Any]:
-    """Read and check the label map of an H×W×3 `image`.
+    """Read and check the label map of an image.
+
+    Args:
+        dataset_dict: names the label map, ``sem_seg_file_name``, with an optional ``label_map``.
+        image: H×W×3.
+        ignore_label: the label of pixels that have no class.
+        num_classes: K, to check the labels against; None: they are not checked.
 
     Returns:
         H×W, uint8 or uint16.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or damaged, its size is not the image's,
-            or a label is neither the ignore label nor in 0 … `num_classes`-1.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is damaged, its size differs from the image's, or a label is neither
+            the ignore label nor in 0 … K-1.
     """
     file_name = dataset_dict["sem_seg_file_name"]
     labels = read_class_map(file_name, dataset_dict.get("label_map"))

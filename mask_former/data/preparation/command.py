@@ -31,7 +31,7 @@ def run_command(
     download: str,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """The command line of a script that prepares a dataset in place.
+    """Run the command line of a script that prepares a dataset in place.
 
     Args:
         prepare: called with the root of all datasets and the number of processes.

@@ -1,1 +1,1 @@
-"""The built-in dataset, drawn on first use: `scene` draws, `writer` writes COCO panoptic format."""
+"""The built-in dataset, drawn on first use: ``scene`` draws, ``writer`` writes the files."""

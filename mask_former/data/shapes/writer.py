@@ -1,4 +1,4 @@
-"""The `shapes_panoptic` dataset on disk, in COCO panoptic format."""
+"""Write the ``shapes_panoptic`` dataset to disk, in COCO panoptic format."""
 
 from __future__ import annotations
 
@@ -28,40 +28,42 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the dataset is made of; kept beside it as settings.json."""
+    """Size and seed of the dataset, saved with it as settings.json."""
 
     num_train: int = 2000
     num_val: int = 200
     seed: int = 0
-    version: int = 1  # of the drawing; counted up when the same seed gives other scenes
+    version: int = 1  # of the drawing; incremented if a seed gives other scenes
 
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_val) < 1 or self.seed < 0:
-            raise ValueError(f"{self}: expected at least one scene a split, and a seed from 0.")
+            raise ValueError(
+                f"{self}: expected at least one scene per split, and a seed of 0 or more."
+            )
 
 
 DEFAULT = Settings()
 
 
 def generate(folder: str | Path, settings: Settings | None = None) -> None:
-    """Make the dataset in `folder`, unless it is there already.
+    """Create the dataset in ``folder``, unless it exists already.
 
-    Safe against several processes at once (one draws, the others wait) and against being killed
-    (nothing is in `folder` before all of it is).
+    Several processes may call this at once: one draws, the others wait. The folder is created
+    atomically, so that a killed process leaves no incomplete dataset.
 
     Args:
-        folder: will hold {train,val}/, panoptic_{train,val}/ and panoptic_{train,val}.json.
-        settings: by default `DEFAULT`, and any seed and size that is there already will do.
+        folder: receives {train,val}/, panoptic_{train,val}/ and panoptic_{train,val}.json.
+        settings: the size and seed; None: ``DEFAULT``, but an existing dataset may have others.
 
     Raises:
-        ValueError: what is there is of other settings, or was not made here.
+        ValueError: if the folder holds a dataset with other settings, or was not made here.
     """
     folder = Path(folder)
     if folder.exists():
         return _check(folder, settings)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(str(folder)):
-        if folder.exists():  # made while this process waited
+        if folder.exists():  # created while this process waited
             return _check(folder, settings)
         unfinished = folder.with_name(f".{folder.name}.partial")
         if unfinished.exists():
@@ -77,14 +79,15 @@ def _check(folder: Path, wanted: Settings | None) -> None:
         found = Settings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder} was not made by datasets/prepare_shapes.py (no good settings.json there). "
-            "Remove it, or give another folder."
+            f"{folder} was not made by datasets/prepare_shapes.py (no valid settings.json in it). "
+            "Remove it, or choose another folder."
         ) from error
     if wanted is None:
         wanted = Settings(found.num_train, found.num_val, found.seed)
     if found != wanted:
         raise ValueError(
-            f"{folder} holds {found}, but {wanted} is asked for. Remove it, or give another folder."
+            f"{folder} holds {found}, but {wanted} is requested. Remove it, or choose another "
+            "folder."
         )
 
 
@@ -122,7 +125,7 @@ def _write_scene(
 
 
 def _map(draw: partial[list[dict[str, Any]]], count: int) -> Iterator[list[dict[str, Any]]]:
-    """`map(draw, range(count))` on all cores where processes can be forked cheaply."""
+    """Compute ``map(draw, range(count))``, on all cores if processes can be forked cheaply."""
     workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if workers == 1 or count < 100 or multiprocessing.current_process().daemon:
         yield from map(draw, range(count))

@@ -1,1 +1,1 @@
-"""Augmentations and crops."""
+"""Augmentations and crops for training, and preprocessing for inference."""

@@ -1,7 +1,7 @@
 """The training augmentations of MaskFormer and of DETR, built from detectron2's.
 
-What is drawn, and from which distributions, is detectron2's own; two steps are done in fewer
-passes over the pixels. All draws come from numpy, so that its seed fixes an example.
+The random draws and their distributions are detectron2's; two steps need fewer passes over the
+pixels. All draws come from numpy, so that its seed determines an example.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from .crops import ClassUniformCrop, ResizeAndCrop
 __all__ = ["ColorAugSSD", "build_augmentation", "build_detr_augmentation"]
 
 DETR_PRE_CROP_SIZES = (400, 500, 600)
-"""Shortest edges, in pixels, that DETR resizes to before it crops."""
+"""The shortest edges, in pixels, that DETR resizes images to before cropping."""
 
 
 class HFlipTransform(T.HFlipTransform):
-    """detectron2's, contiguous: to copy the view that it returns takes longer than the flip."""
+    """detectron2's flip with a contiguous result: copying its view takes longer than the flip."""
 
     def apply_image(self, img: NDArray[Any]) -> NDArray[Any]:
-        """Args: img: H×W or H×W×3, 8 or 16 bit. Returns: the same, left and right exchanged."""
+        """Mirror an image, H×W or H×W×3, 8 or 16 bits, left to right."""
         return cv2.flip(img, 1)
 
 
 class RandomFlip(T.RandomFlip):
-    """detectron2's, with the same draws."""
+    """detectron2's augmentation with the same draws and the transform above."""
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
-        """Args: image: H×W×3."""
+        """Draw whether an image, H×W×3, is flipped."""
         transform = super().get_transform(image)
         is_horizontal = isinstance(transform, T.HFlipTransform)
         return HFlipTransform(transform.width) if is_horizontal else transform
@@ -45,10 +45,10 @@ class RandomFlip(T.RandomFlip):
 class ColorAugSSD(T.Augmentation):
     """The colour jitter of SSD (Liu et al., 2016): brightness, contrast, saturation and hue.
 
-    Ranges, order and rounding are those of `detectron2.projects.point_rend.ColorAugSSDTransform`.
-    That one draws from the `random` module while it is applied, so the same transform gives
-    another result each time; here the transform is fixed once it is drawn. And each step is a
-    look-up in 256 values rather than a pass in floating point.
+    Ranges, order and rounding are those of ``detectron2.projects.point_rend.ColorAugSSDTransform``,
+    which draws from the ``random`` module while it is applied, so that one transform returns a
+    different result each time. Here the transform is fixed once it is drawn, and each step is a
+    look-up in a table of 256 values instead of a pass in floating point.
     """
 
     def __init__(
@@ -61,18 +61,19 @@ class ColorAugSSD(T.Augmentation):
         saturation_high: float = 1.5,
         hue_delta: int = 18,
     ) -> None:
-        """
+        """Store the ranges of the draws.
+
         Args:
             img_format: "RGB" or "BGR".
-            brightness_delta: at most this is added or taken away, of 255.
+            brightness_delta: the largest change of the brightness, of 255, either way.
             contrast_low, contrast_high: the range of the factor on all channels.
             saturation_low, saturation_high: the range of the factor on the saturation.
-            hue_delta: at most this is added or taken away, in units of 2 degrees.
+            hue_delta: the largest change of the hue, in units of 2 degrees, either way.
         """
         self._init(locals())
 
     def get_transform(self, image: NDArray[Any]) -> T.ColorTransform:
-        """Draw one jitter; each of the four steps is left out half of the time."""
+        """Draw one jitter; each of the four steps is skipped with a probability of one half."""
         steps: list[Callable[[], NDArray[Any]]] = [self._saturation, self._hue]
         steps.insert(0 if np.random.randint(2) else 2, self._contrast)
         tables = [draw() for draw in (self._brightness, *steps) if np.random.randint(2)]
@@ -94,7 +95,7 @@ class ColorAugSSD(T.Augmentation):
 
 
 def _linear(factor: float, offset: float = 0) -> NDArray[Any]:
-    """What each 8-bit value becomes: 256 values."""
+    """Return the table of a linear function of 8-bit values: 256 values."""
     values = np.arange(256, dtype=np.float32) * factor + offset
     return np.clip(values, 0, 255).astype(np.uint8)
 
@@ -102,14 +103,14 @@ def _linear(factor: float, offset: float = 0) -> NDArray[Any]:
 def _hsv_table(
     hue: NDArray[Any] | None = None, saturation: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    """1×256×3: what each 8-bit value becomes in the three channels of an HSV image."""
+    """Return the table of the three channels of an HSV image: 1×256×3."""
     same = np.arange(256, dtype=np.uint8)
     channels = (same if hue is None else hue, same if saturation is None else saturation, same)
     return np.stack(channels, axis=-1)[None]
 
 
 def _look_up(image: NDArray[Any], tables: list[NDArray[Any]], img_format: str) -> NDArray[Any]:
-    """Apply `tables` in turn: 256 values for the image as it is, 1×256×3 for its HSV form."""
+    """Apply tables one after the other: 256 values to the image, 1×256×3 to its HSV form."""
     is_rgb = img_format == "RGB"
     to_hsv, from_hsv = (
         (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
@@ -123,14 +124,15 @@ def _look_up(image: NDArray[Any], tables: list[NDArray[Any]], img_format: str) -
 
 
 def build_augmentation(cfg: CfgNode, ignore_label: int | None) -> list[T.Augmentation]:
-    """MaskFormer's: resize, crop with a limit on a category's area, colour jitter, flip.
+    """Build MaskFormer's augmentation: resize, crop with an area limit, colour jitter, flip.
 
     Args:
-        cfg: its `INPUT` says how; see `mask_former.config`.
-        ignore_label: the label that the area limit does not count; None: there is none.
+        cfg: its keys in ``INPUT`` are explained in ``mask_former.config.keys``.
+        ignore_label: the label that the limit on a category's area does not count; None: there is
+            no such label.
 
     Raises:
-        ValueError: a key of `INPUT` has a value that does not exist.
+        ValueError: if a key of ``INPUT`` has an unknown value.
     """
     crop = None
     if cfg.INPUT.CROP.ENABLED:
@@ -146,13 +148,16 @@ def build_augmentation(cfg: CfgNode, ignore_label: int | None) -> list[T.Augment
 
 
 def build_detr_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
-    """DETR's: flip; half of the time resize to 400, 500 or 600 and crop; then resize.
+    """Build DETR's augmentation.
+
+    It flips; with a probability of one half it resizes the shortest edge to 400, 500 or 600 pixels
+    and crops; then it resizes.
 
     Args:
-        cfg: its `INPUT` says how; see `mask_former.config`.
+        cfg: its keys in ``INPUT`` are explained in ``mask_former.config.keys``.
 
     Raises:
-        ValueError: a key of `INPUT` has a value that does not exist.
+        ValueError: if a key of ``INPUT`` has an unknown value.
     """
     augmentations = _flip(cfg)
     if cfg.INPUT.CROP.ENABLED:

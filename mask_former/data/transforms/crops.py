@@ -1,4 +1,4 @@
-"""Where a training example is cut out: resize and crop in one pass, and crops that seek classes."""
+"""Crops of training examples: resize and crop in one pass, and crops centred on rare classes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ __all__ = ["ClassUniformCrop", "ResizeAndCrop", "ResizeCropTransform"]
 class ResizeCropTransform(T.Transform):
     """Resize an image, then crop it, computing only the pixels that the crop keeps.
 
-    The image is resized by PIL (bilinear, antialiased), as in `T.ResizeTransform`. Label maps of
-    any integer type take the pixel under the centre of the new one, which is PIL's rule as well.
+    The image is resized by PIL (bilinear, antialiased), as in ``T.ResizeTransform``. Label maps of
+    any integer type take the pixel under the centre of the new one, as PIL does.
     """
 
     def __init__(
         self, h: int, w: int, new_h: int, new_w: int, x0: int, y0: int, crop_w: int, crop_h: int
     ) -> None:
-        """
+        """Store the sizes and the window.
+
         Args:
             h, w: the size of the input.
-            new_h, new_w: the size it is resized to.
-            x0, y0, crop_w, crop_h: the window that is kept of the resized image.
+            new_h, new_w: the size that it is resized to.
+            x0, y0, crop_w, crop_h: the window of the resized image.
         """
         super().__init__()
         self._set_attributes(locals())
 
     def apply_image(self, img: NDArray[Any]) -> NDArray[Any]:
-        """Args: img: H×W×3, uint8. Returns: the same of the window's size."""
+        """Transform an image, H×W×3, uint8, to the window's size."""
         assert img.shape[:2] == (self.h, self.w) and img.dtype == np.uint8
         scale_x, scale_y = self.w / self.new_w, self.h / self.new_h
         box = (
@@ -46,34 +47,35 @@ class ResizeCropTransform(T.Transform):
         return np.array(resized)
 
     def apply_segmentation(self, segmentation: NDArray[Any]) -> NDArray[Any]:
-        """Args: segmentation: H×W, any type. Returns: the same of the window's size."""
+        """Transform a label map, H×W, of any type, to the window's size."""
         assert segmentation.shape == (self.h, self.w)
         rows = _nearest(self.y0, self.crop_h, self.h, self.new_h)
         columns = _nearest(self.x0, self.crop_w, self.w, self.new_w)
         top, bottom = int(rows[0]), int(rows[-1]) + 1
         window = segmentation[top:bottom].take(columns, axis=1)
-        return window[rows - top]  # the fastest way that ends contiguous
+        return window[rows - top]  # the fastest way to a contiguous result
 
     def apply_coords(self, coords: NDArray[Any]) -> NDArray[Any]:
-        """Args: coords: N×2 (x, y) in pixels, float."""
+        """Transform coordinates, N×2 (x, y) in pixels, float."""
         scale = (self.new_w / self.w, self.new_h / self.h)
         return coords * np.asarray(scale) - np.asarray((self.x0, self.y0))
 
 
 def _nearest(start: int, length: int, old: int, new: int) -> NDArray[Any]:
-    """Where the centres of the new pixels `start`, `start`+1, … lie among the old ones."""
+    """Find the old pixels under the centres of the new pixels ``start``, ``start``+1, …."""
     return (2 * np.arange(start, start + length) + 1) * old // (2 * new)
 
 
 class ResizeAndCrop(T.Augmentation):
-    """`resize` and then `crop`: the same draws as the two in turn, done as one transform."""
+    """Resize and crop as one transform, with the same draws as the two in sequence."""
 
     def __init__(self, resize: T.ResizeShortestEdge, crop: T.Augmentation | None = None) -> None:
-        """
+        """Store the two augmentations.
+
         Args:
             resize: draws the new size.
-            crop: `T.RandomCrop` or `T.RandomCrop_CategoryAreaConstraint`, which draws the window
-                in the resized image; None keeps the whole.
+            crop: draws the window in the resized image: ``ClassUniformCrop``, ``T.RandomCrop`` or
+                ``T.RandomCrop_CategoryAreaConstraint``; None keeps the full image.
         """
         self._init(locals())
 
@@ -83,7 +85,7 @@ class ResizeAndCrop(T.Augmentation):
         """Draw size and window for an H×W×3 image and its label map, which the crop may need.
 
         Raises:
-            ValueError: the image is so thin that nothing is left of it.
+            ValueError: if the image is so thin that a side would be resized to 0 pixels.
         """
         h, w = image.shape[:2]
         resize = self.resize.get_transform(image)
@@ -92,15 +94,16 @@ class ResizeAndCrop(T.Augmentation):
         if not new_h or not new_w:
             raise ValueError(
                 f"{w}×{h} pixels (width×height) is too thin: INPUT.MIN_SIZE_TRAIN and "
-                f"MAX_SIZE_TRAIN make {new_w}×{new_h} of it. Take the image out of the dataset."
+                f"INPUT.MAX_SIZE_TRAIN resize it to {new_w}×{new_h}. Remove the image from the "
+                "dataset."
             )
         whole = ResizeCropTransform(h, w, new_h, new_w, 0, 0, new_w, new_h)
         if self.crop is None:
             return whole
-        # Crops look at the labels, but of the image only at its shape.
+        # Crops read the labels, but only the shape of the image.
         canvas = np.broadcast_to(np.uint8(0), (new_h, new_w))
         labels = None
-        # Crops count labels by sorting them: fastest for 32 bit.
+        # Crops count labels by sorting them, which is fastest with 32 bits.
         if sem_seg is not None and _reads_labels(self.crop):
             labels = whole.apply_segmentation(sem_seg).astype(np.int32)
         window = self.crop(T.AugInput(canvas, sem_seg=labels))
@@ -112,24 +115,25 @@ def _reads_labels(crop: T.Augmentation) -> bool:
 
 
 class ClassUniformCrop(T.Augmentation):
-    """Some of a crop's windows moved to where a class is that is drawn among the image's.
+    """Move some of a crop's windows so that they contain a pixel of a randomly drawn class.
 
-    Each class of the image is as likely as any other, however few its pixels are, and then each of
-    its pixels (Zhu et al., 2019, *Improving Semantic Segmentation via Video Propagation and Label
-    Relaxation*, section 3.4, draw classes for whole epochs).
+    All classes of the image are equally likely, however few pixels they have, and so are then all
+    pixels of the class. (Zhu et al., 2019, *Improving Semantic Segmentation via Video Propagation
+    and Label Relaxation*, section 3.4, draw classes for whole epochs.)
     """
 
     def __init__(
         self, crop: T.Augmentation, probability: float, ignore_label: int | None = None
     ) -> None:
-        """
+        """Store the crop and the probability.
+
         Args:
-            crop: draws the window's size, and its place where no class is drawn.
-            probability: how often a class is drawn, in 0 … 1.
-            ignore_label: a label that is no class; None: there is none.
+            crop: draws the window's size, and its position if no class is drawn.
+            probability: the probability that a class is drawn, in 0 … 1.
+            ignore_label: a label that is not a class; None: there is no such label.
 
         Raises:
-            ValueError: `probability` is out of its range.
+            ValueError: if ``probability`` is out of its range.
         """
         if not 0 <= probability <= 1:
             raise ValueError(
@@ -138,14 +142,13 @@ class ClassUniformCrop(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: NDArray[Any], sem_seg: NDArray[Any] | None) -> T.CropTransform:
-        """Draw the window for an image and its H×W label map; without one, as `crop` does."""
+        """Draw the window for an image and its H×W label map; without a map, as ``crop`` does."""
         window = self.crop(T.AugInput(image, sem_seg=sem_seg))
         if sem_seg is None or np.random.rand() >= self.probability:
             return window
         classes = np.unique(sem_seg)
-        classes = (
-            classes[classes != self.ignore_label] if self.ignore_label is not None else classes
-        )
+        if self.ignore_label is not None:
+            classes = classes[classes != self.ignore_label]
         if not len(classes):
             return window
         rows, columns = np.nonzero(sem_seg == np.random.choice(classes))
@@ -156,5 +159,5 @@ class ClassUniformCrop(T.Augmentation):
 
 
 def _start(pixel: int, length: int, size: int) -> int:
-    """Draw where a window of `length` begins that holds `pixel`, within 0 … `size`."""
+    """Draw the start of a window of ``length`` that contains ``pixel``, within 0 … ``size``."""
     return np.random.randint(max(0, pixel - length + 1), min(pixel, size - length) + 1)

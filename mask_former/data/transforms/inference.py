@@ -17,7 +17,8 @@ class InferencePreprocessing:
     """Resize an image and convert it to a model's input, identically wherever a model runs."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """
+        """Read the settings of a config.
+
         Args:
             cfg: its keys ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` set the size,
                 ``INPUT.FORMAT`` the channel order.

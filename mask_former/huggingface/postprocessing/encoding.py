@@ -76,7 +76,7 @@ def encode(
         labels, masks = segments.targets(size)
         target = Target(labels=labels, masks=masks)
         if with_valid:
-            target["valid"] = segments.labelled(size)
+            target["valid"] = segments.valid_mask(size)
         targets.append(target)
     return targets
 

@@ -279,8 +279,8 @@ def test_an_image_without_any_label_gives_no_target(name, scene, tmp_path):
 
 
 @each_mapper
-def test_testing_is_left_to_detectron2s_mapper(name):
-    with pytest.raises(ValueError, match=r"use detectron2\.data\.DatasetMapper\(cfg, is_train=F"):
+def test_testing_is_left_to_the_inference_mapper(name):
+    with pytest.raises(ValueError, match=r"use mask_former\.data\.mappers\.InferenceMapper\(cfg\)"):
         DATASET_MAPPER_REGISTRY.get(name)(make_cfg(), is_train=False)
 
 
@@ -330,7 +330,7 @@ def test_a_dict_of_another_task_names_the_mapper_that_fits(name, scene):
     removed = "sem_seg_file_name" if name == SEMANTIC else "segments_info"
     fitting = "mask_former_panoptic or detr_panoptic" if name == SEMANTIC else SEMANTIC
     del scene[removed]
-    message = rf"Mapper needs .*'{removed}'\] is not there.*DATASET_MAPPER_NAME.*: {fitting}"
+    message = rf"Mapper needs .*'{removed}'\] is missing.*DATASET_MAPPER_NAME.*: {fitting}"
     with pytest.raises(KeyError, match=message):
         run(make(name), scene)
     scene = {"file_name": scene["file_name"], "annotations": []}
