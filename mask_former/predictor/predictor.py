@@ -32,7 +32,9 @@ __all__ = ["MaskFormerPredictor"]
 
 
 class MaskFormerPredictor:
-    """A trained model that turns images into results::
+    """Trained model that turns images into results.
+
+    For example::
 
         predictor = MaskFormerPredictor.from_pretrained("output/model_final.pth")
         result = predictor("street.jpg")
