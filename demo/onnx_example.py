@@ -26,8 +26,7 @@ def load(path, about):
     scale = about["shortest_edge"] / min(image.size) if about["shortest_edge"] else 1
     scale = min(scale, about["longest_edge"] / max(image.size))
     small = image.resize([int(side * scale + 0.5) for side in image.size], Image.BILINEAR)
-    pixels = np.asarray(small, np.float32)
-    pixels = pixels if about["channels"] == "RGB" else pixels[..., ::-1]
+    pixels = np.asarray(small, np.float32)[..., :: 1 if about["channels"] == "RGB" else -1]
     return pixels.transpose(2, 0, 1), image.size
 
 
