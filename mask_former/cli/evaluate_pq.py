@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mask_former.data.formats.readers import read_class_map
 from mask_former.evaluation.build import write_results
-from mask_former.evaluation.panoptic_quality import METRICS, PanopticQuality, match_classes
+from mask_former.evaluation.panoptic_quality import METRICS, PanopticQuality, match_label_maps
 from mask_former.registries import load_plugins
 
 from .command import add_plugin_argument, exit_code, make_parser
@@ -200,7 +200,7 @@ def evaluate(images: Iterable[tuple[LabelMap, LabelMap]], names: Sequence[str]) 
     """
     quality = PanopticQuality(len(names))
     for labels, prediction in images:
-        quality.add(match_classes(labels, prediction, len(names)))
+        quality.add(match_label_maps(labels, prediction, len(names)))
     means, count = quality.mean()
     if not count:
         raise ValueError("There is no labelled pixel in the dataset: nothing to evaluate.")

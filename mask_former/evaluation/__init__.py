@@ -1,1 +1,1 @@
-"""Evaluators, on detectron2's interface."""
+"""Evaluators with detectron2's interface."""

@@ -1,4 +1,4 @@
-"""Which evaluators a dataset gets, and the plain numbers they leave behind."""
+"""Choose the evaluators of a dataset, and write their results as plain numbers."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ _KNOWN_TYPES = {
     "cityscapes_instance": ("cityscapes_instance",),
     "cityscapes_panoptic_seg": ("panoptic", "cityscapes_semantic", "cityscapes_instance"),
 }
-"""What each ``evaluator_type`` of a dataset's metadata measures."""
+"""Tasks that each ``evaluator_type`` of a dataset's metadata measures."""
 
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """The evaluators of a dataset by its ``evaluator_type``, where the model gives the result.
+    """Build the evaluators that fit the dataset's ``evaluator_type`` and the model's results.
 
     Args:
-        cfg: says with ``MODEL.MASK_FORMER.TEST.*_ON`` which results there are, and with
-            ``TEST.SAVE_PREDICTIONS`` whether semantic and panoptic predictions are written.
-        dataset_name: a registered dataset.
-        output_folder: for predictions; by default ``OUTPUT_DIR/inference``.
+        cfg: Config with the model's results in ``MODEL.MASK_FORMER.TEST.*_ON``;
+            ``TEST.SAVE_PREDICTIONS`` also writes semantic and panoptic predictions to files.
+        dataset_name: A registered dataset.
+        output_folder: Folder for predictions. Default: ``OUTPUT_DIR/inference``.
 
     Raises:
-        ValueError: for a type that is not known, or if the model gives none of the results that
-            the dataset measures.
+        ValueError: If the type is unknown, or the model has none of the results that it measures.
     """
     folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
@@ -76,14 +75,15 @@ def build_evaluator(
     evaluators = [make() for on, make in (makers[task] for task in _KNOWN_TYPES[kind]) if on]
     if not evaluators:
         raise ValueError(
-            f"{dataset_name!r} measures {' and '.join(_KNOWN_TYPES[kind])}, and the model gives "
-            "none of it: turn on MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON."
+            f"The evaluation of {dataset_name!r} needs {' or '.join(_KNOWN_TYPES[kind])} results, "
+            "and the model has none: turn on "
+            "MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON."
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write ``{dataset: {task: {metric: number}}}`` as JSON; a number that is none is null."""
+    """Write ``{dataset: {task: {metric: number}}}`` as JSON; NaN and infinity become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(results), indent=2) + "\n"
     replace_file(path, lambda part: part.write_text(text))

@@ -1,4 +1,4 @@
-"""detectron2's Cityscapes evaluators, where numpy is newer than cityscapesscripts 2.3.0."""
+"""detectron2's Cityscapes evaluators, with the numpy that cityscapesscripts 2.3.0 predates."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ __all__ = ["CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"]
 
 
 class _EvaluatorWithIn1d(d2.DatasetEvaluator):
-    """The scripts call ``np.in1d``, which numpy 2.4 no longer has."""
+    """An evaluator whose scripts find ``np.in1d``, which numpy 2.4 no longer has."""
 
     def evaluate(self) -> Any:
-        # They bring the result to the map's shape, which `isin` gives in the first place.
+        # `isin` keeps the shape of the map, to which the scripts reshape the result anyway.
         with patch.object(np, "in1d", np.isin, create=True):
             return super().evaluate()
 
 
 class CityscapesSemSegEvaluator(_EvaluatorWithIn1d, d2.CityscapesSemSegEvaluator):
-    """IoU and iIoU of classes and of categories, in percent."""
+    """Evaluator of IoU and iIoU of classes and of categories, in percent."""
 
 
 class CityscapesInstanceEvaluator(_EvaluatorWithIn1d, d2.CityscapesInstanceEvaluator):
-    """AP and AP50, in percent."""
+    """Evaluator of AP and AP50, in percent."""
 
     def evaluate(self) -> Any:
         from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as scripts
 
-        # They dump what they matched into the working folder, and fail at numpy's integers.
+        # The scripts dump their matches into the working folder, which fails for numpy integers.
         with patch.object(scripts, "writeDict2JSON", lambda *_: None):
             return super().evaluate()

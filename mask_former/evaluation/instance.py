@@ -1,4 +1,4 @@
-"""COCO's instance evaluation, of panoptic datasets as well."""
+"""COCO's instance evaluation, also of panoptic datasets."""
 
 from __future__ import annotations
 
@@ -22,28 +22,31 @@ from mask_former.data.formats.coco_json import read_json
 
 __all__ = ["COCOEvaluator"]
 
-TASKS = ("bbox", "segm")  # detectron2 would leave out "segm" where nothing at all was found
+TASKS = ("bbox", "segm")  # detectron2 leaves out "segm" if no instance was predicted at all
 
 
 class COCOEvaluator(d2.COCOEvaluator):
-    """detectron2's AP of boxes and masks, with the classes and truth of panoptic datasets, too.
+    """detectron2's AP of boxes and masks, extended to panoptic datasets.
 
-    The truth is the metadata's ``json_file``; where there is none, the things of its
-    ``panoptic_json``; where there is neither, what detectron2 makes of the dataset's dicts.
-    Classes may be any of the model's, such as things 8 to 10 of 11 classes. Annotations may lack
-    ``iscrowd``, ``area`` and ``bbox``, and have the id 0, which COCO's code takes for "no match".
+    The ground truth is the metadata's ``json_file``; without one, the things of its
+    ``panoptic_json``; without either, the annotations in the dataset's dicts, as in detectron2.
+    The evaluated classes may be some of the model's, for example the things 8 to 10 of 11 classes.
+    Annotations may lack ``iscrowd``, ``area`` and ``bbox``, and may have the id 0, which COCO's
+    code mistakes for "no match".
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
-        """
+        """Load the ground truth.
+
         Args:
-            dataset_name: its metadata may have ``thing_dataset_id_to_contiguous_id``; else classes
-                are the categories of the truth by ascending id.
-            output_dir: where predictions go.
+            dataset_name: A registered dataset. Its classes are those of
+                ``thing_dataset_id_to_contiguous_id`` in the metadata; without that, the categories
+                of the ground truth by ascending id.
+            output_dir: Folder for the predictions, or None.
 
         Raises:
-            FileNotFoundError: if there is no such JSON or PNG.
-            ValueError: if the truth is broken or has other categories than the metadata.
+            FileNotFoundError: If a JSON or PNG is missing.
+            ValueError: If the ground truth is damaged or has other categories than the metadata.
         """
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("json_file") is None and metadata.get("panoptic_json") is not None:
@@ -51,23 +54,23 @@ class COCOEvaluator(d2.COCOEvaluator):
         else:
             _check_file(metadata)
             super().__init__(dataset_name, TASKS, output_dir=output_dir)
-        if "annotations" in self._coco_api.dataset:  # not a test set's
-            _mend(self._coco_api, f"the truth of {dataset_name}")
-        self._place_of_class, self._metadata = _classes(metadata, self._coco_api)
+        if "annotations" in self._coco_api.dataset:  # a test set has none
+            _complete_annotations(self._coco_api, f"the ground truth of {dataset_name}")
+        self._index_of_class, self._metadata = _classes(metadata, self._coco_api)
 
     def _init_from_panoptic(self, metadata: Metadata, output_dir: str | None) -> None:
-        """detectron2's ``__init__`` on a file and a metadata entry that last as long as it does."""
+        """Run detectron2's ``__init__`` on a temporary JSON and a temporary metadata entry."""
         logging.getLogger(__name__).info(
-            "%s names no json_file: its instances are the things of %s.",
+            "%s has no json_file: the instances are the things of %s.",
             metadata.name,
             metadata.panoptic_json,
         )
         panoptic = read_json(Path(metadata.panoptic_json), "COCO panoptic format")
-        truth = instances_of_panoptic(panoptic, Path(metadata.panoptic_root))
+        ground_truth = instances_of_panoptic(panoptic, Path(metadata.panoptic_root))
         name = f"{metadata.name} (its things as instances)"
         with TemporaryDirectory() as folder:
             path = Path(folder) / "instances.json"
-            path.write_text(json.dumps(truth), encoding="utf-8")
+            path.write_text(json.dumps(ground_truth), encoding="utf-8")
             MetadataCatalog.get(name).set(json_file=str(path))
             try:
                 super().__init__(name, TASKS, output_dir=output_dir)
@@ -78,28 +81,30 @@ class COCOEvaluator(d2.COCOEvaluator):
         """Keep the predictions of images.
 
         Args:
-            inputs: one dict an image, with ``image_id``.
-            outputs: one dict an image, with ``instances``: ``pred_boxes``, ``scores``,
+            inputs: One dict for each image, with ``image_id``.
+            outputs: One dict for each image, with ``instances``: ``pred_boxes``, ``scores``,
                 ``pred_classes`` (contiguous ids of the model) and ``pred_masks``.
 
         Raises:
-            ValueError: a class is no thing of the dataset.
+            ValueError: If a class is not a thing of the dataset.
         """
-        super().process(inputs, list(map(self._of_dataset, inputs, outputs)))
+        super().process(inputs, list(map(self._with_dataset_classes, inputs, outputs)))
 
-    def _of_dataset(self, example: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
-        """The instances, their classes the place among the dataset's."""
+    def _with_dataset_classes(
+        self, example: Mapping[str, Any], output: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Copy the instances, with their classes as indices of the dataset's categories."""
         found = output["instances"]
-        places = [self._place_of_class.get(label) for label in found.pred_classes.tolist()]
-        if None in places:
+        indices = [self._index_of_class.get(label) for label in found.pred_classes.tolist()]
+        if None in indices:
             raise ValueError(
                 f"{example.get('file_name', example['image_id'])}: an instance has the class "
-                f"{int(found.pred_classes[places.index(None)])}, which is no thing of "
-                f"{self._metadata.name}; expected one of {sorted(self._place_of_class)}. Was the "
+                f"{int(found.pred_classes[indices.index(None)])}, which is not a thing of "
+                f"{self._metadata.name}; expected one of {sorted(self._index_of_class)}. Was the "
                 "model trained on other classes?"
             )
         renamed = Instances(found.image_size, **found.get_fields())
-        renamed.pred_classes = torch.tensor(places, dtype=torch.int64)
+        renamed.pred_classes = torch.tensor(indices, dtype=torch.int64)
         return {"instances": renamed}
 
 
@@ -107,20 +112,20 @@ def _check_file(metadata: Metadata) -> None:
     path = metadata.get("json_file")
     if path is not None and not PathManager.isfile(path):
         raise FileNotFoundError(
-            f"{path}, the json_file of {metadata.name}, is not there: instance AP is measured "
+            f"{path}, the json_file of {metadata.name}, is missing: instance AP is measured "
             "against it. Restore it, or set MODEL.MASK_FORMER.TEST.INSTANCE_ON to False."
         )
 
 
-def _mend(coco: Any, where: str) -> None:
-    """Complete the annotations in place, and count their ids from 1 where one is 0."""
+def _complete_annotations(coco: Any, where: str) -> None:
+    """Add missing keys to the annotations, and number them from 1 if an id is 0."""
     annotations, images = coco.dataset["annotations"], coco.imgs
-    for place, annotation in enumerate(annotations):
+    for index, annotation in enumerate(annotations):
         image = images.get(annotation["image_id"])
         name = f"{where}: annotation id {annotation['id']!r}"
         if image is None:
             raise ValueError(f"{name} has an image_id that is not in `images`: list the image.")
-        annotations[place] = complete(annotation, (image["height"], image["width"]), name)
+        annotations[index] = complete(annotation, (image["height"], image["width"]), name)
     if 0 in coco.anns:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
@@ -129,25 +134,25 @@ def _mend(coco: Any, where: str) -> None:
 
 
 def _classes(metadata: Metadata, coco: Any) -> tuple[dict[int, int], Metadata]:
-    """What the evaluator needs to know of the classes.
+    """Map the model's classes to the categories of the ground truth.
 
     Returns:
-        contiguous id of the model -> place among the categories of the truth, by ascending id, as
-        COCO's code orders them; and metadata in which the place is the contiguous id.
+        A dict from a contiguous id of the model to the index of its category, which COCO's code
+        sorts by id, and metadata in which this index is the contiguous id.
     """
     ids = sorted(coco.getCatIds())
-    places = {category: place for place, category in enumerate(ids)}
-    contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or places
+    indices = {category: index for index, category in enumerate(ids)}
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or indices
     if set(contiguous) != set(ids):
         raise ValueError(
             f"{metadata.name}: the categories of its instance annotations have the ids {ids}, the "
-            f"things of its metadata {sorted(contiguous)}; they must be the same. Is json_file "
-            "another dataset's?"
+            f"things of its metadata {sorted(contiguous)}; they must be the same. Does json_file "
+            "belong to another dataset?"
         )
     things = Metadata(
         name=metadata.name,
         json_file=metadata.get("json_file"),
         thing_classes=[category["name"] for category in coco.loadCats(ids)],
-        thing_dataset_id_to_contiguous_id=places,
+        thing_dataset_id_to_contiguous_id=indices,
     )
-    return {contiguous[category]: place for category, place in places.items()}, things
+    return {contiguous[category]: index for category, index in indices.items()}, things

@@ -24,7 +24,7 @@ from .panoptic_quality import (
     METRICS,
     Matches,
     PanopticQuality,
-    Truth,
+    TrueSegments,
     match_segments,
     pair_counts,
 )
@@ -33,30 +33,35 @@ __all__ = ["COCOPanopticEvaluator"]
 
 
 class Annotation(NamedTuple):
-    """The truth of one image."""
+    """Ground truth of one image."""
 
-    file_name: str  # its PNG
-    ids: list[int]  # of the segments, ascending
-    truth: Truth  # in the order of `ids`
+    file_name: str
+    """Path of its PNG."""
+    ids: list[int]
+    """Ids of its segments, ascending."""
+    segments: TrueSegments
+    """Its segments, in the order of ``ids``."""
 
 
 class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
-    """detectron2's PQ, SQ and RQ of all, thing and stuff classes, to the last digit.
+    """detectron2's PQ, SQ and RQ of all, thing and stuff classes, identical to the last digit.
 
     detectron2 writes each prediction as a PNG, which panopticapi reads again and counts by sorting
-    pairs of 64 bit. Here an image is counted as it comes, each rank counts its own, and the ranks
-    gather counts. ``predictions.json`` is detectron2's.
+    64-bit pairs of ids. Here each image is counted as soon as it is predicted, by the rank that
+    predicted it, and only the counts are gathered. ``predictions.json`` is the same.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
-        """
+        """Load the ground truth.
+
         Args:
-            dataset_name: its metadata names ``panoptic_json`` and ``panoptic_root``.
-            output_dir: where ``predictions.json`` goes; None writes none.
+            dataset_name: A registered dataset with ``panoptic_json`` and ``panoptic_root`` in its
+                metadata.
+            output_dir: Folder for ``predictions.json``; None writes no file.
 
         Raises:
-            FileNotFoundError: if there is no ``panoptic_json``.
-            ValueError: if a segment there lacks a key or has another category than those there.
+            FileNotFoundError: If the ``panoptic_json`` is missing.
+            ValueError: If a segment in it lacks a key, or its category is not listed.
         """
         super().__init__(dataset_name, output_dir)
         content = self._read_json()
@@ -82,21 +87,22 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
             return json.load(file)
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Remove the counts and predictions of all images."""
         self._matches: dict[Any, Matches] = {}
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count images.
+        """Count the segments of images.
 
         Args:
-            inputs: one dict an image, with ``file_name`` and ``image_id``.
-            outputs: one dict an image, with ``panoptic_seg``: ids H×W, 0 where there is no segment,
-                and one dict a segment with ``id``, ``category_id`` and ``isthing``.
+            inputs: One dict for each image, with ``file_name`` and ``image_id``.
+            outputs: One dict for each image, with ``panoptic_seg``: segment ids H×W, 0 for pixels
+                without a segment, and one dict for each segment with ``id``, ``category_id`` and
+                ``isthing``.
 
         Raises:
-            FileNotFoundError, ValueError: a PNG of the truth is missing or damaged, or an output
-                does not fit it, its own ``segments_info`` or the categories.
+            FileNotFoundError, ValueError: If a PNG of the ground truth is missing or damaged, or
+                an output contradicts it, its own ``segments_info`` or the categories.
         """
         for example, output in zip(inputs, outputs, strict=True):
             ids, infos = output["panoptic_seg"]
@@ -104,24 +110,24 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
             if infos is None:
                 raise ValueError(
                     f"{file_name}: the model's panoptic_seg has no segments_info; expected ids and "
-                    "one dict a segment."
+                    "one dict for each segment."
                 )
-            infos = [self._of_dataset(info, file_name) for info in infos]
+            infos = [self._with_dataset_category(info, file_name) for info in infos]
             self._matches[image_id] = self._match(image_id, file_name, ids, infos)
             if self._output_dir is not None:
                 stem = os.path.splitext(os.path.basename(file_name))[0]
                 annotation = {"image_id": image_id, "file_name": f"{stem}.png"}
                 self._predictions.append(annotation | {"segments_info": infos})
 
-    def _of_dataset(self, info: Mapping[str, Any], file_name: str) -> dict[str, Any]:
-        """A copy of a segment's dict, its ``category_id`` the dataset's."""
+    def _with_dataset_category(self, info: Mapping[str, Any], file_name: str) -> dict[str, Any]:
+        """Copy a segment's dict, with the dataset's ``category_id``."""
         try:
             converted = self._convert_category_id(dict(info))
             self._classes[converted["category_id"]]
         except KeyError as error:
             raise ValueError(
                 f"{file_name}: a predicted segment has the category_id {info['category_id']} "
-                f"(isthing {info.get('isthing')}), which is no category of "
+                f"(isthing {info.get('isthing')}), which is not a category of "
                 f"{self._metadata.panoptic_json}: was the model trained on other classes?"
             ) from error
         return converted
@@ -132,29 +138,30 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
         if image_id not in self._annotations:
             raise ValueError(
                 f"{file_name}: {self._metadata.panoptic_json} has no annotation of the image_id "
-                f"{image_id!r}; it must be the one that the dataset was loaded from."
+                f"{image_id!r}; it must be the file that the dataset was loaded from."
             )
-        png, true_ids, truth = self._annotations[image_id]
+        png, true_ids, segments = self._annotations[image_id]
         rows = read_segment_map(png, true_ids, may_be_absent=True)
         columns = _index_prediction(ids.cpu().numpy(), [info["id"] for info in infos], file_name)
         if rows.shape != columns.shape:
             raise ValueError(
                 f"{file_name}: the prediction is {columns.shape} (H, W), its annotation {png} is "
-                f"{rows.shape}; they must be of one size."
+                f"{rows.shape}; they must have the same size."
             )
         common = pair_counts(rows, columns, (len(true_ids) + 1, len(infos) + 1))
         classes = [self._classes[info["category_id"]] for info in infos]
-        return match_segments(common, truth, np.array(classes, dtype=np.int64))
+        return match_segments(common, segments, np.array(classes, dtype=np.int64))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """Gather what all ranks have counted.
+        """Gather the counts of all ranks and compute the metrics.
 
         Returns:
-            ``panoptic_seg``: PQ, SQ and RQ in percent, of things with ``_th``, of stuff with
-            ``_st``; nan where no class has a segment. None on all ranks but the first.
+            ``panoptic_seg``: PQ, SQ and RQ in percent; the names end in ``_th`` for things and in
+            ``_st`` for stuff. A value is NaN if no class of its group has a segment. None on all
+            ranks except the first.
 
         Raises:
-            ValueError: if an image of the dataset has no prediction.
+            ValueError: If an image of the dataset has no prediction.
         """
         comm.synchronize()
         gathered = comm.gather((self._matches, self._predictions))
@@ -194,26 +201,26 @@ def _annotation(
     annotation: Mapping[str, Any], classes: Mapping[int, int], folder: str
 ) -> Annotation:
     infos = annotation["segments_info"]
-    # Of several crowds of a class, panopticapi looks at the last.
+    # If a class has several crowds, panopticapi uses the last.
     crowds = {classes[info["category_id"]]: info["id"] for info in infos if info.get("iscrowd")}
     infos = sorted(infos, key=lambda info: info["id"])
     ids = [info["id"] for info in infos]
-    truth = Truth(
+    segments = TrueSegments(
         classes=np.array([classes[info["category_id"]] for info in infos], dtype=np.int64),
         areas=np.array([info["area"] for info in infos], dtype=np.int64),
         is_crowd=np.array([info.get("iscrowd", 0) for info in infos], dtype=bool),
         crowd_of={index: ids.index(crowd) for index, crowd in crowds.items()},
     )
-    return Annotation(os.path.join(folder, annotation["file_name"]), ids, truth)
+    return Annotation(os.path.join(folder, annotation["file_name"]), ids, segments)
 
 
 def _index_prediction(ids: NDArray[Any], segment_ids: list[int], file_name: str) -> NDArray[Any]:
-    """Ids H×W to their places in `segment_ids`, from 1; 0 stays."""
+    """Replace segment ids (H×W) by their indices in ``segment_ids``, from 1; 0 stays 0."""
     index_map, present = index_segments(ids, segment_ids)
     found = set(present.tolist()) - {0}
     if found != set(segment_ids) or len(found) != len(segment_ids):
         raise ValueError(
             f"{file_name}: the predicted ids are {sorted(found)}, those of its segments_info "
-            f"{segment_ids}; they must be the same, each of them once."
+            f"{segment_ids}; they must be the same, and each must occur once."
         )
     return index_map

@@ -131,7 +131,7 @@ def test_an_unknown_type_is_an_error_that_names_the_dataset_and_the_known_ones(c
 def test_a_model_that_gives_no_result_of_the_dataset_is_an_error(cfg, dataset, made, kind, on):
     turn_on(cfg, *on)
     name = dataset(kind)
-    with pytest.raises(ValueError, match=rf"{name}.*measures.*MODEL.MASK_FORMER.TEST"):
+    with pytest.raises(ValueError, match=rf"{name}.*has none.*MODEL.MASK_FORMER.TEST"):
         build_evaluator(cfg, name)
     assert made == []
 

@@ -255,7 +255,7 @@ def test_a_panoptic_dataset_measures_ap_beside_pq(cfg, scenes, dataset, kind, tm
 
 def test_a_class_that_is_no_thing_of_the_dataset_is_an_error(scenes, dataset):
     dataset(**scenes.panoptic_json(), json_file=None, thing_dataset_id_to_contiguous_id=THINGS)
-    message = r"0\.jpg: an instance has the class 0, which is no thing of .*one of \[1, 3, 4\]"
+    message = r"0\.jpg: an instance has the class 0, which is not a thing of .*one of \[1, 3, 4\]"
     with pytest.raises(ValueError, match=message):
         evaluate(scenes, COCOEvaluator(DATASET), {30: 0, 7: 0, 12: 0})
 

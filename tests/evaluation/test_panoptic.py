@@ -227,8 +227,8 @@ def smaller(ids, infos):
     [
         (unlisted, "predicted ids are .*segments_info"),
         (absent, "predicted ids are .*99"),
-        (twice, "each of them once"),
-        (unknown_class, "category_id 77.*no category of .*panoptic.json"),
+        (twice, "each must occur once"),
+        (unknown_class, "category_id 77.*not a category of .*panoptic.json"),
         (smaller, r"prediction is \(32, 47\).*000.png is \(32, 48\)"),
         (lambda ids, infos: (ids, None), "no segments_info"),
     ],

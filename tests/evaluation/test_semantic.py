@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import detectron2.evaluation as d2
 import numpy as np
@@ -94,6 +95,18 @@ def test_metrics_and_files_are_detectron2s_to_the_last_digit(
         for name in ("ours", "theirs")
     ]
     assert written[0] == written[1] and len(written[0]) > COUNT
+
+
+def test_the_log_has_one_line_for_each_class(make, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mask_former"), "propagate", True)
+    images = make(4, 255)
+    with caplog.at_level(logging.INFO):
+        found = evaluate(SemSegEvaluator(DATASET), images)["sem_seg"]
+    (message,) = [r.message for r in caplog.records if "sem_seg" in r.name or "IoU" in r.message]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in message.splitlines()[1:]]
+    names = MetadataCatalog.get(DATASET).stuff_classes
+    assert [row[0] for row in rows[2:]] == [*names, "mean"]
+    assert rows[-1][1:] == [f"{found['mIoU']:.2f}", f"{found['mACC']:.2f}"]
 
 
 def test_where_detectron2_measures_no_boundaries_there_are_none(make, monkeypatch):

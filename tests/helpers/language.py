@@ -24,6 +24,7 @@ DONE: tuple[str, ...] = (
     "docs/predict_command.md",
     "mask_former/checkpoint",
     "mask_former/data",
+    "mask_former/evaluation",
     "mask_former/huggingface/postprocessing",
     "mask_former/losses",
     "mask_former/modeling/heads",

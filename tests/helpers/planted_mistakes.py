@@ -370,8 +370,8 @@ CONFIG = {
             "camvid_sem_seg_val",
             str(folder),
         ),
-        "'camvid_sem_seg_val' measures semantic, and the model gives none of it: turn on "
-        "MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON.",
+        "The evaluation of 'camvid_sem_seg_val' needs semantic results, and the model has none: "
+        "turn on MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON.",
         "Nothing could be measured.",
         "Turn on what the dataset measures.",
     ),
