@@ -1,4 +1,4 @@
-"""Parts of a model by patterns of their names, as configs give them."""
+"""Patterns of parameter names, as configs write them."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ __all__ = ["lies_below", "matching"]
 
 
 def lies_below(name: str, pattern: str) -> bool:
-    """Whether a shell pattern matches ``name`` or a module that it is a part of.
+    """Check if a shell pattern matches a parameter or a module that contains it.
 
-    ``*`` stands for anything, dots too: ``backbone``, ``*.norm?`` and ``*bias`` are patterns.
+    ``*`` matches any text, including dots: ``backbone``, ``*.norm?`` and ``*bias`` are patterns.
     """
     return any(fnmatchcase(start, pattern) for start in _starts(name))
 
 
 def matching(pattern: str, names: Collection[str], key: str) -> list[str]:
-    """The names that :func:`lies_below` ``pattern``.
+    """Return the names of the parameters that a pattern matches; see :func:`lies_below`.
 
     Args:
-        pattern: of a config.
-        names: of a model's parameters.
-        key: the config key, for the message.
+        pattern: Pattern of a config.
+        names: Names of a model's parameters.
+        key: Config key, for the error message.
 
     Raises:
-        ValueError: if there are none; tells names that are near.
+        ValueError: If there are none. The message lists similar names.
     """
     found = [name for name in names if lies_below(name, pattern)]
     if not found:
         known = dict.fromkeys(start for name in names for start in _starts(name))
         near = difflib.get_close_matches(pattern, known, n=4, cutoff=0.5)
         tops = dict.fromkeys(name.partition(".")[0] for name in names)
-        hint = f"near it: {', '.join(near)}" if near else f"the names begin with {', '.join(tops)}"
+        hint = f"similar: {', '.join(near)}" if near else f"names start with {', '.join(tops)}"
         raise ValueError(
             f"{key}: {pattern!r} matches no parameter of the model; {hint}. A pattern is the whole "
-            "name of a parameter or module, where * stands for anything."
+            "name of a parameter or module, in which * matches any text."
         )
     return found
 
 
 def _starts(name: str) -> list[str]:
-    """``a``, ``a.b`` and ``a.b.c`` of ``a.b.c``."""
+    """Return the prefixes of a name: ``a``, ``a.b`` and ``a.b.c`` for ``a.b.c``."""
     return list(accumulate(name.split("."), "{}.{}".format))

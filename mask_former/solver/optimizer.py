@@ -1,4 +1,4 @@
-"""The optimizer: learning rates and weight decay by parameter, the whole gradient clipped."""
+"""Optimizer with learning rate and weight decay by parameter, and clipping of the gradient."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POSITION_BIASES = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Parameter]]:
-    """Each trained parameter once: its module's name, its own, its module and itself."""
+    """Yield the name of the module, the own name, the module and the parameter, each once."""
     seen = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -36,16 +36,16 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Para
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """One group a parameter.
+    """Build one group for each trained parameter.
 
-    The backbone's learning rate is ``BASE_LR × BACKBONE_MULTIPLIER``; the factors of all patterns
-    of ``LR_MULTIPLIERS`` that match a parameter's name come on top. Norms decay by
-    ``WEIGHT_DECAY_NORM``, embeddings by ``WEIGHT_DECAY_EMBED``, position biases not at all, the
-    rest by ``WEIGHT_DECAY``.
+    The learning rate is ``BASE_LR``, in the backbone times ``BACKBONE_MULTIPLIER``, times the
+    factors of all patterns of ``LR_MULTIPLIERS`` that match the parameter's name. The weight decay
+    is ``WEIGHT_DECAY_NORM`` for norm layers, ``WEIGHT_DECAY_EMBED`` for embeddings, 0 for
+    position biases, and ``WEIGHT_DECAY`` for all other parameters.
 
     Raises:
-        ValueError: if ``LR_MULTIPLIERS`` holds anything but pairs of a pattern that matches
-            something and a positive number.
+        ValueError: If an entry of ``LR_MULTIPLIERS`` is not a pair of a pattern that matches
+            a parameter and a positive number.
     """
     solver = cfg.SOLVER
     names = [name for name, _ in model.named_parameters()]
@@ -67,7 +67,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _multipliers(entries: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
-    """The product of the factors for each parameter that a pattern of ``entries`` matches."""
+    """Return the product of the factors for each parameter that a pattern matches."""
     key = "SOLVER.LR_MULTIPLIERS"
     multipliers: dict[str, float] = {}
     for entry in entries:
@@ -75,7 +75,7 @@ def _multipliers(entries: Sequence[Any], names: Sequence[str]) -> dict[str, floa
         if not is_pair or not isinstance(entry[0], str) or not _is_positive(entry[1]):
             raise ValueError(
                 f"{key} has the entry {entry!r}; expected a pattern and a positive number, such as "
-                "['*.query_embed', 2.0]. What shall not be trained belongs into MODEL.FREEZE."
+                "['*.query_embed', 2.0]. To freeze parameters, use MODEL.FREEZE."
             )
         for name in matching(entry[0], names, key):
             multipliers[name] = multipliers.get(name, 1.0) * entry[1]
@@ -87,20 +87,20 @@ def _is_positive(value: Any) -> bool:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD, as ``SOLVER.OPTIMIZER`` says; its ``step()`` clips the gradient first.
+    """Build AdamW or SGD (``SOLVER.OPTIMIZER``), whose ``step()`` clips the gradient first.
 
-    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" the norm over all parameters is clipped
-    to ``CLIP_VALUE``, and stays readable as ``optimizer.gradient_norm``; other types are
+    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" the gradient's norm over all parameters is
+    clipped to ``CLIP_VALUE``; ``optimizer.gradient_norm`` is its value before. The other types are
     detectron2's.
 
     Raises:
-        ValueError: for another optimizer.
+        ValueError: If the optimizer is unknown.
     """
     groups = parameter_groups(cfg, model)
     name, solver = cfg.SOLVER.OPTIMIZER, cfg.SOLVER
     optimizer: torch.optim.Optimizer
     if name == "ADAMW":
-        # fused: one pass over each parameter instead of a dozen.
+        # fused: one pass over the memory of each parameter instead of a dozen.
         optimizer = torch.optim.AdamW(groups, solver.BASE_LR, fused=True)
     elif name == "SGD":
         optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM)
@@ -118,5 +118,5 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _clip(optimizer: Any, parameters: list[nn.Parameter], max_norm: float) -> None:
-    # A hook that returned something would replace the optimizer's arguments.
+    # A return value of the hook would replace the optimizer's arguments.
     optimizer.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -35,6 +35,7 @@ DONE: tuple[str, ...] = (
     "mask_former/predictor",
     "mask_former/registries.py",
     "mask_former/results",
+    "mask_former/solver",
     "mask_former/structures.py",
     "mask_former/utils",
     "mask_former/visualization",

@@ -322,7 +322,7 @@ CONFIG = {
     ),
     "a pattern that freezes nothing": Mistake(
         lambda folder: planted_trainer(folder, "MODEL.FREEZE", "['backbon']"),
-        "MODEL.FREEZE: 'backbon' matches no parameter of the model; near it: backbone…",
+        "MODEL.FREEZE: 'backbon' matches no parameter of the model; similar: backbone…",
         "Nothing would be frozen.",
         "Take a name that the message shows, or a pattern with `*`.",
     ),

@@ -33,7 +33,7 @@ def test_what_matches_nothing_is_an_error(pattern):
 
 
 def test_the_error_tells_near_names_and_else_the_first():
-    with pytest.raises(ValueError, match=r"near it: .*backbone\.norm2"):
+    with pytest.raises(ValueError, match=r"similar: .*backbone\.norm2"):
         matching("backbone.norm1", NAMES, "KEY")
-    with pytest.raises(ValueError, match="the names begin with backbone, backbone_two, head"):
+    with pytest.raises(ValueError, match="names start with backbone, backbone_two, head"):
         matching("???", NAMES, "KEY")

@@ -127,7 +127,7 @@ def test_an_entry_that_is_no_pattern_with_a_factor_is_shown(solver, entry):
 
 def test_a_pattern_that_matches_nothing_is_an_error(solver):
     solver.SOLVER.LR_MULTIPLIERS = [["haed", 2.0]]
-    with pytest.raises(ValueError, match=r"SOLVER.LR_MULTIPLIERS: 'haed' .*near it: head"):
+    with pytest.raises(ValueError, match=r"SOLVER.LR_MULTIPLIERS: 'haed' .*similar: head"):
         parameter_groups(solver, nn.ModuleDict({"head": Body()}))
 
 
