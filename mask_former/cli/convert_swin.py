@@ -1,6 +1,6 @@
-"""Convert the official ImageNet weights of a Swin Transformer into a file for MODEL.WEIGHTS.
+r"""Convert the official ImageNet weights of a Swin Transformer into a file for MODEL.WEIGHTS.
 
-python tools/convert_pretrained_swin_model_to_d2.py \\
+python tools/convert_pretrained_swin_model_to_d2.py \
     --checkpoint swin_tiny_patch4_window7_224.pth --output swin_tiny_patch4_window7_224.pkl
 
 The configs under `configs/` name such a .pkl; .safetensors and .pth work as well. The classifier

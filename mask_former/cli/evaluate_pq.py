@@ -1,6 +1,6 @@
-"""Evaluate the panoptic quality of a semantic segmentation (PQ^st of the MaskFormer paper, 4).
+r"""Evaluate the panoptic quality of a semantic segmentation (PQ^st of the MaskFormer paper, 4).
 
-python tools/evaluate_pq_for_semantic_segmentation.py --dataset ade20k_sem_seg_val \\
+python tools/evaluate_pq_for_semantic_segmentation.py --dataset ade20k_sem_seg_val \
     --predictions output/inference/sem_seg_predictions.json --json pq.json
 
 Every class is stuff: its pixels in an image are one segment, in the labels and in the prediction.

@@ -1,6 +1,6 @@
-"""Export a trained model as graphs that run without this package.
+r"""Export a trained model as graphs that run without this package.
 
-    python tools/export.py --config-file model_zoo/camvid_semantic.yaml --format onnx --dynamic \\
+    python tools/export.py --config-file model_zoo/camvid_semantic.yaml --format onnx --dynamic \
         --verify --output camvid_onnx
 
 writes two graphs that take images (N×3×H×W, 0 … 255, in the config's channel order; normalisation

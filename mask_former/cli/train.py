@@ -1,4 +1,4 @@
-"""Train or evaluate the model of a config.
+r"""Train or evaluate the model of a config.
 
 python tools/train_net.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml
 python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
@@ -8,9 +8,9 @@ torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 
 Your own dataset, with --val-images and --val-labels to evaluate on (docs/own_data.md):
 
-python tools/train_net.py --config-file configs/custom/maskformer_semantic.yaml --train-images A \\
+python tools/train_net.py --config-file configs/custom/maskformer_semantic.yaml --train-images A \
     --train-labels B --classes classes.txt
-python tools/train_net.py --config-file configs/custom/maskformer_instance.yaml --train-images A \\
+python tools/train_net.py --config-file configs/custom/maskformer_instance.yaml --train-images A \
     --train-json x.json
 
 Exit code: 0; 2 after a mistake in the arguments, the config or the data, which is one line.

@@ -56,7 +56,7 @@ def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
         missing = naming_missing_plugins(config_file, plugins_named_in(config_file))
         with missing, _naming_mistakes(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
-            _find_files_beside(cfg, Path(config_file))
+            _find_files_next_to(cfg, Path(config_file))
     _merge_options(cfg, opts or [])
     return cfg
 
@@ -70,7 +70,7 @@ def plugins_named_in(config_file: str) -> list[str]:
     """Return the file names of the plug-ins that the comments of a config file name."""
     if not Path(config_file).is_file():
         return []
-    lines = Path(config_file).read_text(encoding="utf-8").splitlines()
+    lines = Path(config_file).read_text(encoding="utf-8", errors="replace").splitlines()
     names = (
         line.removeprefix(_PLUGIN_COMMENT) for line in lines if line.startswith(_PLUGIN_COMMENT)
     )
@@ -93,14 +93,14 @@ def finish_cfg(cfg: CfgNode) -> None:
     cfg.freeze()
 
 
-def _find_files_beside(cfg: CfgNode, config_file: Path) -> None:
-    """Take weights and tables that a config names by a relative path from its folder, if there."""
+def _find_files_next_to(cfg: CfgNode, config_file: Path) -> None:
+    """Take weights and tables with a relative path from the config's folder if they exist there."""
 
     def find(name: str) -> str:
         plain, mark, query = name.partition("?")
-        return f"{config_file.parent / plain}{mark}{query}" if is_beside(plain) else name
+        return f"{config_file.parent / plain}{mark}{query}" if is_next_to_it(plain) else name
 
-    def is_beside(name: str) -> bool:
+    def is_next_to_it(name: str) -> bool:
         return name != "" and (config_file.parent / name).is_file()
 
     cfg.MODEL.WEIGHTS = find(cfg.MODEL.WEIGHTS)
@@ -116,19 +116,19 @@ class _UniqueKeys(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value} is there twice,{key.start_mark}")
+                raise yaml.YAMLError(f"the key {key.value} occurs twice,{key.start_mark}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _check_file(path: Path, named_by: str) -> None:
-    """See that a config file is there and a YAML mapping, and so are those it is based on."""
+    """Check that a config file, and each that it is based on, exists and is a YAML mapping."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no config file {path} ({named_by}).")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"The config file {path} is no plain YAML: {error}") from error
+        raise ValueError(f"The config file {path} is not plain YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
             f"The config file {path} holds {type(content).__name__} {str(content)[:40]!r}; "
@@ -144,7 +144,7 @@ def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
         raise ValueError(
             f"Expected KEY VALUE pairs, got {len(opts)} words: {' '.join(map(str, opts))}. "
-            "Options such as --resume stand before the first key."
+            "Options such as --resume belong before the first key."
         )
     known = list(_keys(cfg))
     for key, value in zip(opts[::2], opts[1::2], strict=True):
@@ -156,7 +156,7 @@ def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
 
 @contextmanager
 def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
-    """Say where a mistake that yacs finds comes from, and which keys are near an unknown one."""
+    """Add to an error of yacs its source, and to an unknown key the similar ones."""
     try:
         yield
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -177,7 +177,7 @@ def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
 
 
 def _keys(cfg: CfgNode) -> Iterator[str]:
-    """The full name of every key, and of every group of keys."""
+    """Yield the full name of every key and of every group of keys."""
     for name, value in cfg.items():
         yield name
         if isinstance(value, CfgNode):

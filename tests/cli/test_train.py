@@ -204,7 +204,7 @@ def test_eval_only_refuses_a_model_of_which_a_part_would_be_random(trained, envi
         capture_output=True,
         timeout=TIMEOUT,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "x.pth does not fit the model: 1 of " in done.stderr
     assert "must be a checkpoint of the whole model" in done.stderr
 

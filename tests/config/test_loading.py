@@ -147,10 +147,10 @@ def test_an_odd_number_of_words_is_a_value_error_that_shows_them(opts):
         ("just text", "holds str 'just text'"),
         ("", "holds NoneType"),
         ("7", "holds int '7'"),
-        ("MODEL: [1,", "is no plain YAML: .*"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\xff", "is no plain YAML: .*"),
-        (b"\xff\xfe\x00", "is no plain YAML: .*"),
-        ("SEED: !!python/object/apply:os.getcwd []", "is no plain YAML: .*python/object"),
+        ("MODEL: [1,", "is not plain YAML: .*"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\xff", "is not plain YAML: .*"),
+        (b"\xff\xfe\x00", "is not plain YAML: .*"),
+        ("SEED: !!python/object/apply:os.getcwd []", "is not plain YAML: .*python/object"),
     ],
 )
 def test_a_file_that_is_no_yaml_mapping_is_a_value_error_that_names_it(write, content, found):

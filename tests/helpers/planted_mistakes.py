@@ -82,8 +82,8 @@ CONFIG = {
     ),
     "options behind the keys": Mistake(
         lambda folder: load_cfg("", ["SEED", "1", "--resume"]),
-        "Expected KEY VALUE pairs, got 3 words: SEED 1 --resume. Options such as --resume stand "
-        "before the first key.",
+        "Expected KEY VALUE pairs, got 3 words: SEED 1 --resume. Options such as --resume "
+        "belong before the first key.",
         "What follows the first key must be keys and values.",
         "Move the options before the first key.",
     ),
@@ -109,7 +109,7 @@ CONFIG = {
     ),
     "a key that stands twice": Mistake(
         lambda folder: load_cfg(write(folder, "SEED: 1\nSEED: 2")),
-        "The config file …x.yaml is no plain YAML: the key SEED is there twice,…line 2…",
+        "The config file …x.yaml is not plain YAML: the key SEED occurs twice,…line 2…",
         "Plain YAML would take the last one and say nothing.",
         "Take one of them out.",
     ),

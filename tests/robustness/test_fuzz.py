@@ -118,7 +118,7 @@ def test_a_table_with_a_value_of_another_type_is_refused(tmp_path, change, messa
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("SEED: 1\nMODEL: {}\nSEED: 2\n", r"x\.yaml is no plain YAML: the key SEED is there twice"),
+        ("SEED: 1\nMODEL: {}\nSEED: 2\n", r"x\.yaml is not plain YAML: the key SEED occurs twice"),
         ("MODEL:\n  PIXEL_MEAN: [1, .nan, 3]\n", r"MODEL\.PIXEL_MEAN .*expected finite numbers"),
         (f"MODEL:\n  SWIN: {{EMBED_DIM: {10**30}}}\n", r"MODEL\.SWIN\."),
         (f"MODEL:\n  SEM_SEG_HEAD: {{MASK_DIM: {10**30}}}\n", r"MASK_DIM .*numbers of 64 bit"),
