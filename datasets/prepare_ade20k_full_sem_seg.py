@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Bring the full ADE20K into the form that `ade20k_full_sem_seg_*` are read in.
+"""Convert the full ADE20K to the form of the datasets ``ade20k_full_sem_seg_*``.
 
     python datasets/prepare_ade20k_full_sem_seg.py [--root DIR] [--workers N]
 
 Below DIR/ADE20K_2021_17_01, images/ADE becomes images_detectron2 and annotations_detectron2: 847
-classes in 16-bit TIFFs, 65535 ignored, and nothing larger than 512 pixels on its shorter side. See
-datasets/README.md. Interrupted, the same command goes on where it stopped.
+classes in 16-bit TIFFs, 65535 ignored, and no shorter side of more than 512 pixels. See
+datasets/README.md. After an interruption, the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mask_former.data.preparation.downloads import check_size, copy_file, read_i
 from mask_former.utils.weight_files import replace_file
 
 DOWNLOAD = (
-    "ADE20K_2021_17_01.zip, to be had after registration at "
+    "ADE20K_2021_17_01.zip, available after registration at "
     "https://groups.csail.mit.edu/vision/datasets/ADE20K"
 )
 MAX_SHORTER_SIDE = 512  # pixels
@@ -34,16 +34,16 @@ COMPRESSION = "tiff_adobe_deflate"  # lossless
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(prepare, (__doc__ or "").splitlines()[0], DOWNLOAD, arguments)
 
 
 def prepare(root: Path, workers: int = 1) -> None:
-    """Write the images and label maps of both splits below `root`/ADE20K_2021_17_01.
+    """Write the images and label maps of both splits below ``root``/ADE20K_2021_17_01.
 
     Raises:
-        FileNotFoundError: the source is not there, or an image has no `_seg.png` beside it.
-        ValueError: a file is broken, or image and annotation differ in size.
+        FileNotFoundError: if the source is missing, or an image has no ``_seg.png`` next to it.
+        ValueError: if a file is damaged, or image and annotation differ in size.
     """
     source = root / "ADE20K_2021_17_01" / "images" / "ADE"
     require([source / "training", source / "validation"])
@@ -61,7 +61,7 @@ def prepare(root: Path, workers: int = 1) -> None:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images below a folder, and where those should be that have only an annotation."""
+    """List all images below a folder, including missing ones that have an annotation."""
     images = {path for path in folder.rglob("*.jpg") if not path.name.startswith(".")}
     for path in folder.rglob("*_seg.png"):
         images.add(path.with_name(f"{path.stem.removesuffix('_seg')}.jpg"))
@@ -76,7 +76,7 @@ def _job(image: Path, images: Path, labels: Path) -> Job:
 
 
 def convert(image_path: Path, seg_path: Path, image_target: Path, label_target: Path) -> None:
-    """One image with its label map, made smaller where it is too large."""
+    """Convert one image and its label map, and reduce them if they are too large."""
     image, seg = read_image(image_path), read_image(seg_path)
     check_size(seg_path, np.asarray(seg), image_path, image)
     size = reduced_size(*image.size)
@@ -91,34 +91,34 @@ def convert(image_path: Path, seg_path: Path, image_target: Path, label_target: 
 
 
 def reduced_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels, the shorter being 512 where both were larger."""
+    """Return (width, height) in pixels with a shorter side of 512 pixels at most."""
     scale = min(1.0, MAX_SHORTER_SIDE / min(width, height))
     return round(width * scale), round(height * scale)
 
 
 def decode(seg: NDArray[np.uint8], path: Path) -> NDArray[np.uint16]:
-    """Class ids of an annotation: a pixel (R, G, B) is of the object ⌊R/10⌋·256 + G.
+    """Decode the class ids of an annotation: a pixel (R, G, B) shows the object ⌊R/10⌋·256 + G.
 
     Args:
-        seg: H×W×3, RGB; B tells objects of a class apart and is not used.
-        path: of the file, for the message.
+        seg: H×W×3, RGB; B, the number of the object among those of its class, is not used.
+        path: the file, for the message.
 
     Returns:
-        H×W; 65535 where the object is none of the 847 classes.
+        Class ids, H×W; 65535 for objects of none of the 847 classes.
 
     Raises:
-        ValueError: the annotation is not in colours.
+        ValueError: if the annotation is not an RGB image.
     """
     if seg.ndim != 3 or seg.dtype != np.uint8:
         raise ValueError(
-            f"{path}: found an array of {seg.dtype} {seg.shape}, expected an RGB PNG of 8 bit."
+            f"{path}: found an array of {seg.dtype} {seg.shape}, expected an 8-bit RGB PNG."
         )
     return _classes()[seg[..., 0] // 10 * np.int32(256) + seg[..., 1]]
 
 
 @cache
 def _classes() -> NDArray[np.uint16]:
-    """Object index -> class id or ignore label."""
+    """Return the class id or ignore label of each object index."""
     table = read_table("ade20k_full")
     classes = np.full(26 * 256, table.ignore_label, np.uint16)  # ⌊R/10⌋ is at most 25
     classes[list(table.source_ids)] = list(table.source_ids.values())

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make ADE20K's panoptic annotations, in the form that `ade20k_panoptic_*` are read in.
+"""Create ADE20K's panoptic annotations for the datasets ``ade20k_panoptic_*``.
 
     python datasets/prepare_ade20k_pan_seg.py [--root DIR] [--workers N]
 
 Below DIR/ADEChallengeData2016, annotations (for stuff) and annotations_instance (for things) become
-ade20k_panoptic_{train,val} and their JSON files. `ade20k_panoptic_*` also need what
-prepare_ade20k_sem_seg.py writes. See datasets/README.md. Interrupted, the same command goes on
+ade20k_panoptic_{train,val} and their JSON files. The datasets also need the output of
+prepare_ade20k_sem_seg.py. See datasets/README.md. After an interruption, the same command continues
 where it stopped.
 """
 
@@ -37,16 +37,16 @@ read_table_once = cache(partial(read_table, "ade20k_panoptic"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(prepare, (__doc__ or "").splitlines()[0], DOWNLOAD, arguments)
 
 
 def prepare(root: Path, workers: int = 1) -> None:
-    """Write the panoptic PNGs and, once a split has them all, its JSON.
+    """Write the panoptic PNGs and, after all those of a split, its JSON.
 
     Raises:
-        FileNotFoundError: a folder is missing, or an image lacks one of its annotations.
-        ValueError: a file is broken, or has another size, form or value than it should.
+        FileNotFoundError: if a folder is missing, or an image lacks one of its annotations.
+        ValueError: if a file is damaged, or has an unexpected size, form or value.
     """
     table = read_table_once()
     for split, folder in (("train", "training"), ("val", "validation")):
@@ -55,11 +55,11 @@ def prepare(root: Path, workers: int = 1) -> None:
 
 
 def prepare_split(root: Path, folder: str, dataset: Dataset, table: Table, workers: int) -> None:
-    """Write one split, unless all of it is there."""
+    """Write one split, unless it is complete."""
     output, json_file = root / str(dataset.panoptic_root), root / str(dataset.panoptic_json)
     jobs = find_jobs(root / dataset.image_root, json_file.parent, folder, output)
     if json_file.exists() and all(job.done for job in jobs):
-        print(f"{json_file} is there already, with all its PNGs")
+        print(f"{json_file} and all its PNGs exist already")
         return
     make_ready(jobs)
     found = parallel_map(convert, jobs, workers=workers, description=folder)
@@ -69,7 +69,7 @@ def prepare_split(root: Path, folder: str, dataset: Dataset, table: Table, worke
 
 
 def find_jobs(images: Path, base: Path, folder: str, output: Path) -> list[Job]:
-    """A job an image: it, its semantic and its instance annotation; the PNG to be written."""
+    """List one job per image, from image, semantic and instance annotation to the PNG."""
     semantic, instances = base / "annotations" / folder, base / "annotations_instance" / folder
     require([images, semantic, instances])
     jobs = []
@@ -82,7 +82,7 @@ def find_jobs(images: Path, base: Path, folder: str, output: Path) -> list[Job]:
 
 
 def convert(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write one PNG where it is missing; returns the JSON's entries of image and annotation."""
+    """Write one PNG if it is missing; return the JSON's entries of image and annotation."""
     image_path, semantic_path, instance_path = job.sources
     (target,) = job.targets
     table = read_table_once()
@@ -105,10 +105,13 @@ def convert(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_instances(path: Path) -> NDArray[np.uint8]:
-    """H×W×2: the category (1 to 100) and the number of the instance; number 0 is no instance.
+    """Read an instance annotation.
+
+    Returns:
+        H×W×2: the category (1 to 100) and the number of the instance, 0 for pixels of none.
 
     Raises:
-        ValueError: the file is broken, is no RGB image, or holds a category that is none.
+        ValueError: if the file is damaged, is not an RGB image, or has an unknown category.
     """
     pixels = np.asarray(read_image(path))
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
@@ -130,14 +133,15 @@ def read_instances(path: Path) -> NDArray[np.uint8]:
 def panoptic_ids(
     semantic: NDArray[np.uint8], instances: NDArray[np.uint8], table: Table
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
-    """Segments of an image: one a stuff class of the semantic map, one an instance.
+    """Make the segments of an image: one per stuff class of the semantic map, one per instance.
 
-    An instance covers whatever the semantic map says. Void is what is unlabelled there, and what
-    it calls a thing while no instance covers it: nobody knows whose pixels those are.
+    Instances take precedence over the semantic map. Pixels become void if they are unlabelled
+    there, or labelled as a thing without an instance, because their instance is unknown.
 
     Args:
         semantic: H×W, 0 unlabelled, classes from 1.
-        instances: H×W×2, see `read_instances`.
+        instances: H×W×2; see ``read_instances``.
+        table: the table of the datasets.
 
     Returns:
         H×W segment ids from 1 (0 is void), and segment id -> category id.
@@ -148,7 +152,7 @@ def panoptic_ids(
     things[list(table.source_ids)] = list(table.source_ids.values())
     category, number = instances[..., 0], instances[..., 1].astype(np.int32)
     classes = np.where(number > 0, things[category], classes)
-    # one key a segment: from its class and its number, which is below 256, and 0 for stuff
+    # One key per segment, from its class and its number, which is below 256, and 0 for stuff.
     keys = np.where(classes == NO_CLASS, 0, 1 + classes * 256 + number)
     present = np.flatnonzero(np.bincount(keys.ravel()))
     present = present[present > 0]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Bring ADE20K's label maps into the form that `ade20k_sem_seg_*` are read in.
+"""Convert ADE20K's label maps to the form of the datasets ``ade20k_sem_seg_*``.
 
     python datasets/prepare_ade20k_sem_seg.py [--root DIR] [--workers N]
 
 Below DIR/ADEChallengeData2016, annotations (0 unlabelled, classes from 1) become
-annotations_detectron2 (classes from 0, 255 ignored). See datasets/README.md. Interrupted, the same
-command goes on where it stopped.
+annotations_detectron2 (classes from 0, 255 ignored). See datasets/README.md. After an interruption,
+the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ VALUES = f"classes 1 to {NUM_CLASSES}, and 0 for unlabelled"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(prepare, (__doc__ or "").splitlines()[0], DOWNLOAD, arguments)
 
 
 def prepare(root: Path, workers: int = 1) -> None:
-    """Write `root`/ADEChallengeData2016/annotations_detectron2.
+    """Write ``root``/ADEChallengeData2016/annotations_detectron2.
 
     Raises:
-        FileNotFoundError: a folder is missing, or an image or label map has no partner.
-        ValueError: a label map is broken, or has another form or other values than it should.
+        FileNotFoundError: if a folder is missing, or an image or label map has no partner.
+        ValueError: if a label map is damaged, or has an unexpected form or value.
     """
     base = root / FOLDER
     for split in ("training", "validation"):
@@ -48,13 +48,13 @@ def prepare(root: Path, workers: int = 1) -> None:
         sources = [Path(record["sem_seg_file_name"]) for record in load_sem_seg(images, labels)]
         jobs = [Job((path,), (output / f"{path.stem}.png",)) for path in sources]
         convert_all(convert, jobs, workers=workers, description=split)
-    print(f"The label maps lie in {base / 'annotations_detectron2'}")
+    print(f"Label maps written to {base / 'annotations_detectron2'}")
 
 
 def convert(source: Path, target: Path) -> None:
-    """One label map: class k becomes k - 1, and unlabelled, 0, becomes 255."""
+    """Convert one label map: class k becomes k - 1, and unlabelled, 0, becomes 255."""
     labels = read_labels(source, NUM_CLASSES, VALUES)
-    write_image(target, labels - np.uint8(1))  # 0 - 1 is 255 in 8 bit
+    write_image(target, labels - np.uint8(1))  # 0 - 1 is 255 in 8 bits
 
 
 if __name__ == "__main__":

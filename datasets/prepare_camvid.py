@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Bring CamVid into the form that `camvid_sem_seg_*` and `camvid_panoptic_*` are read in.
+"""Convert CamVid to the form of the datasets ``camvid_sem_seg_*`` and ``camvid_panoptic_*``.
 
     python datasets/prepare_camvid.py --source DIR [--output DIR] [--hold-out DRIVE]
 
-DIR is either the original download (the SegNet tutorial's `CamVid` folder: train, trainannot, …)
+DIR is either the original download (the SegNet tutorial's ``CamVid`` folder: train, trainannot, …)
 or a folder of images/<split> and annotations/<split>. Label maps hold 0 to 10, and 11 for
-"unlabelled". See datasets/README.md for what is written. A second run gives the same files.
+"unlabelled". datasets/README.md lists the files that are written; a second run writes the same.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mask_former.data.formats.coco_panoptic import segments_info, write_ids, wri
 from mask_former.data.preparation import downloads as files
 
 SPLITS = ("train", "val", "test")
-UNLABELLED = 11  # in the source; the table's ignore label in what is written
+UNLABELLED = 11  # in the source; the output has the table's ignore label
 MIN_INSTANCE_AREA = 50  # pixels at CamVid's 480×360
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prepare all the splits that the source has; returns the exit code."""
+    """Prepare all splits of the source, and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="folder of the download")
     parser.add_argument(
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--hold-out",
         metavar="DRIVE",
         help="train without a drive, such as 0006R0, and validate on it: of the training images "
-        "those of DRIVE become val, the others train; give it an --output of its own",
+        "those of DRIVE become val, the others train; give a separate --output",
     )
     args = parser.parse_args(arguments)
     output = args.output or datasets_root() / "camvid"
@@ -65,23 +65,30 @@ def prepare(
     min_area: int = MIN_INSTANCE_AREA,
     held_out: str | None = None,
 ) -> None:
-    """Write every split of `source` to `output`; or train and val, of its train, by `held_out`.
+    """Write every split of ``source`` to ``output``.
+
+    Args:
+        source: the folder of the download.
+        output: the folder to write to.
+        min_area: the smallest instance, in pixels.
+        held_out: a drive; only the train split is written then, divided into this drive as val and
+            the others as train.
 
     Raises:
-        FileNotFoundError: the source is not there, has no split, or lacks a file.
-        ValueError: a label map has another size or another value than it should, or the training
-            images are not of several drives with `held_out` among them.
+        FileNotFoundError: if the source is missing, has no split, or lacks a file.
+        ValueError: if a label map has an unexpected size or value, or the training images are not
+            of several drives with ``held_out`` among them.
     """
     table = read_table("camvid")
     if source.resolve() == output.resolve():
         raise ValueError(f"--source and --output are both {source}: give two different folders.")
     for split, records in read_splits(source, held_out).items():
         prepare_split(records, output, split, table, min_area)
-    print(f"CamVid lies in {output}")
+    print(f"CamVid written to {output}")
 
 
 def find_splits(source: Path) -> dict[str, tuple[Path, Path]]:
-    """Split -> its folders of images and of label maps, in whichever layout the source has."""
+    """Find the folders of images and of label maps of each split, in either layout."""
     layouts = [{s: (source / "images" / s, source / "annotations" / s) for s in SPLITS}]
     for base in (source, source / "CamVid"):
         layouts.append({s: (base / s, base / f"{s}annot") for s in SPLITS})
@@ -99,7 +106,7 @@ def find_splits(source: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_splits(source: Path, held_out: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Split -> what is to become of it: dicts with the files of each image."""
+    """Read the files of the images of each split to write."""
     folders = find_splits(source)
     if held_out is not None:
         if "train" not in folders:
@@ -112,9 +119,9 @@ def read_splits(source: Path, held_out: str | None) -> dict[str, list[dict[str, 
 
 
 def hold_out(records: list[dict[str, Any]], drive: str) -> dict[str, list[dict[str, Any]]]:
-    """Train and val: the images of all other drives, and those of `drive`.
+    """Divide images into those of ``drive``, which become val, and all others, train.
 
-    CamVid's file names are those of the drive and, behind `_`, the frame.
+    CamVid's file names are the drive and, after ``_``, the frame.
     """
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for record in records:
@@ -141,9 +148,9 @@ def prepare_split(
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     names = {Path(record["file_name"]).name for record in records}
-    _check_no_strangers(folders[0], names)
+    _check_no_other_files(folders[0], names)
     for folder in folders[1:]:
-        _check_no_strangers(folder, {f"{Path(name).stem}.png" for name in names})
+        _check_no_other_files(folder, {f"{Path(name).stem}.png" for name in names})
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in tqdm(records, desc=split, unit="image"):
@@ -168,7 +175,7 @@ def prepare_split(
 
 
 def read_labels(image_path: Path, label_path: Path) -> NDArray[np.uint8]:
-    """H×W label map with values up to UNLABELLED; checked against its image."""
+    """Read an H×W label map with values up to UNLABELLED, and compare its size with the image."""
     meaning = f"classes 0 to {UNLABELLED - 1}, and {UNLABELLED} for unlabelled"
     labels = files.read_labels(label_path, UNLABELLED, meaning)
     files.check_size(label_path, labels, image_path, files.read_image(image_path))
@@ -178,9 +185,10 @@ def read_labels(image_path: Path, label_path: Path) -> NDArray[np.uint8]:
 def panoptic_ids(
     labels: NDArray[np.uint8], table: Table, min_area: int
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
-    """Segments of a label map: one a stuff class, one an 8-connected component of a thing class.
+    """Make the segments of a label map: one per stuff class, one per component of a thing class.
 
-    CamVid has no instances of its own. Components smaller than `min_area` pixels become void.
+    CamVid has no instances, so 8-connected components of things stand for them. Those smaller than
+    ``min_area`` pixels become void.
 
     Returns:
         H×W segment ids from 1 (0 is void), and segment id -> category id.
@@ -192,7 +200,7 @@ def panoptic_ids(
         if category.isthing:
             _, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
             large = [i for i, area in enumerate(stats[:, cv2.CC_STAT_AREA]) if area >= min_area]
-            segments = [components == i for i in large if i != 0]  # 0 is the rest of the image
+            segments = [components == i for i in large if i != 0]  # 0 is the background
         else:
             segments = [mask == 1] if mask.any() else []
         for segment in segments:
@@ -202,12 +210,12 @@ def panoptic_ids(
     return ids, category_ids
 
 
-def _check_no_strangers(folder: Path, names: set[str]) -> None:
-    strangers = sorted({p.name for p in folder.iterdir() if p.name[0] != "."} - names)
-    if strangers:
+def _check_no_other_files(folder: Path, names: set[str]) -> None:
+    others = sorted({p.name for p in folder.iterdir() if p.name[0] != "."} - names)
+    if others:
         raise ValueError(
-            f"{folder} holds {len(strangers)} files that the source does not have, {strangers[0]} "
-            "for one. Remove that folder, or give another --output."
+            f"{folder} holds {len(others)} files that the source does not have, such as "
+            f"{others[0]}. Remove that folder, or choose another --output."
         )
 
 

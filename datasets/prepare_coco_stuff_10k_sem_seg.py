@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Bring COCO-Stuff-10K (v1.0) into the form that `coco_2017_*_stuff_10k_sem_seg` are read in.
+"""Convert COCO-Stuff-10K (v1.0) to the form of ``coco_2017_{train,test}_stuff_10k_sem_seg``.
 
     python datasets/prepare_coco_stuff_10k_sem_seg.py [--root DIR] [--workers N]
 
 Below DIR/coco/coco_stuff_10k, the images that imageLists name are copied to images_detectron2, and
 their .mat files become the label maps of annotations_detectron2 (classes from 0, 255 ignored). See
-datasets/README.md. Needs h5py. Interrupted, the same command goes on where it stopped.
+datasets/README.md. Needs h5py. After an interruption, the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ VALUES = range(UNLABELLED, UNLABELLED + NUM_CLASSES + 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(prepare, (__doc__ or "").splitlines()[0], DOWNLOAD, arguments)
 
 
 def prepare(root: Path, workers: int = 1) -> None:
-    """Write the images and label maps of both splits below `root`/coco/coco_stuff_10k.
+    """Write the images and label maps of both splits below ``root``/coco/coco_stuff_10k.
 
     Raises:
-        FileNotFoundError: a list, or a file that it names, is not there.
-        ModuleNotFoundError: h5py is not installed.
-        ValueError: a file is broken, or has another form, size or value than it should.
+        FileNotFoundError: if a list, or a file that it names, is missing.
+        ModuleNotFoundError: if h5py is not installed.
+        ValueError: if a file is damaged, or has an unexpected form, size or value.
     """
     if find_spec("h5py") is None:
         raise ModuleNotFoundError("h5py, which reads the .mat files, is missing: pip install h5py")
@@ -56,7 +56,7 @@ def prepare(root: Path, workers: int = 1) -> None:
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list of images, one a line, without suffix."""
+    """Read a list of images: names without suffix, one per line."""
     require([path])
     names = path.read_text(encoding="utf-8").split()
     if not names:
@@ -72,20 +72,20 @@ def _job(source: Path, name: str, images: Path, labels: Path) -> Job:
 
 
 def convert(image_path: Path, mat_path: Path, image_target: Path, label_target: Path) -> None:
-    """One image with its label map: label k becomes class k - 2, and unlabelled, 1, becomes 255."""
+    """Convert one image and its label map: label k becomes k - 2, and unlabelled, 1, 255."""
     image, labels = read_image(image_path), read_mat(mat_path)
     check_size(mat_path, labels, image_path, image)
     copy_file(image_path, image_target)
-    write_image(label_target, (labels - 2).astype(np.uint8))  # 1 - 2 is 255 in 8 bit
+    write_image(label_target, (labels - 2).astype(np.uint8))  # 1 - 2 is 255 in 8 bits
 
 
 def read_mat(path: Path) -> NDArray[np.int32]:
-    """The H×W label map of a .mat file: 1 is unlabelled, the 171 classes are 2 to 172.
+    """Read the H×W label map of a .mat file: 1 is unlabelled, the 171 classes are 2 to 172.
 
-    The file is MATLAB's HDF5 form with an array `S`, which HDF5 shows as W×H.
+    The file is in MATLAB's HDF5 format with an array ``S``, which HDF5 shows as W×H.
 
     Raises:
-        ValueError: the file is broken, of another form, or has other values, as those of v1.1.
+        ValueError: if the file is damaged, or has another form or other values, as those of v1.1.
     """
     import h5py  # optional, so not at the top
 
@@ -94,7 +94,7 @@ def read_mat(path: Path) -> NDArray[np.int32]:
             labels = np.asarray(file["S"]).T
     except (OSError, KeyError) as error:
         raise ValueError(
-            f"{path} is no HDF5 file with an array `S` ({error}): it is broken, or not of v1.0."
+            f"{path} is not an HDF5 file with an array `S` ({error}): is it damaged, or of v1.1?"
         ) from error
     wrong = sorted(set(np.unique(labels).tolist()) - set(VALUES))
     if labels.ndim != 2 or wrong:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Draw the built-in dataset, `shapes_panoptic_train` and `shapes_panoptic_val`.
+"""Draw the built-in dataset, ``shapes_panoptic_train`` and ``shapes_panoptic_val``.
 
     python datasets/prepare_shapes.py [--output DIR] [--num-train N] [--num-val N] [--seed S]
 
-Not needed for the default sizes: training and evaluation draw them where they are missing.
+The default sizes do not need this: training and evaluation draw the dataset if it is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mask_former.data.shapes.writer import DEFAULT, Settings, generate
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--output",
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"prepare_shapes: {error}", file=sys.stderr)
         return 1
-    print(f"The shapes dataset lies in {output}")
+    print(f"The shapes dataset is in {output}")
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tests.helpers.paths import ROOT
 
 DONE: tuple[str, ...] = (
+    "datasets",
     "demo",
     "docs/app.md",
     "docs/predict.md",

@@ -64,7 +64,7 @@ def test_whole_numbers_of_any_type_will_do(tmp_path: Path, dtype: type) -> None:
         ({"S": np.full((40, 60), 2.5)}, r"\[2\.5\]"),
         ({"S": np.full((2, 40, 60), 2, np.uint8)}, r"shape \(2, 40, 60\)"),
         ({"S": np.full((40, 61), 2, np.uint8)}, "61×40 .* 60×40"),
-        ({"captions": np.zeros((1, 1))}, "no HDF5 file with an array `S`"),
+        ({"captions": np.zeros((1, 1))}, "is not an HDF5 file with an array `S`"),
     ],
 )
 def test_a_mat_file_of_another_form_is_an_error_that_names_it(
