@@ -1,7 +1,7 @@
-"""Graphs that run without this package: ``torch.export``, ONNX, TorchScript.
+"""Graphs that run without this package: ``torch.export``, ONNX and TorchScript.
 
-:func:`~.graphs.graphs_of` makes of a model what is exported, :mod:`~.formats` writes and reads it,
-:mod:`~.verification` compares it with the model, :mod:`~.description` says what a user must know.
+:func:`~.graphs.graphs_of` converts a model to graphs, :mod:`~.formats` writes and reads them,
+:mod:`~.verification` compares them with the model, and :mod:`~.description` describes them.
 """
 
 from .description import describe

@@ -1,4 +1,4 @@
-"""What the user of a graph must know of it, as plain data for a JSON file beside it."""
+"""Description of exported graphs, as plain data for a JSON file next to them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["describe"]
 def describe(
     cfg: CfgNode, graphs: dict[str, Any], *, format_name: str, size: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """The description of the graphs of a model.
+    """Describe the graphs of a model: files, versions, inputs and classes.
 
     Args:
-        cfg: its config.
-        graphs: see :func:`~.graphs.graphs_of`.
-        format_name: a key of ``FORMATS``.
-        size: (H, W) in pixels that the graphs are of; None: of any.
+        cfg: The model's config.
+        graphs: The graphs by name; see :func:`~.graphs.graphs_of`.
+        format_name: A key of ``FORMATS``.
+        size: Input size of the graphs, (H, W) in pixels; None if they accept any size.
     """
     versions = {"torch": torch.__version__}
     for name in FORMATS[format_name].needs:
@@ -44,7 +44,7 @@ def describe(
             "stride": STRIDE,
             "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,
             "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
-            "normalisation": "inside the graph; what pads an image to the stride is the mean",
+            "normalisation": "inside the graph; pad images to the stride with the mean",
             "mean": list(cfg.MODEL.PIXEL_MEAN),
             "std": list(cfg.MODEL.PIXEL_STD),
         },

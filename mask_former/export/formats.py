@@ -1,4 +1,4 @@
-"""The formats: how a graph becomes a file, and how the file is run."""
+"""Formats of exported graphs: writers, and readers that run the file."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from .graphs import LIMIT, STRIDE
 __all__ = ["FORMATS", "INPUT", "OPSET", "Format", "Runner"]
 
 OPSET = 18
-"""ONNX's, of what is written."""
+"""ONNX opset of the files that are written."""
 INPUT = "image"
-"""The name of a graph's input."""
+"""Name of a graph's input."""
 
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
-"""A graph read from its file: B×3×H×W to its outputs."""
+"""Graph that was read from a file: maps B×3×H×W to its outputs."""
 
 
 class Format(NamedTuple):
-    """One format of graphs."""
+    """File format of graphs."""
 
     suffix: str
     write: Callable[[Any, Tensor, Path, bool], None]
-    """``write(graph, example, path, dynamic)``: of the example's size, or of any."""
+    """``write(graph, example, path, dynamic)``: for the example's size, or for any size."""
     read: Callable[[Path], Runner]
     needs: tuple[str, ...] = ()
     """Packages beyond torch."""
 
     def check_packages(self) -> None:
-        """
+        """Check that the packages in ``needs`` are installed.
+
         Raises:
-            ImportError: if a package is not installed.
+            ImportError: if a package is missing.
         """
         missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
         if missing:
@@ -51,7 +52,7 @@ class Format(NamedTuple):
 def _dynamic_shapes(dynamic: bool) -> dict[str, dict[int, Any]] | None:
     if not dynamic:
         return None
-    # From 2 on: torch takes a size of 1 for a constant.
+    # The minimum is 2 because torch specialises a size of 1 as a constant.
     height, width = (torch.export.Dim(name, min=2, max=LIMIT) for name in ("h", "w"))
     batch = torch.export.Dim("batch", min=1, max=4096)
     return {INPUT: {0: batch, 2: STRIDE * height, 3: STRIDE * width}}
@@ -59,7 +60,7 @@ def _dynamic_shapes(dynamic: bool) -> dict[str, dict[int, Any]] | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say of their own inner workings."""
+    """Silence the exporters' logs and warnings about their internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -118,7 +119,7 @@ def _read_onnx(path: Path) -> Runner:
 
 @torch.no_grad()
 def _write_torchscript(graph: nn.Module, example: Tensor, path: Path, dynamic: bool) -> None:
-    # A trace leaves the sizes open by itself: `dynamic` has nothing to ask for.
+    # A trace accepts any size anyway, so `dynamic` changes nothing.
     with _quiet():
         torch.jit.save(torch.jit.trace(graph, example, check_trace=False), path)
 
@@ -126,7 +127,7 @@ def _write_torchscript(graph: nn.Module, example: Tensor, path: Path, dynamic: b
 def _read_torchscript(path: Path) -> Runner:
     with _quiet():
         module = torch.jit.load(path)
-    # the profiling executor compiles anew for each size
+    # its profiling executor compiles again for each size
     return lambda image: _as_tuple(module(image))
 
 
@@ -139,4 +140,4 @@ FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxruntime", "onnxscript")),
     "torchscript": Format(".ts", _write_torchscript, _read_torchscript),
 }
-"""By the name on the command line."""
+"""Formats by their name on the command line."""

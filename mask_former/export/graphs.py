@@ -1,7 +1,7 @@
-"""What is exported: modules from a batch of images to logits, and to a map of classes.
+"""Modules to export: from a batch of images to logits, and to a map of classes.
 
-A graph takes B×3×H×W, float, values 0 … 255 in the channel order of ``INPUT.FORMAT``; H and W are
-multiples of :data:`STRIDE`. It normalises, so what pads an image to such a size is the mean colour.
+A graph takes B×3×H×W, float, in 0 … 255, in the channel order of ``INPUT.FORMAT``; H and W are
+multiples of :data:`STRIDE`. It normalises images itself, so pad them with the mean colour.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from mask_former.ops.symbolic_sizes import plain_size
 __all__ = ["LIMIT", "STRIDE", "ClassMap", "Logits", "PixelClassMap", "graphs_of"]
 
 STRIDE = 32
-"""Sides of images are multiples of it, in pixels."""
+"""Sides of images are multiples of this number of pixels."""
 LIMIT = 256
-"""The longest side, in strides, of a graph whose sizes are open: 8192 pixels."""
+"""Longest side of a graph with open sizes, in strides: 8192 pixels."""
 
 
 class _Graph(nn.Module):
-    """Backbone and head behind a normalisation."""
+    """Normalisation, backbone and head.
+
+    Args:
+        model: A ``MaskFormer`` or ``SemanticSegmentor``; it is copied, not changed.
+    """
 
     outputs: tuple[str, ...]
-    """Their names, in order."""
+    """Names of the outputs, in order."""
     mean: Tensor
     std: Tensor
 
     def __init__(self, model: Any) -> None:
-        """Args: ``model``: a ``MaskFormer`` or ``SemanticSegmentor``; it stays as it is."""
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone)
         self.head = copy.deepcopy(model.sem_seg_head)
@@ -42,13 +45,15 @@ class _Graph(nn.Module):
         self.eval().requires_grad_(False)
 
     def network(self, image: Tensor) -> Any:
-        """What the head says."""
+        """Return the output of the head."""
         return self.head(self.backbone((_with_plain_sizes(image) - self.mean) / self.std))
 
 
 class Logits(_Graph):
-    """A set of masks: class logits B×Q×(K+1), the last being "no object", and mask logits
-    B×Q×H/4×W/4."""
+    """Graph of a set of masks: class logits B×Q×(K+1) and mask logits B×Q×H/4×W/4.
+
+    The last class is "no object".
+    """
 
     outputs: tuple[str, ...] = ("class_logits", "mask_logits")
 
@@ -58,7 +63,7 @@ class Logits(_Graph):
 
 
 class ClassMap(Logits):
-    """The best class of each pixel, B×H×W, int64: the semantic result at the input's size."""
+    """Graph of the semantic result: best class of each pixel of the input, B×H×W, int64."""
 
     outputs = ("class_map",)
 
@@ -71,7 +76,7 @@ class ClassMap(Logits):
 
 
 class PixelClassMap(_Graph):
-    """The same of a per-pixel baseline, whose head gives B×K×H×W."""
+    """:class:`ClassMap` of a per-pixel model, whose head returns B×K×H×W."""
 
     outputs = ("class_map",)
 
@@ -80,29 +85,27 @@ class PixelClassMap(_Graph):
 
 
 def graphs_of(model: Any) -> dict[str, _Graph]:
-    """The graphs of a model by name: ``mask_former`` (:class:`Logits`) and ``class_map``.
+    """Return the graphs of a model by name: ``mask_former`` (:class:`Logits`) and ``class_map``.
 
-    A per-pixel baseline predicts no masks: it has a ``class_map`` alone.
+    A per-pixel model predicts no masks and has only a ``class_map``.
 
     Raises:
-        ValueError: if the model is neither.
+        ValueError: if the model does not consist of a backbone and a ``sem_seg_head``.
     """
-    kind = type(model).__name__
-    if kind == "SemanticSegmentor":
-        return {"class_map": PixelClassMap(model)}
-    if kind != "MaskFormer":
+    if not (hasattr(model, "backbone") and hasattr(model, "sem_seg_head")):
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {kind!r}; what can be exported is 'MaskFormer', and "
-            "'SemanticSegmentor' with a per-pixel head."
+            f"MODEL.META_ARCHITECTURE is {type(model).__name__!r}; expected a model with a "
+            "backbone and a sem_seg_head to export, such as 'MaskFormer' or 'SemanticSegmentor'."
         )
+    if not hasattr(model, "predict"):  # as in the predictor: only models of masks have it
+        return {"class_map": PixelClassMap(model)}
     return {"mask_former": Logits(model), "class_map": ClassMap(model)}
 
 
 def _with_plain_sizes(image: Tensor) -> Tensor:
-    """The same image; where ``torch.export`` leaves its sizes open, their symbols are plain.
+    """Return the same image; sizes that ``torch.export`` leaves open become multiples of 32.
 
-    A side s would go through the network as s // 4, (s // 4 + 1) // 2 …; as 32·n, all is a
-    multiple of n.
+    A side s would be s // 4, (s // 4 + 1) // 2, … inside the network; 32·n stays a multiple of n.
     """
     for axis in (2, 3):
         if isinstance(image.shape[axis], torch.SymInt):
@@ -114,30 +117,28 @@ def _with_plain_sizes(image: Tensor) -> Tensor:
 
 
 class _StaticSameConv(nn.Module):
-    """timm's ``Conv2dSame`` on a map whose sides its stride divides, which fixes the padding.
+    """timm's ``Conv2dSame`` for maps whose sides are multiples of its stride.
 
-    timm's own computes the padding from the sizes, and an exporter takes minutes to simplify it.
+    Then the padding is constant. ``Conv2dSame`` computes it from the sizes, which takes exporters
+    minutes to analyse.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Take over the parameters of ``conv``."""
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.conv = conv
         self.padding: list[int] = []
-        for axis in (1, 0):  # F.pad begins with the last
+        for axis in (1, 0):  # F.pad begins with the last axis
             reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
             total = max(reach - conv.stride[axis], 0)
             self.padding += [total // 2, total - total // 2]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, self.padding)
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        conv, x = self.conv, F.pad(x, self.padding)
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def _pad_statically(network: nn.Module) -> None:
-    """Sides are multiples of 32, so the strides of a backbone of stride 32 divide all of them."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and type(child).__name__ == "Conv2dSame":
-                setattr(module, name, _StaticSameConv(child))
+    """Wrap each ``Conv2dSame``; sides are multiples of 32, and so of the strides of all layers."""
+    for name, module in list(network.named_modules()):
+        if type(module).__name__ == "Conv2dSame":
+            network.set_submodule(name, _StaticSameConv(module))

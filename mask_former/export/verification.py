@@ -1,53 +1,55 @@
-"""A graph beside the model it was made of: does it say the same, and how fast?"""
+"""Comparison of a graph with its model: outputs and speed."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mask_former.inference import semantic_map
+from mask_former.utils.timing import interleave, timed
 
 from .formats import Runner
 
 __all__ = ["TOLERANCE", "Parity", "Timing", "compare", "measure", "reference"]
 
 TOLERANCE = 1e-3
-"""Of logits: the largest absolute difference. Of class maps: the share of pixels that differ."""
+"""Limit of the largest absolute difference of logits, and of the share of pixels that differ."""
 
 
 class Parity(NamedTuple):
-    """How far a graph is from the model on one batch."""
+    """Difference between the outputs of a graph and its model for one batch."""
 
     shape: tuple[int, ...]
-    """B, 3, H, W."""
+    """Shape of the batch: B, 3, H, W."""
     difference: float
-    """The largest absolute one of logits, or the share of pixels of another class."""
+    """Largest absolute difference of logits, or share of pixels with another class."""
 
     @property
     def holds(self) -> bool:
-        return self.difference <= TOLERANCE  # and nan does not
+        """Whether the difference is within :data:`TOLERANCE`; NaN is not."""
+        return self.difference <= TOLERANCE
 
 
 class Timing(NamedTuple):
-    """Seconds a batch, the median of some turns."""
+    """Median seconds per batch."""
 
     eager: float
     exported: float
 
 
 def reference(model: Any, name: str) -> Runner:
-    """The model itself, as the graph ``name`` should be; see :func:`~.graphs.graphs_of`."""
+    """Return the model itself in the form of its graph ``name``; see :func:`~.graphs.graphs_of`."""
 
     @torch.no_grad()
     def run(image: Tensor) -> tuple[Tensor, ...]:
         features = model.backbone((image - model.pixel_mean) / model.pixel_std)
         outputs = model.sem_seg_head(features)
-        if isinstance(outputs, tuple):  # a per-pixel baseline's
+        if isinstance(outputs, tuple):  # of a per-pixel model
             return (outputs[0].argmax(1),)
         classes, masks = outputs["pred_logits"], outputs["pred_masks"]
         if name != "class_map":
@@ -61,17 +63,17 @@ def reference(model: Any, name: str) -> Runner:
 
 
 def compare(eager: Runner, exported: Runner, image: Tensor) -> Parity:
-    """Run both on ``image``, B×3×H×W.
+    """Run both on ``image``, B×3×H×W, and compare their outputs.
 
     Raises:
-        ValueError: if an output is of another shape or type than the model's.
+        ValueError: if an output differs from the model's in shape or type.
     """
     differences = []
     for expected, found in zip(eager(image), exported(image), strict=True):
         if expected.shape != found.shape or expected.dtype != found.dtype:
             raise ValueError(
-                f"For an image of {tuple(image.shape)} the model gives {tuple(expected.shape)} "
-                f"{expected.dtype}, the graph {tuple(found.shape)} {found.dtype}."
+                f"For an image of {tuple(image.shape)} the model returns {tuple(expected.shape)} "
+                f"{expected.dtype}, but the graph {tuple(found.shape)} {found.dtype}."
             )
         if expected.is_floating_point():
             differences.append((expected - found.to(expected.device)).abs().max())
@@ -82,21 +84,16 @@ def compare(eager: Runner, exported: Runner, image: Tensor) -> Parity:
 
 @torch.no_grad()
 def measure(
-    eager: Runner, exported: Runner, image: Tensor, rounds: int, after: Callable[[], Any]
+    eager: Runner, exported: Runner, image: Tensor, rounds: int, after_round: Callable[[], Any]
 ) -> Timing:
-    """Time both in turns, after a turn that is not counted.
+    """Time both interleaved, after one round that is not counted.
 
     Args:
-        rounds: turns that count.
-        after: called after each turn.
+        eager: The model.
+        exported: Its graph.
+        image: B×3×H×W.
+        rounds: Number of rounds that are counted.
+        after_round: Called after each round, the first included.
     """
-    seconds: dict[Runner, list[float]] = {eager: [], exported: []}
-    for _ in range(rounds + 1):
-        for run, times in seconds.items():
-            start = time.perf_counter()
-            run(image)
-            if image.is_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        after()
-    return Timing(*(statistics.median(times[1:]) for times in seconds.values()))
+    steps = [timed(partial(run, image), image.device) for run in (eager, exported)]
+    return Timing(*map(median, interleave(steps, rounds, after_round=after_round)))

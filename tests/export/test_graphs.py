@@ -76,7 +76,7 @@ def test_both_are_timed_in_turns_and_the_first_turn_does_not_count():
         lambda x: calls.append("exported") or (x,),
         image(1),
         rounds=2,
-        after=lambda: calls.append("|"),
+        after_round=lambda: calls.append("|"),
     )
     assert calls == ["eager", "exported", "|"] * 3
     assert min(timing) >= 0
