@@ -1,17 +1,18 @@
-"""Time and memory of a model's stages, beside other versions of it, in turns."""
+"""Interleaved benchmarks: time and memory per stage, compared with other versions of a model."""
 
 from __future__ import annotations
 
-from .measuring import Spec, build_contenders, measure, measure_data, measure_memory
+from .measuring import ModelSpec, build_models, measure, measure_data, measure_memory
+from .reference import ReferenceCriterion, ReferenceMatcher
 from .stopwatch import matrix_product_rate, peak_memory
-from .textbook import TextbookCriterion
-from .work import Work
+from .workload import Workload
 
 __all__ = [
-    "Spec",
-    "TextbookCriterion",
-    "Work",
-    "build_contenders",
+    "ModelSpec",
+    "ReferenceCriterion",
+    "ReferenceMatcher",
+    "Workload",
+    "build_models",
     "matrix_product_rate",
     "measure",
     "measure_data",

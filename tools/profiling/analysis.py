@@ -1,15 +1,14 @@
-"""What a model costs: parameters, multiply-adds, activations and time, module by module.
+"""Cost of a model: parameters, multiply-adds, activations and time, module by module.
 
-The network is looked at: backbone and head, for one image, without the post-processing of its
-results. Counts follow fvcore's rules: one multiply-add is one, activations are the outputs of
-convolutions and matrix products. Batch norms cost nothing, for they fold into the convolutions
-before them. Every supervised decoder layer predicts, as in training and in published counts,
-unless inference is asked for, which needs the last layer's prediction alone.
+Only the network is analysed: backbone and head, for one image, without the post-processing of its
+outputs. Counts follow fvcore's rules: one multiply-add counts as one, and activations are the
+outputs of convolutions and matrix products. Batch norms cost nothing, because they can be folded
+into the convolutions before them. Every supervised decoder layer predicts, as in training and in
+published counts; inference needs only the prediction of the last layer.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from mask_former.modeling import all_predictions
 from mask_former.structures import Size
+from mask_former.utils.timing import interleave, timed
 
 __all__ = [
     "DEFAULT_TASKS",
@@ -48,53 +48,53 @@ __all__ = [
 TASKS = ("parameter", "flop", "activation", "speed")
 DEFAULT_TASKS = ("parameter", "flop", "activation")
 RUNS, WARM_UP_RUNS = 10, 2
-"""Of the network, to measure its speed."""
+"""Number of runs to measure the network's speed."""
 
 
 Counts = dict[str, dict[str, float]]
-"""Module -> operator -> count; submodules are included, "" is the whole network."""
+"""Counts by module and operator; those of submodules are included, "" is the whole network."""
 
 
 @dataclass
 class Report:
-    """What was found for one image; what was not asked for is None."""
+    """Costs for one image; None for tasks that were not requested."""
 
     input_sizes: list[Size]
-    """As the network sees them, padding included. Counts are the mean over them."""
+    """Input sizes of the network, with padding; counts are the mean over them."""
     inference: bool
-    """Whether only the last decoder layer predicts."""
+    """True if only the last decoder layer predicts."""
     parameters: dict[str, int] | None = None
-    """Module -> number, its submodules' included."""
+    """Number of parameters by module, with those of submodules."""
     trained_parameters: int | None = None
     flops: Counts | None = None
     activations: Counts | None = None
     skipped: dict[str, int] = field(default_factory=dict)
-    """Operator that no multiply-adds are counted for -> how often it was met."""
+    """Operators without a rule for multiply-adds, with their number of calls."""
     seconds: float | None = None
-    """The median time of the network in inference, in fp32, for an image of the first size."""
+    """Median time of the network in inference, in fp32, for an image of the first size."""
     device: str = ""
 
 
 class Network(nn.Module):
-    """Backbone and head of a model, which is what costs."""
+    """Backbone and head of a model.
+
+    Raises:
+        ValueError: if the model does not consist of ``backbone`` and ``sem_seg_head``.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        """
-        Raises:
-            ValueError: if the model does not consist of ``backbone`` and ``sem_seg_head``.
-        """
         super().__init__()
         missing = [part for part in ("backbone", "sem_seg_head") if not hasattr(model, part)]
         if missing:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE is {type(model).__name__}, which has no "
-                f"{' and no '.join(missing)}: expected a model of both, such as MaskFormer."
+                f"{' and no '.join(missing)}: expected a model with both, such as MaskFormer."
             )
         self.backbone: Any = model.backbone
         self.sem_seg_head: Any = model.sem_seg_head
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """B×3×H×W to all tensors that the head gives: what is not returned is not traced."""
+        """Return all tensors of the head's output for B×3×H×W: others would not be traced."""
         return flatten_to_tuple(self.sem_seg_head(self.backbone(images)))[0]
 
 
@@ -105,16 +105,16 @@ def analyze(
     *,
     inference: bool = False,
 ) -> tuple[Report, Network]:
-    """Build the model, with random weights, and do the tasks.
+    """Build a model with random weights and analyse its cost.
 
     Args:
-        cfg: of the model.
-        tasks: some of `TASKS`.
-        sizes: of the images, before the model pads them; the counts are the mean over them.
-        inference: only the last decoder layer predicts; else every supervised one.
+        cfg: The model's config.
+        tasks: Names from :data:`TASKS`.
+        sizes: Sizes of the images before the model pads them; counts are the mean over them.
+        inference: Let only the last decoder layer predict; otherwise every supervised layer.
 
     Raises:
-        ValueError: see `Network`.
+        ValueError: see :class:`Network`.
     """
     model = build_model(cfg).eval()
     network = Network(model).eval()
@@ -135,14 +135,14 @@ def analyze(
 
 
 def _padded_size(size: Size, divisibility: int) -> Size:
-    """The size that the model pads an image to."""
+    """Return the size that the model pads an image to."""
     step = max(1, divisibility)
     height, width = (-(-side // step) * step for side in size)
     return height, width
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
-    """The number of parameters of each module, those of its submodules included."""
+    """Count the parameters of each module, with those of its submodules."""
     return {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in network.named_modules()
@@ -159,7 +159,7 @@ def _baddbmm_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(get_shape(inputs[1])) * get_shape(inputs[2])[-1]
 
 
-# Operators that fvcore does not know, or counts otherwise.
+# Operators that fvcore does not know, or counts by other rules.
 _FLOPS: dict[str, Any] = {
     "aten::scaled_dot_product_attention": _attention_flops,
     "aten::baddbmm": _baddbmm_flops,
@@ -172,16 +172,16 @@ _ACTIVATIONS: dict[str, Any] = {
 
 
 def count_flops(network: nn.Module, sizes: Sequence[Size]) -> tuple[Counts, dict[str, int]]:
-    """Multiply-adds for one image, the mean over sizes; see the module's text for the rules.
+    """Count the multiply-adds for one image, as the mean over sizes.
 
     Returns:
-        the counts, and the operators that are not counted with how often they were met.
+        The counts, and the operators that are not counted, with their number of calls.
     """
     return _count(network, sizes, FlopCountAnalysis, _FLOPS)
 
 
 def count_activations(network: nn.Module, sizes: Sequence[Size]) -> Counts:
-    """Outputs of convolutions and matrix products for one image, the mean over sizes."""
+    """Count the outputs of convolutions and matrix products for one image: mean over sizes."""
     return _count(network, sizes, ActivationCountAnalysis, _ACTIVATIONS)[0]
 
 
@@ -196,7 +196,7 @@ def _count(
         analysis: JitModelAnalysis = analysis_type(network, (images,))
         analysis.set_op_handle(**handles).tracer_warnings("none")
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        with torch.no_grad(), _autograd_functions_opened():
+        with torch.no_grad(), _traceable_autograd_functions():
             found = analysis.by_module_and_operator()
         for module, operators in found.items():
             mean = {name: count * times / len(sizes) for name, count in operators.items()}
@@ -206,8 +206,8 @@ def _count(
 
 
 @contextmanager
-def _autograd_functions_opened() -> Iterator[None]:
-    """Run the forward pass of autograd functions as plain code: a trace shows nothing of them."""
+def _traceable_autograd_functions() -> Iterator[None]:
+    """Run the forward pass of autograd functions as plain code, because a trace skips them."""
     function = torch.autograd.Function
     apply = vars(function)["apply"]
 
@@ -227,16 +227,11 @@ def _random_image(network: nn.Module, size: Size) -> Tensor:
 
 
 def measure_seconds(network: nn.Module, size: Size) -> float:
-    """The median time of the network for one image, in fp32 on its device."""
+    """Measure the median time of the network for one image, in fp32 on its device."""
     images = _random_image(network, size)
-    if not images.is_cuda:  # as the model does it
+    if not images.is_cuda:  # the model's own layout
         images = images.contiguous(memory_format=torch.channels_last)
-    times = []
     with torch.inference_mode():
-        for _ in range(WARM_UP_RUNS + RUNS):
-            start = time.perf_counter()
-            network(images)
-            if images.is_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    return median(times[WARM_UP_RUNS:])
+        step = timed(lambda: network(images), images.device)
+        (seconds,) = interleave([step], RUNS, warmup=WARM_UP_RUNS)
+    return median(seconds)

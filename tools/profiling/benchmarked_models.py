@@ -1,11 +1,9 @@
-"""Models that take turns: what each does in a step, cut into stages."""
+"""Models that are benchmarked interleaved: a step of each, cut into stages."""
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,45 +12,44 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mask_former.inference import ImageLogits, semantic_map
+from mask_former.inference import semantic_map
 from mask_former.modeling.mask_former import MaskFormer
 from mask_former.ops import as_masks
 from mask_former.solver.optimizer import build_optimizer
-from mask_former.structures import Outputs, layer_predictions
+from mask_former.structures import Match, Outputs, Prediction, Target, layer_predictions
 from mask_former.utils.precision import amp_dtype
 
-from .stopwatch import Stopwatch, lap_after, then
-from .work import Work, be_sure, random_batch
+from .reference import ReferenceMaskFormer
+from .stopwatch import Stopwatch
+from .workload import Workload, force_confident, random_batch
 
-__all__ = ["Contender", "ModelContender", "initial_weights"]
-
-Stage = tuple[str, Any, str]
-"""Its name, and the object and the method whose end is its end."""
+__all__ = ["BenchmarkedMaskFormer", "BenchmarkedModel", "initial_weights"]
 
 
 def initial_weights(cfg: CfgNode, seed: int = 0) -> dict[str, Tensor]:
-    """The state dict of a model of the config, with random weights."""
+    """Return the state dict of a model of the config, with random weights."""
     torch.manual_seed(seed)
     return build_model(cfg).state_dict()
 
 
-class Contender(ABC):
-    """One of those that take turns."""
+class BenchmarkedModel(ABC):
+    """One benchmarked model.
 
-    def __init__(self, name: str, cfg: CfgNode, work: Work, model: nn.Module) -> None:
-        """
-        Args:
-            name: in the results.
-            cfg: its ``SOLVER`` says how the model is trained.
-            work: what a step is given.
-            model: on the config's device, with its weights.
-        """
+    Args:
+        name: Name in the results.
+        cfg: Config, whose ``SOLVER`` tells how the model is trained.
+        workload: Input of a step.
+        model: Model with its weights, on the config's device.
+    """
+
+    def __init__(self, name: str, cfg: CfgNode, workload: Workload, model: nn.Module) -> None:
         self.name = name
         self.cfg = cfg
-        self.work = work
+        self.workload = workload
         self.model: Any = model
         self.device = torch.device(cfg.MODEL.DEVICE)
-        self.batch = random_batch(work, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        self.watch = Stopwatch(self.device)
+        self.batch = random_batch(workload, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
 
@@ -61,7 +58,7 @@ class Contender(ABC):
         return self.model.training
 
     def prepare(self, training: bool) -> None:
-        """Before steps of a mode."""
+        """Prepare for steps of training or inference."""
         self.model.train(training)
         self.optimizer = build_optimizer(self.cfg, self.model) if training else None
         self.scaler = torch.amp.GradScaler(
@@ -70,7 +67,7 @@ class Contender(ABC):
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
-        """Of the network in the present mode; None for fp32."""
+        """Precision of the network in the current mode; None for fp32."""
         solver_or_test = "SOLVER" if self.training else "TEST"
         return amp_dtype(self.cfg[solver_or_test].AMP, f"{solver_or_test}.AMP")
 
@@ -78,101 +75,159 @@ class Contender(ABC):
         dtype = self.amp_dtype
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-    def step(self, watch: Stopwatch) -> None:
-        """All that is done for a batch, from the images to results or changed weights."""
+    def step(self) -> dict[str, float]:
+        """Run a batch, from images to results or to changed weights; return seconds by stage."""
         if self.training:
-            self._train(watch)
+            self._train()
         else:
             with torch.no_grad():
-                self._infer(watch)
+                self._infer()
+        return self.watch.read()
 
-    def _train(self, watch: Stopwatch) -> None:
+    def _train(self) -> None:
         assert self.optimizer is not None
         self.optimizer.zero_grad()
-        watch.start()
+        self.watch.start()
         for _ in range(self.cfg.SOLVER.ACCUMULATE_STEPS):
-            loss = self._loss(watch)
+            loss = self._loss()
             self.scaler.scale(loss).backward()
-            watch.lap("backward")
+            self.watch.lap("backward")
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        watch.lap("optimizer")
+        self.watch.lap("optimizer")
 
     @abstractmethod
-    def _infer(self, watch: Stopwatch) -> None:
-        """Start the watch and make the results of the batch."""
+    def _infer(self) -> None:
+        """Start the watch and compute the results of the batch."""
 
     @abstractmethod
-    def _loss(self, watch: Stopwatch) -> Tensor:
-        """The loss of the batch, weighted."""
+    def _loss(self) -> Tensor:
+        """Compute the weighted loss of the batch."""
 
     @abstractmethod
-    def network(self, watch: Stopwatch) -> bool:
-        """Backbone and head alone, in training with their backward pass: the laps "network",
-        and "semantic_map" where it is made of the outputs. Returns whether there is such a thing.
+    def network_alone(self) -> dict[str, float]:
+        """Run backbone and head alone, in training with their backward pass.
+
+        Returns:
+            Seconds of "network", and of "semantic_map" if it is computed from the outputs; empty
+            if the network cannot be run alone.
         """
 
     @abstractmethod
     def predict(self) -> tuple[Tensor, Tensor]:
-        """The network's outputs in inference, B×Q×(K+1) and B×Q×h×w, fp32, on the CPU."""
+        """Return the network's outputs in inference, B×Q×(K+1) and B×Q×h×w, fp32, on the CPU."""
 
 
-class ModelContender(Contender):
-    """A :class:`MaskFormer`."""
+class BenchmarkedMaskFormer(BenchmarkedModel):
+    """A benchmarked :class:`MaskFormer`; forward hooks end the stages of its parts.
+
+    Args:
+        name: See :class:`BenchmarkedModel`.
+        cfg: See :class:`BenchmarkedModel`.
+        workload: See :class:`BenchmarkedModel`.
+        weights: Weights to load if they fit; otherwise the model keeps its own.
+        model: Model on the config's device.
+    """
 
     model: MaskFormer
 
     def __init__(
-        self, name: str, cfg: CfgNode, work: Work, weights: Mapping[str, Tensor], model: MaskFormer
+        self,
+        name: str,
+        cfg: CfgNode,
+        workload: Workload,
+        weights: Mapping[str, Tensor],
+        model: MaskFormer,
     ) -> None:
-        """
-        Args:
-            name, cfg, work: see :class:`Contender`.
-            weights: loaded into the model where they fit; it keeps its own otherwise.
-            model: built, on the config's device.
-        """
-        super().__init__(name, cfg, work, model)
+        super().__init__(name, cfg, workload, model)
         if _shapes(model.state_dict()) == _shapes(weights):
             model.load_state_dict(weights)
         self._gradients: list[Tensor] | None = None
+        self._criterion_is_differentiated = False
+        self._add_hooks()
+
+    def _add_hooks(self) -> None:
+        model, head, lap = self.model, self.model.sem_seg_head, self.watch.lap
+        compiled = self.cfg.MODEL.COMPILE
+        _before(model.backbone, lambda: lap("input"), compiled)
+        _after(model.backbone, lambda _: lap("backbone"), compiled)
+        if compiled or not hasattr(head, "predictor"):  # a compiled head has no parts
+            _after(head, lambda _: lap("head"), compiled)
+        else:
+            _before(head.predictor, lambda: lap("pixel decoder"))
+            _after(head.predictor, lambda _: lap("predictor"))
+        _after(head, self._after_head, compiled)
+        _before(model.criterion, lambda: lap("targets"))
+        _after(model.criterion, lambda _: lap("losses"))
+        model.criterion.matcher = _TimedMatcher(model.criterion.matcher, self.watch)
+
+    def _after_head(self, outputs: Outputs) -> None:
+        if not self.training:
+            if self.workload.segments is not None:
+                force_confident(outputs["pred_logits"], self.workload.segments)
+        elif self.watch.is_running:
+            # The criterion's backward pass ends when the first gradient reaches the outputs:
+            # operations are differentiated last to first, and all of the criterion comes later.
+            self._criterion_is_differentiated = False
+            for tensor in _tensors(outputs):
+                tensor.register_hook(self._after_criterion_backward)
+
+    def _after_criterion_backward(self, gradient: Tensor) -> None:
+        if not self._criterion_is_differentiated:
+            self._criterion_is_differentiated = True
+            self.watch.lap("criterion backward")
 
     def prepare(self, training: bool) -> None:
         super().prepare(training)
         self._gradients = None
 
-    def _infer(self, watch: Stopwatch) -> None:
-        with self._laps(watch):
-            watch.start()
-            self.model(self.batch)
-            watch.lap("rest")
+    def _infer(self) -> None:
+        settings, results = self.model.inference, []
+        self.watch.start()
+        for logits in self.model.predict(self.batch):
+            if settings.semantic_on:
+                results.append(logits.semantic_scores())
+                self.watch.lap("semantic")
+            if settings.panoptic_on:
+                results.append(
+                    logits.panoptic(
+                        thing_ids=self.model.thing_ids,
+                        object_mask_threshold=settings.object_mask_threshold,
+                        overlap_threshold=settings.overlap_threshold,
+                    )
+                )
+                self.watch.lap("panoptic")
+            if settings.instance_on:
+                things = self.model.thing_ids or None
+                results.append(logits.instances(topk=settings.topk, thing_ids=things))
+                self.watch.lap("instance")
 
-    def _loss(self, watch: Stopwatch) -> Tensor:
-        with self._laps(watch), then(self.model, "network", _EndOfCriterion(watch)):
-            with self.autocast():
-                losses = self.model(self.batch)
-            return torch.stack(list(losses.values())).sum()
+    def _loss(self) -> Tensor:
+        with self.autocast():
+            losses = self.model(self.batch)
+        return torch.stack(list(losses.values())).sum()
 
-    def network(self, watch: Stopwatch) -> bool:
-        images = self.model.preprocess(self.batch)
+    def network_alone(self) -> dict[str, float]:
+        images, watch = self.model.preprocess(self.batch), Stopwatch(self.device)
         if self.training:
             self._train_network(images.tensor, watch)
-            return True
-        with torch.no_grad(), self._segments():
+            return watch.read()
+        with torch.no_grad():
             watch.start()
             outputs = self.model.network(images.tensor)
             watch.lap("network")
-            if self.model.inference.semantic_on and type(self.model) is MaskFormer:
+            if self.model.inference.semantic_on and not isinstance(self.model, ReferenceMaskFormer):
                 self._semantic_maps(outputs, images)
                 watch.lap("semantic_map")
-        return True
+        return watch.read()
 
     def _semantic_maps(self, outputs: Outputs, images: ImageList) -> None:
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
-        output = self.work.output_size or self.work.size
+        size = self.workload.size
+        output = self.workload.output_size or size
         for mask_cls, mask_pred in zip(outputs["pred_logits"], outputs["pred_masks"], strict=True):
-            masks = as_masks(mask_pred).resize(padded).crop(self.work.size).resize(output)
-            semantic_map(mask_cls, masks)
+            semantic_map(mask_cls, as_masks(mask_pred).resize(padded).crop(size).resize(output))
 
     def _train_network(self, images: Tensor, watch: Stopwatch) -> None:
         watch.start()
@@ -191,77 +246,47 @@ class ModelContender(Contender):
             outputs = self.model.network(self.model.preprocess(self.batch).tensor)
         return outputs["pred_logits"].float().cpu(), outputs["pred_masks"].float().cpu()
 
-    def _laps(self, watch: Stopwatch) -> ExitStack:
-        stack = ExitStack()
-        for stage, owner, method in self._stages():
-            stack.enter_context(lap_after(watch, stage, owner, method))
-        if not self.training:
-            stack.enter_context(self._segments())
-        return stack
 
-    def _segments(self) -> AbstractContextManager[None]:
-        def decide(outputs: Outputs) -> None:
-            if self.work.segments is not None:
-                be_sure(outputs["pred_logits"], self.work.segments)
+class _TimedMatcher(nn.Module):
+    """Matcher that ends the stage "matching"."""
 
-        return then(self.model, "network", decide)
+    def __init__(self, matcher: nn.Module, watch: Stopwatch) -> None:
+        super().__init__()
+        self.matcher: Any = matcher
+        self.watch = watch
 
-    def _stages(self) -> Iterator[Stage]:
-        model, head = self.model, self.model.sem_seg_head
-        yield "input", model, "preprocess"
-        yield "backbone", model.backbone, _call_of(model.backbone)
-        if _call_of(head) == "forward":
-            yield "pixel decoder", head.pixel_decoder, "forward_features"
-            yield "predictor", head.predictor, "forward"
-        else:  # what is compiled as one has no parts
-            yield "head", head, _call_of(head)
-        if self.training:
-            criterion = model.criterion
-            yield "targets", model, "prepare_targets"
-            if hasattr(criterion, "match"):  # the textbook's, of one image and layer
-                yield "matching", criterion, "match"
-            else:
-                yield "matching", criterion.matcher, "match_layers"
-            yield "losses", criterion, "forward"
-        else:
-            maker = ImageLogits if type(model) is MaskFormer else type(model)
-            namespace = sys.modules[maker.__module__]
-            for result in ("semantic", "panoptic", "instance"):
-                yield result, namespace, f"{result}_inference"
+    def match_layers(
+        self, layers: Sequence[Prediction], targets: Sequence[Target]
+    ) -> list[list[Match]]:
+        matches: list[list[Match]] = self.matcher.match_layers(layers, targets)
+        self.watch.lap("matching")
+        return matches
+
+
+def _before(module: nn.Module, do: Callable[[], None], compiled: bool = False) -> None:
+    """Call a function before each forward pass of a module."""
+
+    def hook(module: nn.Module, inputs: Any) -> None:
+        do()
+
+    # a compiled module runs its hooks inside the graph, unless the compiler is told not to
+    module.register_forward_pre_hook(torch.compiler.disable(hook) if compiled else hook)
+
+
+def _after(module: nn.Module, do: Callable[[Any], None], compiled: bool = False) -> None:
+    """Call a function with the output of each forward pass of a module."""
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        do(output)
+
+    module.register_forward_hook(torch.compiler.disable(hook) if compiled else hook)
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
-def _call_of(module: nn.Module) -> str:
-    """The attribute that a call of the module ends up in."""
-    compiled = module._compiled_call_impl is not None
-    return "_compiled_call_impl" if compiled else "forward"
-
-
 def _tensors(outputs: Outputs) -> Iterator[Tensor]:
     for layer in layer_predictions(outputs):
         yield layer["pred_logits"]
         yield layer["pred_masks"]
-
-
-class _EndOfCriterion:
-    """Ends the stage "criterion backward" when the first gradient reaches the network's outputs.
-
-    What was done last is differentiated first, so that all of the criterion lies before it.
-    """
-
-    def __init__(self, watch: Stopwatch) -> None:
-        self.watch = watch
-        self.reached = False
-
-    def __call__(self, outputs: Outputs) -> None:
-        self.reached = False
-        for tensor in _tensors(outputs):
-            tensor.register_hook(self._reach)
-
-    def _reach(self, gradient: Tensor) -> None:
-        if not self.reached:
-            self.reached = True
-            self.watch.lap("criterion backward")

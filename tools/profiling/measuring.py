@@ -1,10 +1,12 @@
-"""Contenders in turns (A B A B …): the machine drifts, so that only ratios of one turn count."""
+"""Interleaved measurements: a machine's speed drifts, so only ratios within a round count."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle, islice
 from multiprocessing import get_context
 from statistics import median, quantiles
 from typing import Any
@@ -24,129 +26,137 @@ from mask_former.registries import (
     loaded_plugins,
     lookup,
 )
+from mask_former.utils.timing import interleave, timed
 
-from .contenders import Contender, ModelContender, initial_weights
-from .stopwatch import Peak, Stopwatch, peak_memory
-from .textbook import build_textbook_model
-from .transformers_peer import TransformersContender
-from .work import Work
+from .benchmarked_models import BenchmarkedMaskFormer, BenchmarkedModel, initial_weights
+from .reference import build_reference_model
+from .stopwatch import Peak, peak_memory
+from .transformers_peer import BenchmarkedTransformersModel
+from .workload import Workload
 
-__all__ = ["Spec", "build_contenders", "measure", "measure_data", "measure_memory"]
+__all__ = ["ModelSpec", "build_models", "measure", "measure_data", "measure_memory"]
 
 CRITERION = ("matching", "losses", "criterion", "criterion backward")
-"""The stages that are the criterion's."""
+"""Stages that belong to the criterion."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What a contender is made of; it can travel to another process."""
+class ModelSpec:
+    """Description of a benchmarked model, which can be sent to another process."""
 
     name: str
     cfg: CfgNode
     kind: str = "ours"
-    """"ours", "textbook" or "transformers"."""
+    """Implementation: "ours", "textbook" or "transformers"."""
     trained: bool = False
-    """Whether ``MODEL.WEIGHTS`` is loaded, a whole model's; random weights otherwise."""
+    """Load the whole model's weights from ``MODEL.WEIGHTS``; otherwise they are random."""
 
 
-def build_contenders(specs: Sequence[Spec], work: Work) -> list[Contender]:
-    """All with the weights of the first, where they fit.
+def build_models(specs: Sequence[ModelSpec], workload: Workload) -> list[BenchmarkedModel]:
+    """Build models, all with the weights of the first if they fit.
 
     Raises:
-        ImportError, ValueError: if a peer is not there or cannot be the config's model.
+        ImportError, ValueError: if a peer is not installed, or cannot be the config's model.
         OSError, ValueError: see :func:`load_trained_model`.
     """
     first = specs[0]
     if first.trained:
         weights = load_trained_model(first.cfg).state_dict()
     else:
-        weights = initial_weights(first.cfg, work.seed)
-    return [_build(spec, work, weights) for spec in specs]
+        weights = initial_weights(first.cfg, workload.seed)
+    return [_build(spec, workload, weights) for spec in specs]
 
 
-def _build(spec: Spec, work: Work, weights: Mapping[str, Tensor]) -> Contender:
+def _build(spec: ModelSpec, workload: Workload, weights: Mapping[str, Tensor]) -> BenchmarkedModel:
     if spec.kind == "transformers":
-        return TransformersContender(spec.name, spec.cfg, work, weights)
-    build = build_textbook_model if spec.kind == "textbook" else build_model
+        return BenchmarkedTransformersModel(spec.name, spec.cfg, workload, weights)
+    build = build_reference_model if spec.kind == "textbook" else build_model
     model = build(spec.cfg)
     if not isinstance(model, MaskFormer):
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {type(model).__name__}; expected MaskFormer, whose stages "
-            "are known."
+            f"MODEL.META_ARCHITECTURE is {type(model).__name__}; expected MaskFormer, because only "
+            "its stages are known."
         )
-    return ModelContender(spec.name, spec.cfg, work, weights, model)
+    return BenchmarkedMaskFormer(spec.name, spec.cfg, workload, weights, model)
 
 
 @dataclass
 class _Record:
-    """The seconds of one contender, an entry a turn."""
+    """Seconds of one model, one entry per round."""
 
     stages: dict[str, list[float]] = field(default_factory=dict)
     alone: dict[str, list[float]] = field(default_factory=dict)
-    """Laps of the network alone."""
+    """Stages of the network alone."""
+
+    @classmethod
+    def of(cls, rounds: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> _Record:
+        """Collect the stages, and those of the network alone, of all rounds."""
+        record = cls()
+        for pair in rounds:
+            for columns, seconds in zip((record.stages, record.alone), pair, strict=True):
+                for name, value in seconds.items():
+                    columns.setdefault(name, []).append(value)
+        return record
 
     @property
     def totals(self) -> list[float]:
-        return [sum(turn) for turn in zip(*self.stages.values(), strict=True)]
+        return [sum(stages) for stages in zip(*self.stages.values(), strict=True)]
 
     @property
     def criterion(self) -> list[float]:
         parts = [self.stages[stage] for stage in CRITERION if stage in self.stages]
-        return [sum(turn) for turn in zip(*parts, strict=True)]
+        return [sum(stages) for stages in zip(*parts, strict=True)]
 
 
 def measure(
-    contenders: Sequence[Contender], training: bool, *, iterations: int, warmup: int
+    models: Sequence[BenchmarkedModel], training: bool, *, iterations: int, warmup: int
 ) -> list[dict[str, Any]]:
-    """Let all do their step, and the network alone, in turns.
+    """Run a step of each model and its network alone, interleaved.
 
     Args:
-        contenders: the first is what the others are compared with.
-        training: a training step, else inference.
-        iterations: turns that count, after ``warmup`` that do not.
+        models: The models; the others are compared with the first.
+        training: Run steps of training; otherwise inference.
+        iterations: Number of rounds that count.
+        warmup: Number of rounds before them that do not.
 
     Returns:
-        For each: ``stages``, ``total`` and ``network`` as p50 and p95 in seconds, ratios as the
-        median of all turns, ``largest_difference`` of logits from the first's.
+        For each model ``stages``, ``total`` and ``network`` as p50 and p95 in seconds, ratios as
+        the median over the rounds, and ``largest_difference`` of logits from the first model's.
     """
-    expected = contenders[0].predict()
-    differences = [_largest_difference(one.predict(), expected) for one in contenders]
-    for contender in contenders:
-        contender.prepare(training)
-    records = [_Record() for _ in contenders]
+    expected = models[0].predict()
+    differences = [_largest_difference(model.predict(), expected) for model in models]
+    for model in models:
+        model.prepare(training)
     mode = "training" if training else "inference"
-    for turn in tqdm(range(warmup + iterations), desc=f"turns of {mode}", disable=None):
-        for contender, record in zip(contenders, records, strict=True):
-            watch = Stopwatch(contender.device)
-            contender.step(watch)
-            stages, alone = watch.read(), {}
-            if contender.network(watch):
-                alone = watch.read()
-            if turn >= warmup:
-                _add(record.stages, stages)
-                _add(record.alone, alone)
+    with tqdm(total=warmup + iterations, desc=f"rounds of {mode}", disable=None) as progress:
+        rounds = interleave(
+            [partial(_step_and_network, model) for model in models],
+            iterations,
+            warmup=warmup,
+            after_round=progress.update,
+        )
+    records = [_Record.of(own) for own in rounds]
     return [
         {
-            "name": contender.name,
+            "name": model.name,
             "mode": mode,
-            "precision": str(contender.amp_dtype or torch.float32).removeprefix("torch."),
+            "precision": str(model.amp_dtype or torch.float32).removeprefix("torch."),
             "largest_difference": difference,
             **_summary(record),
-            **_beside(record, records[0]),
+            **_ratios(record, records[0]),
         }
-        for contender, record, difference in zip(contenders, records, differences, strict=True)
+        for model, record, difference in zip(models, records, differences, strict=True)
     ]
 
 
-def _add(columns: dict[str, list[float]], seconds: Mapping[str, float]) -> None:
-    for name, value in seconds.items():
-        columns.setdefault(name, []).append(value)
+def _step_and_network(model: BenchmarkedModel) -> tuple[dict[str, float], dict[str, float]]:
+    return model.step(), model.network_alone()
 
 
 def _largest_difference(
     found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
 ) -> float | None:
-    """Of class and mask logits; None where they are not of one shape."""
+    """Compare class and mask logits; return None if their shapes differ."""
     pairs = list(zip(found, expected, strict=True))
     if any(one.shape != other.shape for one, other in pairs):
         return None
@@ -154,13 +164,13 @@ def _largest_difference(
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """The median and what 95 % of the turns stay below."""
+    """Return the median and the 95th percentile."""
     high = quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
     return {"p50": median(seconds), "p95": high}
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
-    """The median over turns; None where one of them was not measured."""
+    """Return the median ratio over the rounds; None if one side was not measured."""
     if not above or not below:
         return None
     return median(one / other for one, other in zip(above, below, strict=True))
@@ -168,7 +178,7 @@ def _ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
 
 def _summary(record: _Record) -> dict[str, Any]:
     network, maps = record.alone.get("network", []), record.alone.get("semantic_map", [])
-    with_map = [sum(turn) for turn in zip(network, maps, strict=False)]
+    with_map = [sum(both) for both in zip(network, maps, strict=False)]
     return {
         "stages": {stage: percentiles(seconds) for stage, seconds in record.stages.items()},
         "total": percentiles(record.totals),
@@ -179,8 +189,8 @@ def _summary(record: _Record) -> dict[str, Any]:
     }
 
 
-def _beside(record: _Record, first: _Record) -> dict[str, Any]:
-    """How many times the first's time this one takes."""
+def _ratios(record: _Record, first: _Record) -> dict[str, Any]:
+    """Divide the times of a model by those of the first model."""
     mine, other = record.alone.get("network", []), first.alone.get("network", [])
     return {
         "times_the_first": _ratio(record.totals, first.totals),
@@ -189,14 +199,16 @@ def _beside(record: _Record, first: _Record) -> dict[str, Any]:
     }
 
 
-def measure_memory(specs: Sequence[Spec], work: Work, training: bool) -> list[dict[str, Any]]:
-    """The peak of a step of each contender, each in a process of its own.
+def measure_memory(
+    specs: Sequence[ModelSpec], workload: Workload, training: bool
+) -> list[dict[str, Any]]:
+    """Measure the peak memory of a step of each model, in a separate process each.
 
     Returns:
-        For each: ``peak_mib``, see :class:`Peak`, and ``memory_times_the_first``.
+        For each model ``peak_mib``, see :class:`Peak`, and ``memory_times_the_first``.
     """
     peaks = []
-    for spec in tqdm(specs, desc="peaks of memory", disable=None):
+    for spec in tqdm(specs, desc="peak memory", disable=None):
         with ProcessPoolExecutor(
             max_workers=1,
             mp_context=get_context("spawn"),
@@ -204,7 +216,7 @@ def measure_memory(specs: Sequence[Spec], work: Work, training: bool) -> list[di
             initargs=(loaded_plugins(),),
         ) as pool:
             threads = torch.get_num_threads()
-            peaks.append(pool.submit(_peak, spec, work, training, threads).result())
+            peaks.append(pool.submit(_peak, spec, workload, training, threads).result())
     return [
         {
             "peak_mib": peak._asdict(),
@@ -217,22 +229,21 @@ def measure_memory(specs: Sequence[Spec], work: Work, training: bool) -> list[di
     ]
 
 
-def _peak(spec: Spec, work: Work, training: bool, threads: int) -> Peak:
+def _peak(spec: ModelSpec, workload: Workload, training: bool, threads: int) -> Peak:
     torch.set_num_threads(threads)
-    (contender,) = build_contenders([spec], work)
-    contender.prepare(training)
-    watch = Stopwatch(contender.device)
+    (model,) = build_models([spec], workload)
+    model.prepare(training)
     for _ in range(2):
-        contender.step(watch)  # what is made once
-    return peak_memory(lambda: contender.step(watch), contender.device)
+        model.step()  # one-time allocations
+    return peak_memory(model.step, model.device)
 
 
 def measure_data(cfg: CfgNode, training: bool, images: int, iterations: int) -> dict[str, float]:
-    """Seconds (p50, p95) in which one process reads and maps a batch of the config's dataset.
+    """Measure the seconds (p50, p95) in which one process reads and maps a batch of the dataset.
 
     Raises:
-        FileNotFoundError: if the dataset is not there.
-        ValueError: if the config names none.
+        FileNotFoundError: if the dataset is missing.
+        ValueError: if the config names no dataset.
     """
     key = "TRAIN" if training else "TEST"
     if not cfg.DATASETS[key]:
@@ -243,11 +254,12 @@ def measure_data(cfg: CfgNode, training: bool, images: int, iterations: int) -> 
         mapper = lookup(DATASET_MAPPER_REGISTRY, name, "INPUT.DATASET_MAPPER_NAME")(cfg, True)
     else:
         mapper = DatasetMapper(cfg, is_train=False)
-    watch, seconds = Stopwatch(torch.device("cpu")), []
-    for turn in tqdm(range(1 + iterations), desc="batches of data", disable=None):
-        watch.start()
-        for index in range(turn * images, (turn + 1) * images):
-            mapper(records[index % len(records)])
-        watch.lap("data")
-        seconds.append(watch.read()["data"])
-    return percentiles(seconds[1:])
+    endless = cycle(records)
+
+    def map_batch() -> None:
+        for record in islice(endless, images):
+            mapper(record)
+
+    with tqdm(total=1 + iterations, desc="batches of data", disable=None) as progress:
+        (seconds,) = interleave([timed(map_batch)], iterations, after_round=progress.update)
+    return percentiles(seconds)

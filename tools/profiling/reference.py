@@ -1,15 +1,17 @@
-"""The model with the paper's formulas written plainly: what speed and memory are compared with.
+"""The model with the paper's formulas written plainly, as a reference for speed and memory.
 
-It stands in for the published code, which does the same work: every matched mask enlarged to full
-size and compared there, layers and images matched one after the other, masks of all queries
-enlarged before anything is decided, every decoder layer predicting in inference, detectron2's own
-Swin, and the memory layout that images come in. Pixel decoder and predictor are ours. The results
-are ours, too, to rounding.
+It stands in for the published code and does the same work: each matched mask is upsampled to full
+size and compared there, layers and images are matched one after another, the masks of all queries
+are upsampled before any decision, every decoder layer predicts in inference, Swin is detectron2's,
+and the memory layout is that of the images. Pixel decoder and transformer decoder are this
+package's. The results are the same up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,16 +24,65 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mask_former.inference import ImageLogits, SegmentationLogits
-from mask_former.losses import SetCriterion, dice_loss
-from mask_former.losses.mask_losses import dice_of_sums
+from mask_former.losses import HungarianMatcher, SetCriterion
+from mask_former.modeling import all_predictions
 from mask_former.modeling.mask_former import MaskFormer
-from mask_former.structures import Outputs, Prediction, SegmentInfo, Target, layer_predictions
+from mask_former.structures import (
+    Match,
+    Outputs,
+    Prediction,
+    SegmentInfo,
+    Target,
+    layer_predictions,
+)
 
-__all__ = ["TextbookCriterion", "TextbookMaskFormer", "build_textbook_model"]
+__all__ = [
+    "ReferenceCriterion",
+    "ReferenceMaskFormer",
+    "ReferenceMatcher",
+    "build_reference_model",
+]
+
+_FOCAL = {"alpha": 0.25, "gamma": 2.0}
 
 
-class TextbookCriterion(SetCriterion):
-    """Matching and losses, one layer and one image after the other; gradients by autograd."""
+class ReferenceMatcher(HungarianMatcher):
+    """Matching of one layer and one image after another."""
+
+    @torch.no_grad()
+    def match_layers(
+        self, layers: Sequence[Prediction], targets: Sequence[Target]
+    ) -> list[list[Match]]:
+        """Match each image of each layer."""
+        return [
+            [
+                self._match(layer["pred_logits"][image], layer["pred_masks"][image], target)
+                for image, target in enumerate(targets)
+            ]
+            for layer in layers
+        ]
+
+    def _match(self, logits: Tensor, masks: Tensor, target: Target) -> Match:
+        """Match Q×(K+1) class logits and Q×h×w mask logits to the targets of one image."""
+        truth = F.interpolate(target["masks"][:, None].float(), size=masks.shape[-2:]).flatten(1)
+        rows = masks.flatten(1).float()
+        inside = sigmoid_focal_loss(rows, torch.ones_like(rows), **_FOCAL)
+        outside = sigmoid_focal_loss(rows, torch.zeros_like(rows), **_FOCAL)
+        focal = (inside @ truth.T + outside @ (1 - truth).T) / rows.shape[1]
+        probability = rows.sigmoid()
+        area = probability.sum(1, keepdim=True) + truth.sum(1)
+        dice = 1 - (2 * probability @ truth.T + 1) / (area + 1)
+        cost = self.mask_weight * focal + self.dice_weight * dice
+        cost = cost - self.class_weight * logits.softmax(-1)[:, target["labels"]]
+        return Match(*map(torch.as_tensor, linear_sum_assignment(cost.float().cpu())))
+
+
+class ReferenceCriterion(SetCriterion):
+    """Losses of one layer after another; gradients by autograd."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "matcher": ReferenceMatcher(cfg)}
 
     def forward(
         self,
@@ -40,55 +91,72 @@ class TextbookCriterion(SetCriterion):
         *,
         batch_counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """As :meth:`SetCriterion.forward`."""
-        losses = {}
+        """Compute the same losses as :class:`SetCriterion`, in one process."""
         layers = layer_predictions(outputs)
-        for index, prediction in enumerate(layers):
-            suffix = "" if index == len(layers) - 1 else f"_{index}"
-            for name, value in self._layer_losses(prediction, targets).items():
-                losses[name + suffix] = value
-        return losses
-
-    def _layer_losses(self, prediction: Prediction, targets: Sequence[Target]) -> dict[str, Tensor]:
-        logits, maps = prediction["pred_logits"], prediction["pred_masks"]
-        truth = torch.full_like(logits[..., 0], self.num_classes, dtype=torch.int64)
-        chosen, masks = [], []
-        for image, target in enumerate(targets):
-            queries, numbers = self.match(logits[image], maps[image], target)
-            truth[image, queries] = target["labels"][numbers]
-            chosen.append(maps[image, queries])
-            masks.append(target["masks"][numbers])
-        num_targets = self._average_num_targets([len(target["labels"]) for target in targets])
-        size = targets[0]["masks"].shape[-2:]
-        enlarged = F.interpolate(torch.cat(chosen)[:, None], size=size, mode="bilinear").flatten(1)
-        truths = torch.cat(masks).flatten(1).float()
+        matches = self.matcher.match_layers(layers, targets)
+        count = max(1, sum(batch_counts or [len(target["labels"]) for target in targets]))
+        suffixes = [*(f"_{index}" for index in range(len(layers) - 1)), ""]
         return {
-            "loss_ce": F.cross_entropy(logits.transpose(1, 2), truth, self.empty_weight),
-            "loss_mask": sigmoid_focal_loss(enlarged, truths, 0.25, 2).mean(1).sum() / num_targets,
-            "loss_dice": dice_loss(enlarged, truths).sum() / num_targets,
+            name + suffix: value
+            for suffix, layer, matched in zip(suffixes, layers, matches, strict=True)
+            for name, value in self._layer_losses(layer, targets, matched, count).items()
         }
 
-    @torch.no_grad()
-    def match(self, logits: Tensor, masks: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Which queries (logits Q×(K+1), masks Q×h×w) answer for which targets of one image."""
-        truth = F.interpolate(target["masks"][:, None].float(), size=masks.shape[-2:]).flatten(1)
-        rows = masks.flatten(1)
-        probability = rows.sigmoid()
-        inside = 0.25 * (1 - probability) ** 2 * F.softplus(-rows)
-        outside = 0.75 * probability**2 * F.softplus(rows)
-        focal = torch.einsum("qp,np->qn", inside, truth)
-        focal = (focal + torch.einsum("qp,np->qn", outside, 1 - truth)) / rows.shape[1]
-        cost = self.matcher.mask_weight * focal
-        predicted = probability.sum(1, keepdim=True)
-        dice = dice_of_sums(probability @ truth.T, predicted, truth.sum(1))
-        cost = cost + self.matcher.dice_weight * dice
-        cost = cost - self.matcher.class_weight * logits.softmax(-1)[:, target["labels"]]
-        queries, numbers = map(torch.as_tensor, linear_sum_assignment(cost.float().cpu()))
-        return queries, numbers
+    def _layer_losses(
+        self, layer: Prediction, targets: Sequence[Target], matches: Sequence[Match], count: int
+    ) -> dict[str, Tensor]:
+        logits, maps = layer["pred_logits"], layer["pred_masks"]
+        labels = torch.full_like(logits[..., 0], self.num_classes, dtype=torch.int64)
+        for image, (queries, numbers) in enumerate(matches):
+            labels[image, queries] = targets[image]["labels"][numbers]
+        chosen = torch.cat([maps[image, match.queries] for image, match in enumerate(matches)])
+        masks = [
+            target["masks"][match.targets] for target, match in zip(targets, matches, strict=True)
+        ]
+        size = targets[0]["masks"].shape[-2:]
+        rows = F.interpolate(chosen[:, None], size=size, mode="bilinear").flatten(1).float()
+        truth, probability = torch.cat(masks).flatten(1).float(), rows.sigmoid()
+        area = probability.sum(1) + truth.sum(1)
+        dice = 1 - (2 * (probability * truth).sum(1) + 1) / (area + 1)
+        focal = sigmoid_focal_loss(rows, truth, **_FOCAL).mean(1)
+        return {
+            "loss_ce": F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight),
+            "loss_mask": focal.sum() / count,
+            "loss_dice": dice.sum() / count,
+        }
+
+
+class ReferenceLogits(ImageLogits):
+    """Results of an image from the upsampled masks of all queries."""
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """Mask logits, Q×H×W, upsampled to the padded input or resized to the output."""
+        masks = F.interpolate(self.mask_pred[None].float(), self.padded_size, mode="bilinear")[0]
+        if not self.resize_before_inference:
+            return masks
+        return sem_seg_postprocess(masks, self.image_size, *self.output_size)
+
+    def semantic_scores(self) -> Tensor:
+        scores = semantic_inference(self.mask_cls.float(), self.masks)
+        if self.resize_before_inference:
+            return scores
+        return sem_seg_postprocess(scores, self.image_size, *self.output_size)
+
+    def panoptic(  # type: ignore[override]
+        self, *, thing_ids: Iterable[int], object_mask_threshold: float, overlap_threshold: float
+    ) -> tuple[Tensor, list[SegmentInfo]]:
+        mask_cls = self.mask_cls.float()
+        return panoptic_inference(
+            mask_cls, self.masks, thing_ids, object_mask_threshold, overlap_threshold
+        )
+
+    def instances(self, *, topk: int, thing_ids: Iterable[int] | None = None) -> Instances:
+        return instance_inference(self.mask_cls.float(), self.masks, topk, thing_ids or ())
 
 
 def semantic_inference(mask_cls: Tensor, masks: Tensor) -> Tensor:
-    """Q×(K+1) and Q×H×W logits to K×H×W."""
+    """Convert Q×(K+1) and Q×H×W logits to scores, K×H×W."""
     return torch.einsum("qk,qhw->khw", mask_cls.softmax(-1)[:, :-1], masks.sigmoid())
 
 
@@ -99,7 +167,7 @@ def panoptic_inference(
     object_mask_threshold: float,
     overlap_threshold: float,
 ) -> tuple[Tensor, list[SegmentInfo]]:
-    """Ids H×W and their segments, a query at a time."""
+    """Compute ids H×W and their segments, one query after another."""
     scores, labels = mask_cls.softmax(-1).max(-1)
     keep = (labels < mask_cls.shape[-1] - 1) & (scores > object_mask_threshold)
     scores, labels, probability = scores[keep], labels[keep], masks.sigmoid()[keep]
@@ -125,7 +193,7 @@ def panoptic_inference(
 def instance_inference(
     mask_cls: Tensor, masks: Tensor, topk: int, thing_ids: Iterable[int]
 ) -> Instances:
-    """The best (query, class) pairs; of things alone where there are any."""
+    """Choose the best (query, class) pairs, of thing classes only if there are any."""
     probability = mask_cls.softmax(-1)[:, :-1]
     scores, pairs = probability.flatten().topk(min(topk, probability.numel()), sorted=False)
     labels = pairs % probability.shape[1]
@@ -143,69 +211,53 @@ def instance_inference(
     return result
 
 
-class TextbookMaskFormer(MaskFormer):
-    """:class:`MaskFormer`, with what surrounds pixel decoder and predictor written plainly."""
+class ReferenceMaskFormer(MaskFormer):
+    """:class:`MaskFormer` with everything around its two decoders written plainly."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "criterion": TextbookCriterion(cfg)}
-
-    def train(self, mode: bool = True) -> TextbookMaskFormer:
-        super().train(mode)
-        self.sem_seg_head.predictor.predict_all_in_evaluation = True  # as published code does
-        return self
+        return {**super().from_config(cfg), "criterion": ReferenceCriterion(cfg)}
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         batch = super().preprocess(batched_inputs)
         batch.tensor = batch.tensor.contiguous()
         return batch
 
-    def _results(self, logits: SegmentationLogits) -> dict[str, Any]:
+    def network(self, images: Tensor) -> Outputs:
+        with all_predictions(self):  # in inference too, as published code does
+            return super().network(images)
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[SegmentationLogits]:
+        """Run the network on whole images.
+
+        Raises:
+            ValueError: if an image is larger than a sliding window.
+        """
+        return [self._reference_logits(logits) for logits in super().predict(batched_inputs)]
+
+    def _reference_logits(self, logits: SegmentationLogits) -> ReferenceLogits:
         if not isinstance(logits, ImageLogits):
             raise ValueError(
                 "The textbook version runs images whole: set TEST.SLIDING_WINDOW.SIZE to 0."
             )
-        mask_cls, image, output = logits.mask_cls.float(), logits.image_size, logits.output_size
-        mask_pred = logits.mask_pred[None].float()
-        masks = F.interpolate(mask_pred, logits.padded_size, mode="bilinear")[0]
-        if self.inference.resize_before_inference:
-            masks = sem_seg_postprocess(masks, image, *output)
-        result: dict[str, Any] = {}
-        if self.inference.semantic_on:
-            semantic = semantic_inference(mask_cls, masks)
-            if not self.inference.resize_before_inference:
-                semantic = sem_seg_postprocess(semantic, image, *output)
-            result["sem_seg"] = semantic
-        if self.inference.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(
-                mask_cls,
-                masks,
-                self.thing_ids,
-                self.inference.object_mask_threshold,
-                self.inference.overlap_threshold,
-            )
-        if self.inference.instance_on:
-            result["instances"] = instance_inference(
-                mask_cls, masks, self.inference.topk, self.thing_ids
-            )
-        return result
+        return ReferenceLogits(**{f.name: getattr(logits, f.name) for f in fields(logits)})
 
 
-def build_textbook_model(cfg: CfgNode) -> MaskFormer:
-    """The model of a config in its plain version; parameters have the same names.
+def build_reference_model(cfg: CfgNode) -> MaskFormer:
+    """Build the reference version of a config's model; parameters have the same names.
 
     Raises:
-        ValueError: if the config asks for losses that the plain version does not have.
+        ValueError: if the config uses losses that the reference does not have.
     """
     node = cfg.MODEL.MASK_FORMER
-    asked = [key for key in ("TRAIN_NUM_POINTS", "MASK_IGNORE") if node[key]]
-    if asked:
-        raise ValueError(
-            f"MODEL.MASK_FORMER.{asked[0]} is {node[asked[0]]}, but the textbook version compares "
-            f"whole masks: set it to {type(node[asked[0]])(0)}."
-        )
+    for key, value in {"TRAIN_NUM_POINTS": 0, "MASK_IGNORE": False, "MASK_TERM": "focal"}.items():
+        if node[key] != value:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.{key} is {node[key]}, but the textbook version compares whole "
+                f"masks with the focal loss: set it to {value}."
+            )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.COMPILE = cfg.MODEL.ACTIVATION_CHECKPOINTING = False
     cfg.MODEL.REFERENCE_OPS = True  # detectron2's own Swin
-    return TextbookMaskFormer(cfg).to(cfg.MODEL.DEVICE)
+    return ReferenceMaskFormer(cfg).to(cfg.MODEL.DEVICE)

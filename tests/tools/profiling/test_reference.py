@@ -4,15 +4,15 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import swin
-from profiling.textbook import build_textbook_model
-from profiling.work import Work, be_sure, random_batch
+from profiling.reference import build_reference_model
+from profiling.workload import Workload, force_confident, random_batch
 
 from mask_former.config.loading import load_cfg
 from mask_former.structures import layer_predictions
 from tests.helpers.tiny_model import write_tiny_model
 
 EVERYTHING = {"PANOPTIC_ON": True, "INSTANCE_ON": True, "OVERLAP_THRESHOLD": 0.3}
-TARGETS = Work(size=(64, 80), output_size=(50, 90), images=2, targets=3)
+TARGETS = Workload(size=(64, 80), output_size=(50, 90), images=2, targets=3)
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def build(tmp_path):
     def build(*opts, **test):
         config, weights = write_tiny_model(tmp_path, **test)
         cfg = load_cfg(str(config), list(opts))
-        ours, plain = build_model(cfg), build_textbook_model(cfg)
+        ours, plain = build_model(cfg), build_reference_model(cfg)
         ours.load_state_dict(torch.load(weights)["model"], strict=False)  # layers there may be more
         plain.load_state_dict(ours.state_dict())
         return ours, plain
@@ -34,7 +34,7 @@ def results(model, *, segments=None):
     model.eval()
     if segments:
         model.sem_seg_head.register_forward_hook(
-            lambda *call: be_sure(call[-1]["pred_logits"], segments)
+            lambda *call: force_confident(call[-1]["pred_logits"], segments)
         )
     with torch.no_grad():
         return model(random_batch(TARGETS, 4))
@@ -48,7 +48,7 @@ def test_the_semantic_result_is_ours(build, before):
         torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("segments", [None, 5], ids=["as it is", "sure queries"])
+@pytest.mark.parametrize("segments", [None, 5], ids=["as it is", "confident queries"])
 def test_panoptic_and_instance_results_are_ours(build, segments):
     ours, plain = build(**EVERYTHING)
     found, expected = results(plain, segments=segments), results(ours, segments=segments)
@@ -87,9 +87,8 @@ def test_the_matches_are_ours(build):
     targets = [
         {"labels": torch.tensor([3, 0, 1]), "masks": torch.rand(3, 64, 80) > 0.5} for _ in range(2)
     ]
-    for image, expected in enumerate(ours.criterion.matcher(found, targets)):
-        of_image = (value[image] for value in found.values())
-        match = plain.criterion.match(*of_image, targets[image])
+    matches = (model.criterion.matcher(found, targets) for model in (plain, ours))
+    for match, expected in zip(*matches, strict=True):
         assert [one.tolist() for one in match] == [one.tolist() for one in expected]
 
 
@@ -115,3 +114,5 @@ def test_losses_that_it_does_not_have_are_refused(build):
         build("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64")
     with pytest.raises(ValueError, match=r"MASK_IGNORE is True.*set it to False"):
         build("MODEL.MASK_FORMER.MASK_IGNORE", "True")
+    with pytest.raises(ValueError, match=r"MASK_TERM is cross_entropy.*set it to focal"):
+        build("MODEL.MASK_FORMER.MASK_TERM", "cross_entropy")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from profiling.stopwatch import Stopwatch, lap_after, matrix_product_rate, peak_memory, then
+from profiling.stopwatch import Stopwatch, matrix_product_rate, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -28,27 +28,15 @@ def test_laps_of_one_name_are_added_and_a_start_forgets(clock):
     assert watch.read() == {"a": 5.0, "b": 2.0}
 
 
-def test_a_stage_ends_when_a_method_has_run(clock):
-    class Worker:
-        def work(self, seconds):
-            clock.now += seconds
-            return seconds
-
-    worker, watch = Worker(), Stopwatch(CPU)
-    with lap_after(watch, "work", worker, "work"):
-        watch.start()
-        assert worker.work(3.0) == 3.0
-        clock.now += 1.0
-        watch.lap("rest")
-    assert watch.read() == {"work": 3.0, "rest": 1.0}
-    assert "work" not in vars(worker)
-
-
-def test_an_attribute_of_ones_own_comes_back_after_an_error():
-    owner = SimpleNamespace(f=len)
-    with pytest.raises(TypeError), then(owner, "f", print):
-        owner.f(1)
-    assert owner.f is len
+def test_a_stopped_watch_ignores_laps(clock):
+    watch = Stopwatch(CPU)
+    watch.lap("before")
+    watch.start()
+    clock.now += 1.0
+    watch.lap("a")
+    assert watch.is_running and watch.read() == {"a": 1.0} and not watch.is_running
+    watch.lap("after")
+    assert watch.read() == {}
 
 
 def test_the_peak_is_that_of_the_step_alone():
