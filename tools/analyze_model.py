@@ -5,22 +5,21 @@ python tools/analyze_model.py --config-file configs/ade20k-150/maskformer_R50_bs
 python tools/analyze_model.py --config-file F --tasks flop speed --size 800 1333 MODEL.DEVICE cpu
 python tools/analyze_model.py --config-file F --num-images 20 --json counts.json
 
-The network is counted: backbone and head, for one image, without the post-processing of its
-results. It needs neither weights nor data; --num-images takes the sizes of the test set's images.
+Only the network is counted: backbone and head, for one image, without the post-processing of its
+outputs. It needs neither weights nor data; --num-images uses the sizes of the test set's images.
 
-How it is counted: by fvcore's rules. One multiply-add is one; batch norms are nothing, for they
-fold into the convolutions before them; activations are the outputs of convolutions and matrix
-products. Every supervised decoder layer predicts, as in training and in the published counts;
---inference counts the last layer's prediction alone, which is all that inference computes.
+Counts follow fvcore's rules: one multiply-add counts as one; batch norms cost nothing, because they
+can be folded into the convolutions before them; activations are the outputs of convolutions and
+matrix products. Every supervised decoder layer predicts, as in training and in published counts;
+--inference counts only the last layer's prediction, which is all that inference computes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -28,7 +27,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper
 from profiling.analysis import DEFAULT_TASKS, TASKS, Report, analyze
 from tqdm import tqdm
 
-from mask_former.cli.command import add_plugin_argument
+from mask_former.cli.command import add_plugin_argument, make_parser
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.registries import load_plugins
@@ -37,11 +36,11 @@ from mask_former.utils.errors import message_of
 
 
 def sizes_of_test_images(cfg: CfgNode, num_images: int) -> list[Size]:
-    """The sizes of the first images of ``DATASETS.TEST`` as evaluation feeds them, unpadded.
+    """Return the unpadded sizes of the first images of ``DATASETS.TEST`` in evaluation.
 
     Raises:
-        FileNotFoundError: the dataset or an image is not there.
-        KeyError, ValueError: there is no such dataset, or the config names none.
+        FileNotFoundError: if the dataset or an image is missing.
+        KeyError, ValueError: if the dataset is not registered, or the config names none.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("--num-images needs a test set, but DATASETS.TEST is empty.")
@@ -52,7 +51,7 @@ def sizes_of_test_images(cfg: CfgNode, num_images: int) -> list[Size]:
 
 
 def tables(report: Report, depth: int) -> str:
-    """The counts as text, by module down to ``depth`` (1: the network's parts) and by operator."""
+    """Format the counts by module, down to ``depth`` (1: the network's parts), and by operator."""
     modules: dict[str, dict[str, float]] = {}
     operators: dict[str, dict[str, float]] = {}
     if report.parameters is not None:
@@ -80,7 +79,7 @@ def _label(module: str) -> str:
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """A line a name, where it is not 0 in every column."""
+    """Format one line per name, without names that are 0 in every column."""
     names = dict.fromkeys(name for column in columns.values() for name in column)
     width = max(map(len, names), default=0)
     lines = ["  ".join([" " * width, *columns])]
@@ -93,7 +92,7 @@ def _table(columns: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def summary(report: Report) -> str:
-    """What the counts are of, and what is not in them."""
+    """Summarise the input, and the operators that are not counted."""
     sizes = sorted(set(report.input_sizes))
     lines = [f"input: {', '.join(f'{height}×{width}' for height, width in sizes)} (height×width)"]
     if len(report.input_sizes) > 1:
@@ -103,19 +102,33 @@ def summary(report: Report) -> str:
         lines.append(f"trained parameters: {millions:.2f} M")
     if report.flops is not None or report.activations is not None:
         which = "the last decoder layer" if report.inference else "every supervised decoder layer"
-        lines.append(f"predictions: of {which}")
+        lines.append(f"predictions: {which}")
     if report.skipped:
         operators = (f"{name.split('::')[-1]} ×{n}" for name, n in report.skipped.items())
         lines.append(f"not in the multiply-adds: {', '.join(operators)}")
     if report.seconds is not None:
-        lines.append(f"time: {1000 * report.seconds:.1f} ms an image ({report.device}, fp32)")
+        lines.append(f"time: {1000 * report.seconds:.1f} ms per image ({report.device}, fp32)")
     return "\n".join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command; the help of :func:`parse_arguments` explains them."""
+
+    config_file: str
+    tasks: Sequence[str]
+    size: Sequence[int]
+    num_images: int | None
+    depth: int
+    inference: bool
+    json: Path | None
+    plugins: Sequence[str]
+    opts: Sequence[str]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Arguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the model's YAML config")
     add(
@@ -132,24 +145,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=[512],
         metavar="PIXELS",
-        help="of the image: one side of a square, or height and width (default: 512)",
+        help="size of the image: side of a square, or height and width (default: 512)",
     )
     source.add_argument(
         "--num-images",
         type=int,
         metavar="N",
-        help="take the sizes of the first N images of DATASETS.TEST",
+        help="use the sizes of the first N images of DATASETS.TEST",
     )
-    add("--depth", type=int, default=2, help="of the modules that are listed (default: 2)")
+    add("--depth", type=int, default=2, help="depth of the listed modules (default: 2)")
     add("--inference", action="store_true", help="only the last decoder layer predicts")
-    add("--json", type=Path, metavar="FILE", help="write all counts to it")
+    add("--json", type=Path, metavar="FILE", help="write all counts to this file")
     add_plugin_argument(parser)
     add("opts", nargs="*", metavar="KEY VALUE", help="config values")
     words = list(sys.argv[1:] if argv is None else argv)
-    # Options that take several values would take the keys, too.
+    # Options with several values would consume the config keys, too.
     groups = get_mask_former_cfg()
     first = next((i for i, word in enumerate(words) if word.split(".")[0] in groups), len(words))
-    args = parser.parse_args([*words[:first], "--", *words[first:]])
+    args = Arguments(**vars(parser.parse_args([*words[:first], "--", *words[first:]])))
     if len(args.size) > 2 or min(args.size) < 1:
         parser.error(f"--size takes one or two numbers of pixels, found {args.size}")
     if args.num_images is not None and args.num_images < 1:
@@ -158,7 +171,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command and return its exit code."""
     args = parse_arguments(argv)
     try:
         load_plugins(args.plugins)

@@ -1,45 +1,44 @@
 #!/usr/bin/env python3
-"""Time and memory of inference and training, stage by stage.
+"""Measure time and memory of inference and training, stage by stage.
 
 python tools/benchmark.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
 python tools/benchmark.py --config-file F --mode train --batch 2 --targets 12 --precision bf16
 python tools/benchmark.py --config-file F --compare 'MODEL.COMPILE True'
 python tools/benchmark.py --config-file F --peer textbook transformers --json figures.json
 
-Images and targets are random, and so are the weights unless --trained. Every turn does a step of
-each model and its network alone (backbone and head; in training with their backward pass), so that
-a drift of the machine meets all of them; ratios are the median over the turns. Peak memory is
-measured in a process of its own.
+Images and targets are random, and so are the weights unless --trained is given. Each round runs a
+step of every model and its network alone (backbone and head; in training with their backward pass),
+so that a drift of the machine's speed affects all of them; ratios are the median over the rounds.
+Peak memory is measured in a separate process.
 
---compare sets another config, or other values, beside the config. --peer textbook is the model with
-the paper's formulas written plainly, as published code does the work; --peer transformers is
-Hugging Face's MaskFormer. Peers have the same weights and compute in --peer-precision.
+--compare adds another config, or other values of the config. --peer textbook is the model with the
+paper's formulas written plainly, in the way of the published code; --peer transformers is Hugging
+Face's MaskFormer. Peers have the same weights and compute in --peer-precision.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 import torch
 from profiling import (
-    Spec,
-    Work,
-    build_contenders,
+    ModelSpec,
+    Workload,
+    build_models,
     matrix_product_rate,
     measure,
     measure_data,
     measure_memory,
 )
 
-from mask_former.cli.command import add_plugin_argument
+from mask_former.cli.command import add_plugin_argument, make_parser
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.registries import load_plugins
@@ -49,38 +48,71 @@ PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 MODES = {"inference": [False], "train": [True], "all": [False, True]}
 
 
-def benchmark(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures, as they go into the JSON."""
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command; the help of :func:`parse_arguments` explains them."""
+
+    config_file: str
+    mode: str
+    size: Sequence[int]
+    output_size: Sequence[int] | None
+    batch: int
+    targets: int
+    segments: int | None
+    iterations: int
+    warmup: int
+    precision: str | None
+    peer_precision: str
+    compare: Sequence[str]
+    peer: Sequence[str]
+    trained: bool
+    data: bool
+    no_memory: bool
+    matrix: int
+    threads: int
+    device: str | None
+    json: Path | None
+    plugins: Sequence[str]
+    opts: Sequence[str]
+
+    @property
+    def workload(self) -> Workload:
+        """Input of a step."""
+        output = self.output_size
+        return Workload(
+            size=(self.size[0], self.size[-1]),
+            output_size=(output[0], output[-1]) if output else None,
+            images=self.batch,
+            targets=self.targets,
+            segments=self.segments,
+        )
+
+
+def benchmark(args: Arguments) -> dict[str, Any]:
+    """Measure everything and return it as plain data for the JSON file."""
     torch.set_num_threads(args.threads)
-    specs = contestants(args)
-    work = Work(
-        size=(args.size[0], args.size[-1]),
-        output_size=(args.output_size[0], args.output_size[-1]) if args.output_size else None,
-        images=args.batch,
-        targets=args.targets,
-        segments=args.segments,
-    )
-    contenders = build_contenders(specs, work)
-    content = description(args, specs[0], work)
+    specs = model_specs(args)
+    models = build_models(specs, args.workload)
+    content = description(args, specs[0])
     for training in MODES[args.mode]:
-        results = measure(contenders, training, iterations=args.iterations, warmup=args.warmup)
+        results = measure(models, training, iterations=args.iterations, warmup=args.warmup)
         if args.data:
             results[0]["data"] = measure_data(specs[0].cfg, training, args.batch, args.iterations)
         if not args.no_memory:
-            peaks = measure_memory(specs, work, training)
+            peaks = measure_memory(specs, args.workload, training)
             results = [{**one, **peak} for one, peak in zip(results, peaks, strict=True)]
         content["results"] += results
     return content
 
 
-def description(args: argparse.Namespace, spec: Spec, work: Work) -> dict[str, Any]:
-    """What the figures depend on, the speed of the machine included."""
+def description(args: Arguments, spec: ModelSpec) -> dict[str, Any]:
+    """Describe the conditions of the figures, including the speed of the machine."""
     device = torch.device(spec.cfg.MODEL.DEVICE)
     return {
         "config_file": args.config_file,
         "settings": args.opts,
         "compared": dict(zip(ascii_uppercase[1:], args.compare, strict=False)),
-        "work": asdict(work),
+        "work": asdict(args.workload),
         "weights": spec.cfg.MODEL.WEIGHTS if spec.trained else "random",
         "iterations": args.iterations,
         "warmup": args.warmup,
@@ -95,28 +127,28 @@ def description(args: argparse.Namespace, spec: Spec, work: Work) -> dict[str, A
     }
 
 
-def contestants(args: argparse.Namespace) -> list[Spec]:
-    """The config first, then what it is compared with."""
+def model_specs(args: Arguments) -> list[ModelSpec]:
+    """List the models to benchmark: the config's, then those that it is compared with."""
     device = ["MODEL.DEVICE", args.device] if args.device else []
     own = [*args.opts, *device, *precision(args.precision)]
     cfg = resolve_device(load_cfg(args.config_file, own))
-    specs = [Spec("ours", cfg, trained=args.trained)]
+    specs = [ModelSpec("ours", cfg, trained=args.trained)]
     for name, other in zip(ascii_uppercase[1:], args.compare, strict=False):
         if other.endswith((".yaml", ".yml")):
             compared = resolve_device(load_cfg(other, own))
         else:
             words = [*own, *shlex.split(other)]
             compared = resolve_device(load_cfg(args.config_file, words))
-        specs.append(Spec(name, compared, trained=args.trained))
+        specs.append(ModelSpec(name, compared, trained=args.trained))
     for peer in args.peer:
         words = [*own, *precision(args.peer_precision)]
         peer_cfg = resolve_device(load_cfg(args.config_file, words))
-        specs.append(Spec(peer, peer_cfg, kind=peer, trained=args.trained))
+        specs.append(ModelSpec(peer, peer_cfg, kind=peer, trained=args.trained))
     return specs
 
 
 def precision(name: str | None) -> list[str]:
-    """The config's values of a number format; None: as the config has it."""
+    """Return the config values of a precision, none for the config's own (None)."""
     if name is None:
         return []
     dtype = PRECISIONS[name]
@@ -127,16 +159,17 @@ def precision(name: str | None) -> list[str]:
     return values
 
 
-# What is shown
+# The report
 
 
 def report(content: Mapping[str, Any]) -> str:
+    """Format the figures as text."""
     work, rates = content["work"], content["matrix_product_gflops"]
     size = "×".join(map(str, work["size"]))
     lines = [
         f"{work['images']} × {size} pixels (height×width), {content['weights']} weights; "
         f"{content['device']}, {content['threads']} threads, torch {content['torch']}; "
-        f"{content['iterations']} turns",
+        f"{content['iterations']} rounds",
         "matrix products: "
         + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()),
     ]
@@ -148,7 +181,7 @@ def report(content: Mapping[str, Any]) -> str:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One mode: a line a figure, a column a contender."""
+    """Format the figures of one mode, with a column for each model."""
     titles = [f"{result['name']} ({result['precision']})" for result in results]
     rows: list[tuple[str, list[str]]] = [(f"{results[0]['mode']}: ms, p50 / p95", titles)]
 
@@ -188,46 +221,51 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(argv: Sequence[str] | None) -> Arguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
     add = parser.add_argument
     pixels: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "PIXELS"}
     add("--config-file", required=True, metavar="FILE", help="the model's YAML config")
     add("--mode", choices=list(MODES), default="inference", help="default: %(default)s")
-    add("--size", **pixels, default=[512], help="of the images: a side, or height and width")
+    add("--size", **pixels, default=[512], help="of the images: one side, or height and width")
     add("--output-size", **pixels, help="of the results (default: the images')")
-    add("--batch", type=int, default=1, metavar="N", help="images (default: %(default)s)")
-    add("--targets", type=int, default=12, metavar="N", help="an image (default: %(default)s)")
+    add("--batch", type=int, default=1, metavar="N", help="images per step (default: %(default)s)")
+    add("--targets", type=int, default=12, metavar="N", help="per image (default: %(default)s)")
     add(
         "--segments",
         type=int,
         metavar="N",
-        help='inference: N queries are sure of a class and the others of "no object", as in a '
-        "trained model",
+        help="inference: make N queries confident of a class and the others of 'no object', as "
+        "in a trained model",
     )
-    add("--iterations", type=int, default=10, metavar="N", help="turns (default: %(default)s)")
-    add("--warmup", type=int, default=2, metavar="N", help="turns before (default: %(default)s)")
+    add("--iterations", type=int, default=10, metavar="N", help="rounds (default: %(default)s)")
+    add("--warmup", type=int, default=2, metavar="N", help="rounds before (default: %(default)s)")
     add("--precision", choices=list(PRECISIONS), help="default: the config's")
     add("--peer-precision", choices=list(PRECISIONS), default="fp32", help="default: %(default)s")
     add("--compare", action="append", default=[], metavar="'KEY VALUE …' | FILE.yaml")
     add("--peer", nargs="+", choices=["textbook", "transformers"], default=[])
-    add("--trained", action="store_true", help="load MODEL.WEIGHTS, a whole model's")
+    add("--trained", action="store_true", help="load the whole model's MODEL.WEIGHTS")
     add("--data", action="store_true", help="also time the config's dataset and mapper")
-    add("--no-memory", action="store_true", help="leave peak memory out")
-    add("--matrix", type=int, default=2048, metavar="N", help="side of the matrices of the rate")
+    add("--no-memory", action="store_true", help="do not measure peak memory")
+    add(
+        "--matrix",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="side of the matrices that measure the machine's rate",
+    )
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     add("--device", help="MODEL.DEVICE")
-    add("--json", type=Path, metavar="FILE", help="write the figures to it")
+    add("--json", type=Path, metavar="FILE", help="write the figures to this file")
     add_plugin_argument(parser)
     add("opts", nargs="*", metavar="KEY VALUE", help="config values")
     words = list(sys.argv[1:] if argv is None else argv)
-    # Options that take several values would take the keys, too.
+    # Options with several values would consume the config keys, too.
     groups = get_mask_former_cfg()
     keys = (word.split(".")[0] in groups and " " not in word for word in words)  # not --compare's
     first = next((i for i, is_key in enumerate(keys) if is_key), len(words))
-    args = parser.parse_args([*words[:first], "--", *words[first:]])
+    args = Arguments(**vars(parser.parse_args([*words[:first], "--", *words[first:]])))
     for name in ("size", "output_size"):
         found = getattr(args, name)
         if found and (len(found) > 2 or min(found) < 1):
@@ -239,7 +277,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command and return its exit code."""
     args = parse_arguments(argv)
     try:
         load_plugins(args.plugins)

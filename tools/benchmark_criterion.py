@@ -1,42 +1,45 @@
 # Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
-"""Time and memory of the criterion (matching, losses, backward pass), for numbers of targets.
+"""Measure time and memory of the criterion (matching, losses, backward pass) by number of targets.
 
     python tools/benchmark_criterion.py                            # the curve: 10 … 500 targets
-    python tools/benchmark_criterion.py --targets 12 --textbook    # beside a plain version
+    python tools/benchmark_criterion.py --targets 12 --textbook    # compared with a plain version
     python tools/benchmark_criterion.py --points 12544             # losses at sampled points
 
-The data are random blobs, so that nothing but the criterion is measured. The plain version follows
-the paper's formulas a layer at a time, enlarges every matched mask to full size and leaves the
-gradient to autograd; both take turns. Memory is what a step needs at its peak beside predictions
-and targets, the gradients of the predictions included.
+The data are random blobs, and only the criterion is measured. The plain version follows the paper's
+formulas one layer after another, upsamples every matched mask to full size and leaves the gradient
+to autograd; both are run interleaved. Memory is the peak of a step in addition to predictions and
+targets; it includes the gradients of the predictions.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from profiling import TextbookCriterion, peak_memory
+from profiling import ReferenceCriterion, ReferenceMatcher, peak_memory
 from torch import Tensor
 from tqdm import tqdm
 
+from mask_former.cli.command import make_parser
 from mask_former.losses import HungarianMatcher, PointRule, SetCriterion
 from mask_former.structures import Outputs, Prediction, Target, layer_predictions
+from mask_former.utils.timing import interleave, timed
 
 CLASSES, NO_OBJECT = 150, 0.1
 WEIGHTS = {"loss_ce": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     args = parse(argv)
     try:
         point_rule = PointRule(args.points) if args.points else None
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device)
     criteria = {"ours": build(point_rule).to(device)}
     if args.textbook:
-        criteria["textbook"] = build(None, TextbookCriterion).to(device)
+        criteria["textbook"] = build_reference().to(device)
     rows = []
     for count in tqdm(args.targets, desc="numbers of targets", disable=None):
         outputs, targets = random_batch(count, args, device)
@@ -58,42 +61,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    targets: Sequence[int]
+    queries: int
+    images: int
+    layers: int
+    size: int
+    points: int
+    textbook: bool
+    rounds: int
+    threads: int
+    clock: str
+    device: str
+    json: Path | None
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--targets", type=int, nargs="+", default=[10, 50, 200, 500], help="an image")
+    add("--targets", type=int, nargs="+", default=[10, 50, 200, 500], help="per image")
     add("--queries", type=int, default=100)
     add("--images", type=int, default=2)
-    add("--layers", type=int, default=6, help="that are supervised")
+    add("--layers", type=int, default=6, help="supervised decoder layers")
     add("--size", type=int, default=512, help="side of an image in pixels, a multiple of 4")
     add("--points", type=int, default=0, help="MODEL.MASK_FORMER.TRAIN_NUM_POINTS")
-    add("--textbook", action="store_true", help="beside a plain version; needs much memory")
-    add("--rounds", type=int, default=5, help="steps that count, after one that does not")
+    add("--textbook", action="store_true", help="compare with a plain version; needs much memory")
+    add("--rounds", type=int, default=5, help="steps that count, after one for warm-up")
     add("--threads", type=int, default=torch.get_num_threads())
-    add("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of all threads together")
+    add("--clock", choices=["wall", "cpu"], default="wall", help="cpu: sum over all threads")
     add("--device", default="cpu")
     add("--json", type=Path, help="write the figures to this file")
-    return parser.parse_args(argv)
+    return Arguments(**vars(parser.parse_args(argv)))
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on."""
+def settings(args: Arguments) -> dict[str, Any]:
+    """Return the settings that the figures depend on."""
     kept = ("queries", "images", "layers", "size", "points", "threads", "clock", "device")
     return {name: getattr(args, name) for name in kept} | {"torch": torch.__version__}
 
 
-def build(point_rule: PointRule | None, kind: type[SetCriterion] = SetCriterion) -> SetCriterion:
-    """A criterion with the published weights."""
+def build(point_rule: PointRule | None) -> SetCriterion:
+    """Build the criterion with the published weights."""
     matcher = HungarianMatcher(*WEIGHTS.values(), point_rule=point_rule)
-    return kind(CLASSES, matcher, no_object_weight=NO_OBJECT, point_rule=point_rule)
+    return SetCriterion(CLASSES, matcher, no_object_weight=NO_OBJECT, point_rule=point_rule)
 
 
-def random_batch(
-    count: int, args: argparse.Namespace, device: torch.device
-) -> tuple[Outputs, list[Target]]:
-    """Predictions that want gradients, and ``count`` targets an image that cover it once."""
+def build_reference() -> SetCriterion:
+    """Build the plain version with the published weights."""
+    matcher = ReferenceMatcher(*WEIGHTS.values())
+    return ReferenceCriterion(CLASSES, matcher, no_object_weight=NO_OBJECT)
+
+
+def random_batch(count: int, args: Arguments, device: torch.device) -> tuple[Outputs, list[Target]]:
+    """Make predictions that require gradients, and ``count`` targets per image that cover it."""
     generator = torch.Generator().manual_seed(0)
 
     def blobs(number: int, side: int) -> Tensor:
@@ -129,52 +153,47 @@ def measure(
     criteria: dict[str, SetCriterion],
     outputs: Outputs,
     targets: Sequence[Target],
-    args: argparse.Namespace,
+    args: Arguments,
 ) -> dict[str, Any]:
-    """Seconds (least, median) and MiB of a step of each criterion, which take turns."""
+    """Measure seconds (minimum, median) and MiB of a step of each criterion, interleaved."""
     clock = time.perf_counter if args.clock == "wall" else time.process_time
-    memory = {name: peak(criterion, outputs, targets) for name, criterion in criteria.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in criteria}
-    for _ in range(args.rounds):
-        for name, criterion in criteria.items():
-            clear_gradients(outputs)
-            start = clock()
-            step(criterion, outputs, targets)
-            seconds[name].append(clock() - start)
+    memory = [peak(criterion, outputs, targets) for criterion in criteria.values()]  # and warm up
+    steps = [
+        timed(partial(step, criterion, outputs, targets), args.device, clock)
+        for criterion in criteria.values()
+    ]
+    seconds = interleave(steps, args.rounds, warmup=0)
     return {
-        name: {
-            "least_s": min(seconds[name]),
-            "median_s": statistics.median(seconds[name]),
-            "peak_mib": memory[name],
-        }
-        for name in criteria
+        name: {"least_s": min(own), "median_s": median(own), "peak_mib": mib}
+        for name, own, mib in zip(criteria, seconds, memory, strict=True)
     }
 
 
 def step(criterion: SetCriterion, outputs: Outputs, targets: Sequence[Target]) -> None:
-    """Forward and backward pass."""
+    """Run the forward and backward pass; gradients of the predictions are overwritten."""
+    clear_gradients(outputs)
     losses = criterion(outputs, targets)
     total = sum(WEIGHTS["_".join(name.split("_")[:2])] * value for name, value in losses.items())
     assert isinstance(total, Tensor)
     total.backward()
-    if total.is_cuda:
-        torch.cuda.synchronize()
 
 
 def clear_gradients(outputs: Outputs) -> None:
+    """Drop the gradients of all predictions."""
     for layer in layer_predictions(outputs):
         layer["pred_logits"].grad = layer["pred_masks"].grad = None
 
 
 def peak(criterion: SetCriterion, outputs: Outputs, targets: Sequence[Target]) -> float | None:
-    """MiB that a step needs; None where the system does not say."""
-    step(criterion, outputs, targets)  # what is made once
+    """Measure the MiB that a step needs; None if the system does not report it."""
+    step(criterion, outputs, targets)  # one-time allocations
     clear_gradients(outputs)
     device = outputs["pred_masks"].device
     return peak_memory(lambda: step(criterion, outputs, targets), device).step
 
 
-def print_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
+def print_table(rows: Sequence[dict[str, Any]], args: Arguments) -> None:
+    """Print the figures, with a line for each number of targets."""
     names = [name for name in ("ours", "textbook") if name in rows[0]]
     titles = ["targets"]
     for name in names:

@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Seconds of panoptic and semantic evaluation, beside detectron2's evaluators.
+"""Compare the speed of panoptic and semantic evaluation with detectron2's evaluators.
 
 python tools/benchmark_evaluation.py --images 200 --classes 150
 
-The set is made up: blobs of classes, and predictions that miss some of them and part of their
-outlines. Both evaluators see the same outputs, in turns, and must agree to the last
-digit. What counts is process() of every image and evaluate(); CPU seconds are those of all
-processes together.
+The dataset is synthetic: blobs of classes, and predictions that miss some of them and part of their
+outlines. Both evaluators get the same outputs, interleaved, and must agree to the last digit. The
+time is that of process() for every image and of evaluate(); CPU seconds are the sum over all
+processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
@@ -19,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from mask_former.cli.command import make_parser
 from mask_former.data.datasets.catalog import Category
 from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_image, write_json
 from mask_former.evaluation.panoptic import COCOPanopticEvaluator
@@ -39,44 +40,57 @@ from mask_former.evaluation.semantic import SemSegEvaluator
 
 DATASET = "benchmark_evaluation"
 SEGMENTS, IGNORE = 12, 255
-REPEAT = 4  # scenes, which keep K×H×W scores in memory
+REPEAT = 4  # number of different scenes, whose K×H×W scores are kept in memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command and return its exit code."""
     args = parse(argv)
     if not 2 <= args.classes < IGNORE or args.images < 1:
-        print(f"--classes is 2 … {IGNORE - 1}, --images at least 1.", file=sys.stderr)
+        print(
+            f"--classes is {args.classes} and --images {args.images}; expected 2 … {IGNORE - 1} "
+            "classes and at least 1 image.",
+            file=sys.stderr,
+        )
         return 1
     torch.set_num_threads(args.threads)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore", DeprecationWarning)  # of detectron2's code
+        warnings.simplefilter("ignore", DeprecationWarning)  # from detectron2
         outputs = made_up(Path(folder), args)
         print(f"{args.images} images of {args.size[1]}×{args.size[0]}, {args.classes} classes")
-        for task, contenders in evaluators(Path(folder)).items():
-            (wall, cpu), (their_wall, their_cpu) = measure(contenders, outputs, task).values()
+        for task, both in evaluators(Path(folder)).items():
+            (wall, cpu), (their_wall, their_cpu) = measure(both, outputs, task).values()
             print(f"{task}, seconds: ours {wall:.2f} (CPU {cpu:.2f}), ", end="")
             print(f"detectron2 {their_wall:.2f} (CPU {their_cpu:.2f}); ", end="")
             print(f"{their_wall / wall:.1f} times as fast (CPU {their_cpu / cpu:.1f})")
     return 0
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    images: int
+    classes: int
+    size: Sequence[int]
+    threads: int
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--images", type=int, default=200)
     add("--classes", type=int, default=150)
     add("--size", type=int, nargs=2, default=[480, 640], help="height and width")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    return parser.parse_args(argv)
+    add("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    return Arguments(**vars(parser.parse_args(argv)))
 
 
-def made_up(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Register the set, written below `folder`; the outputs of its first images, which repeat."""
+def made_up(folder: Path, args: Arguments) -> list[dict[str, Any]]:
+    """Write and register the dataset; return the outputs of its first images, which repeat."""
     rng = np.random.default_rng(0)
-    scenes = [Scene(rng, args.classes, tuple(args.size)) for _ in range(REPEAT)]
+    scenes = [Scene(rng, args.classes, (args.size[0], args.size[1])) for _ in range(REPEAT)]
     (folder / "panoptic").mkdir()
     records, annotations = [], []
     for index in tqdm(range(args.images), desc="writing", disable=None):
@@ -107,11 +121,12 @@ def made_up(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def is_thing(index: int) -> bool:
+    """Return True for every other class."""
     return index % 2 == 0
 
 
 class Scene:
-    """One image: the truth and what a model makes of it."""
+    """One image: its ground truth, and the output of an imagined model."""
 
     def __init__(self, rng: np.random.Generator, num_classes: int, size: tuple[int, int]) -> None:
         blobs = [cv2.resize(rng.normal(size=(6, 8)), size[::-1]) for _ in range(SEGMENTS)]
@@ -136,7 +151,7 @@ class Scene:
 
 
 def evaluators(folder: Path) -> dict[str, dict[str, d2.DatasetEvaluator]]:
-    """Ours and detectron2's by task; all write their predictions."""
+    """Make both evaluators of each task; all write their predictions."""
 
     def read(path: str, dtype: Any) -> NDArray[Any]:
         # detectron2's own asks numpy not to copy, which numpy 2 refuses.
@@ -156,31 +171,31 @@ def evaluators(folder: Path) -> dict[str, dict[str, d2.DatasetEvaluator]]:
 
 
 def measure(
-    contenders: dict[str, d2.DatasetEvaluator], outputs: Sequence[dict[str, Any]], task: str
+    evaluators: dict[str, d2.DatasetEvaluator], outputs: Sequence[dict[str, Any]], task: str
 ) -> dict[str, list[float]]:
-    """Seconds that pass, and of the CPU, of each evaluator; they take turns, image by image.
+    """Measure wall and CPU seconds of each evaluator, interleaved image by image.
 
     Raises:
         ValueError: if their metrics differ.
     """
-    seconds = {name: [0.0, 0.0] for name in contenders}
+    seconds = {name: [0.0, 0.0] for name in evaluators}
 
     def timed(name: str, do: Callable[[], Any]) -> Any:
         cpu, wall = sum(os.times()[:4]), time.perf_counter()
         result = do()
         seconds[name][0] += time.perf_counter() - wall
-        seconds[name][1] += sum(os.times()[:4]) - cpu  # of children, too, once they have ended
+        seconds[name][1] += sum(os.times()[:4]) - cpu  # including children that have ended
         return result
 
-    for evaluator in contenders.values():
+    for evaluator in evaluators.values():
         evaluator.reset()
     for index, record in enumerate(tqdm(DatasetCatalog.get(DATASET), desc=task, disable=None)):
-        for name, evaluator in contenders.items():
+        for name, evaluator in evaluators.items():
             output = outputs[index % REPEAT]
             ids, infos = output["panoptic_seg"]
             own = {**output, "panoptic_seg": (ids, [dict(info) for info in infos])}
             timed(name, partial(evaluator.process, [record], [own]))
-    found = [timed(name, partial(finish, e)) for name, e in contenders.items()]
+    found = [timed(name, partial(finish, e)) for name, e in evaluators.items()]
     ours, theirs = ([(k, float(v)) for k, v in metrics.items()] for metrics in found)
     if repr(ours) != repr(theirs):  # nan is nan
         raise ValueError(f"The metrics differ: {ours} and {theirs}.")
@@ -188,8 +203,9 @@ def measure(
 
 
 def finish(evaluator: d2.DatasetEvaluator) -> dict[str, float]:
+    """Return the metrics of all images."""
     (metrics,) = evaluator.evaluate().values()
-    gc.collect()  # ends detectron2's pool of processes
+    gc.collect()  # ends detectron2's process pool
     return metrics
 
 

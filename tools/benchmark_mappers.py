@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""Seconds in which one core makes a training example, beside a plain mapper.
+"""Compare the time of one core to make a training example with that of a plain mapper.
 
 python tools/benchmark_mappers.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
 python tools/benchmark_mappers.py --config-file configs/camvid/F.yaml --own-data --rounds 5
 
-The images are made up and of --size, unless --own-data reads the config's own. The plain mapper
-runs detectron2's augmentations one after the other on label maps of 64 bit, makes the masks one at
-a time and pads last. Both take turns, image by image, with the same seeds.
+The images are synthetic and of --size, unless --own-data reads those of the config's dataset. The
+plain mapper runs detectron2's augmentations one after another on 64-bit label maps, makes the masks
+one at a time and pads last. Both run interleaved, image by image, with the same seeds.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-import mask_former  # noqa: F401  (registers everything)
+from mask_former.cli.command import make_parser
 from mask_former.config.loading import load_cfg
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.utils.errors import message_of
 
-SEGMENTS = 12  # of a made-up image
-NOISE = 6.0  # of its pixels, standard deviation of 255: about 3 bits a pixel as JPEG
+SEGMENTS = 12  # segments of a synthetic image
+NOISE = 6.0  # standard deviation of its pixels, of 255: about 3 bits per pixel as JPEG
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command and return its exit code."""
     args = parse(argv)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -58,34 +58,47 @@ def main(argv: Sequence[str] | None = None) -> int:
                 records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
                 records = records[: args.images]
             else:
-                records = made_up(Path(folder), args.images, tuple(args.size), cfg)
+                records = made_up(Path(folder), args.images, (args.size[0], args.size[1]), cfg)
             seconds = measure({"ours": ours, "plain": plain_mapper(cfg)}, records, args.rounds)
     except (KeyError, OSError, ValueError) as error:
         print(f"benchmark_mappers.py: {message_of(error)}", file=sys.stderr)
         return 1
     medians = {name: 1000 * statistics.median(found) for name, found in seconds.items()}
-    print(f"{args.config_file}: CPU milliseconds an image, median of {len(seconds['ours'])}")
+    print(f"{args.config_file}: CPU milliseconds per image, median of {len(seconds['ours'])}")
     print(f"  ours {medians['ours']:.2f}, plain {medians['plain']:.2f}")
     print(f"  {medians['plain'] / medians['ours']:.2f} times as fast")
     return 0
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    config_file: str
+    own_data: bool
+    size: Sequence[int]
+    images: int
+    rounds: int
+    opts: Sequence[str]
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    """Parse the words of the command line; exit with a message if they are wrong."""
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True)
-    add("--own-data", action="store_true", help="the first images of DATASETS.TRAIN")
-    add("--size", type=int, nargs=2, default=[512, 683], help="height and width of made-up images")
+    add("--own-data", action="store_true", help="use the first images of DATASETS.TRAIN")
+    add(
+        "--size", type=int, nargs=2, default=[512, 683], help="height and width of synthetic images"
+    )
     add("--images", type=int, default=16)
-    add("--rounds", type=int, default=8, help="examples of each image that count")
-    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE …, into the config")
-    return parser.parse_args(argv)
+    add("--rounds", type=int, default=8, help="examples per image that count")
+    add("opts", nargs="...", help="KEY VALUE … of the config")
+    return Arguments(**vars(parser.parse_args(argv)))
 
 
 def made_up(folder: Path, count: int, size: tuple[int, int], cfg: CfgNode) -> list[dict[str, Any]]:
-    """JPEGs of coloured blobs with noise, and PNGs of their segments, one class each."""
+    """Write JPEGs of coloured blobs with noise, and PNGs of their segments, one class each."""
     rng = np.random.default_rng(0)
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label")
@@ -116,7 +129,7 @@ def made_up(folder: Path, count: int, size: tuple[int, int], cfg: CfgNode) -> li
 def measure(
     mappers: dict[str, Mapper], records: list[dict[str, Any]], rounds: int
 ) -> dict[str, list[float]]:
-    """CPU seconds of each example; a first round does not count."""
+    """Measure the CPU seconds of each example, after a round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in mappers}
     for seed in tqdm(range(rounds + 1), desc="rounds", disable=None):
         for index, record in enumerate(records):
@@ -134,7 +147,7 @@ def measure(
 
 
 def plain_mapper(cfg: CfgNode) -> Mapper:
-    """The mapper that the config names, as one writes it down first."""
+    """Make the mapper that the config names, in its simplest form."""
     name = cfg.INPUT.DATASET_MAPPER_NAME
     ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label", 255)
     augmentations = plain_augmentations(cfg, ignore_label)
@@ -168,6 +181,7 @@ def plain_mapper(cfg: CfgNode) -> Mapper:
 
 
 def plain_classes(labels: NDArray, ignore_label: int) -> tuple[list[int], list[NDArray]]:
+    """Return the class ids in a label map, and a mask of each."""
     classes = [int(c) for c in np.unique(labels) if c != ignore_label]
     return classes, [labels == c for c in classes]
 
@@ -175,6 +189,7 @@ def plain_classes(labels: NDArray, ignore_label: int) -> tuple[list[int], list[N
 def plain_segments(
     record: dict[str, Any], transforms: T.TransformList, padding: list[int]
 ) -> tuple[list[int], list[NDArray]]:
+    """Return the class ids of a panoptic annotation's segments, and a mask of each."""
     rgb = detection_utils.read_image(record["pan_seg_file_name"], "RGB")
     rgb = transforms.apply_segmentation(rgb).astype(np.int64)
     ids = torch.from_numpy(rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2])
@@ -184,7 +199,7 @@ def plain_segments(
 
 
 def plain_augmentations(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation]:
-    """detectron2's own, each for itself."""
+    """Return detectron2's own augmentations, each applied separately."""
     resize = T.ResizeShortestEdge(
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     )

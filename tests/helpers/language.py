@@ -49,6 +49,12 @@ DONE: tuple[str, ...] = (
     "tests/helpers/rounding_noise.py",
     "tests/helpers/scripts.py",
     "tests/predictor",
+    "tools/analyze_model.py",
+    "tools/benchmark.py",
+    "tools/benchmark_criterion.py",
+    "tools/benchmark_evaluation.py",
+    "tools/benchmark_mappers.py",
+    "tools/profiling",
 )
 """Files and folders that are rewritten and have to stay so; "." stands for the whole checkout."""
 

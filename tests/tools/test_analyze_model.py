@@ -83,7 +83,7 @@ def test_only_the_tasks_that_are_asked_for_are_done(config, tmp_path, capsys):
     assert content["parameters"] is content["flops"] is None
     assert content["activations"] and content["seconds"] > 0 and content["device"] == "cpu"
     text = capsys.readouterr().out
-    assert "D2SwinTransformer(" in text and " ms an image (cpu, fp32)" in text
+    assert "D2SwinTransformer(" in text and " ms per image (cpu, fp32)" in text
     assert "activations (M)" in text and "parameters (M)" not in text
 
 

@@ -43,4 +43,4 @@ def test_metrics_that_differ_are_an_error(tmp_path):
 
 def test_numbers_that_make_no_sense_are_one_line(capsys):
     assert tool.main(["--classes", "1"]) == 1
-    assert "--classes is 2" in capsys.readouterr().err
+    assert "expected 2 … 254 classes" in capsys.readouterr().err

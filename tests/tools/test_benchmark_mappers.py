@@ -57,7 +57,7 @@ def test_a_config_is_timed(capsys):
     options = ["--images", "2", "--rounds", "1", "--size", "60", "80", *SMALL, *CROP]
     assert tool.main(["--config-file", str(config), *options]) == 0
     head, figures, ratio = capsys.readouterr().out.splitlines()
-    assert head.endswith("CPU milliseconds an image, median of 2")
+    assert head.endswith("CPU milliseconds per image, median of 2")
     assert re.fullmatch(r"  ours [\d.]+, plain [\d.]+", figures)
     assert re.fullmatch(r"  [\d.]+ times as fast", ratio)
 

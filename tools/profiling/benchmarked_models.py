@@ -37,7 +37,7 @@ class BenchmarkedModel(ABC):
 
     Args:
         name: Name in the results.
-        cfg: Config, whose ``SOLVER`` tells how the model is trained.
+        cfg: Config, with the ``SOLVER`` to train the model.
         workload: Input of a step.
         model: Model with its weights, on the config's device.
     """
@@ -183,7 +183,8 @@ class BenchmarkedMaskFormer(BenchmarkedModel):
         self._gradients = None
 
     def _infer(self) -> None:
-        settings, results = self.model.inference, []
+        settings = self.model.inference
+        results: list[Any] = []  # kept to the end of the step, as by a call of the model
         self.watch.start()
         for logits in self.model.predict(self.batch):
             if settings.semantic_on:
@@ -269,7 +270,7 @@ def _before(module: nn.Module, do: Callable[[], None], compiled: bool = False) -
     def hook(module: nn.Module, inputs: Any) -> None:
         do()
 
-    # a compiled module runs its hooks inside the graph, unless the compiler is told not to
+    # hooks of a compiled module are compiled with it, unless that is disabled
     module.register_forward_pre_hook(torch.compiler.disable(hook) if compiled else hook)
 
 

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
         marks, self._marks = self._marks, []
         seconds: dict[str, float] = {}
-        for (_, start), (stage, end) in zip(marks, marks[1:], strict=False):
+        for (_, start), (stage, end) in pairwise(marks):
             seconds[stage] = seconds.get(stage, 0.0) + self._between(start, end)
         return seconds
 
