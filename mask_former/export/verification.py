@@ -31,7 +31,7 @@ class Parity(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is within :data:`TOLERANCE`; NaN is not."""
+        """True if the difference is at most :data:`TOLERANCE`; NaN is not."""
         return self.difference <= TOLERANCE
 
 

@@ -143,12 +143,23 @@ class ReferenceLogits(ImageLogits):
             return scores
         return sem_seg_postprocess(scores, self.image_size, *self.output_size)
 
-    def panoptic(  # type: ignore[override]
-        self, *, thing_ids: Iterable[int], object_mask_threshold: float, overlap_threshold: float
+    def panoptic(
+        self,
+        *,
+        thing_ids: Iterable[int],
+        object_mask_threshold: float,
+        overlap_threshold: float,
+        label_ids_to_fuse: Iterable[int] | None = None,
     ) -> tuple[Tensor, list[SegmentInfo]]:
-        mask_cls = self.mask_cls.float()
+        things = set(thing_ids)
+        stuff = set(range(self.num_classes)) - things
         return panoptic_inference(
-            mask_cls, self.masks, thing_ids, object_mask_threshold, overlap_threshold
+            self.mask_cls.float(),
+            self.masks,
+            things,
+            stuff if label_ids_to_fuse is None else set(label_ids_to_fuse),
+            object_mask_threshold,
+            overlap_threshold,
         )
 
     def instances(self, *, topk: int, thing_ids: Iterable[int] | None = None) -> Instances:
@@ -163,7 +174,8 @@ def semantic_inference(mask_cls: Tensor, masks: Tensor) -> Tensor:
 def panoptic_inference(
     mask_cls: Tensor,
     masks: Tensor,
-    thing_ids: Iterable[int],
+    things: set[int],
+    fuse: set[int],
     object_mask_threshold: float,
     overlap_threshold: float,
 ) -> tuple[Tensor, list[SegmentInfo]]:
@@ -180,10 +192,10 @@ def panoptic_inference(
         won, own = winner == query, probability[query] >= 0.5
         if won.sum() == 0 or own.sum() == 0 or won.sum() / own.sum() < overlap_threshold:
             continue
-        thing = label in thing_ids
+        new_id, thing = len(segments) + 1, label in things
         segment = segments.setdefault(
-            ("thing", query) if thing else ("stuff", label),
-            SegmentInfo(id=len(segments) + 1, isthing=thing, category_id=label, score=score),
+            ("class", label) if label in fuse else ("query", query),
+            SegmentInfo(id=new_id, isthing=thing, category_id=label, score=score),
         )
         segment["score"] = max(segment["score"], score)
         ids[won] = segment["id"]
