@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from mask_former import MaskFormerPredictor, TransformerPredictor
 from mask_former.inference import panoptic_inference
 from mask_former.modeling.inner_outputs import DecoderLayerOutput, InnerOutputs
+from mask_former.predictor.images import read_image
 from mask_former.utils.errors import message_of
 
 DOTS = 110
@@ -153,7 +154,7 @@ def _walk(
         DecoderLayerOutput(None, layer.pred_logits[0].float().cpu(), whole(layer.pred_masks[0]))
         for layer in inner.layers
     ]
-    image = Image.open(picture).convert("RGB").resize((width, height))
+    image = Image.fromarray(read_image(picture)).resize((width, height))
     return Walk(np.asarray(image), layers, [whole(one) for one in attention], predictor)
 
 

@@ -1,8 +1,11 @@
-"""Texts of exceptions, for the line with which a command ends."""
+"""Texts of errors: the message of an exception, and values in a message."""
 
 from __future__ import annotations
 
-__all__ = ["message_of", "one_line"]
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["few", "message_of", "one_line"]
 
 
 def message_of(error: BaseException) -> str:
@@ -13,3 +16,9 @@ def message_of(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Return the text of an error without line breaks, or its type if it has no text."""
     return " ".join(message_of(error).split()) or type(error).__name__
+
+
+def few(values: Iterable[Any], most: int = 8) -> str:
+    """Write values as the text of a list, with at most the first ``most`` of them."""
+    listed = [value.item() if hasattr(value, "item") else value for value in values]
+    return f"{listed[:most]} and {len(listed) - most} more" if len(listed) > most else str(listed)

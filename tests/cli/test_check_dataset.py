@@ -167,7 +167,7 @@ def test_a_coco_json_is_checked(data, capsys):
     entry["category_id"] = 2
     path.write_text(json.dumps(content))
     assert check_dataset.main(words) == 1
-    assert "category_id 2" in output(capsys)[0]
+    assert "category_id [2]" in output(capsys)[0]
 
 
 def test_a_registered_dataset_is_checked(data, capsys):

@@ -109,7 +109,7 @@ def segments():
     "min_area, kept",
     [(0, [40, 10, 30, 20]), (1, [40, 10, 20]), (2, [40, 10]), (3, [10]), (5, [])],
 )
-def test_segments_below_the_least_area_are_no_targets(segments, min_area, kept):
+def test_segments_below_the_least_area_are_dropped(segments, min_area, kept):
     labels, masks = segments.targets((2, 4), min_area)
     assert labels.dtype == torch.int64 and labels.tolist() == kept
     indices = [label // 10 for label in kept]

@@ -7,7 +7,7 @@ source as a finding and read on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.structures import Record
+from mask_former.utils.errors import few
 
 from ..datasets.class_files import classes_of_json
 from ..datasets.loaders import files_by_stem
@@ -194,7 +195,7 @@ class _Coco:
             by_image.setdefault(annotation["image_id"], []).append(annotation)
         known = {image["id"] for image in self.content["images"]}
         if lost := [image_id for image_id in by_image if image_id not in known]:
-            self._report(f"{_few(lost)} is the image_id of annotations, but not in 'images'.")
+            self._report(f"{few(lost)} is the image_id of annotations, but not in 'images'.")
         records = [
             {
                 "file_name": str(self.images / image["file_name"]),
@@ -221,8 +222,8 @@ class _Coco:
         unknown = sorted({s["category_id"] for s in segments} - self.contiguous.keys(), key=str)
         if unknown:
             message = (
-                f"has the category_id {_few(unknown)} in {self.path}, expected the ids of its "
-                f"'categories': {_few(sorted(self.contiguous))}."
+                f"has the category_id {few(unknown)} in {self.path}, expected the ids of its "
+                f"'categories': {few(sorted(self.contiguous))}."
             )
             self.findings.append(Finding(record["file_name"], message))
         return [s | {"category_id": self.contiguous.get(s["category_id"])} for s in segments]
@@ -237,13 +238,7 @@ class _Coco:
     def _report_duplicates(self, what: str, values: Iterable[Any]) -> None:
         duplicates = [value for value, count in Counter(values).items() if count > 1]
         if duplicates:
-            self._report(f"the {what} {_few(duplicates)} occurs more than once, expected once.")
+            self._report(f"the {what} {few(duplicates)} occurs more than once, expected once.")
 
     def _report(self, message: str) -> None:
         self.findings.append(Finding(str(self.path), message))
-
-
-def _few(values: Sequence[Any], most: int = 8) -> str:
-    """Write at most the first ``most`` values as text."""
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return f"{', '.join(map(str, values[:most]))}{more}"

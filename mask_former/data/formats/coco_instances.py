@@ -14,6 +14,7 @@ from detectron2.structures.masks import polygons_to_bitmask
 from numpy.typing import NDArray
 
 from mask_former.structures import Size
+from mask_former.utils.errors import few
 
 from .readers import read_segment_map
 from .rle import area_and_box, compress_runs, decode_mask, encode_mask
@@ -64,8 +65,9 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
         values = polygon if isinstance(polygon, list | tuple | np.ndarray) else ()
         if len(values) < 6 or len(values) % 2:
             raise ValueError(
-                f"{where}: a polygon is {_few(polygon)}, expected [x0, y0, x1, y1, …] with at "
-                "least three points and a y for each x. Remove the polygon, or correct it."
+                f"{where}: a polygon is {few(values) if len(values) else repr(polygon)}, expected "
+                "[x0, y0, x1, y1, …] with at least three points and a y for each x. Remove the "
+                "polygon, or correct it."
             )
         _check_coordinates(values, size, where)
 
@@ -82,7 +84,7 @@ def _check_coordinates(values: Any, size: Size, where: str) -> None:
         largest = np.nan
     if not largest <= _FAR * max(size):
         raise ValueError(
-            f"{where}: a polygon is {_few(list(values))}, expected numbers, pixels in an image of "
+            f"{where}: a polygon is {few(values)}, expected numbers, pixels in an image of "
             f"{size} (height, width). Remove the polygon, or correct it."
         )
 
@@ -119,7 +121,7 @@ def compress(segmentation: Any, size: Size, where: str) -> Any:
         return segmentation
     pixels = size[0] * size[1]
     if not all(type(count) is int for count in counts):
-        raise ValueError(f"{where}: the counts of its RLE are {_few(counts)}, expected numbers.")
+        raise ValueError(f"{where}: the counts of its RLE are {few(counts)}, expected numbers.")
     if sum(counts) != pixels or min(counts) < 0:
         raise ValueError(
             f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels}, "
@@ -183,10 +185,3 @@ def instances_of_panoptic(content: Mapping[str, Any], panoptic_root: Path) -> di
                 }
                 annotations.append(complete(annotation, indices.shape, png))
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _few(values: Any, most: int = 6) -> str:
-    """Write the beginning of a list as text."""
-    if not isinstance(values, list | tuple) or len(values) <= most:
-        return repr(values)
-    return f"{list(values[:most])} and {len(values) - most} more values"

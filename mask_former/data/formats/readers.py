@@ -9,6 +9,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
+from mask_former.utils.errors import few
+
 from ..targets import MAX_SEGMENT_ID, decode_segment_ids, index_segments
 from .pixels import image_errors, read_pixels
 
@@ -93,8 +95,8 @@ def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -
     classes = class_of.take(labels)
     if classes.min(initial=0) < 0:
         raise ValueError(
-            f"{file_name}: found the pixel values {_few(np.unique(labels[classes < 0]))}, expected "
-            f"{_few(sorted(label_map))}, the ids of the classes and the ignore label. Give these "
+            f"{file_name}: found the pixel values {few(np.unique(labels[classes < 0]))}, expected "
+            f"{few(sorted(label_map))}, the ids of the classes and the ignore label. Give these "
             "values a class, or convert them to one of those."
         )
     return classes.astype(np.min_scalar_type(max(label_map.values())))
@@ -121,8 +123,8 @@ def read_segment_map(
     if wrong or len(set(segment_ids)) < len(segment_ids):
         twice = [i for n, i in enumerate(segment_ids) if segment_ids.index(i) < n]
         raise ValueError(
-            f"'segments_info' of {file_name}: found the ids {_few(wrong)}, which are not "
-            f"integers in 1..{MAX_SEGMENT_ID}, and {_few(twice)} more than once, expected a unique "
+            f"'segments_info' of {file_name}: found the ids {few(wrong)}, which are not "
+            f"integers in 1..{MAX_SEGMENT_ID}, and {few(twice)} more than once, expected a unique "
             "id for each segment. Write the annotation again with such ids."
         )
     both = f"'segments_info' and {file_name} disagree"
@@ -131,14 +133,14 @@ def read_segment_map(
     unknown = sorted(set(present.tolist()) - {0, *segment_ids})
     if unknown:
         raise ValueError(
-            f"{both}: the ids {_few(unknown)} are in the PNG but not in 'segments_info', which "
-            f"lists {_few(segment_ids)}. An id is R + 256·G + 256²·B of an RGB PNG; is it another "
+            f"{both}: the ids {few(unknown)} are in the PNG but not in 'segments_info', which "
+            f"lists {few(segment_ids)}. An id is R + 256·G + 256²·B of an RGB PNG; is it another "
             "image's PNG, or one written in greyscale or resized with interpolation?"
         )
     absent = sorted(set(segment_ids) - set(present.tolist()))
     if absent and not may_be_absent:
         raise ValueError(
-            f"{both}: the ids {_few(absent)} are in 'segments_info' but at no pixel of the PNG. "
+            f"{both}: the ids {few(absent)} are in 'segments_info' but at no pixel of the PNG. "
             "Remove them from the annotation, or restore the PNG that belongs to it."
         )
     return index_map
@@ -172,12 +174,6 @@ def check_classes(classes: Iterable[int], num_classes: int, where: str, hint: st
     wrong = sorted({int(c) for c in classes if not 0 <= c < num_classes})
     if wrong:
         raise ValueError(
-            f"{where}: found the class ids {_few(wrong)}, expected 0..{num_classes - 1} "
+            f"{where}: found the class ids {few(wrong)}, expected 0..{num_classes - 1} "
             f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}). {hint}"
         )
-
-
-def _few(values: Iterable[int], most: int = 8) -> str:
-    """Write at most the first ``most`` values as text."""
-    listed = [int(v) if isinstance(v, int | np.integer) else v for v in values]
-    return str(listed) if len(listed) <= most else f"{listed[:most]} and {len(listed) - most} more"

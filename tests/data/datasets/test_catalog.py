@@ -176,7 +176,9 @@ def test_one_table_is_all_it_takes_to_add_a_dataset(tmp_path: Path) -> None:
     assert MetadataCatalog.get("own").stuff_classes == ["cat", "dog"]
 
 
-def test_missing_files_are_an_error_on_loading_that_says_how_to_get_them(tmp_path: Path) -> None:
+def test_missing_files_are_an_error_on_loading_that_explains_the_remedy(
+    tmp_path: Path,
+) -> None:
     catalog.register_tables(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         DatasetCatalog.get("camvid_panoptic_val")
@@ -329,7 +331,7 @@ def test_an_image_that_the_json_does_not_list_is_found_on_disk(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["i/a.webp", "p/a.png", "s/a.png"])
-def test_a_file_that_the_json_names_must_be_there(tmp_path: Path, name: str) -> None:
+def test_a_file_that_the_json_names_must_exist(tmp_path: Path, name: str) -> None:
     content = panoptic_tree(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{name}.*p\.json.*42"):

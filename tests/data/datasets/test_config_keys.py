@@ -91,14 +91,14 @@ def write_config(folder: Path, table: str, **datasets: Any) -> str:
     return str(path)
 
 
-def test_loading_a_config_registers_its_tables_which_may_lie_beside_it(tmp_path: Path) -> None:
+def test_loading_a_config_registers_its_tables_which_may_be_in_its_folder(tmp_path: Path) -> None:
     write_table(tmp_path)
     cfg = load_cfg(write_config(tmp_path, "table.json"))
     assert tuple(cfg.DATASETS.TABLES) == (str(tmp_path / "table.json"),)
     assert len(DatasetCatalog.get("by_hand")) == 2
 
 
-def test_a_config_that_evaluates_nothing_says_so(
+def test_a_config_that_evaluates_nothing_logs_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_config(tmp_path, str(write_table(tmp_path)), TRAIN=["by_hand"])
@@ -108,7 +108,7 @@ def test_a_config_that_evaluates_nothing_says_so(
     assert "DATASETS.TEST is empty: nothing will be evaluated." in caplog.text
 
 
-def test_a_table_that_is_not_there_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+def test_a_missing_table_is_an_error_that_names_the_key(tmp_path: Path) -> None:
     path = write_config(tmp_path, "nothing.json")
     with pytest.raises(FileNotFoundError, match=r"DATASETS.TABLES names nothing\.json"):
         load_cfg(path)

@@ -1,4 +1,4 @@
-"""Own data: registered by a Python call, and by the table that is written of it."""
+"""Custom datasets, registered by a call from Python and by the table written from it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_registering_again_counts_and_a_name_of_others_is_refused(tmp_path: Path
         register_semantic("camvid_sem_seg_val", images, labels, ["a", "b", "c"])
 
 
-def test_a_folder_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_at_once(tmp_path: Path) -> None:
     images, _ = write_semantic(tmp_path, LABELS)
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         register_semantic("own", images, tmp_path / "nowhere", ["a"])
@@ -177,7 +177,9 @@ def test_panoptic_data_take_classes_and_things_from_the_json(tmp_path: Path) -> 
     assert [(s["category_id"], s["isthing"]) for s in segments] == [(0, False), (1, True)]
 
 
-def test_a_json_of_the_other_kind_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_json_of_the_other_kind_is_an_error_that_names_the_argument(
+    tmp_path: Path,
+) -> None:
     images, json_file, panoptic = write_panoptic(tmp_path / "p")
     with pytest.raises(ValueError, match=r"panoptic format.*the folder of its PNGs"):
         register_instances("own", images, json_file)
@@ -222,7 +224,7 @@ def test_a_table_reads_back_as_it_was_written(tmp_path: Path, kind: str) -> None
     assert len(DatasetCatalog.get("own")) == 1
 
 
-def test_a_table_written_by_hand_may_name_paths_beside_it(tmp_path: Path) -> None:
+def test_a_table_written_by_hand_may_name_paths_relative_to_it(tmp_path: Path) -> None:
     write_semantic(tmp_path, LABELS)
     datasets = {"own": {"kind": "sem_seg", "image_root": "i", "sem_seg_root": "l"}}
     path = tmp_path / "own.json"

@@ -297,7 +297,7 @@ def test_a_table_of_instances_needs_their_files_and_things(tmp_path):
 
 @pytest.mark.parametrize("family, things", [("camvid", 3), ("shapes", 8)])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_our_panoptic_datasets_are_there_as_instances(restored_catalogs, family, things, split):
+def test_our_panoptic_datasets_are_also_instances(restored_catalogs, family, things, split):
     catalog.register_tables("root")
     metadata = MetadataCatalog.get(f"{family}_instances_{split}")
     panoptic = MetadataCatalog.get(f"{family}_panoptic_{split}")

@@ -21,7 +21,7 @@ def test_ids_beyond_one_and_two_bytes_survive_the_png(tmp_path: Path) -> None:
     np.testing.assert_array_equal(utils.rgb2id(np.asarray(Image.open(tmp_path / "a.png"))), ids)
 
 
-def test_nothing_unfinished_is_left_beside_the_file(tmp_path: Path) -> None:
+def test_no_unfinished_file_is_left(tmp_path: Path) -> None:
     write_ids(tmp_path / "a.png", np.zeros((2, 2), np.int32))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

@@ -1,4 +1,4 @@
-"""The depth of a picture is its file's, whatever Pillow holds it in."""
+"""The depth of an image is that of its file, whatever type Pillow loads it as."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_9_to_16_bit_are_scaled_by_what_the_file_has(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TOO_DEEP)
-def test_a_picture_of_32_bit_is_refused_for_nothing_says_which_value_is_white(name, tmp_path):
+def test_a_32_bit_image_is_refused_because_its_white_value_is_unknown(name, tmp_path):
     expected = r"holds \w+32 values from 0.* to .*, 32 bits each; expected 8 or 16 bits per channel"
     with pytest.raises(
         ValueError, match=rf"{expected}, integers .*Save it with 8 bits, black as 0"
@@ -92,9 +92,9 @@ def test_a_picture_of_32_bit_is_refused_for_nothing_says_which_value_is_white(na
     path = tmp_path / "deep.tif"
     path.write_bytes(TOO_DEEP[name])
     with Image.open(path) as image:
-        for picture in (path, image):
+        for source in (path, image):
             with pytest.raises(ValueError, match=rf"deep\.tif.*{expected}"):
-                load_image(picture)
+                load_image(source)
 
 
 def test_values_below_0_are_refused():

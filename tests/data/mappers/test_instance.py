@@ -92,7 +92,7 @@ def from_config(cfg):
     return DATASET_MAPPER_REGISTRY.get("mask_former_instance")(cfg, is_train=True)
 
 
-def test_masks_are_pycocotools_and_crowds_are_no_targets(scene):
+def test_masks_are_pycocotools_and_crowds_are_dropped(scene):
     before = copy.deepcopy(scene)
     example = mapper_with()(scene)
     instances = example["instances"]
@@ -144,7 +144,7 @@ def test_a_transform_moves_masks_as_it_moves_decoded_ones(transform, scene):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_masks_move_with_the_image_through_the_configs_pipeline(seed, scene):
-    """An image that shows one object in each channel says where the objects are."""
+    """The image shows one object in each channel, so it is the ground truth itself."""
     three = [scene["annotations"][0], scene["annotations"][2], scene["annotations"][4]]
     image = np.stack([decoded(a["segmentation"]) for a in three], -1).astype(np.uint8) * 255
     Image.fromarray(image).save(scene["file_name"])
@@ -163,7 +163,7 @@ def test_masks_move_with_the_image_through_the_configs_pipeline(seed, scene):
     assert "sem_seg" not in example
 
 
-def test_objects_of_which_nothing_is_left_are_no_targets(scene):
+def test_objects_without_a_pixel_in_the_crop_are_dropped(scene):
     example = mapper_with(T.CropTransform(50, 32, 8, 8))(scene)
     assert example["instances"].gt_classes.tolist() == [1]
     subpixel = {"category_id": 0, "segmentation": [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]}

@@ -253,7 +253,7 @@ def test_masks_that_a_crop_empties_stay_targets_unless_an_area_is_asked_for(name
 
 @each_mapper
 @pytest.mark.parametrize("seed", range(4))
-def test_on_request_the_example_says_which_pixels_belong_to_a_target(name, seed, scene):
+def test_on_request_the_example_marks_the_pixels_that_belong_to_a_target(name, seed, scene):
     assert "valid" not in run(make(name), scene)
     settings = {"MODEL__MASK_FORMER__MASK_IGNORE": True}
     example = run(make(name, make_cfg(**settings)), scene, seed)
@@ -285,7 +285,7 @@ def test_testing_is_left_to_the_inference_mapper(name):
 
 
 @each_mapper
-def test_an_image_that_is_not_there_or_no_image_is_named(name, scene, tmp_path):
+def test_a_missing_file_and_one_that_is_not_an_image_are_named(name, scene, tmp_path):
     scene["file_name"] = str(tmp_path / "gone.png")
     with pytest.raises(FileNotFoundError, match=r"gone\.png, the 'file_name'.*DETECTRON2_DATASETS"):
         run(make(name), scene)
@@ -486,7 +486,7 @@ def test_colours_instead_of_labels_are_an_error(scene):
         (np.full((HEIGHT, WIDTH), -1, np.int32), r"int32 values from -1 to -1"),
     ],
 )
-def test_values_that_are_no_class_ids_are_an_error(labels, message, scene, tmp_path):
+def test_values_other_than_class_ids_are_an_error(labels, message, scene, tmp_path):
     scene["sem_seg_file_name"] = save(tmp_path / "odd.tif", labels)
     with pytest.raises(ValueError, match=rf"odd\.tif holds {message}, expected .*0\.\.65535"):
         run(make(SEMANTIC), scene)
@@ -525,7 +525,7 @@ def test_labels_are_not_checked_where_the_number_of_classes_is_unknown(scene, tm
 
 
 @each_panoptic
-def test_crowds_are_no_targets(name, scene):
+def test_crowds_are_dropped(name, scene):
     assert run(make(name, plain()), scene)["instances"].gt_classes.tolist() == [0, 2, 2, 1]
     for info in scene["segments_info"]:
         info.pop("iscrowd")
@@ -542,7 +542,7 @@ def test_targets_come_in_the_order_of_segments_info(name, scene):
 
 
 @each_panoptic
-def test_more_than_255_segments_are_told_apart(name, scene, tmp_path):
+def test_more_than_255_segments_are_distinguished(name, scene, tmp_path):
     ids = np.arange(1, 301).reshape(15, 20).repeat(2, 0).repeat(3, 1)
     ids = np.pad(ids, ((0, HEIGHT - 30), (0, 0)))
     rgb = np.stack([ids % 256, ids // 256, ids * 0], -1).astype(np.uint8)

@@ -60,7 +60,7 @@ def test_a_missing_source_stops_all_before_the_first_step(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_the_sources_of_what_is_done_need_not_be_there(tmp_path: Path) -> None:
+def test_finished_jobs_do_not_need_their_sources(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, "a")
     convert_all(copy_file, jobs, workers=1, description="")
     (tmp_path / "a").unlink()
@@ -70,7 +70,7 @@ def test_the_sources_of_what_is_done_need_not_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (FileNotFoundError("a is not there."), 1, True),
+        (FileNotFoundError("a is missing."), 1, True),
         (ValueError("a is broken."), 1, True),
         (PermissionError("a is locked."), 1, False),
         (ModuleNotFoundError("pip install b"), 1, False),

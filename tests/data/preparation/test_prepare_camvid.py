@@ -265,7 +265,7 @@ def test_a_drive_that_is_held_out_is_what_training_is_measured_on(
         assert [image["file_name"] for image in content["images"]] == [f"{n}.jpg" for n in names]
 
 
-def test_a_drive_that_is_not_there_is_an_error_that_names_those_that_are(
+def test_an_unknown_drive_is_an_error_that_names_the_known_ones(
     script: ModuleType, drives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"

@@ -77,7 +77,7 @@ def test_a_mat_file_of_another_form_is_an_error_that_names_it(
     assert str(tmp_path / "a.mat") in str(error.value)
 
 
-def test_without_h5py_the_error_says_how_to_install_it(
+def test_without_h5py_the_error_explains_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stuff_tree(tmp_path)

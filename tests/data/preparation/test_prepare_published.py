@@ -1,4 +1,4 @@
-"""What holds for every script that prepares a published dataset: one battery over all four."""
+"""One battery of tests over all four scripts that prepare a published dataset."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_an_empty_file_is_an_error_that_names_it(
     assert str(root / name) in capsys.readouterr().err
 
 
-def test_no_download_at_all_is_an_error_that_says_where_to_get_it(
+def test_a_missing_download_is_an_error_that_names_its_source(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(script, tmp_path / "empty") == 1

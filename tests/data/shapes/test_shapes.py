@@ -107,14 +107,14 @@ def panoptic_quality(pairs: list[tuple[Segments, Segments]]) -> float:
     return float(np.mean([200 * iou_sum[n] / max(1, found[n] + wanted[n]) for n in wanted]))
 
 
-def truth_of(ids: np.ndarray, names: dict[int, str]) -> Segments:
+def ground_truth_of(ids: np.ndarray, names: dict[int, str]) -> Segments:
     return [(name, ids == i) for i, name in names.items()]
 
 
 def colour_components(
     image: np.ndarray, ids: np.ndarray, names: dict[int, str], clusters: int, min_area: int = 100
 ) -> Segments:
-    """k-means on colours, then connected components; each is told the class it mostly covers."""
+    """k-means on colours, then connected components; each gets the class that it mostly covers."""
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0)
     colours = image.reshape(-1, 3).astype(np.float32)
@@ -140,23 +140,23 @@ def with_fused_stuff(segments: Segments) -> Segments:
     return fused
 
 
-def test_the_truth_itself_has_a_quality_of_100(scenes: Any) -> None:
-    pairs = [(truth_of(*rest), truth_of(*rest)) for _, *rest in scenes]
+def test_the_ground_truth_itself_has_a_quality_of_100(scenes: Any) -> None:
+    pairs = [(ground_truth_of(*rest), ground_truth_of(*rest)) for _, *rest in scenes]
     assert panoptic_quality(pairs) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("clusters", [3, 4, 6, 8])
-def test_colour_clusters_and_components_stay_below_30_even_if_told_the_classes(
+def test_colour_clusters_and_components_stay_below_30_even_with_the_true_classes(
     scenes: Any, clusters: int
 ) -> None:
     components = [colour_components(*s, clusters) for s in scenes]
-    truth = [truth_of(*rest) for _, *rest in scenes]
+    truth = [ground_truth_of(*rest) for _, *rest in scenes]
     fused = [with_fused_stuff(segments) for segments in components]
     assert 0 < panoptic_quality(list(zip(components, truth, strict=True))) < 30
     assert 0 < panoptic_quality(list(zip(fused, truth, strict=True))) < 30
 
 
-def test_mean_colours_do_not_tell_the_classes() -> None:
+def test_mean_colours_do_not_reveal_the_classes() -> None:
     """The nearest segment by mean colour, of another scene, has another class most of the time."""
     colours, classes = [], []
     for i in range(60):
@@ -263,7 +263,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(
     assert snapshot(folder) == snapshot(dataset)
 
 
-def test_what_is_there_is_kept_if_it_is_what_is_asked_for(dataset: Path) -> None:
+def test_an_existing_dataset_is_kept_if_it_has_the_requested_settings(dataset: Path) -> None:
     before = snapshot(dataset)
     writer.generate(dataset, writer.Settings(num_train=3, num_val=2))
     writer.generate(dataset)

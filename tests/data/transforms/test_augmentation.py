@@ -88,7 +88,7 @@ def test_maskformer_resizes_crops_jitters_and_flips_in_this_order():
     assert steps[0].crop.ignored_category == IGNORE
 
 
-def test_crops_seek_classes_where_the_config_says_so():
+def test_crops_seek_classes_if_the_config_requests_it():
     (resize, _) = build_augmentation(make_cfg(CROP__ENABLED=True, CROP__CLASS_UNIFORM=0.3), IGNORE)
     assert isinstance(resize.crop, ClassUniformCrop)
     assert (resize.crop.probability, resize.crop.ignore_label) == (0.3, IGNORE)

@@ -125,7 +125,7 @@ def test_every_pixel_of_a_class_is_sought():
     assert 30 < sum(w.x0 > 60 for w in drawn) < 70
 
 
-def test_as_many_windows_seek_a_class_as_the_config_says():
+def test_as_many_windows_seek_a_class_as_the_config_requests():
     def share(probability):
         return np.mean(
             [(part == 1).any() for part in windows(seeking(probability), rare_class())[1]]
