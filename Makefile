@@ -8,13 +8,14 @@ APP_ARGS ?=
 export DETECTRON2_DATASETS ?= $(CURDIR)/datasets
 
 RUN := $(VENV)/bin/python
+CORE := $(addprefix tests/,losses layers ops inference modeling config test_registries.py test_floors.py)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo app docs test lint doctor clean distclean coverage matrix release soak
+.PHONY: help install demo app docs test test-core test-isa lint doctor clean distclean coverage matrix release soak
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP) ## make .venv and install everything into it at the tested versions
 
@@ -39,6 +40,12 @@ docs: install ## build the documentation into site/ (a static site; no warnings)
 
 test: install ## run the tests (PYTEST_ARGS="-k matcher" for some of them)
 	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-core: install ## run the fast tests of the research core (60 seconds)
+	@$(RUN) -m pytest $(PYTEST_ARGS) -m "not slow and not subprocess" $(CORE)
+
+test-isa: install ## run the numeric tests with other processors' kernels (ISA_ARGS="--only noise")
+	@$(RUN) tools/check_arithmetic.py $(ISA_ARGS)
 
 coverage: install ## run the tests; lines of mask_former/ without one, by file (90 % have to have one)
 	@$(RUN) -m pytest $(PYTEST_ARGS) --cov --cov-report term-missing:skip-covered --cov-fail-under 90

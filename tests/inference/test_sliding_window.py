@@ -311,24 +311,29 @@ def test_an_image_no_larger_than_a_window_has_exactly_the_result_without_windows
     assert all(map(torch.equal, scores_of(build(tiny, size), examples), expected))
 
 
+# In double precision, because how fp32 rounds depends on the size of the batch. What is left is
+# the rounding of the blending, which is computed in fp32.
+BLENDED = {"rtol": 1e-5, "atol": 1e-6}
+
+
 @torch.no_grad()
-def test_a_larger_image_is_blended_of_what_the_model_says_of_its_parts(tiny):
-    model, image = build(tiny, 64, 40), make_image((64, 144))
+def test_a_larger_image_is_blended_from_the_models_scores_of_its_windows(tiny):
+    model, image = build(tiny, 64, 40).double(), make_image((64, 144))
     (found,) = scores_of(model, [{"image": image}])
     expected = torch.zeros_like(found)
-    whole = build(tiny)
+    whole = build(tiny).double()
     weights = blend_weights(144, 64, 40)
     for left, weight in zip((0, 40, 80), weights, strict=True):
         (part,) = scores_of(whole, [{"image": image[:, :, left : left + 64]}])
         expected[:, :, left : left + 64] += weight * part
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, **BLENDED)
     (entire,) = scores_of(whole, [{"image": image}])
     assert not torch.allclose(found, entire, rtol=1e-2)  # windows do make a difference
 
 
 @torch.no_grad()
-def test_large_and_small_images_keep_their_places_in_a_batch(tiny):
-    model = build(tiny, 64)
+def test_large_and_small_images_keep_their_order_in_a_batch(tiny):
+    model = build(tiny, 64).double()
     sizes = [(100, 70), (64, 64), (64, 65), (50, 40)]
     examples = [{"image": make_image(size, seed)} for seed, size in enumerate(sizes)]
     examples[0].update(height=30, width=20)
@@ -340,7 +345,7 @@ def test_large_and_small_images_keep_their_places_in_a_batch(tiny):
     found = scores_of(model, examples)
     for example, scores in zip(examples, found, strict=True):
         (alone,) = scores_of(model, [example])
-        torch.testing.assert_close(scores, alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(scores, alone, **BLENDED)
 
 
 def test_windows_are_not_run_in_training_mode(tiny):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
@@ -208,6 +209,28 @@ def depthwise_weights(backbone):
     }
 
 
+def depthwise_conv2d_of_copies(x, weight, bias, *window):
+    """Values of torch's convolution in bfloat16, gradients of one of fp32 copies, by autograd."""
+    out = F.conv2d(x, weight, bias, *window, groups=x.shape[1])
+    copies = [None if t is None else t.float() for t in (x, weight, bias)]
+    with torch.autocast("cpu", enabled=False):
+        precise = F.conv2d(*copies, *window, groups=x.shape[1])
+    return out.detach() + (precise - precise.detach()).to(out.dtype)
+
+
+def test_depthwise_gradients_in_mixed_precision_are_those_of_fp32_copies(monkeypatch):
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 65, 96)
+    backbone = TimmBackbone("tf_efficientnet_lite0").train()
+    twin = copy.deepcopy(backbone)
+    maps, found = step(backbone, image, torch.bfloat16)
+    monkeypatch.setattr(timm_depthwise, "depthwise_conv2d", depthwise_conv2d_of_copies)
+    expected_maps, expected = step(twin, image, torch.bfloat16)
+    assert all(torch.equal(maps[name], expected_maps[name]) for name in maps)
+    for name, grad in found.items():
+        assert torch.equal(grad, expected[name]), name
+
+
 def test_depthwise_gradients_in_mixed_precision_are_torchs_own_to_rounding(monkeypatch):
     torch.manual_seed(0)
     image = torch.randn(2, 3, 65, 96)
@@ -222,9 +245,12 @@ def test_depthwise_gradients_in_mixed_precision_are_torchs_own_to_rounding(monke
     plain.load_state_dict(backbone.state_dict())
     expected_maps, expected = step(plain, image, torch.bfloat16)
     assert all(torch.equal(maps[name], expected_maps[name]) for name in maps)
-    for name, grad in found.items():
-        error = (grad - expected[name]).norm() / expected[name].norm()
-        assert error < 0.1, name
+    # Measured on all gradients together: a norm cancels some parameters' gradients but for their
+    # rounding, which is another with each kernel. bfloat16 rounds by up to 2^-9 of a value; two
+    # roundings in each of some 50 layers add up to sqrt(100) * 2^-9, which is 0.02.
+    errors = [(grad - expected[name]).norm() for name, grad in found.items()]
+    sizes = [grad.norm() for grad in expected.values()]
+    assert torch.stack(errors).norm() / torch.stack(sizes).norm() < 0.1
 
 
 def test_elsewhere_depthwise_convolutions_run_as_they_are(monkeypatch):
