@@ -7,7 +7,8 @@ and strides, and of the index of the element: the same computation gives the sam
 does on a real machine, but an image in a batch differs from the same image alone, and a
 channels-last map from a contiguous one. A test that fails under it holds on some machines only.
 
-Exact results stay exact: zeros, and whole numbers such as the areas of masks.
+Results that need no rounding stay exact, such as the areas of masks or the rows that a matrix of
+zeros and ones selects. In double precision, whole numbers do.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ SUMS = {
     aten.upsample_bilinear2d.default,
     aten.upsample_bilinear2d.vec,
     aten.upsample_bilinear2d_backward.default,
-    aten.grid_sampler_2d.default,
 }
 """Operations whose rounding error grows with the sum of the magnitudes of their terms."""
 FUNCTIONS = {
+    aten.grid_sampler_2d.default,
+    aten.grid_sampler_2d_backward.default,
     aten.exp.default,
     aten.log.default,
     aten.sigmoid.default,
@@ -75,22 +77,36 @@ def is_plain(value: Any) -> bool:
 
 
 def signature(func: Any, args: Any) -> int:
-    """A seed that differs between operations, shapes and memory layouts."""
+    """Return a seed that differs between operations, shapes and memory layouts."""
     layouts = [(tuple(a.shape), a.stride(), a.dtype) if isinstance(a, Tensor) else a for a in args]
     return zlib.crc32(repr((str(func), layouts)).encode())
 
 
-def magnitudes(func: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an operation on the absolute values of its inputs, in double precision."""
-    return func(*(a.double().abs() if is_plain(a) else a for a in args), **kwargs)
+def in_double(func: Any, args: Any, kwargs: Any, of: Any = lambda x: x) -> list[Any]:
+    """Return the results of an operation on its inputs in double precision.
+
+    Args:
+        of: function that is applied to copies of the inputs first.
+    """
+
+    def convert(value: Any) -> Any:
+        if is_plain(value):
+            return of(value.to(torch.float64, copy=True))
+        is_type = isinstance(value, torch.dtype) and value.is_floating_point
+        return torch.float64 if is_type else value
+
+    out = func(*map(convert, args), **{name: convert(value) for name, value in kwargs.items()})
+    return [out] if isinstance(out, Tensor) else list(out)
 
 
-def with_noise(out: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
-    """A result, off by up to its type's rounding error times ``size``."""
-    precise = out.to(PRECISE.get(out.dtype, out.dtype))
+def with_noise(out: Tensor, exact: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a result that is off by up to the rounding error of its type times ``size``."""
+    precise = PRECISE.get(out.dtype, out.dtype)
     noise = 2 * torch.rand(out.shape, generator=generator, dtype=torch.float64) - 1
-    noisy = precise + noise * size * torch.finfo(precise.dtype).eps / 2
-    return torch.where(precise == precise.round(), out, noisy.to(out.dtype))
+    base = out.double() if precise == out.dtype else exact
+    noisy = base + noise * size * torch.finfo(precise).eps / 2
+    is_rounded = exact != (exact.round() if precise == torch.float64 else exact.to(precise))
+    return torch.where(is_rounded & noisy.isfinite(), noisy.to(precise).to(out.dtype), out)
 
 
 class RoundingNoise(TorchDispatchMode):
@@ -100,16 +116,14 @@ class RoundingNoise(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         results = [out] if isinstance(out, Tensor) else out
-        if func not in SUMS | FUNCTIONS or not all(map(is_plain, results[:1])):
+        if func not in SUMS | FUNCTIONS or not is_plain(results[0]):
             return out
-        sizes: Any = results
-        if func in SUMS:
-            sizes = magnitudes(func, args, kwargs)
-            sizes = [sizes] if isinstance(sizes, Tensor) else sizes
+        exact = in_double(func, args, kwargs)
+        sizes = in_double(func, args, kwargs, of=Tensor.abs) if func in SUMS else exact
         generator = torch.Generator().manual_seed(signature(func, args))
-        for result, size in zip(results, sizes, strict=True):
+        for result, value, size in zip(results, exact, sizes, strict=True):
             if is_plain(result) and result.numel():
-                result.copy_(with_noise(result, size.abs(), generator))
+                result.copy_(with_noise(result, value, size.abs(), generator))
         return out
 
 

@@ -52,7 +52,7 @@ def test_settings_are_chosen_by_the_start_of_their_names(calls):
 
 
 def test_pytest_that_does_not_run_is_an_error(monkeypatch):
-    with pytest.raises(ValueError, match="without a summary; its last lines: .*no tests ran"):
+    with pytest.raises(ValueError, match=r"without a summary; its last lines: .*no tests ran"):
         tool.summarize("ERROR: file or directory not found\n\nno tests ran in 0.01s\n")
 
 
