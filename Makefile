@@ -1,5 +1,5 @@
 # `make` lists the targets. PYTHON chooses the interpreter the environment is made with,
-# VENV where it lies: make install PYTHON=python3.12 VENV=/path/to/venv
+# VENV its folder: make install PYTHON=python3.12 VENV=/path/to/venv
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
@@ -21,7 +21,7 @@ install: $(STAMP) ## make .venv and install everything into it at the tested ver
 
 $(STAMP): $(wildcard requirements/*.txt) setup.py tools/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-	  echo "$(PYTHON) is not there or is older than Python 3.10;" \
+	  echo "$(PYTHON) was not found or is older than Python 3.10;" \
 	       "name another one: make install PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) tools/install.py --venv $(VENV)
 	@touch $@
@@ -64,7 +64,7 @@ lint: install ## check style and types: ruff, mypy
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-doctor: ## say what is installed, what is missing and what mends it
+doctor: ## report what is installed, what is missing and the command that fixes it
 	@if [ -x $(RUN) ]; then $(RUN) tools/doctor.py; else $(PYTHON) tools/doctor.py; fi
 
 clean: ## remove what the demo wrote, caches and build leftovers

@@ -154,4 +154,4 @@ def test_a_python_that_is_too_old_or_missing_is_refused_by_name(program, tmp_pat
         python.chmod(0o755)
     process = make("install", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
     assert process.returncode != 0 and not (tmp_path / "venv").exists()
-    assert f"{python} is not there or is older than Python 3.10" in process.stderr
+    assert f"{python} was not found or is older than Python 3.10" in process.stderr
