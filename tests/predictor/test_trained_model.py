@@ -76,7 +76,7 @@ def test_a_url_that_nobody_can_read_is_named(tiny):
 def test_a_checkpoint_that_lacks_a_single_weight_is_refused(tiny, tmp_path):
     name = "sem_seg_head.predictor.query_embed.weight"
     cfg = change_weights(tiny, tmp_path, lambda weights: weights.pop(name))
-    with pytest.raises(ValueError, match=rf"changed\.pth does not fit.* 1 of \d+ .*{name} is not"):
+    with pytest.raises(ValueError, match=rf"changed\.pth does not fit.* 1 of \d+ .*{name} is miss"):
         load_trained_model(cfg)
 
 
@@ -90,7 +90,9 @@ def test_a_backbone_alone_is_refused(tiny, tmp_path):
 
 
 def test_weights_of_another_shape_are_named_with_both(tiny):
-    with pytest.raises(ValueError, match=r"class_embed.weight has shape \(5, 16\).*is \(8, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"class_embed.weight has shape \(5, 16\).*expects \(8, 16\)"
+    ):
         load_trained_model(config(tiny, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"))
 
 
