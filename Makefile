@@ -29,7 +29,7 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py tools/install.py
 demo: install ## segment a photo, then train and show a small panoptic model (some minutes on a CPU)
 	@$(RUN) tools/run_demo.py $(DEMO_ARGS)
 
-app: install ## start the page to try models on (APP_ARGS="--weights model_final.pth --port 8000")
+app: install ## start the web page for trying out models (APP_ARGS="--weights model_final.pth --port 8000")
 	@$(RUN) -m pip install -qq --disable-pip-version-check -r requirements/app.txt
 	@$(RUN) demo/app.py $(APP_ARGS)
 
@@ -47,7 +47,7 @@ test-core: install ## run the fast tests of the research core (60 seconds)
 test-isa: install ## run the numeric tests with other processors' kernels (ISA_ARGS="--only noise")
 	@$(RUN) tools/check_arithmetic.py $(ISA_ARGS)
 
-coverage: install ## run the tests; lines of mask_former/ without one, by file (90 % have to have one)
+coverage: install ## run the tests and list untested lines of mask_former/ (fails below 90 %)
 	@$(RUN) -m pytest $(PYTEST_ARGS) --cov --cov-report term-missing:skip-covered --cov-fail-under 90
 
 matrix: ## run the core tests on other Pythons and versions (MATRIX_ARGS="--only py312"; 6 GB each)
@@ -56,7 +56,7 @@ matrix: ## run the core tests on other Pythons and versions (MATRIX_ARGS="--only
 release: install ## build the wheel and try it in an empty environment (RELEASE_ARGS=--rehearse)
 	@$(RUN) tools/release.py $(RELEASE_ARGS)
 
-soak: install ## break things on purpose for half an hour (SOAK_ARGS="--minutes 5 --only fuzz")
+soak: install ## kill, damage and fill on purpose for half an hour (SOAK_ARGS="--minutes 5 --only fuzz")
 	@$(RUN) -W ignore -m tests.robustness.soak $(SOAK_ARGS)
 
 lint: install ## check style and types: ruff, mypy
@@ -67,10 +67,10 @@ lint: install ## check style and types: ruff, mypy
 doctor: ## report what is installed, what is missing and the command that fixes it
 	@if [ -x $(RUN) ]; then $(RUN) tools/doctor.py; else $(PYTHON) tools/doctor.py; fi
 
-clean: ## remove what the demo wrote, caches and build leftovers
+clean: ## remove the output of the demo, caches and build leftovers
 	rm -rf output/shapes_demo output/photos_demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mask_former tools demo tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf datasets/__pycache__
 
-distclean: clean ## the same, and remove the environment
+distclean: clean ## like clean, and remove the environment
 	rm -rf $(VENV)

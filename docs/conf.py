@@ -61,28 +61,28 @@ def _line_numbers(text: str) -> str:
 
 
 def _prepare(app: Any, page: str, source: list[str]) -> None:
-    """Links to files that are no pages (code, configs) become plain text: the site has no code."""
+    """Turn links to files other than pages (code, configs) into text: the site has no code."""
     folder = (ROOT / page).parent
 
-    def mend(match: re.Match[str]) -> str:
+    def without_dead_link(match: re.Match[str]) -> str:
         target = folder / match[2]
         if "://" in match[2] or target.suffix == ".md" or not target.exists():
             return match[0]
         return match[1]
 
-    source[0] = LINK.sub(mend, source[0])
+    source[0] = LINK.sub(without_dead_link, source[0])
     if page == "docs/paper_to_code":
         source[0] = _line_numbers(source[0])
 
 
-def _drop_pythons_own(app: Any, *about: Any) -> None:
-    """What Python says of a named tuple's constructor repeats its signature."""
+def _drop_constructor_text(app: Any, *about: Any) -> None:
+    """Drop Python's own docstring of a named tuple's constructor, which repeats its signature."""
     lines = about[-1]
     lines[:] = [line for line in lines if not line.startswith("Create new instance of ")]
 
 
 def setup(app: Any) -> None:
     app.connect("source-read", _prepare)
-    app.connect("autodoc-process-docstring", _drop_pythons_own)
-    # Or "the key: what it means" below an attribute would be read as a type and its description.
+    app.connect("autodoc-process-docstring", _drop_constructor_text)
+    # Otherwise "the key: its meaning" below an attribute is parsed as a type and a description.
     GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end

@@ -1,7 +1,7 @@
-"""The line numbers of docs/paper_to_code.md, found anew whenever the site is built.
+"""Line numbers for docs/paper_to_code.md, looked up whenever the site is built.
 
-A row of its tables ends in a piece of code and the file that has it; the piece has to stand on
-exactly one line of that file.
+A row of the page's tables ends with a piece of code and the file that has it; the piece has to
+occur on exactly one line of that file.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ ROW = re.compile(r"`([^`]+)` \| `([^`]+\.(?:py|json))` \|$", re.MULTILINE)
 
 
 def line_of(fragment: str, file: str) -> int:
-    """The line (from 1) of ``file`` (below the checkout) that has the piece of code.
+    """Return the number (from 1) of the line that has a piece of code.
+
+    Args:
+        fragment: the piece of code.
+        file: path relative to the checkout.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if no line has it, or several have.
+        FileNotFoundError: the file does not exist.
+        ValueError: no line or more than one line has the piece of code.
     """
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     found = [number for number, line in enumerate(lines, start=1) if fragment in line]
     if len(found) != 1:
         where = f"lines {found} have" if found else "no line has"
         raise ValueError(
-            f"{PAGE.name}: in {file} {where} `{fragment}`; expected one. Take a piece of code that "
-            "stands on one line alone."
+            f"{PAGE.name}: in {file} {where} `{fragment}`; expected one. Choose a piece of code "
+            "that occurs on one line only."
         )
     return found[0]
 
 
 def with_lines(text: str) -> str:
-    """The page with ``file:line`` in the place of each file."""
+    """Return the page with ``file:line`` in place of each file."""
 
     def number(row: re.Match[str]) -> str:
         fragment, file = row.groups()
