@@ -69,6 +69,7 @@ DONE: tuple[str, ...] = (
     "mask_former/utils",
     "mask_former/visualization",
     "tests/conftest.py",
+    "tests/data",
     "tests/demo",
     "tests/helpers/rounding_noise.py",
     "tests/helpers/scripts.py",
