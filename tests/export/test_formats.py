@@ -1,4 +1,4 @@
-"""A graph read from its file says what the model says, at sizes and batches it was not made of."""
+"""A graph read from its file equals the model, at sizes and batches other than its example's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tiny_network(family: str) -> Any:
 
 
 def many_classes(family: str) -> Any:
-    """One whose queries are sure of a class and of a place, so that its maps have several."""
+    """One whose queries are confident of a class and a region, so that its maps have several."""
     model = copy.deepcopy(tiny_network(family))
     predictor = model.sem_seg_head.predictor
     with torch.no_grad():

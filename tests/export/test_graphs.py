@@ -1,4 +1,4 @@
-"""What is exported is the model's network, and the model stays as it is."""
+"""A graph is the model's network, and the model stays as it is."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_per_pixel_baseline_has_a_class_map_alone(head):
     assert compare(reference(model, "class_map"), lambda x: (graphs["class_map"](x),), x).holds
 
 
-def test_what_is_no_mask_former_is_refused_by_name():
+def test_a_model_of_other_parts_is_refused_by_name():
     with pytest.raises(ValueError, match=r"MODEL.META_ARCHITECTURE is 'Linear'"):
         graphs_of(torch.nn.Linear(1, 1))
 
@@ -69,7 +69,7 @@ def test_a_graph_that_is_off_is_found():
         compare(lambda x: (x,), lambda x: (F.pad(x, (0, 1)),), x)
 
 
-def test_both_are_timed_in_turns_and_the_first_turn_does_not_count():
+def test_both_are_timed_interleaved_and_the_first_round_does_not_count():
     calls: list[str] = []
     timing = measure(
         lambda x: calls.append("eager") or (x,),

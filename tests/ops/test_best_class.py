@@ -22,7 +22,7 @@ def test_it_is_the_argmax_the_first_of_equals_and_its_score(
     assert torch.equal(best, expected.values.to(best.dtype))
 
 
-def test_what_differs_in_double_precision_alone_is_told_apart() -> None:
+def test_scores_that_differ_only_in_double_precision_are_distinguished() -> None:
     scores = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64).view(2, 1, 1)
     assert best_class(scores)[0] == 1
 

@@ -24,7 +24,7 @@ DATASET = "test_saved_results"
 
 @pytest.fixture
 def scenes(tmp_path):
-    """The truth below `tmp_path`/truth, registered, and predictions."""
+    """Ground truth in a registered dataset, and predictions."""
     found = write_dataset(tmp_path / "truth")
     of_kind = {
         kind: {d: c for c, d in CATEGORY_IDS.items() if CLASSES.is_thing[c] == (kind == "thing")}
@@ -90,7 +90,7 @@ def test_instance_results_give_pycocotools_the_scores_of_a_direct_evaluation(sce
 # What the files hold
 
 
-def test_the_panoptic_json_describes_every_picture_segment_and_class(scenes, tmp_path):
+def test_the_panoptic_json_describes_every_image_segment_and_class(scenes, tmp_path):
     save(scenes, tmp_path / "saved", ["panoptic-coco"])
     content = json.loads((tmp_path / "saved/panoptic.json").read_text())
     assert [(c["id"], c["name"], c["isthing"]) for c in content["categories"]] == [
@@ -125,7 +125,7 @@ def test_an_instance_has_its_box_as_left_top_width_and_height_and_its_mask(scene
         assert entry["image_id"] == scenes[0].image_id
 
 
-def test_without_category_ids_a_class_has_its_contiguous_id_plus_1_and_a_picture_its_name(
+def test_without_category_ids_a_class_has_its_contiguous_id_plus_1_and_an_image_its_name(
     scenes, tmp_path
 ):
     result = from_detectron2(scenes[0].outputs, scenes[0].image, CLASSES, "a/street.jpg")
@@ -143,7 +143,7 @@ def test_without_category_ids_a_class_has_its_contiguous_id_plus_1_and_a_picture
     assert content["images"][0]["file_name"] == "street.jpg"
 
 
-def test_pictures_in_which_nothing_was_found_are_there_all_the_same(tmp_path):
+def test_images_in_which_nothing_was_found_have_entries_too(tmp_path):
     image = np.zeros((6, 8, 3), np.uint8)
     panoptic = PanopticResult(np.zeros((6, 8), np.int32), [])
     Result(image, CLASSES, panoptic=panoptic).save(tmp_path, "panoptic-coco")

@@ -1,4 +1,4 @@
-"""A result of one picture: drawn, saved, read again."""
+"""The result of one image: drawn, saved, read again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ H, W = 60, 90
 
 
 def make_result(**changes) -> Result:
-    """Sky above road, and two cars, one of which is not sure."""
+    """Sky above road, and two cars, one of which has a low score."""
     rng = np.random.default_rng(0)
     semantic = np.zeros((H, W), np.int32)
     semantic[30:] = 1
@@ -160,7 +160,7 @@ def test_no_instances_at_all_paint_nothing():
     assert none.overlay("instance").regions == [] and not none.draw().any()
 
 
-def test_what_is_not_there_is_an_error_that_says_what_is():
+def test_a_missing_result_is_an_error_that_lists_those_that_exist():
     with pytest.raises(ValueError, match=r"no panoptic result, only \['instance', 'semantic'\]"):
         make_result(panoptic=None).draw("panoptic")
     empty = make_result(panoptic=None, semantic=None, instances=None)
@@ -179,7 +179,7 @@ def legend_of(monkeypatch, result, kind, **options):
     return [(row.name, round(row.share, 4), tuple(row.swatch[0, 0])) for row in rows]
 
 
-def test_the_legend_has_the_classes_that_are_there_with_counts_of_things_and_shares(monkeypatch):
+def test_the_legend_has_the_painted_classes_with_counts_of_things_and_shares(monkeypatch):
     sky, road, car = CLASSES.colors
     result = make_result()
     cars = 500 / (H * W)
@@ -197,7 +197,7 @@ def test_the_legend_has_the_classes_that_are_there_with_counts_of_things_and_sha
     assert legend_of(monkeypatch, result, "instance", threshold=1.0) == []
 
 
-def test_a_legend_leaves_the_picture_as_it_is():
+def test_a_legend_leaves_the_drawing_as_it_is():
     result = make_result()
     with_legend = result.draw(legend=True, scale=3)
     height, width = 3 * H, 3 * W
@@ -283,7 +283,7 @@ def test_more_than_255_classes_take_16_bit(tmp_path, count, dtype, void):
     assert (ids == np.where(semantic < 0, void, semantic)).all()
 
 
-def test_one_file_is_what_its_suffix_says(tmp_path):
+def test_the_suffix_of_a_file_decides_its_format(tmp_path):
     result = make_result()
     for name in ("a.png", "deep/er/a.bmp", "A.PNG"):
         assert result.save(tmp_path / name) == [tmp_path / name]
@@ -313,14 +313,14 @@ def test_a_folder_has_the_drawing_unless_formats_are_named(tmp_path):
         ("a", ["masks"], r"no format 'masks'; expected one of overlay"),
     ],
 )
-def test_what_cannot_be_written_is_said(tmp_path, name, formats, message):
+def test_a_format_that_cannot_be_written_is_named(tmp_path, name, formats, message):
     with pytest.raises(ValueError, match=message):
         make_result().save(tmp_path / name, *formats)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npz", "a.json"])
-def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch, name):
+def test_files_are_written_atomically(tmp_path, monkeypatch, name):
     result = make_result()
     result.save(tmp_path / name)
     before = (tmp_path / name).read_bytes()

@@ -90,7 +90,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(results, 
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
-def test_a_picture_is_there_where_all_its_files_are(results, tmp_path):
+def test_an_image_is_done_if_all_its_files_exist(results, tmp_path):
     write(tmp_path, {"street0": results["street0"]}, ["npz"])
     assert ResultWriter(tmp_path, ["npz"]).has("street0")
     assert not ResultWriter(tmp_path, ["npz"]).has("street1")
@@ -109,14 +109,14 @@ def test_several_processes_make_the_same_files_as_one(results, tmp_path):
     assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
 
 
-def test_what_is_written_twice_is_there_once_as_it_was_last(results, tmp_path):
+def test_a_result_that_is_written_twice_is_kept_once_as_it_was_last(results, tmp_path):
     write(tmp_path / "a", {"street0": results["street0"]})
     write(tmp_path / "a", {"street0": results["street1"]})
     write(tmp_path / "b", {"street0": results["street1"]})
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
-def test_a_later_run_may_add_pictures(results, tmp_path):
+def test_a_later_run_may_add_images(results, tmp_path):
     for name, result in results.items():
         write(tmp_path / "a", {name: result})
     write(tmp_path / "b", results)
@@ -161,7 +161,7 @@ def test_an_unknown_format_or_kind_is_named(tmp_path):
     "format_name, kind",
     [("semantic-png", "semantic"), ("panoptic-coco", "panoptic"), ("instances-coco", "instance")],
 )
-def test_a_format_whose_result_is_not_there_is_an_error(results, tmp_path, format_name, kind):
+def test_a_format_whose_result_is_missing_is_an_error(results, tmp_path, format_name, kind):
     from dataclasses import replace
 
     field = {"instance": "instances"}.get(kind, kind)

@@ -64,7 +64,7 @@ def test_the_tables_hold_what_the_json_does(config, tmp_path, capsys):
     assert [name for name in content["skipped"] if name.split("::")[1] not in text] == []
 
 
-def test_the_depth_says_which_modules_are_listed(config, capsys):
+def test_the_depth_decides_which_modules_are_listed(config, capsys):
     for depth, shown, hidden in (
         (1, "sem_seg_head ", "sem_seg_head.predictor"),
         (2, "sem_seg_head.predictor", "sem_seg_head.predictor.transformer"),

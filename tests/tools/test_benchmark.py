@@ -64,7 +64,7 @@ def test_stages_add_up_to_the_total_and_the_table_shows_it(figures, capsys, monk
     assert ["total", "10000.0", "/", "10000.0"] in lines
 
 
-def test_a_config_beside_itself_takes_the_same_time_and_a_deeper_one_longer(figures, config):
+def test_a_config_compared_with_itself_takes_the_same_time_and_a_deeper_one_longer(figures, config):
     deeper = "MODEL.SWIN.DEPTHS [1,1,30,1]"
     options = [*QUICK, "--iterations", 9, "--compare", config, "--compare", deeper]
     first, same, longer = figures(*options)["results"]

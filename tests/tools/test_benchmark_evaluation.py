@@ -1,4 +1,4 @@
-"""tools/benchmark_evaluation.py: evaluation beside detectron2's."""
+"""tools/benchmark_evaluation.py: evaluation compared with detectron2's."""
 
 import re
 
@@ -35,10 +35,10 @@ def test_both_tasks_are_timed(capsys):
 
 def test_metrics_that_differ_are_an_error(tmp_path):
     outputs = tool.made_up(tmp_path, tool.parse(ARGUMENTS))
-    contenders = tool.evaluators(tmp_path)["semantic"]
-    contenders["ours"]._ignore_label = 0
-    with pytest.raises(ValueError, match=r"expected 0 … 5, and 0 where"):
-        tool.measure(contenders, outputs, "semantic")
+    evaluators = tool.evaluators(tmp_path)["semantic"]
+    evaluators["ours"]._ignore_label = 0
+    with pytest.raises(ValueError, match=r"expected 0 … 5, and 0 for pixels without"):
+        tool.measure(evaluators, outputs, "semantic")
 
 
 def test_numbers_that_make_no_sense_are_one_line(capsys):

@@ -1,4 +1,4 @@
-"""tools/benchmark_mappers.py: training mappers beside a plain one."""
+"""tools/benchmark_mappers.py: training mappers compared with a plain one."""
 
 import re
 

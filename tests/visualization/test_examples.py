@@ -1,4 +1,4 @@
-"""What is drawn is what is on disk, and what the mapper makes, pixel by pixel."""
+"""Examples are those on disk, and those of the mapper, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def scene_image(scene):
     return {"file_name": scene["file_name"]}
 
 
-def test_what_is_wrong_with_an_annotation_is_said(scene):
+def test_a_wrong_annotation_is_named(scene):
     with pytest.raises(KeyError, match=r"expected one of .*'annotations'.* found \['file_name'\]"):
         annotated_example(scene_image(scene), CLASSES, DATASET)
     few = Classes(NAMES[:2], CLASSES.colors[:2], [True, False])

@@ -23,7 +23,7 @@ def colors_in(picture):
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 7, 30])
 @pytest.mark.parametrize("count", [1, 5, 20])
-def test_every_row_is_there_in_any_number_of_columns(count, columns):
+def test_every_row_is_drawn_in_any_number_of_columns(count, columns):
     legend = draw_legend(rows(count), text=12, columns=columns)
     assert {spread_color(i) for i in range(count)} <= colors_in(legend)
     lines = -(-count // columns)
@@ -50,7 +50,7 @@ def test_shares_are_rounded_and_tiny_ones_say_so():
 
 @pytest.mark.parametrize("size", [(600, 900), (900, 300), (300, 1200), (40, 40), (1, 1)])
 @pytest.mark.parametrize("count", [1, 12, 100])
-def test_the_picture_stays_as_it_is_and_every_row_is_beside_or_below_it(size, count):
+def test_the_image_stays_as_it_is_and_every_row_is_next_to_it_or_below_it(size, count):
     picture = np.full((*size, 3), 7, np.uint8)
     result = add_legend(picture, rows(count))
     height, width = size
@@ -60,7 +60,7 @@ def test_the_picture_stays_as_it_is_and_every_row_is_beside_or_below_it(size, co
     assert (result[-1] == 255).all() and (result[:, -1] == 255).all()
 
 
-def test_a_few_rows_lie_below_and_a_column_of_many_beside_the_picture():
+def test_a_few_rows_lie_below_the_image_and_a_column_of_many_next_to_it():
     few, many = (add_legend(np.zeros((400, 400, 3), np.uint8), rows(n)) for n in (2, 22))
     assert few.shape[1] == 400 and few.shape[0] < 450
     assert many.shape[0] == 400 and many.shape[1] < 560

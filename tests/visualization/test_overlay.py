@@ -32,7 +32,7 @@ def gray(height: int, width: int) -> np.ndarray:
 # Overlays
 
 
-def test_a_semantic_overlay_has_one_region_a_class_that_is_there():
+def test_a_semantic_overlay_has_one_region_for_each_class_in_the_map():
     class_ids = np.array([[2, 2, 0], [0, -1, 2]])
     overlay = semantic_overlay(class_ids, CLASSES)
     assert overlay.regions == [Region("sky", (70, 130, 180)), Region("car", (0, 0, 142))]
@@ -94,7 +94,7 @@ def test_a_region_is_painted_and_what_is_in_none_is_left_as_it_was():
                 assert (picture[y, x] == image[y, x]).all()
 
 
-def test_the_picture_is_enlarged_by_the_scale():
+def test_the_image_is_upsampled_by_the_scale():
     ids = np.zeros((20, 30), np.int32)
     ids[:, 15:] = 1
     picture = draw(gray(20, 30), Overlay(ids, [Region("a", (255, 0, 0))]), scale=4)
@@ -113,7 +113,7 @@ def boxes_of(ids, regions):
     return {label.text: label.box for label in placed}
 
 
-def test_labels_lie_inside_the_picture_and_never_on_each_other():
+def test_labels_lie_inside_the_image_and_never_on_each_other():
     rng = np.random.default_rng(0)
     for size in ((120, 400), (300, 300), (60, 60), (7, 300), (1, 1)):
         coarse = rng.integers(0, 9, (3, 4))
@@ -142,7 +142,7 @@ def test_a_label_lies_on_its_region_and_small_or_thin_regions_have_none():
     assert (ids[int(top) : int(bottom) + 1, int(left) : int(right) + 1] == 1).all()
 
 
-def test_a_name_that_is_wider_than_the_picture_is_left_out():
+def test_a_name_that_is_wider_than_the_image_is_left_out():
     regions = [Region("a name that is rather long", (0, 0, 142))]
     assert not boxes_of(np.ones((300, 60), np.int32), regions)
     assert boxes_of(np.ones((300, 300), np.int32), regions)
@@ -180,7 +180,7 @@ def test_labels_are_written_in_black_or_white_on_the_colour_of_their_region():
 
 
 def large_scene(height=1500, width=2000, count=40):
-    """Wavy regions of 40 classes, some of the picture unpainted."""
+    """Wavy regions of 40 classes, some of the image unpainted."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     coarse = rng.integers(0, count + 1, (12, 16))
@@ -199,8 +199,8 @@ def plain_blend(image, overlay):
     return blended
 
 
-def test_drawing_a_large_picture_costs_less_than_blending_it_in_plain_numpy():
-    """It takes half of that. In turns and in CPU time, for others may be at work."""
+def test_drawing_a_large_image_costs_less_than_blending_it_in_plain_numpy():
+    """It takes half of that. Interleaved and in CPU time, because other jobs may run."""
     image, overlay = large_scene()
     seconds: dict[object, list[float]] = {draw: [], plain_blend: []}
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What a model costs: counts against sums by hand, and the published ones."""
+"""Costs of a model, compared with sums by hand and with the published ones."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def slow_backward(result):
 
 
 def coverage(part):
-    """How much of a run the stages are, at best: other processes may come in between."""
+    """Share of a run that the stages cover, at best: other processes may interrupt it."""
     runs = [run(part) for _ in range(5)]
     return max(sum(stages.values()) / seconds for stages, seconds in runs)
 
