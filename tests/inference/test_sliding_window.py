@@ -169,6 +169,20 @@ def test_the_map_is_the_best_class_of_the_scores_and_its_share(output):
     torch.testing.assert_close(shares, scores.amax(0) / scores.sum(0), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("output", [None, (100, 150), (25, 30)], ids=str)
+def test_scores_and_map_are_those_of_the_reference(output):
+    found, reference = (make_logits(output=output)[0] for _ in range(2))
+    reference.reference_ops = True
+    expected, maps = reference.semantic_scores(), []
+    torch.testing.assert_close(found.semantic_scores(), expected, rtol=1e-5, atol=1e-6)
+    for on in (False, True):
+        logits, _ = make_logits(output=output)
+        logits.reference_ops = on
+        maps.append(logits.semantic_map())
+    torch.testing.assert_close(maps[0][1], maps[1][1], rtol=1e-5, atol=1e-6)
+    assert torch.equal(maps[0][0], maps[1][0])
+
+
 @pytest.mark.parametrize("grid", [(32, 20), (40, 40), (64, 11), (100, 50)])
 def test_where_all_windows_say_the_same_there_is_no_trace_of_them(grid):
     logits, _ = make_logits((50, 75), *grid, constant=True)

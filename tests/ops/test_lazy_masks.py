@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mask_former.ops import LazyMasks, as_masks, lazy_masks
+from mask_former.ops import LazyMasks, WholeMasks, as_masks, lazy_masks, reference_ops
+from mask_former.ops.lazy_masks import resize_bands
 from tests.helpers import references
 
 SIZES = [(24, 31), (10, 13), (7, 5), (1, 1), (11, 200), (3, 14)]
@@ -133,3 +134,67 @@ def test_an_infinite_logit_disturbs_no_pixel_that_it_is_not_a_part_of():
     found = LazyMasks(masks).resize((16, 16)).tensor()
     assert torch.equal(found[:, :10], expected[:, :10])
     assert not found.isnan().any() and (found[0, 14:, 14:] > 1e6).all()
+
+
+# The reference
+
+
+def test_the_switch_chooses_the_reference():
+    masks = make_masks()
+    assert isinstance(as_masks(masks), LazyMasks)
+    with reference_ops():
+        assert isinstance(as_masks(masks), WholeMasks)
+        assert isinstance(as_masks(LazyMasks(masks)), LazyMasks)  # wrapped already
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("queries", [5, 0])
+def test_lazy_masks_are_those_of_the_reference(queries, dtype):
+    masks = make_masks(queries).to(dtype)
+    masks[:1, 0, 0] = float("inf")
+    keep = torch.arange(queries) % 2 == 0
+    found, expected = (
+        kind(masks)[keep].resize((24, 31)).crop((20, 40)).sigmoid().resize((7, 50))
+        for kind in (LazyMasks, WholeMasks)
+    )
+    assert found.size == expected.size == (7, 50) and len(found) == len(expected)
+    torch.testing.assert_close(found.tensor(), expected.tensor(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.rows(2, 5), expected.rows(2, 5), rtol=1e-5, atol=1e-6)
+    ((rows, band),) = expected.bands()
+    assert rows == slice(0, 7) and torch.equal(band, expected.rows(0, 7))
+
+
+# Resizing bands that come one after the other
+
+
+@pytest.mark.parametrize("output", [(10, 13), (24, 31), (4, 50), (3, 3), (1, 1), (37, 13)], ids=str)
+@pytest.mark.parametrize("height", [1, 3, 10])
+@pytest.mark.parametrize("max_rows", [1, 4, 100])
+def test_bands_are_resized_as_the_whole_with_few_rows_held(output, height, max_rows):
+    maps = make_masks()
+    starts = iter(range(0, 10, height))
+    seen = []
+
+    def bands():
+        for start in starts:
+            seen.append(start)
+            rows = slice(start, min(start + height, 10))
+            yield rows, maps[:, rows].transpose(0, 1)
+
+    expected = interpolate(maps, output)
+    done = 0
+    for rows, band in resize_bands(bands(), (10, 13), output, max_rows):
+        assert rows.start == done and len(band) == rows.stop - rows.start
+        if output != (10, 13):
+            assert len(band) <= max_rows
+            # no band is asked for before it is needed: the source rows of the first new row
+            assert seen[-1] <= (rows.stop - 0.5) * 10 / output[0] + 0.5
+        done = rows.stop
+        torch.testing.assert_close(band.transpose(0, 1), expected[:, rows], rtol=1e-5, atol=1e-5)
+    assert done == output[0]
+    with reference_ops():
+        ((rows, band),) = resize_bands(
+            [(slice(0, 10), maps.transpose(0, 1))], (10, 13), output, max_rows
+        )
+    assert rows == slice(0, output[0])
+    assert torch.equal(band.transpose(0, 1), expected)
