@@ -36,6 +36,10 @@ def pair(family: str, *opts: Any) -> list[Any]:
     fast, reference = (
         tiny_network(family, [*opts, "MODEL.REFERENCE_OPS", on]).double() for on in (False, True)
     )
+    with torch.no_grad():  # an attention whose weights differ
+        for name, weight in fast.named_parameters():
+            if "qkv.weight" in name:
+                weight.mul_(50)
     reference.load_state_dict(fast.state_dict())
     for model in (fast, reference):
         model.criterion.float()  # its losses are
