@@ -1,4 +1,4 @@
-"""The sine position code of a feature map (DETR, arXiv 2005.12872, appendix A.4)."""
+"""The sine positional encoding of a feature map (DETR, arXiv 2005.12872, appendix A.4)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["sine_position_encoding"]
 
 
 def _axis_code(length: int, channels: int, temperature: float, device: torch.device) -> Tensor:
-    """``length × channels``: sine (even channels) and cosine (odd) of positions in (0, 2π]."""
-    # 1e-6 is DETR's guard against an empty axis; it is kept, for the code is part of the weights.
+    """Encode one axis: ``length × channels``, sine (even) and cosine (odd) of (0, 2π]."""
+    # 1e-6 is DETR's guard against an empty axis; the weights were trained with it.
     position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
     position = position / (length + 1e-6) * (2 * math.pi)
     frequency = torch.arange(channels // 2, device=device, dtype=torch.float32)
@@ -29,9 +29,9 @@ def sine_position_encoding(
     temperature: float = 10000.0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The position code of every cell of a ``height × width`` map.
+    """Encode the position of every cell of a ``height × width`` map.
 
-    The first half of the channels codes the row, the second half the column. Rows and columns
+    The first half of the channels encodes the row, the second half the column. Rows and columns
     count from 1 and are scaled so that the last one is 2π, whatever the size of the map.
 
     Returns:
@@ -42,7 +42,7 @@ def sine_position_encoding(
     """
     if channels % 4:
         raise ValueError(
-            f"The sine position code needs a multiple of 4 channels, got {channels}; "
+            f"The sine positional encoding needs a multiple of 4 channels, got {channels}; "
             "change MODEL.MASK_FORMER.HIDDEN_DIM (or MODEL.SEM_SEG_HEAD.CONVS_DIM)."
         )
     device = torch.device(device)

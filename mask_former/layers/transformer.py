@@ -1,7 +1,7 @@
 """DETR's transformer (arXiv 2005.12872), batch first.
 
 Parameter names are those of the published weights (``self_attn.in_proj_weight``,
-``multihead_attn``, ``linear1``, ``norm1`` …), which is why the layers keep torch's odd ones.
+``multihead_attn``, ``linear1``, ``norm1`` …), which is why the layers keep the names of torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Attention(nn.MultiheadAttention):
 
 
 class _FeedForward(nn.Module):
-    """The two linear layers that every transformer layer ends in, and its dropout."""
+    """The two linear layers at the end of every transformer layer, and its dropout."""
 
     def __init__(self, dim: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class TransformerDecoderLayer(_FeedForward):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, query_position: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
-        """One layer.
+        """Run one layer.
 
         Args:
             x: B×Q×C, the queries' content.
             query_position: 1×Q×C, added to queries and keys of the self-attention and to the
                 queries of the cross-attention.
-            keys: B×S×C, the map with its position code.
+            keys: B×S×C, the map with its positional encoding.
             memory: B×S×C, the map without it: the values.
         """
         if self.pre_norm:
@@ -116,7 +116,7 @@ class TransformerDecoderLayer(_FeedForward):
 
 
 class _LayerStack(nn.Module):
-    """Layers of one kind, one after the other, and a norm at the end where there is one."""
+    """Layers of one kind in series, and a final norm or an identity."""
 
     layer_type: type[nn.Module]
 
@@ -142,9 +142,9 @@ class _LayerStack(nn.Module):
 
 
 class TransformerEncoder(_LayerStack):
-    """A stack of encoder layers; with ``pre_norm`` it ends in a norm of its own.
+    """A stack of encoder layers; with ``pre_norm`` it ends in a norm.
 
-    As in DETR that norm is there even without a layer before it, so weights of either kind fit.
+    As in DETR, that norm exists even without a layer before it, so weights of either kind fit.
     """
 
     layer_type = TransformerEncoderLayer
@@ -175,7 +175,7 @@ class TransformerDecoder(_LayerStack):
         Args:
             query_position: Q×C, learned.
             memory: B×S×C, the flattened map.
-            position: 1×S×C, its position code.
+            position: 1×S×C, its positional encoding.
 
         Returns:
             L×B×Q×C, the normalised state of the queries after each layer.
@@ -191,7 +191,7 @@ class TransformerDecoder(_LayerStack):
 
 
 class Transformer(nn.Module):
-    """DETR's encoder and decoder; ``decoder_layers=0`` leaves the encoder alone."""
+    """DETR's encoder and decoder; with ``decoder_layers=0`` it has the encoder only."""
 
     def __init__(
         self,
@@ -219,11 +219,11 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def encode(self, feature_map: Tensor) -> Tensor:
-        """A feature map B×C×h×w, encoded; the same shape."""
+        """Encode a feature map B×C×h×w; the result has the same shape."""
         return self._encode(feature_map)[0].transpose(1, 2).reshape(feature_map.shape)
 
     def _encode(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoded cells B×hw×C of a map B×C×h×w, and their position code 1×hw×C."""
+        """Encode a map B×C×h×w: its cells B×hw×C, and their positional encoding 1×hw×C."""
         _, channels, height, width = feature_map.shape
         position = sine_position_encoding(height, width, channels, device=feature_map.device)
         position = position.to(feature_map.dtype).flatten(1).T[None]

@@ -1,4 +1,4 @@
-"""Trading a backbone's activations for a second forward pass of each block (arXiv 1604.06174)."""
+"""Trade a backbone's activations for a second forward pass of each block (arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SERIES = (nn.Sequential, nn.ModuleList, BasicLayer, SwinStage)
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:
-    """Let the backbone's blocks keep their inputs alone, and run again in the backward pass.
+    """Store only each block's input and recompute the block in the backward pass.
 
-    Gradients and the statistics of norms are as ever.
+    Gradients and the running statistics of norms do not change.
 
     Raises:
         ValueError: if no blocks are found.
@@ -40,7 +40,7 @@ def checkpoint_activations(backbone: nn.Module) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The parts that stand in a series: residual blocks, transformer blocks; not single layers."""
+    """Find the modules of a series: residual or transformer blocks, but not single layers."""
     in_series = isinstance(module, (nn.Sequential, nn.ModuleList))
     for child in module.children():
         is_block = in_series and any(True for _ in child.children())
@@ -60,13 +60,13 @@ def _run(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
 def _contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What the first and the second forward pass run in."""
-    return nullcontext(), _resting_statistics(block)
+    """Return the contexts of the first and the second forward pass."""
+    return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
-def _resting_statistics(block: nn.Module) -> Iterator[None]:
-    """The second pass sees the same batch: running statistics must not move again."""
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep running statistics fixed: the second pass sees the same batch."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in kept:

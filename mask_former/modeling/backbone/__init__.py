@@ -1,1 +1,1 @@
-"""Backbones beside detectron2's own; detectron2's ``BACKBONE_REGISTRY``."""
+"""Backbones in addition to detectron2's own, in its ``BACKBONE_REGISTRY``."""
