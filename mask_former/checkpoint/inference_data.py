@@ -11,7 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from mask_former.config.validation import OF_BOXES
+from mask_former.config.validation import BOX_MODEL_NODES
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import loaded_plugins
 from mask_former.utils.weight_files import INFERENCE
@@ -62,7 +62,7 @@ _LEFT_OUT = (
     "MODEL.REFERENCE_OPS",
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
-    *(f"MODEL.{name}" for name in OF_BOXES),
+    *(f"MODEL.{name}" for name in BOX_MODEL_NODES),
 )
 """Keys and groups of keys that are not stored: inference does not read them, and some hold paths of
 the machine that trained. All other keys are stored, including those of plug-ins."""

@@ -1,4 +1,4 @@
-"""Config keys, their validation, and reading config files."""
+"""Config: its keys, their validation, and reading and saving config files."""
 
 from .keys import add_mask_former_config, get_mask_former_cfg
 from .loading import load_cfg

@@ -1,6 +1,7 @@
-"""Every config key that MaskFormer adds to detectron2's, with unit and meaning.
+"""All config keys that this project adds to detectron2's, with their units and meanings.
 
-Defaults are the published ones; what is ours beside them leaves published behaviour as it is.
+The defaults are those of the published MaskFormer. Keys that it does not have are off by default,
+so that published configs behave as published.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 from mask_former.registries import plugins
 
-from . import validation
-
-__all__ = ["add_mask_former_config", "get_mask_former_cfg", "validate"]
+__all__ = ["add_mask_former_config", "get_mask_former_cfg"]
 
 
 def add_mask_former_config(cfg: CfgNode) -> None:
-    """Add the keys below, and those of the plug-ins, to ``cfg`` (after ``add_deeplab_config``)."""
+    """Add the keys below and those of the plug-ins to a config, after ``add_deeplab_config``."""
     _add_datasets(cfg)
     _add_input(cfg)
     _add_solver(cfg)
@@ -26,7 +25,7 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     _add_finetuning(cfg)
     _add_acceleration(cfg)
     _add_sliding_window(cfg)
-    _add_training_comforts(cfg)
+    _add_training_options(cfg)
     _add_swin(cfg)
     for plugin in plugins():
         if hasattr(plugin, "add_config"):
@@ -34,7 +33,7 @@ def add_mask_former_config(cfg: CfgNode) -> None:
 
 
 def get_mask_former_cfg() -> CfgNode:
-    """detectron2's defaults, DeepLab's and ours: what every config file starts from."""
+    """Return the defaults that every config file starts from: detectron2's, DeepLab's and ours."""
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -43,40 +42,33 @@ def get_mask_former_cfg() -> CfgNode:
     return cfg
 
 
-def validate(cfg: CfgNode) -> None:
-    """Find the mistakes that a config alone shows: see :mod:`mask_former.config.validation`.
-
-    Raises:
-        KeyError, ValueError: name the key and the fix.
-    """
-    validation.check_lists(cfg, get_mask_former_cfg())
-    validation.validate(cfg)
-
-
 def _add_datasets(cfg: CfgNode) -> None:
-    # JSON tables whose datasets are registered besides our own (see data/datasets/catalog.py).
+    # Your own dataset tables, as JSON files (see data/datasets/table.py).
     cfg.DATASETS.TABLES = ()
 
 
 def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"  # a registered training mapper
-    cfg.INPUT.COLOR_AUG_SSD = False  # SSD's colour jitter
-    # A side in pixels, in spite of its name: training images are padded to it. -1: not at all.
+    cfg.INPUT.COLOR_AUG_SSD = False  # colour jitter as in SSD
+    # Side in pixels, despite its name: training images are padded to this size. -1: no padding.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
-    # Pixels: targets that a crop left smaller are dropped. 0: none is (published).
+    # Minimum area of a target in pixels; smaller ones, such as those that a crop cut off, are
+    # dropped. 0 (published): keep all.
     cfg.INPUT.MIN_MASK_AREA = 0
-    # Share of crops placed on a class drawn among the image's, each equally likely. 0: published.
+    # Fraction of crops that are moved to a pixel of a random class of the image, all classes being
+    # equally likely. 0 (published): none.
     cfg.INPUT.CROP.CLASS_UNIFORM = 0.0
-    # "quick": before training, see that all files are there and read 20 images a dataset; "off".
+    # "quick": before training, check that all files exist and read 20 images of each dataset.
+    # "off": no check.
     cfg.DATASETS.CHECK = "quick"
 
 
 def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # the backbone's learning rate, × BASE_LR
-    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings (the queries')
-    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # of SOLVER.AMP.ENABLED: bfloat16 or float16
-    # Batches of IMS_PER_BATCH images whose gradients one step adds up.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings, such as those of the queries
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # with SOLVER.AMP.ENABLED: "bfloat16" or "float16"
+    # Number of batches of IMS_PER_BATCH images whose gradients are added up in one step.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
 
 
@@ -94,23 +86,27 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.LOSSES = ["labels", "masks"]  # registered set losses
     node.DEEP_SUPERVISION = True  # supervise every decoder layer
     node.NO_OBJECT_WEIGHT = 0.1  # weight of "no object" in the cross-entropy
-    node.CLASS_WEIGHT = 1.0  # of the cross-entropy, and of the class in matching
-    node.MASK_WEIGHT = 20.0  # of the mask term, in the losses and in matching
-    node.DICE_WEIGHT = 1.0  # of the dice loss, and of dice in matching
+    # Weights of the terms, both in the loss and in the matching cost:
+    node.CLASS_WEIGHT = 1.0  # class probability (loss: cross-entropy)
+    node.MASK_WEIGHT = 20.0  # mask term
+    node.DICE_WEIGHT = 1.0  # dice
     node.MASK_TERM = "focal"  # loss of a pixel: "focal" (MaskFormer) or "cross_entropy"
-    # Mask losses and matching at so many points of an image; 0: at all pixels (published).
+    # Number of points of an image at which mask losses and matching are computed. 0 (published):
+    # at all pixels.
     node.TRAIN_NUM_POINTS = 0
-    node.OVERSAMPLE_RATIO = 3.0  # random points that the losses choose theirs from, × their number
-    node.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of uncertain points in the losses'; others random
-    # Outside the centres of the outermost cells a map continues ("border") or fades to 0 ("zeros").
+    # The losses choose their points from this many times as many random ones …
+    node.OVERSAMPLE_RATIO = 3.0
+    node.IMPORTANCE_SAMPLE_RATIO = 0.75  # … this fraction of them the most uncertain, others random
+    # Values of a map beyond the centres of its outermost cells: as there ("border"), or fading to 0
+    # ("zeros").
     node.POINT_PADDING = "border"
-    # A target at a point: the pixel it lies in ("nearest"), or interpolated ("bilinear").
+    # Value of a target at a point: that of the pixel ("nearest"), or interpolated ("bilinear").
     node.POINT_TARGETS = "nearest"
-    # Leave pixels without a label and padding out of mask losses and matching. False: published.
+    # Exclude unlabelled pixels and padding from mask losses and matching. False: published.
     node.MASK_IGNORE = False
     node.MATCHER = CN()
     node.MATCHER.NAME = "HungarianMatcher"  # a registered matcher
-    # A cost that is NaN or infinite: "raise" an error, or "sanitize": match with a high cost.
+    # If a cost is NaN or infinite: "raise" an error, or "sanitize" it (replace it by a high cost).
     node.MATCHER.ON_NONFINITE = "raise"
     # Transformer
     node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered transformer decoder
@@ -124,86 +120,90 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.DROPOUT = 0.1  # probability
     node.ENC_LAYERS = 0  # encoder layers before the decoder
     node.DEC_LAYERS = 6
-    node.PRE_NORM = False  # normalise the input of each block instead of its result
-    node.ENFORCE_INPUT_PROJ = False  # project the map even where it has HIDDEN_DIM channels
-    # Images are padded to a multiple of it (pixels). 0: to the batch's largest only; negative:
-    # to the backbone's.
+    node.PRE_NORM = False  # normalise the input of each block instead of its output
+    node.ENFORCE_INPUT_PROJ = False  # project the map even if it has HIDDEN_DIM channels
+    # Images are padded to a multiple of this many pixels. 0: to the size of the largest image in
+    # the batch; negative: to a multiple that the backbone needs.
     node.SIZE_DIVISIBILITY = 32
     # Inference
     node.TEST = CN()
     node.TEST.SEMANTIC_ON = True
     node.TEST.PANOPTIC_ON = False
     node.TEST.INSTANCE_ON = False
-    node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # class probability a panoptic segment needs
-    node.TEST.OVERLAP_THRESHOLD = 0.0  # share of its own mask a panoptic segment must win
-    # Resize mask logits to the output size before the semantic result, not the result after it.
+    node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # minimum class probability of a panoptic segment
+    # Minimum fraction of its own mask that a panoptic segment keeps where others overlap it.
+    node.TEST.OVERLAP_THRESHOLD = 0.0
+    # Resize the mask logits to the output size before the semantic result is computed, instead of
+    # the result.
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 
 
 def _add_finetuning(cfg: CfgNode) -> None:
     node = cfg.MODEL.MASK_FORMER
-    # MODEL.WEIGHTS may be of other classes or another number of queries: the class layer keeps the
-    # rows of classes of the same name and of "no object", queries are cut or repeated.
+    # Allow MODEL.WEIGHTS to have other classes or another number of queries: the class layer keeps
+    # the rows of "no object" and of classes with the same name; queries are cut or repeated.
     node.FINETUNE = False
-    # A registered dataset with the classes of MODEL.WEIGHTS, for a file that does not name them.
+    # A registered dataset with the classes of MODEL.WEIGHTS, if the file does not name them.
     node.FINETUNE_CLASSES_FROM = ""
 
 
 def _add_acceleration(cfg: CfgNode) -> None:
-    # torch.compile for the backbone and the head, anew for each input size; needs a C++ compiler.
+    # Compile backbone and head with torch.compile, again for each input size; needs a C++ compiler.
     cfg.MODEL.COMPILE = False
-    # Keep the inputs of the backbone's blocks alone and run them twice: less memory, more time.
+    # Store only the input of each backbone block and recompute the block in the backward pass:
+    # less memory, more time.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
     # Run the plain reference version of every kernel in mask_former/ops: slower, the same results.
     cfg.MODEL.REFERENCE_OPS = False
-    # Write sem_seg_predictions.json and predictions.json. False: faster, the metrics alone.
+    # Write sem_seg_predictions.json and predictions.json. False: only the metrics, which is faster.
     cfg.TEST.SAVE_PREDICTIONS = True
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False  # mixed precision in inference
-    cfg.TEST.AMP.DTYPE = "bfloat16"  # or float16
+    cfg.TEST.AMP.DTYPE = "bfloat16"  # or "float16"
 
 
 def _add_sliding_window(cfg: CfgNode) -> None:
-    # Semantic results of large images by overlapping windows, whose class scores are blended: less
-    # memory, and objects of the size that the network was trained on.
+    # Semantic results of large images from overlapping windows, whose class scores are blended:
+    # less memory, and objects of the size that the network was trained on.
     window = cfg.TEST.SLIDING_WINDOW = CN()
-    # Side in pixels of the network's input (after INPUT.MIN_SIZE_TEST; 0 there: the image's own).
-    # Images no larger than it are run whole. 0: all are.
+    # Side of a window in pixels, at the size that INPUT.MIN_SIZE_TEST sets (0 there: the original
+    # size). Images that fit into one window are not divided. 0: no image is.
     window.SIZE = 0
     window.STRIDE = 0  # pixels; 0: 2/3 of SIZE, rounded to a multiple of 32
 
 
-def _add_training_comforts(cfg: CfgNode) -> None:
-    # Shell patterns of names of parameters or modules, such as "backbone", that are not trained.
+def _add_training_options(cfg: CfgNode) -> None:
+    # Shell patterns of names of parameters or modules to freeze, such as "backbone".
     cfg.MODEL.FREEZE = []
-    # [[pattern, factor], …] on the learning rate, beside BACKBONE_MULTIPLIER; factors multiply.
+    # Factors on the learning rate, [[pattern, factor], …]; all that match multiply, and so does
+    # BACKBONE_MULTIPLIER.
     cfg.SOLVER.LR_MULTIPLIERS = []
-    # An exponential moving average of the weights, evaluated and saved beside them.
+    # An exponential moving average of the weights, which is evaluated and saved in addition.
     cfg.MODEL.EMA = CN()
     cfg.MODEL.EMA.ENABLED = False
-    cfg.MODEL.EMA.DECAY = 0.999  # the average's share in the new one, each iteration
-    cfg.MODEL.EMA.START_ITER = 0  # the iteration whose weights it begins with
-    # The losses on DATASETS.TEST (val_…) each TEST.EVAL_PERIOD iterations and at the end.
+    cfg.MODEL.EMA.DECAY = 0.999  # average = DECAY · average + (1 - DECAY) · weights, each iteration
+    cfg.MODEL.EMA.START_ITER = 0  # iteration whose weights the average starts with
+    # Compute the losses on DATASETS.TEST (val_…) every TEST.EVAL_PERIOD iterations and at the end.
     cfg.TEST.VAL_LOSS = False
-    # A metric such as "sem_seg/mIoU": the model that was best in it stays in model_best.pth.
+    # A metric such as "sem_seg/mIoU": the best model in it is kept in model_best.pth.
     cfg.TEST.BEST_METRIC = ""
-    cfg.LOGGERS = ["json", "tensorboard"]  # and "wandb", where it is installed
+    cfg.LOGGERS = ["json", "tensorboard"]  # also "wandb", if it is installed
 
 
 def _add_swin(cfg: CfgNode) -> None:
     swin = cfg.MODEL.SWIN = CN()
-    swin.PRETRAIN_IMG_SIZE = 224  # pixels; of the absolute position embedding
+    swin.PRETRAIN_IMG_SIZE = 224  # pixels; size of the absolute position embedding
     swin.PATCH_SIZE = 4  # pixels
     swin.EMBED_DIM = 96  # channels of the first stage
-    swin.DEPTHS = [2, 2, 6, 2]  # blocks a stage
-    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    swin.NUM_HEADS = [3, 6, 12, 24]  # attention heads of each stage
     swin.WINDOW_SIZE = 7  # patches
-    swin.MLP_RATIO = 4.0
-    swin.QKV_BIAS = True
-    swin.QK_SCALE = None  # None: head width ** -0.5
-    swin.DROP_RATE = 0.0
-    swin.ATTN_DROP_RATE = 0.0
-    swin.DROP_PATH_RATE = 0.3  # stochastic depth
-    swin.APE = False  # absolute position embedding
-    swin.PATCH_NORM = True
+    swin.MLP_RATIO = 4.0  # hidden channels of a block's MLP, relative to its channels
+    swin.QKV_BIAS = True  # biases of queries, keys and values
+    swin.QK_SCALE = None  # factor on attention scores; None: (channels of a head) ** -0.5
+    swin.DROP_RATE = 0.0  # probability
+    swin.ATTN_DROP_RATE = 0.0  # probability
+    swin.DROP_PATH_RATE = 0.3  # probability of stochastic depth in the last block
+    swin.APE = False  # add an absolute position embedding
+    swin.PATCH_NORM = True  # normalise the patch embedding
     swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]

@@ -19,7 +19,8 @@ from fvcore.common.config import BASE_KEY
 from mask_former.data.datasets.config_keys import register_own_tables
 from mask_former.registries import loaded_plugins, naming_missing_plugins
 
-from .keys import get_mask_former_cfg, validate
+from .keys import get_mask_former_cfg
+from .validation import validate
 
 __all__ = [
     "cfg_from_settings",
@@ -56,7 +57,7 @@ def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
         missing = naming_missing_plugins(config_file, plugins_named_in(config_file))
         with missing, _naming_mistakes(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
-            _find_files_next_to(cfg, Path(config_file))
+            _find_files_next_to(Path(config_file), cfg)
     _merge_options(cfg, opts or [])
     return cfg
 
@@ -93,22 +94,20 @@ def finish_cfg(cfg: CfgNode) -> None:
     cfg.freeze()
 
 
-def _find_files_next_to(cfg: CfgNode, config_file: Path) -> None:
-    """Take weights and tables with a relative path from the config's folder if they exist there."""
+def _find_files_next_to(config_file: Path, cfg: CfgNode) -> None:
+    """Take weights and tables from the config's folder if it has files of their relative names."""
 
     def find(name: str) -> str:
         plain, mark, query = name.partition("?")
-        return f"{config_file.parent / plain}{mark}{query}" if is_next_to_it(plain) else name
-
-    def is_next_to_it(name: str) -> bool:
-        return name != "" and (config_file.parent / name).is_file()
+        path = config_file.parent / plain
+        return f"{path}{mark}{query}" if plain and path.is_file() else name
 
     cfg.MODEL.WEIGHTS = find(cfg.MODEL.WEIGHTS)
     cfg.DATASETS.TABLES = tuple(find(name) for name in cfg.DATASETS.TABLES)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, which would take the last of several values for one key."""
+    """PyYAML's safe loader that refuses a key with several values instead of using the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -122,7 +121,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _check_file(path: Path, named_by: str) -> None:
-    """Check that a config file, and each that it is based on, exists and is a YAML mapping."""
+    """Check that a config file and those of its ``_BASE_`` exist and are YAML mappings."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no config file {path} ({named_by}).")
     try:
@@ -144,7 +143,7 @@ def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
         raise ValueError(
             f"Expected KEY VALUE pairs, got {len(opts)} words: {' '.join(map(str, opts))}. "
-            "Options such as --resume belong before the first key."
+            "Options such as --resume go before the first key."
         )
     known = list(_keys(cfg))
     for key, value in zip(opts[::2], opts[1::2], strict=True):
@@ -156,14 +155,14 @@ def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
 
 @contextmanager
 def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
-    """Add to an error of yacs its source, and to an unknown key the similar ones."""
+    """Add the source of a mistake to the error of yacs, and to an unknown key similar ones."""
     try:
         yield
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = str(error.args[0]) if error.args else type(error).__name__
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
         if not unknown:
-            if len(text) > 500:  # yacs shows whole groups of keys
+            if len(text) > 500:  # yacs prints whole groups of keys
                 text = f"{text[:100]} … {text[-100:]}"
             kind = KeyError if isinstance(error, KeyError) else ValueError
             raise kind(f"{source}: {text}") from error
@@ -171,13 +170,13 @@ def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
         hint = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else "mask_former/config/keys.py lists ours; a plug-in's are known with --plugin."
+            else "mask_former/config/keys.py lists ours; those of a plug-in need --plugin."
         )
         raise KeyError(f"{source}: there is no config key {unknown[1]}; {hint}") from error
 
 
 def _keys(cfg: CfgNode) -> Iterator[str]:
-    """Yield the full name of every key and of every group of keys."""
+    """Yield the full name of every key, and of every group of keys."""
     for name, value in cfg.items():
         yield name
         if isinstance(value, CfgNode):
@@ -185,13 +184,13 @@ def _keys(cfg: CfgNode) -> Iterator[str]:
 
 
 def resolve_device(cfg: CfgNode) -> CfgNode:
-    """Return ``cfg`` for this machine: on the CPU if it asks for a GPU and there is none.
+    """Replace a GPU by the CPU if this machine has no GPU, and log that.
 
-    A config, and the file that it is saved to, names the device that was asked for. Whatever runs
-    the model calls this function first.
+    A config and its file name the device that was asked for. Code that runs the model calls this
+    function first.
 
     Returns:
-        ``cfg`` itself if its device exists; otherwise a copy, as frozen as ``cfg``.
+        ``cfg`` itself if its device exists, otherwise a copy; frozen if ``cfg`` is.
     """
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
         return cfg

@@ -1,4 +1,4 @@
-"""The mistakes that a config alone shows, found before anything is built."""
+"""Find mistakes in a config before anything is built."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from mask_former.registries import (
     lookup,
 )
 
-__all__ = ["OF_BOXES", "OWN_ARCHITECTURES", "changed_keys", "check_lists", "validate"]
+from .keys import get_mask_former_cfg
+
+__all__ = ["BOX_MODEL_NODES", "OWN_ARCHITECTURES", "changed_keys", "validate"]
 
 OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
-"""The meta-architectures of the models here; what else a user may train is not looked into."""
+"""Meta-architectures of this project's models; configs of others are not checked for them."""
 
 _HIGH_ADAMW_RATE = 1e-3
-"""Base learning rate that is beyond what AdamW is used with."""
+"""Base learning rate above which AdamW usually diverges."""
 
-_OF_MASK_FORMER = (
+_MASK_FORMER_KEYS = (
     "MODEL.COMPILE",
     "MODEL.ACTIVATION_CHECKPOINTING",
     "TEST.AMP.ENABLED",
     "TEST.SLIDING_WINDOW.SIZE",
 )
-"""What the other meta-architectures do not have; off where it is 0 or False."""
+"""Keys that only the meta-architecture ``MaskFormer`` reads; 0 or False turns them off."""
 
-OF_BOXES = (
+BOX_MODEL_NODES = (
     "ANCHOR_GENERATOR",
     "PANOPTIC_FPN",
     "PROPOSAL_GENERATOR",
@@ -54,15 +56,14 @@ OF_BOXES = (
 
 
 def validate(cfg: CfgNode) -> None:
-    """Find the mistakes that a config alone shows.
-
-    A learning rate that is high for AdamW is a warning in the log.
+    """Find the mistakes that the config alone shows; a high learning rate is only logged.
 
     Raises:
-        KeyError: for a name that is not registered; lists those that are.
-        ValueError: for values that are out of their range, contradict each other, or do nothing;
-            names the keys and the fix.
+        KeyError: If a name is not registered. The message lists the registered names.
+        ValueError: If a value has the wrong type, is out of range, contradicts another one, or has
+            no effect. The message names the keys and the fix.
     """
+    _check_lists(cfg)
     _check_names(cfg)
     _check_input(cfg)
     _check_swin(cfg)
@@ -74,17 +75,13 @@ def validate(cfg: CfgNode) -> None:
     _check_finite(cfg)
 
 
-def check_lists(cfg: CfgNode, defaults: CfgNode) -> None:
-    """Lists hold what those of the defaults hold: yacs looks no deeper than at the list.
-
-    Raises:
-        ValueError: names the key.
-    """
-    known = dict(_leaves(defaults))
+def _check_lists(cfg: CfgNode) -> None:
+    """Compare the types of list items with those of the default; yacs only checks for a list."""
+    known = dict(_leaves(get_mask_former_cfg()))
     for key, value in _leaves(cfg):
         default = known.get(key)
         if value is None and default is not None:
-            raise ValueError(f"{key} has no value; expected one such as {default!r}.")
+            raise ValueError(f"{key} has no value; expected one, such as {default!r}.")
         if not isinstance(value, list | tuple) or not isinstance(default, list | tuple):
             continue
         kinds = {_kind(item) for item in default}
@@ -99,23 +96,24 @@ def check_lists(cfg: CfgNode, defaults: CfgNode) -> None:
 
 
 def _check_finite(cfg: CfgNode) -> None:
-    """An infinite threshold of clipping alone means something: that nothing is clipped."""
+    """Refuse NaN and infinity, except for thresholds of clipping (no clipping)."""
     for key, value in _leaves(cfg):
         for item in value if isinstance(value, list | tuple) else [value]:
-            endless = isinstance(item, float) and math.isinf(item)
-            if item != item or (endless and not key.startswith("SOLVER.CLIP_GRADIENTS.")):
+            is_infinite = isinstance(item, float) and math.isinf(item)
+            if item != item or (is_infinite and not key.startswith("SOLVER.CLIP_GRADIENTS.")):
                 raise ValueError(f"{key} is {str(value)[:80]}: expected finite numbers.")
             if isinstance(item, int) and abs(item) >= 2**63:
-                raise ValueError(f"{key} is {str(value)[:80]}: expected numbers of 64 bit.")
+                raise ValueError(f"{key} is {str(value)[:80]}: expected 64-bit numbers.")
 
 
 def _kind(value: Any) -> str:
+    """Name the type of a value for error messages."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
-    return kinds.get(type(value), "a list" if isinstance(value, list | tuple) else "nothing else")
+    return kinds.get(type(value), "a list" if isinstance(value, list | tuple) else "another type")
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key, by its full name, with its value."""
+    """Yield the full name of every key, and its value."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -178,7 +176,7 @@ def _check_finetuning(cfg: CfgNode) -> None:
     if node.FINETUNE_CLASSES_FROM and not node.FINETUNE:
         raise ValueError(
             f"MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is {node.FINETUNE_CLASSES_FROM!r}, but "
-            "MODEL.MASK_FORMER.FINETUNE is False: set it to True, or leave the other empty."
+            "MODEL.MASK_FORMER.FINETUNE is False: set it to True, or FINETUNE_CLASSES_FROM to ''."
         )
 
 
@@ -194,8 +192,8 @@ def _check_numbers(cfg: CfgNode) -> None:
         if _get(cfg, key) < 1:
             raise ValueError(f"{key} is {_get(cfg, key)}; expected 1 or more.")
     node = cfg.MODEL.MASK_FORMER
-    build_mask_term(cfg)  # they check their keys
-    build_point_rule(cfg)
+    build_mask_term(cfg)  # checks its keys
+    build_point_rule(cfg)  # checks its keys
     for name in ("NO_OBJECT_WEIGHT", "CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT"):
         if not node[name] >= 0:  # NaN, too
             raise ValueError(f"MODEL.MASK_FORMER.{name} is {node[name]}; expected 0 or more.")
@@ -214,21 +212,21 @@ def _check_sliding_window(cfg: CfgNode) -> None:
 
 
 def _check_idle_keys(cfg: CfgNode) -> None:
-    """Keys that are set and do nothing for this model: their user expects something of them."""
+    """Refuse keys that are set but have no effect on this model: they hide a mistake."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture != "MaskFormer":
-        for key in _OF_MASK_FORMER:
+        for key in _MASK_FORMER_KEYS:
             if value := _get(cfg, key):
                 raise ValueError(
-                    f"{key} is {value}, which does nothing for MODEL.META_ARCHITECTURE "
-                    f"{architecture!r}: it is for 'MaskFormer'. Set it to {type(value)(0)}."
+                    f"{key} is {value}, but MODEL.META_ARCHITECTURE {architecture!r} does not read "
+                    f"it, only 'MaskFormer' does. Set it to {type(value)(0)}."
                 )
     if architecture not in OWN_ARCHITECTURES:
         return
     defaults = get_cfg().MODEL
     changed = [
         f"MODEL.{node}.{key}"
-        for node in OF_BOXES
+        for node in BOX_MODEL_NODES
         for key in changed_keys(cfg.MODEL[node], defaults[node])
     ]
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -237,14 +235,15 @@ def _check_idle_keys(cfg: CfgNode) -> None:
         and classes == defaults.SEM_SEG_HEAD.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES
     ):
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, which does nothing "
-            f"for MODEL.META_ARCHITECTURE {architecture!r}, and MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-            f"still {classes}, detectron2's default: set that to the number of classes."
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
+            f"MODEL.META_ARCHITECTURE {architecture!r} does not read it, and "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is still {classes}, detectron2's default: set the "
+            "latter to the number of classes."
         )
     if changed:
         raise ValueError(
-            f"These keys belong to detectron2's box-based models and do nothing for "
-            f"MODEL.META_ARCHITECTURE {architecture!r}: {', '.join(changed)}. Take them out."
+            f"These keys belong to detectron2's box-based models, and MODEL.META_ARCHITECTURE "
+            f"{architecture!r} does not read them: {', '.join(changed)}. Remove them."
         )
 
 
@@ -259,16 +258,16 @@ def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
 
 
 def _lists(value: Any) -> Any:
-    """A value with its tuples as lists: YAML, as in a run's config.yaml, has no tuples."""
+    """Replace tuples by lists; YAML, and so a run's config.yaml, has no tuples."""
     return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check_optimizer(cfg: CfgNode) -> None:
     if cfg.SOLVER.OPTIMIZER == "ADAMW" and cfg.SOLVER.BASE_LR > _HIGH_ADAMW_RATE:
         logging.getLogger(__name__).warning(
-            f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR} with SOLVER.OPTIMIZER 'ADAMW', which is more "
-            f"than {_HIGH_ADAMW_RATE} and a rate for SGD: training may diverge. The published "
-            "models take 0.0001."
+            f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR} with SOLVER.OPTIMIZER 'ADAMW'. A rate above "
+            f"{_HIGH_ADAMW_RATE} is usual for SGD; with AdamW, training may diverge. The published "
+            "models use 0.0001."
         )
 
 

@@ -21,8 +21,8 @@ from mask_former.checkpoint.inference_data import (
     inference_settings,
     read_inference_data,
 )
-from mask_former.config.keys import validate
 from mask_former.config.loading import cfg_from_settings, plugins_named_in, read_cfg
+from mask_former.config.validation import validate
 from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.config_keys import register_own_tables
 from mask_former.huggingface import read_huggingface_folder

@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.cli.custom_data import CustomData, add_custom_data_arguments, use_custom_data
-from mask_former.config.keys import validate
 from mask_former.config.loading import load_cfg
+from mask_former.config.validation import validate
 from mask_former.data.datasets.catalog import read_table
 from tests.helpers.own_data import write_instances, write_panoptic, write_semantic_folder
 from tests.helpers.paths import ROOT

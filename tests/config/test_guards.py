@@ -11,7 +11,8 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
-from mask_former.config.keys import get_mask_former_cfg, validate
+from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.validation import validate
 from mask_former.engine.dataset_checks import check_classes, check_registered
 from mask_former.engine.nonfinite import check_losses, load_batch
 from mask_former.losses import HungarianMatcher, NonFiniteError

@@ -11,7 +11,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mask_former.config import keys as config
-from mask_former.config.keys import add_mask_former_config, get_mask_former_cfg, validate
+from mask_former.config.keys import add_mask_former_config, get_mask_former_cfg
+from mask_former.config.validation import validate
 from mask_former.registries import (
     CRITERION_REGISTRY,
     DATASET_MAPPER_REGISTRY,

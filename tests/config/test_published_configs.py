@@ -13,7 +13,8 @@ from detectron2.projects.deeplab import add_deeplab_config
 from torch.overrides import TorchFunctionMode
 
 import mask_former  # noqa: F401  (registers the parts of the models)
-from mask_former.config.keys import get_mask_former_cfg, validate
+from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.validation import validate
 from tests.helpers.paths import GOLDEN
 from tests.helpers.paths import ROOT as REPOSITORY
 

@@ -49,6 +49,7 @@ DONE: tuple[str, ...] = (
     "docs/transformers.md",
     "mask_former/checkpoint",
     "mask_former/cli",
+    "mask_former/config",
     "mask_former/config/loading.py",
     "mask_former/data",
     "mask_former/engine/launch.py",

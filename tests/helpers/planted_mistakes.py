@@ -70,60 +70,60 @@ CONFIG = {
         "…: there is no config key MODEL.MASK_FORMER.NUM_QUERIES; did you mean "
         "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES…",
         "No config key has that name.",
-        "Take one of the keys that are named, or look it up in `mask_former/config/keys.py`.",
+        "Use one of the suggested keys, or find it in `mask_former/config/keys.py`.",
         KeyError,
     ),
     "a value of another type": Mistake(
         lambda folder: p.config(folder, "SOLVER.MAX_ITER", "soon"),
         "SOLVER.MAX_ITER soon: Type mismatch (<class 'int'> vs. <class 'str'>) with values (… vs. "
         "soon) for config key: SOLVER.MAX_ITER",
-        "The key holds a whole number, and got text.",
-        "Give a value of the type of the first one that is shown.",
+        "The key expects a whole number, but the value is text.",
+        "Write a value of the type that the message shows first.",
     ),
-    "options behind the keys": Mistake(
+    "options after the keys": Mistake(
         lambda folder: load_cfg("", ["SEED", "1", "--resume"]),
-        "Expected KEY VALUE pairs, got 3 words: SEED 1 --resume. Options such as --resume "
-        "belong before the first key.",
-        "What follows the first key must be keys and values.",
+        "Expected KEY VALUE pairs, got 3 words: SEED 1 --resume. Options such as --resume go "
+        "before the first key.",
+        "After the first key, only keys and values may follow.",
         "Move the options before the first key.",
     ),
-    "a config file that is not there": Mistake(
+    "a missing config file": Mistake(
         lambda folder: load_cfg(str(folder / "x.yaml")),
         "There is no config file …x.yaml (--config-file).",
-        "The path is wrong, seen from the folder that the command runs in.",
+        "The path is wrong; it is relative to the folder that the command runs in.",
         "Correct it.",
         FileNotFoundError,
     ),
-    "a base that is not there": Mistake(
+    "a missing base of a config": Mistake(
         lambda folder: load_cfg(write(folder, "_BASE_: base.yaml")),
         "There is no config file …base.yaml (_BASE_ of …x.yaml).",
         "`_BASE_` is relative to the file that names it.",
         "Correct it in that file.",
         FileNotFoundError,
     ),
-    "a config file that is none": Mistake(
+    "a file that is not a config": Mistake(
         lambda folder: load_cfg(write(folder, "- SEED")),
         "The config file … holds list …; expected keys and values, such as 'SEED: 1'.",
-        "The file is YAML, but no mapping of keys to values.",
+        "The file is YAML, but not a mapping of keys to values.",
         "Write `KEY: VALUE` lines, nested by group.",
     ),
-    "a key that stands twice": Mistake(
+    "a key that occurs twice": Mistake(
         lambda folder: load_cfg(write(folder, "SEED: 1\nSEED: 2")),
         "The config file …x.yaml is not plain YAML: the key SEED occurs twice,…line 2…",
-        "Plain YAML would take the last one and say nothing.",
-        "Take one of them out.",
+        "Other YAML readers would use the last one without a warning.",
+        "Remove one of them.",
     ),
     "a key without a value": Mistake(
         lambda folder: load_cfg(write(folder, "SOLVER:\n  BASE_LR:\nVERSION: 2")),
-        "SOLVER.BASE_LR has no value; expected one such as 0.001.",
-        "Nothing stands behind the colon.",
-        "Give a value, or take the line out.",
+        "SOLVER.BASE_LR has no value; expected one, such as 0.001.",
+        "There is nothing after the colon.",
+        "Write a value, or remove the line.",
     ),
     "text in a list of numbers": Mistake(
         lambda folder: p.config(folder, "MODEL.PIXEL_MEAN", "['a', 'b', 'c']"),
         "MODEL.PIXEL_MEAN is ['a', 'b', 'c']: found 'a', expected a number.",
-        "An item of a list is of another type than those of the default.",
-        "Give items of that type; in YAML, numbers stand without quotes.",
+        "An item of a list has another type than those of the default.",
+        "Write items of that type; in YAML, numbers have no quotes.",
     ),
     "a plug-in that is not loaded": Mistake(
         lambda folder: load_cfg(write(folder, PLUGIN_CONFIG)),
@@ -139,8 +139,8 @@ CONFIG = {
         lambda folder: p.config(folder, "MODEL.BACKBONE.NAME", "ResNet50"),
         "MODEL.BACKBONE.NAME is 'ResNet50', which is not registered. Known: "
         "[…'build_resnet_backbone'…].",
-        "No plug-in has that name; heads, pixel decoders, predictors and architectures alike.",
-        "Take a known one, or load the file that registers yours with `--plugin FILE`.",
+        "No plug-in has that name. The same holds for heads, pixel decoders and the other parts.",
+        "Use a known one, or load the file that registers yours with `--plugin FILE`.",
         KeyError,
     ),
     "an unknown mapper": Mistake(
@@ -148,14 +148,14 @@ CONFIG = {
         "INPUT.DATASET_MAPPER_NAME is 'semantic', which is not registered. Known: "
         "[…'mask_former_semantic'…].",
         "No mapper has that name.",
-        "Take a known one.",
+        "Use a known one.",
         KeyError,
     ),
     "an unknown loss": Mistake(
         lambda folder: p.config(folder, "MODEL.MASK_FORMER.LOSSES", "['labels', 'boxes']"),
         "MODEL.MASK_FORMER.LOSSES is 'boxes', which is not registered. Known: […'masks'…].",
         "No loss has that name.",
-        "Take known ones.",
+        "Use known ones.",
         KeyError,
     ),
     "a crop larger than the padded side": Mistake(
@@ -166,15 +166,15 @@ CONFIG = {
         ),
         "INPUT.CROP.SIZE is [640, 640], larger than INPUT.SIZE_DIVISIBILITY = 512, the side that "
         "crops are padded to: set INPUT.SIZE_DIVISIBILITY to 640.",
-        "In spite of its name `INPUT.SIZE_DIVISIBILITY` is a size, and crops have to fit in.",
-        "Raise the one or lower the other.",
+        "Despite its name, `INPUT.SIZE_DIVISIBILITY` is a size, and crops must fit into it.",
+        "Increase it, or make the crops smaller.",
     ),
-    "a share of crops in per cent": Mistake(
+    "a fraction of crops in per cent": Mistake(
         lambda folder: planted_trainer(
             folder, "INPUT.CROP.ENABLED", True, "INPUT.CROP.CLASS_UNIFORM", 30.0
         ),
         "INPUT.CROP.CLASS_UNIFORM is 30.0, expected a probability, 0 to 1.",
-        "It is the share of crops that seek a class.",
+        "It is a fraction of the crops.",
         "Divide by 100.",
     ),
     "a standard deviation of 0": Mistake(
@@ -182,25 +182,25 @@ CONFIG = {
         "MODEL.PIXEL_MEAN is … and MODEL.PIXEL_STD [0.0, 1.0, 1.0]; expected a value for each "
         "channel in both, and deviations above 0.",
         "Pixels are divided by it.",
-        "Give the values of the pre-trained backbone, of pixels in 0 … 255.",
+        "Use the values of the pre-trained backbone, for pixels in 0 … 255.",
     ),
     "a threshold in per cent": Mistake(
         lambda folder: p.config(folder, "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 80.0),
         "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD is 80.0; it must lie in [0, 1].",
-        "Thresholds are shares.",
+        "Thresholds are fractions.",
         "Divide by 100.",
     ),
     "no queries": Mistake(
         lambda folder: p.config(folder, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 0),
         "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is 0; expected 1 or more.",
-        "Each query gives one mask.",
-        "Set it to the most targets that an image has, or more.",
+        "Each query predicts one mask.",
+        "Set it to the largest number of targets in an image, or more.",
     ),
     "a negative weight": Mistake(
         lambda folder: p.config(folder, "MODEL.MASK_FORMER.DICE_WEIGHT", -1.0),
         "MODEL.MASK_FORMER.DICE_WEIGHT is -1.0; expected 0 or more.",
         "The loss would reward mistakes.",
-        "Set it to 0 to leave the term out.",
+        "Set it to 0 to turn the term off.",
     ),
     "all weights 0": Mistake(
         lambda folder: p.model(
@@ -209,8 +209,8 @@ CONFIG = {
             *("MODEL.MASK_FORMER.DICE_WEIGHT", 0.0),
         ),
         "All matching weights are 0: nothing would decide the assignment.",
-        "Queries and targets are matched by the same weights as the losses have.",
-        "Leave one of them above 0.",
+        "Queries and targets are matched with the weights of the losses.",
+        "Set one of them above 0.",
     ),
     "points that are chosen from too few": Mistake(
         lambda folder: p.config(
@@ -219,57 +219,57 @@ CONFIG = {
             *("MODEL.MASK_FORMER.OVERSAMPLE_RATIO", 0.5),
         ),
         "MODEL.MASK_FORMER.OVERSAMPLE_RATIO is 0.5, expected 1 or more.",
-        "The losses' points are chosen from so many times their number.",
+        "The points of the losses are chosen from this many times as many.",
         "Leave it at 3.",
     ),
-    "an unknown way to treat broken costs": Mistake(
+    "an unknown treatment of costs that are not finite": Mistake(
         lambda folder: p.config(folder, "MODEL.MASK_FORMER.MATCHER.ON_NONFINITE", "ignore"),
         "MODEL.MASK_FORMER.MATCHER.ON_NONFINITE is 'ignore'; it must be in ['raise', 'sanitize'].",
-        "It is one of two words.",
+        "There are two treatments.",
         "Leave it at `raise`.",
     ),
     "classes to fine-tune from, without fine-tuning": Mistake(
         lambda folder: p.config(folder, "MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM", "mine"),
         "MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM is 'mine', but MODEL.MASK_FORMER.FINETUNE is "
-        "False: set it to True, or leave the other empty.",
-        "The one key does nothing without the other.",
-        "Set both or none.",
+        "False: set it to True, or FINETUNE_CLASSES_FROM to ''.",
+        "The second key has no effect without the first.",
+        "Set both or neither.",
     ),
     "the number of classes in detectron2's box heads": Mistake(
         lambda folder: p.config(
             folder, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54, "MODEL.ROI_HEADS.NUM_CLASSES", 4
         ),
-        "MODEL.ROI_HEADS.NUM_CLASSES is 4, which does nothing for MODEL.META_ARCHITECTURE "
-        "'MaskFormer', and MODEL.SEM_SEG_HEAD.NUM_CLASSES is still 54, detectron2's default: set "
-        "that to the number of classes.",
-        "Box heads have a key of their own, which nothing here reads.",
+        "MODEL.ROI_HEADS.NUM_CLASSES is 4, but MODEL.META_ARCHITECTURE 'MaskFormer' does not read "
+        "it, and MODEL.SEM_SEG_HEAD.NUM_CLASSES is still 54, detectron2's default: set the latter "
+        "to the number of classes.",
+        "detectron2's box heads have a key of their own, which our models do not read.",
         "Set `MODEL.SEM_SEG_HEAD.NUM_CLASSES`.",
     ),
     "keys of box heads": Mistake(
         lambda folder: p.config(
             folder, "MODEL.RPN.NMS_THRESH", 0.5, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.1
         ),
-        "These keys belong to detectron2's box-based models and do nothing for "
-        "MODEL.META_ARCHITECTURE 'MaskFormer': MODEL.ROI_HEADS.SCORE_THRESH_TEST, "
-        "MODEL.RPN.NMS_THRESH. Take them out.",
-        "What they should change stays as it is.",
-        "Take them out; `MODEL.MASK_FORMER.TEST` has thresholds.",
+        "These keys belong to detectron2's box-based models, and MODEL.META_ARCHITECTURE "
+        "'MaskFormer' does not read them: MODEL.ROI_HEADS.SCORE_THRESH_TEST, "
+        "MODEL.RPN.NMS_THRESH. Remove them.",
+        "They have no effect.",
+        "Remove them; the thresholds of our models are in `MODEL.MASK_FORMER.TEST`.",
     ),
     "compiling a model that is not compiled": Mistake(
         lambda folder: p.config(
             folder, "MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.COMPILE", True
         ),
-        "MODEL.COMPILE is True, which does nothing for MODEL.META_ARCHITECTURE "
-        "'SemanticSegmentor': it is for 'MaskFormer'. Set it to False.",
-        "Only MaskFormer reads the key.",
+        "MODEL.COMPILE is True, but MODEL.META_ARCHITECTURE 'SemanticSegmentor' does not read it, "
+        "only 'MaskFormer' does. Set it to False.",
+        "It has no effect.",
         "Set it to False.",
     ),
-    "a learning rate of SGD's": Mistake(
+    "a learning rate for SGD": Mistake(
         lambda folder: p.config(folder, "SOLVER.BASE_LR", 0.01),
-        "SOLVER.BASE_LR is 0.01 with SOLVER.OPTIMIZER 'ADAMW', which is more than 0.001 and a rate "
-        "for SGD: training may diverge. The published models take 0.0001.",
-        "AdamW's steps do not shrink with the gradient.",
-        "Begin with 0.0001.",
+        "SOLVER.BASE_LR is 0.01 with SOLVER.OPTIMIZER 'ADAMW'. A rate above 0.001 is usual for "
+        "SGD; with AdamW, training may diverge. The published models use 0.0001.",
+        "The steps of AdamW do not shrink with the gradient.",
+        "Start with 0.0001.",
         None,
     ),
     "an unknown optimizer": Mistake(
@@ -277,35 +277,35 @@ CONFIG = {
             p.config(folder, "SOLVER.OPTIMIZER", "ADAM"), nn.Linear(1, 1)
         ),
         "SOLVER.OPTIMIZER is 'ADAM'; it must be 'ADAMW' or 'SGD'.",
-        "There are two.",
-        "Take one of them.",
+        "There are two optimizers.",
+        "Use one of them.",
     ),
     "an unknown precision": Mistake(
         lambda folder: p.model(folder, "TEST.AMP.ENABLED", True, "TEST.AMP.DTYPE", "float8"),
         "TEST.AMP.DTYPE is 'float8'; it must be in ['bfloat16', 'float16'].",
-        "Mixed precision knows two types.",
-        "Take `bfloat16` where the device has it.",
+        "Mixed precision supports two types.",
+        "Use `bfloat16` if the device supports it.",
     ),
     "heads that do not divide the width": Mistake(
         lambda folder: p.model(folder, "MODEL.MASK_FORMER.NHEADS", 3),
         "A transformer of width 16 cannot be split into 3 heads; change "
         "MODEL.MASK_FORMER.HIDDEN_DIM (or MODEL.SEM_SEG_HEAD.CONVS_DIM) or NHEADS.",
-        "Each head gets an equal share of the channels.",
+        "All heads have the same number of channels.",
         "Make the width a multiple of the heads.",
     ),
     "a map that the backbone lacks": Mistake(
         lambda folder: p.model(folder, "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'p3']"),
         "MODEL.SEM_SEG_HEAD.IN_FEATURES has ['p3']; the maps of the backbone are ['res2', "
         "'res3', 'res4', 'res5'].",
-        "The head asks for a map that nobody makes.",
+        "The backbone does not compute such a map.",
         "Name maps of the backbone.",
         KeyError,
     ),
     "an unknown map for the transformer": Mistake(
         lambda folder: p.model(folder, "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res6"),
         "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is 'res6'; expected one of […'res5'…].",
-        "The queries have nothing to look at.",
-        "Take one of those that are named.",
+        "There is no such map.",
+        "Use one of those in the message.",
         KeyError,
     ),
     "a baseline with too few queries": Mistake(
@@ -552,7 +552,7 @@ DATA = {
     "a folder that is not there": Mistake(
         lambda folder: p.register_semantic("mine", folder / "images", folder / "labels", p.NAMES),
         "…images is missing (absolute path: …images).",
-        "The path is wrong, seen from the folder that the command runs in.",
+        "The path is wrong; it is relative to the folder that the command runs in.",
         "Correct it.",
         FileNotFoundError,
     ),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from mask_former.config.keys import validate
+from mask_former.config.validation import validate
 from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits
 from mask_former.inference import sliding_window as windows
 from mask_former.inference.sliding_window import blend_weights, window_starts

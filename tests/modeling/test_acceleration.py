@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from mask_former.config.keys import validate
+from mask_former.config.validation import validate
 from tests.helpers.small_backbones import resnet, swin, timm
 
 EXAMPLE = {"image": torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255}

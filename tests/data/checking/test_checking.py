@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from yacs.config import CfgNode
 
-from mask_former.config.keys import get_mask_former_cfg, validate
+from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.validation import validate
 from mask_former.data.checking import (
     ClassTable,
     ImageCheck,
