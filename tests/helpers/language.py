@@ -24,6 +24,7 @@ DONE: tuple[str, ...] = (
     "MODEL_ZOO.md",
     "Makefile",
     "README.md",
+    "configs",
     "datasets",
     "demo",
     "docs/api",
