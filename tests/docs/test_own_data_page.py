@@ -69,7 +69,7 @@ def test_the_calls_of_the_page_are_there_and_make_the_config(
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     try:
-        exec(block("python", "from mask_former"), names)
+        exec(block("python", "from mask_former.config"), names)
         assert names["cfg"].MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
         assert names["cfg"].DATASETS.TEST == ("pets_val",)
     finally:
