@@ -28,7 +28,7 @@ from mask_former.utils.errors import message_of
 __all__ = ["check_classes", "check_registered", "checked_training_set"]
 
 SAMPLE = 20
-"""How many images of a dataset are read."""
+"""Number of images of a dataset that are read."""
 FILE_KEYS = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
 FULL = "tools/check_dataset.py checks every file; DATASETS.CHECK 'off' checks none."
 
@@ -63,8 +63,8 @@ def check_registered(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) ->
 def check_classes(cfg: CfgNode, datasets: Iterable[str]) -> None:
     """Compare a config with the metadata of datasets.
 
-    Metadata that says nothing of classes, such as that of a user's own registration, is let pass:
-    the mappers look at every label.
+    Metadata without classes, for example of a dataset that a user registered, is accepted: the
+    mappers check every label.
 
     Args:
         cfg: of one of this project's models; others are let pass.
@@ -117,9 +117,9 @@ def _check_ignore_label(cfg: CfgNode, name: str, ignore_label: int) -> None:
 def checked_training_set(cfg: CfgNode, mapper: Any) -> Sequence[Record] | None:
     """Load the dicts of `DATASETS.TRAIN`, and check them and those of `DATASETS.TEST`.
 
-    Of all images the files have to be there; of 20 a dataset, spread evenly, the image and its
-    annotations are read: in training as the mapper reads them, in testing against the classes of
-    the dataset's metadata. It takes seconds, and no random numbers.
+    The files of all images must exist. Of 20 images of each dataset, spread evenly, the image and
+    its annotations are read: for training as the mapper reads them, for testing by the classes of
+    the dataset's metadata. This takes seconds, and draws no random numbers.
 
     Args:
         cfg: with `DATASETS.CHECK` "quick" or "off".
@@ -168,11 +168,11 @@ def _check(records: Sequence[Record], where: str, errors_of: Callable[[Record], 
 
 
 def _missing_files(records: Iterable[Record]) -> Iterator[str]:
-    """Those local files that are not there; a folder is listed once, however many it holds."""
+    """Yield the local files that are missing; each folder is listed only once."""
     listed: dict[Path, set[str]] = {}
     for record in records:
         for file in (record[key] for key in FILE_KEYS if key in record):
-            if "://" in file:  # another place, which detectron2's PathManager knows how to reach
+            if "://" in file:  # a remote file, which detectron2's PathManager reads
                 continue
             folder, name = Path(file).parent, Path(file).name
             if folder not in listed:
@@ -182,9 +182,9 @@ def _missing_files(records: Iterable[Record]) -> Iterator[str]:
 
 
 def _mapper_errors(mapper: Any, record: Record) -> list[str]:
-    """What the mapper would stop at; augmentation, which draws random numbers, is left out."""
+    """Return the error of the mapper, if any; no augmentation, which draws random numbers."""
     if not isinstance(mapper, TrainingMapper):
-        return []  # a user's own: what it reads is not known
+        return []  # a user's own mapper: the files that it reads are unknown
     try:
         image = read_image(record["file_name"], "file_name", mapper.image_format)
         mapper.read_annotations(record, image)
@@ -194,10 +194,10 @@ def _mapper_errors(mapper: Any, record: Record) -> list[str]:
 
 
 def _evaluation_errors(name: str, first: Record) -> Callable[[Record], list[str]]:
-    """A function that checks the images of a dataset by its metadata, as far as it has any."""
+    """Return a function that checks images of a dataset, as far as its metadata allows."""
     try:
         classes = classes_of_dataset(name, first)
-    except ValueError as error:  # evaluators of a user's own may do without
+    except ValueError as error:  # a user's own evaluator may not need the metadata
         logging.getLogger(__name__).warning(f"The annotations are not checked: {error}")
         return lambda record: []
 

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, kept beside those that are trained."""
+"""An exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ __all__ = ["WeightAverage"]
 
 
 class WeightAverage(AveragedModel):
-    """torch's ``AveragedModel`` of a model's weights and of the statistics of its norms.
+    """torch's ``AveragedModel`` of a model's weights and of the statistics of its norm layers.
 
-    ``averaged = decay · averaged + (1 - decay) · trained`` after each step; ``module`` is the model
-    with the averaged weights. Buffers of whole numbers (indices, counts) are copied: an average of
-    them, rounded down, would be wrong.
+    After each step, ``averaged = decay · averaged + (1 - decay) · trained``. ``module`` is the
+    model with the averaged weights. Integer buffers (indices, counts) are copied, because their
+    average would be rounded down.
     """
 
     def __init__(self, model: nn.Module, decay: float, start_iter: int = 0) -> None:
-        """
+        """Start with a copy of the model.
+
         Args:
-            model: that is trained, not wrapped.
-            decay: in [0, 1).
-            start_iter: the iteration whose weights the average begins with; until then it is a
-                copy of them.
+            model: Trained model, without a wrapper for distributed training.
+            decay: Decay of the average, in [0, 1).
+            start_iter: Iteration whose weights the average starts with. Until then it is a copy of
+                the trained weights.
 
         Raises:
-            ValueError: if ``decay`` is not in [0, 1).
+            ValueError: If ``decay`` is not in [0, 1).
         """
         if not 0 <= decay < 1:
             raise ValueError(f"MODEL.EMA.DECAY is {decay}; it must lie in [0, 1), such as 0.999.")
@@ -40,12 +41,12 @@ class WeightAverage(AveragedModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> WeightAverage | None:
-        """That of ``MODEL.EMA``; None where it is not ``ENABLED``."""
+        """Build the average that ``MODEL.EMA`` describes, or return None if it is off."""
         node = cfg.MODEL.EMA
         return cls(model, node.DECAY, node.START_ITER) if node.ENABLED else None
 
     def update(self, model: nn.Module, iteration: int) -> None:
-        """Take in the weights of ``model`` after the step of ``iteration`` (from 0 on)."""
+        """Add the weights of ``model`` after the step of ``iteration``, which counts from 0."""
         if iteration <= self.start_iter:
             self.n_averaged.zero_()  # torch then copies
         self.update_parameters(model)
@@ -56,7 +57,7 @@ def _average_or_copy(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tenso
 
     @torch.no_grad()
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Any) -> None:
-        # torch hands over tensors of one type at a time.
+        # torch calls this with tensors of one type at a time.
         if averaged[0].is_floating_point():
             average(averaged, current, count)
         else:

@@ -1,4 +1,4 @@
-"""What the trainer does beside its steps."""
+"""Hooks of the trainer: averaged weights, best checkpoint, drawings, training progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NUM_DRAWN = 3  # images
 
 
 class AverageWeights(HookBase):
-    """Keeps the average of the weights; stands before what saves or evaluates it."""
+    """Update the average of the weights; goes before the hooks that save or evaluate it."""
 
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
@@ -40,7 +40,7 @@ class AverageWeights(HookBase):
 
 
 class ReportProgress(HookBase):
-    """Tell a head that depends on training progress, such as annealing, how far training is.
+    """Report the training progress to a head that depends on it, for example for annealing.
 
     The head has ``set_progress(step, max_steps)``, with the number of finished optimizer steps.
     """
@@ -58,20 +58,22 @@ class ReportProgress(HookBase):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """detectron2's, which goes on after a resumed run and takes a misspelt metric for an error.
+    """detectron2's hook, which also continues after ``--resume`` and refuses an unknown metric.
 
-    The file holds ``best``: the metric's name, its value, and the iteration. It is no file that
-    ``--resume`` goes on from. Higher values are better, but of losses (``val_…``) lower ones.
+    The file has an entry ``best`` with the metric's name, its value and the iteration;
+    ``--resume`` does not continue from this file. Higher values are better, except for losses
+    (``val_…``).
     """
 
     def __init__(self, cfg: CfgNode, checkpointer: Checkpointer) -> None:
-        """
+        """Read the metric and its direction.
+
         Args:
-            cfg: with the name of a metric in ``TEST.BEST_METRIC``.
-            checkpointer: writes ``model_best.pth``.
+            cfg: Config with the name of a metric in ``TEST.BEST_METRIC``.
+            checkpointer: Checkpointer that writes ``model_best.pth``.
 
         Raises:
-            ValueError: if nothing is evaluated while training.
+            ValueError: If nothing is evaluated during training.
         """
         metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
         if not cfg.DATASETS.TEST or period <= 0:
@@ -95,7 +97,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def _best_checking(self) -> None:
         latest = self.trainer.storage.latest()
         if self._val_metric not in latest:
-            # What an evaluation gives is named as a path, or is a loss of validation.
+            # Metrics of an evaluation have a "/" in their name, or are validation losses.
             known = sorted(name for name in latest if "/" in name or name.startswith("val_"))
             raise KeyError(
                 f"TEST.BEST_METRIC is {self._val_metric!r}, which the evaluation does not give; it "
@@ -114,15 +116,17 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
 
 class DrawPredictions(HookBase):
-    """Puts what the model says of a few images where TensorBoard shows it."""
+    """Draw the predictions for a few images, to be shown in TensorBoard."""
 
     def __init__(
         self, cfg: CfgNode, build_loader: Callable[[], Iterable[list[dict[str, Any]]]]
     ) -> None:
-        """
+        """Read the settings and the names of the classes.
+
         Args:
-            cfg: with the iterations between drawings in ``VIS_PERIOD`` (> 0), and ``INPUT.FORMAT``.
-            build_loader: makes the loader of test images; its first few are drawn.
+            cfg: Config with ``INPUT.FORMAT`` and, in ``VIS_PERIOD`` (> 0), the number of iterations
+                between drawings.
+            build_loader: Builds the loader of test images, of which the first few are drawn.
         """
         self.period = cfg.VIS_PERIOD
         self.image_format = cfg.INPUT.FORMAT
@@ -135,14 +139,14 @@ class DrawPredictions(HookBase):
         model = unwrapped(self.trainer.model)
         with torch.no_grad(), inference_context(model):
             for number, batch in enumerate(islice(self.build_loader(), _NUM_DRAWN)):
-                picture = _draw(model, batch[0], self.image_format, self.classes)
-                self.trainer.storage.put_image(f"predictions/{number}", picture)
+                drawing = _draw(model, batch[0], self.image_format, self.classes)
+                self.trainer.storage.put_image(f"predictions/{number}", drawing)
 
 
 def _draw(
     model: nn.Module, example: dict[str, Any], image_format: str, classes: Classes
 ) -> NDArray[np.uint8]:
-    """The richest result over the image, as the network sees it: 3×H×W, RGB."""
+    """Draw the richest result over the network's input image, 3×H×W, RGB."""
     image = example["image"]
     results = model([{"image": image}])[0]
     pixels = image.numpy().transpose(1, 2, 0)

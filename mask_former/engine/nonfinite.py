@@ -1,4 +1,4 @@
-"""What training says, and keeps, when a loss or a matching cost is NaN or infinite."""
+"""Diagnostics for losses and costs that are not finite: the error text and the saved batch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ _SHOWN = 8  # image files in the message
 
 
 def check_losses(losses: Mapping[str, float]) -> None:
-    """
+    """Refuse losses that are NaN or infinite.
+
     Args:
-        losses: weighted, by name; those of earlier decoder layers end in ``_0``, ``_1``, ….
+        losses: Weighted losses by name; names of earlier decoder layers end in ``_0``, ``_1``, ….
 
     Raises:
-        NonFiniteError: if one is NaN or infinite; names them all, and their layers.
+        NonFiniteError: If a loss is NaN or infinite. The message names all of them and their
+            layers.
     """
     broken = {name: value for name, value in losses.items() if not abs(value) < float("inf")}
     if broken:
@@ -36,7 +38,7 @@ def check_losses(losses: Mapping[str, float]) -> None:
 
 
 def _with_layer(name: str, losses: Mapping[str, float]) -> str:
-    """``loss_mask_2 (decoder layer 3 of 6)``, where the loss has such layers."""
+    """Add the decoder layer to the name of a loss: ``loss_mask_2 (decoder layer 3 of 6)``."""
     term, _, layer = name.rpartition("_")
     if not layer.isdigit():
         term, layer = name, ""
@@ -58,17 +60,17 @@ def explained(
     output_dir: Path | None,
     gradient_scale: float = 1.0,
 ) -> NonFiniteError:
-    """The error with all that helps to find the reason; the batch is saved beside it.
+    """Add to the error what helps to find its cause, and save the batch.
 
     Args:
-        error: what is not finite.
-        batch: the training examples.
-        iteration: number of the step.
-        model: whose weights and, after the backward pass, gradients are looked at.
-        optimizer: its learning rates are told.
-        precision: of the forward pass, in words.
-        output_dir: where ``nonfinite_batch.pth`` is written; None: nowhere.
-        gradient_scale: what the gradients are multiplied by.
+        error: Error that names the loss or cost that is not finite.
+        batch: Training examples.
+        iteration: Number of the step.
+        model: Model whose weights and, after the backward pass, gradients are examined.
+        optimizer: Optimizer whose learning rates are reported.
+        precision: Precision of the forward pass, in words.
+        output_dir: Folder for ``nonfinite_batch.pth``; None writes no file.
+        gradient_scale: Factor that the gradients are scaled by.
     """
     files = [str(example.get("file_name", "an image without a file_name")) for example in batch]
     if error.image is not None:
@@ -100,7 +102,7 @@ def _rates(optimizer: torch.optim.Optimizer) -> str:
 
 
 def _gradient_norm(model: nn.Module, optimizer: torch.optim.Optimizer, scale: float) -> str:
-    """Of this step if it came so far, else of the last one."""
+    """Describe the gradient norm of this step, or of the last one if this one has none yet."""
     gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
     if gradients:
         return f"{float(torch.nn.utils.get_total_norm(gradients)) / scale:.4g}"
@@ -129,7 +131,7 @@ def _save(path: Path, batch: Batch, message: str, iteration: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """As tensors, numbers and text, which a file can hold that executes nothing."""
+    """Convert a value to tensors, numbers and text, which load without running code."""
     if isinstance(value, Instances):
         fields = {key: _plain(field) for key, field in value.get_fields().items()}
         return {"image_size": list(value.image_size), "fields": fields}
@@ -141,7 +143,7 @@ def _plain(value: Any) -> Any:
 
 
 def load_batch(path: str | Path) -> list[dict[str, Any]]:
-    """The training examples of a ``nonfinite_batch.pth``, as the model takes them."""
+    """Read the training examples of a ``nonfinite_batch.pth``, as inputs for the model."""
     batch = torch.load(path, weights_only=True)["batch"]
     for example in batch:
         if isinstance(example.get("instances"), dict):

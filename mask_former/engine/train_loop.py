@@ -79,7 +79,10 @@ class TrainLoop(SimpleTrainer):
     def _next_batch(self) -> Batch:
         try:
             batch: Batch = next(self._data_loader_iter)
-        except (ConnectionError, EOFError) as error:  # torch tells, unless it was just sending
+        except (
+            ConnectionError,
+            EOFError,
+        ) as error:  # torch reports a dead worker, except while it sends
             raise RuntimeError(
                 f"A DataLoader worker ended while it handed over a batch ({error}). Was memory "
                 "short? With DATALOADER.NUM_WORKERS 0 the main process loads, and shows why."
@@ -135,7 +138,7 @@ class TrainLoop(SimpleTrainer):
         return total
 
     def _normalisation(self, batches: list[Batch]) -> tuple[float, dict[str, Any]]:
-        """Return the factor for the losses of each batch, and the model's arguments beside it."""
+        """Return the factor for the losses of each batch, and further arguments of the model."""
         if len(batches) == 1:
             return 1.0, {}
         if not hasattr(unwrapped(self.model), "criterion"):

@@ -44,7 +44,7 @@ from .ema import WeightAverage
 from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress
 from .train_loop import TrainLoop
 from .validation_losses import build_validation_loader, validation_losses
-from .writers import build_writers, mend_metrics_file
+from .writers import build_writers, repair_metrics_file
 
 __all__ = ["Trainer"]
 
@@ -131,7 +131,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """DeepLab's polynomial schedule ("WarmupPolyLR") beside detectron2's own."""
+        """Build DeepLab's polynomial schedule ("WarmupPolyLR") or one of detectron2's."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
@@ -175,7 +175,7 @@ class Trainer(DefaultTrainer):
         """Evaluate as :meth:`test` does, then the semantic result with test-time augmentation.
 
         Returns:
-            As :meth:`test`; beside ``sem_seg`` there is ``sem_seg_TTA``. Its predictions lie in
+            As :meth:`test`, and in addition ``sem_seg_TTA``. Its predictions are written to
             ``inference_TTA``.
 
         Raises:
@@ -191,11 +191,11 @@ class Trainer(DefaultTrainer):
     def test_average(
         cls, cfg: CfgNode, averaged: nn.Module, results: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Evaluate the model with averaged weights beside the ``results`` of those trained.
+        """Evaluate the averaged weights, and add their results to those of the trained ones.
 
         Returns:
-            ``results``, with ``sem_seg_EMA`` beside ``sem_seg`` and so on. The predictions lie in
-            ``inference_EMA``.
+            ``results`` with, in addition to ``sem_seg``, ``sem_seg_EMA`` and so on. The predictions
+            are written to ``inference_EMA``.
         """
         folder = str(Path(cfg.OUTPUT_DIR) / "inference_EMA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
@@ -216,7 +216,7 @@ class Trainer(DefaultTrainer):
             ) from error
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's, and what the config asks for beside them."""
+        """Build detectron2's hooks and those that the config asks for."""
         cfg = self.cfg
         made = super().build_hooks()
         (place,) = (i for i, hook in enumerate(made) if isinstance(hook, hooks.EvalHook))
@@ -259,7 +259,7 @@ class Trainer(DefaultTrainer):
         return validation_losses(self.cfg, unwrapped(self.model), self.build_validation_loader)
 
     def after_train(self) -> None:
-        """detectron2's, which is called after an error, too: that shall be the one that is told."""
+        """Run detectron2's hooks; an error in them never hides the one that ended training."""
         is_failing = sys.exc_info()[1] is not None
         try:
             super().after_train()
@@ -282,7 +282,7 @@ class Trainer(DefaultTrainer):
             # Its state brought the end of the run so far, which may be lengthened.
             self.scheduler.max_iters = self.max_iter
         if comm.is_main_process():
-            mend_metrics_file(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
+            repair_metrics_file(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
         if self.cfg.SEED >= 0:
             # Else the sampler would begin again with the images the run began with.
             seed_all_rng(self.cfg.SEED + comm.get_rank() + self.start_iter)
@@ -290,7 +290,7 @@ class Trainer(DefaultTrainer):
 
 
 def _keep_results(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Write ``results.json``; the results are the main process's alone."""
+    """Write ``results.json`` in the main process, the only one that has results."""
     if not comm.is_main_process():
         return OrderedDict()
     if cfg.DATASETS.TEST:
@@ -301,7 +301,7 @@ def _keep_results(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]
 def _add_results(
     cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any], suffix: str
 ) -> Mapping[str, Any]:
-    """Put other results of the same tasks beside ``results``: ``sem_seg_<suffix>``."""
+    """Add other results of the same tasks under the names ``sem_seg_<suffix>`` and so on."""
     if comm.is_main_process():
         by_dataset = _by_dataset(cfg, results)
         for name, tasks in _by_dataset(cfg, others).items():
@@ -310,6 +310,6 @@ def _add_results(
 
 
 def _by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Undo detectron2's leaving out of the dataset's name where there is one dataset."""
+    """Return the results by dataset; detectron2 omits the name if there is only one."""
     names = cfg.DATASETS.TEST
     return {names[0]: results} if len(names) == 1 else results

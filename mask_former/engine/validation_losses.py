@@ -66,7 +66,7 @@ def validation_losses(
     The model and the random numbers of the training that goes on are afterwards as they were.
 
     Args:
-        cfg: names the datasets (``DATASETS.TEST``) and says how precise training is
+        cfg: Config with the datasets (``DATASETS.TEST``) and the precision of training
             (``SOLVER.AMP``).
         model: not wrapped: processes may have different numbers of batches.
         build_loader: makes the loader of a dataset, of this process's share of it.
@@ -102,7 +102,7 @@ def _sums(model: nn.Module, loader: Iterable[Batch], autocast: Any) -> Counter[s
 
 
 def _averages(sums: Counter[str]) -> dict[str, float]:
-    """Those of the losses of all processes."""
+    """Average the losses over the batches of all processes."""
     total: Counter[str] = Counter()
     for part in comm.all_gather(sums):
         total.update(part)

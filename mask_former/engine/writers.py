@@ -1,4 +1,4 @@
-"""Where numbers and pictures of a training go: ``LOGGERS``."""
+"""Write the numbers and images of a training to ``LOGGERS``."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = [
     "WandbWriter",
     "build_writers",
     "check_loggers",
-    "mend_metrics_file",
+    "repair_metrics_file",
 ]
 
 LOGGERS = ("json", "tensorboard", "wandb")
 
 
 def check_loggers(cfg: CfgNode) -> None:
-    """See that ``LOGGERS`` are known and installed.
+    """Check that ``LOGGERS`` are known and installed.
 
     Raises:
-        ValueError: for an unknown one.
-        ImportError: for one that is not installed; says how to do so.
+        ValueError: If one is unknown.
+        ImportError: If one is not installed. The message names the command that installs it.
     """
     unknown = [name for name in cfg.LOGGERS if name not in LOGGERS]
     if unknown:
@@ -46,11 +46,11 @@ def check_loggers(cfg: CfgNode) -> None:
 
 
 def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
-    """The log's lines, then what ``LOGGERS`` names.
+    """Build the writer of the log's lines, and those that ``LOGGERS`` names.
 
     Args:
-        cfg: with ``LOGGERS``, ``OUTPUT_DIR`` and ``MODEL.DEVICE``.
-        max_iter: the number of iterations, for the remaining time.
+        cfg: Config with ``LOGGERS``, ``OUTPUT_DIR`` and ``MODEL.DEVICE``.
+        max_iter: Number of iterations, from which the remaining time is estimated.
 
     Raises:
         ImportError, ValueError: see :func:`check_loggers`.
@@ -62,7 +62,7 @@ def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
     writers: list[EventWriter] = [printer(max_iter)]
     if "json" in cfg.LOGGERS:
         writers.append(JSONWriter(str(folder / "metrics.json")))
-    if "wandb" in cfg.LOGGERS:  # before TensorBoard's, which takes the pictures away
+    if "wandb" in cfg.LOGGERS:  # before TensorBoard's, which removes the images
         writers.append(WandbWriter(cfg))
     if "tensorboard" in cfg.LOGGERS:
         writers.append(TensorboardXWriter(str(folder)))
@@ -70,13 +70,14 @@ def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
 
 
 class WandbWriter(EventWriter):
-    """Numbers and pictures for Weights & Biases, as its own environment variables say where."""
+    """A writer for Weights & Biases, which is configured by its own environment variables."""
 
     def __init__(self, cfg: CfgNode, window_size: int = 20) -> None:
-        """
+        """Start a run of Weights & Biases.
+
         Args:
-            cfg: is shown with the run, which is named after ``OUTPUT_DIR``.
-            window_size: iterations over whose median losses are smoothed.
+            cfg: Config, which is stored with the run; the run is named after ``OUTPUT_DIR``.
+            window_size: Number of iterations over which losses are smoothed by their median.
         """
         self._wandb = _wandb()
         self._run = self._wandb.init(
@@ -94,9 +95,9 @@ class WandbWriter(EventWriter):
         for name, (value, iteration) in scalars.items():
             if iteration > self._last_write:
                 by_iteration.setdefault(iteration, {})[name] = value
-        for name, picture, iteration in storage._vis_data:
+        for name, pixels, iteration in storage._vis_data:
             if iteration > self._last_write:
-                image = self._wandb.Image(picture.transpose(1, 2, 0))
+                image = self._wandb.Image(pixels.transpose(1, 2, 0))
                 by_iteration.setdefault(iteration, {})[name] = image
         for iteration, entries in sorted(by_iteration.items()):
             self._run.log(entries, step=iteration)
@@ -117,14 +118,14 @@ def _wandb() -> Any:
 
 
 class _WithMemory(logging.LoggerAdapter):
-    """Adds the process's peak memory to a line."""
+    """An adapter that adds the peak memory of the process to each line."""
 
     def process(self, msg: str, kwargs: MutableMapping[str, Any]) -> tuple[str, Any]:
         return f"{msg}  max_mem: {_peak_megabytes():.0f}M", kwargs
 
 
 class CpuMetricPrinter(CommonMetricPrinter):
-    """detectron2's line of losses, speed and ETA, which knows only a GPU's memory."""
+    """detectron2's line of losses, speed and ETA, with the memory of the process, not of a GPU."""
 
     def __init__(self, max_iter: int | None = None) -> None:
         super().__init__(max_iter)
@@ -140,20 +141,20 @@ def _peak_megabytes() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def mend_metrics_file(path: Path) -> None:
-    """Cut off a last line that a killed run left unfinished, so that each line is JSON again.
+def repair_metrics_file(path: Path) -> None:
+    """Remove an incomplete last line, which a killed run leaves, so that every line is JSON.
 
-    It is done in place, for a writer may have the file open, and never shortens it by a whole line.
+    The file is changed in place, because a writer may have it open. Complete lines are kept.
     """
     if not path.is_file():
         return
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
+    complete = content.rfind(b"\n") + 1
     try:
-        json.loads(content[whole:])
+        json.loads(content[complete:])
     except ValueError:
-        if content[whole:]:
-            os.truncate(path, whole)
+        if content[complete:]:
+            os.truncate(path, complete)
     else:
         with path.open("ab") as file:
             file.write(b"\n")

@@ -9,7 +9,7 @@ import re
 import pytest
 from detectron2.utils.events import EventStorage
 
-from mask_former.engine.writers import CpuMetricPrinter, mend_metrics_file
+from mask_former.engine.writers import CpuMetricPrinter, repair_metrics_file
 
 LINE = '{"iteration": 19, "total_loss": 1.5}'
 
@@ -29,7 +29,7 @@ def test_a_last_line_that_was_not_finished_is_cut_off(tmp_path, content, mended)
     path = tmp_path / "metrics.json"
     path.write_text(content)
     for _ in range(2):  # twice is once
-        mend_metrics_file(path)
+        repair_metrics_file(path)
         assert path.read_text() == mended
     with path.open("a") as file:
         file.write(f"{LINE}\n")
@@ -41,13 +41,13 @@ def test_a_writer_that_has_the_file_open_goes_on_behind_the_whole_lines(tmp_path
     path = tmp_path / "metrics.json"
     path.write_text(f"{LINE}\n{LINE[:9]}")
     with path.open("a") as file:
-        mend_metrics_file(path)
+        repair_metrics_file(path)
         file.write(f"{LINE}\n")
     assert path.read_text() == f"{LINE}\n{LINE}\n"
 
 
 def test_a_run_without_a_metrics_file_is_left_without(tmp_path):
-    mend_metrics_file(tmp_path / "metrics.json")
+    repair_metrics_file(tmp_path / "metrics.json")
     assert not list(tmp_path.iterdir())
 
 
