@@ -39,6 +39,7 @@ EQUIVALENT = ROOT / "tests" / "mutation" / "equivalent.txt"
 FAST = ("-k", "not memory")
 TESTS = {
     "losses": ("tests/losses", "tests/config/test_guards.py"),
+    "ops": ("tests/ops", "tests/losses", "tests/inference/test_results.py"),
     "inference": (
         *("tests/inference/test_results.py", "tests/inference/test_logits.py"),
         *("tests/inference/test_scenes.py", "tests/inference/test_sliding_window.py"),

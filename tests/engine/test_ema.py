@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
@@ -128,6 +129,7 @@ def test_eval_only_evaluates_both_and_asks_for_the_average_first(config, tmp_pat
     train(plain)
     monkeypatch.setattr(trainer, "build_evaluator", lambda *_: Total())
     monkeypatch.setattr(run, "Trainer", TinyTrainer)
+    monkeypatch.setitem(DatasetCatalog.data, "one", list)
     keys = [*ON, "DATASETS.TEST", "('one',)", "MODEL.WEIGHTS", output / "model_final.pth"]
     with pytest.raises(ValueError, match="holds no averaged weights"):
         evaluate(config(*keys))

@@ -433,6 +433,6 @@ def test_what_cannot_be_augmented_is_told_before_anything_runs(config, tmp_path,
     name = "tta_panoptic"
     MetadataCatalog.get(name).set(evaluator_type="coco_panoptic_seg")
     cfg = config("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True, *evaluation_options([name], tmp_path))
-    with pytest.raises(ValueError, match=r"TEST.AUG.ENABLED.*'tta_panoptic' measures panoptic"):
+    with pytest.raises(ValueError, match=r"TEST.AUG.ENABLED.*'tta_panoptic' needs panoptic"):
         Trainer.test_with_TTA(cfg, load_trained_model(cfg))
     MetadataCatalog.remove(name)
