@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
 import torch
 
 from mask_former.checkpoint.provenance import git_state
@@ -22,6 +23,7 @@ def package(folder):
     return folder / "package"
 
 
+@pytest.mark.subprocess
 def test_git_gives_the_commit_and_whether_the_code_differs_from_it(tmp_path):
     folder = package(tmp_path)
     git(tmp_path, "init", "-q")
@@ -34,6 +36,7 @@ def test_git_gives_the_commit_and_whether_the_code_differs_from_it(tmp_path):
     assert git_state(folder) == {"commit": commit, "dirty": True}
 
 
+@pytest.mark.subprocess
 def test_a_package_that_lies_untracked_in_a_repository_is_not_of_it(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "m")

@@ -100,6 +100,7 @@ assert not any(name.startswith(("detectron2", "mask_former")) for name in sys.mo
 """
 
 
+@pytest.mark.subprocess
 def test_the_example_gives_the_models_class_map_without_torch(tmp_path):
     pytest.importorskip("onnxruntime")
     assert run(tmp_path, "--size", "64", "96") == 0

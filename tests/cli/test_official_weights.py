@@ -141,6 +141,7 @@ def outputs(datasets, tmp_path_factory):
     return outputs
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("config", [MASKFORMER, PER_PIXEL])
 def test_every_form_of_the_same_weights_gives_the_same_results(outputs, config):
     first, *others = (outputs[config, f"same{form}"] for form in FORMS)
@@ -153,6 +154,7 @@ def test_every_form_of_the_same_weights_gives_the_same_results(outputs, config):
         assert predictions_of(output) == predictions_of(first)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("config", [MASKFORMER, PER_PIXEL])
 def test_other_weights_give_other_results(outputs, config):
     output = outputs[config, "other.pkl"]

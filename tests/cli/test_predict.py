@@ -330,6 +330,7 @@ def test_wrong_usage_is_reported(capsys, arguments, reason):
     assert info.value.code == 2 and reason in capsys.readouterr().err
 
 
+@pytest.mark.subprocess
 def test_the_script_itself_ends_with_the_exit_code_and_without_a_traceback(tiny, tmp_path):
     """In a process of its own, as people run it."""
     make_image(tmp_path / "in" / "a.png")

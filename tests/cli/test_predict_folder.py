@@ -22,6 +22,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.subprocess
+
 SCRIPT = ROOT / "tools" / "predict_folder.py"
 
 FORMATS = "semantic-png,panoptic-coco,instances-coco,npz,overlay"

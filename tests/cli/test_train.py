@@ -18,6 +18,8 @@ from mask_former.data.shapes.writer import Settings, generate
 from tests.helpers import train_net_runs
 from tests.helpers.train_net_runs import TIMEOUT, arguments, results_of
 
+pytestmark = pytest.mark.subprocess
+
 CONFIG = "shapes/maskformer_panoptic_tiny.yaml"
 DATASET = "shapes_panoptic_val"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.helpers.own_data import write_instances, write_panoptic, write_semantic_folder
@@ -17,6 +18,8 @@ from tests.helpers.train_net_runs import (
     run_in_turn,
 )
 from tests.helpers.train_net_runs import environment as environment_of
+
+pytestmark = pytest.mark.subprocess
 
 SMALL = {
     **SMALL_RUN,

@@ -22,6 +22,8 @@ from tests.helpers.train_net_runs import (
     run_in_turn,
 )
 
+pytestmark = pytest.mark.subprocess
+
 INSTANCES_ON = {"MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
 # The model is sure of nothing, and what it finds shall not be none, nor stuff alone.
 UNSURE = {"MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0, "TEST.DETECTIONS_PER_IMAGE": 1000}

@@ -27,6 +27,8 @@ from tests.helpers.train_net_runs import (
     run_in_turn,
 )
 
+pytestmark = pytest.mark.subprocess
+
 CROP_64 = {"INPUT.CROP.SIZE": (64, 64), "INPUT.SIZE_DIVISIBILITY": 64}
 # The model is sure of nothing, and its segments shall not be none.
 UNSURE = {

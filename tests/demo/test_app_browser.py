@@ -26,6 +26,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.browser
+
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 REASON = "is not installed (requirements/app.txt)"
 pytest.importorskip("gradio", reason=f"Gradio {REASON}")

@@ -218,6 +218,7 @@ def test_pip_is_given_extras_and_files_that_are_there() -> None:
                 assert (ROOT / file).is_file(), f"{page}: {file}"
 
 
+@pytest.mark.subprocess
 def test_slurm_script_is_bash_and_runs_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     script = ROOT / "docs" / "examples" / "train.sbatch"
     subprocess.run(["bash", "-n", script], check=True)
@@ -335,6 +336,7 @@ def test_a_cheap_command_works(
     assert (tmp_path / made).exists()
 
 
+@pytest.mark.subprocess
 def test_make_alone_lists_the_targets() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "make docs" in shown and "make demo" in shown

@@ -92,6 +92,7 @@ def html(site: Path, page: str) -> str:
     return (site / page).with_suffix(".html").read_text(encoding="utf-8")
 
 
+@pytest.mark.subprocess
 def test_the_site_has_all_pages_and_fetches_nothing(site: Path) -> None:
     assert re.search(r"mask_former/losses/mask_losses\.py:\d+", html(site, "docs/paper_to_code"))
     assert "docs/index.html" in html(site, "index")
@@ -100,6 +101,7 @@ def test_the_site_has_all_pages_and_fetches_nothing(site: Path) -> None:
         assert not fetched.search(html(site, name_of(page))), "it works offline"
 
 
+@pytest.mark.subprocess
 def test_the_api_pages_say_how_a_class_is_made_and_called(site: Path) -> None:
     predict = html(site, "docs/api/predict")
     assert 'id="mask_former.predictor.MaskFormerPredictor.__call__"' in predict
@@ -123,6 +125,7 @@ def public_names() -> dict[str, object]:
     return names
 
 
+@pytest.mark.subprocess
 def test_the_api_pages_have_every_public_name(site: Path) -> None:
     pages = [path.read_text(encoding="utf-8") for path in (site / "docs" / "api").glob("*.html")]
     entries = [entry for page in pages for entry in re.findall(r'id="(mask_former\.[\w.]+)"', page)]

@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 
 from mask_former.config.keys import get_mask_former_cfg
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.subprocess, pytest.mark.usefixtures("one_thread")]
 
 SIZE = 64  # pixels: two cells of the coarsest map
 

@@ -111,6 +111,7 @@ def validate_on_rank(rank, cfg, state, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.subprocess
 def test_processes_may_have_different_numbers_of_images(config, tmp_path):
     cfg = config()
     model = build_model(cfg).train()

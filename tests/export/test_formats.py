@@ -52,6 +52,7 @@ def write_graph(graph: Any, format_name: str, folder: Path, dynamic: bool = True
     return kind.read(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", tiny_networks.FAMILIES)
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_logits_are_the_models_at_any_size_and_batch(family, format_name, tmp_path):

@@ -44,6 +44,7 @@ def write_theirs(cfg, model, folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

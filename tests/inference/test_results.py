@@ -258,6 +258,7 @@ print((memory("VmHWM") - before) / (result.numel() * 4))
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_semantic_result_takes_little_more_memory_than_it_has():
     run = subprocess.run(

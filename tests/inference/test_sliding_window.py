@@ -274,6 +274,7 @@ print((memory("VmHWM") - before) / (150 * 500 * 1000 * 4))
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_map_takes_a_small_part_of_the_memory_of_all_scores():
     run = subprocess.run(

@@ -325,6 +325,7 @@ def average_on_rank(rank, counts, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("counts, expected", [([(3, 2), (0, 1)], 3.0)])
 def test_the_number_of_targets_is_averaged_over_the_ranks(counts, expected, tmp_path):
     # Forked, as a spawned process would spend seconds on its imports.

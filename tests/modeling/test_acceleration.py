@@ -38,6 +38,7 @@ def build(cfg):
     return build_model(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "training"), [(resnet, True), (swin, True), (swin, False), (timm, False)]
 )

@@ -15,6 +15,8 @@ from detectron2.structures import Instances
 from mask_former.engine import Trainer
 from tests.helpers.golden_cases import build_case_model, load_case, make_image, unpack_masks
 
+pytestmark = pytest.mark.slow
+
 CASES = (
     "ade20k150_maskformer_R50",
     "coco_panoptic_R50",

@@ -41,6 +41,7 @@ def run(units, done, seconds):
     return soak(units, done, seconds / MINUTE, lambda: None)
 
 
+@pytest.mark.subprocess
 def test_a_unit_that_the_time_ends_in_is_cut_off_with_all_it_started_and_is_left(tmp_path):
     mark = tmp_path / "pid"
     units = [

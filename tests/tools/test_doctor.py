@@ -244,6 +244,7 @@ def test_the_exit_code_is_1_only_where_something_must_be_mended(env, code, monke
     assert ("all that is needed is there" in capsys.readouterr().out) == (code == 0)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("flags", [("-S", "-E"), ("-I", "-S")])
 def test_it_runs_in_a_bare_interpreter_and_says_what_is_missing(flags, tmp_path):
     command = [sys.executable, *flags, str(DOCTOR)]

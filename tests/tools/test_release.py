@@ -42,6 +42,7 @@ def test_an_unreleased_heading_with_nothing_under_it_may_stay():
     assert not list(release.why_not_ready("1.2.0", **READY | {"changelog": changelog}))
 
 
+@pytest.mark.subprocess
 def test_the_version_stands_in_one_place():
     version = release.read_version(ROOT)
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)

@@ -189,6 +189,7 @@ def test_the_root_is_that_of_detectron2_unless_given(
     assert (root / case.targets[-1]).is_file()
 
 
+@pytest.mark.subprocess
 def test_a_script_runs_from_the_command_line_in_several_processes(tmp_path: Path) -> None:
     case = CASES[0]
     case.tree(tmp_path)

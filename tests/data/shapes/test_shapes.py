@@ -236,6 +236,7 @@ def test_the_catalog_draws_the_dataset_on_first_use(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.subprocess
 def test_several_processes_at_once_make_one_whole_dataset(tmp_path: Path, dataset: Path) -> None:
     settings = writer.Settings(num_train=3, num_val=2)
     context = multiprocessing.get_context("fork")
