@@ -1,14 +1,14 @@
 # Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
-"""Say which versions are installed, what is missing or does not fit, and the line that mends it.
+"""Report the installed versions, what is missing or incompatible, and the command that fixes it.
 
     python tools/doctor.py
 
-Exits with 1 where something must be mended; warnings do not fail. It needs nothing but Python, so
+Exits with 1 if something must be fixed; warnings do not fail. It needs nothing but Python, so
 it also runs where torch or detectron2 is missing or broken: `gather` collects the facts, importing
 the large packages in a process of their own, and each check is a pure function of these facts.
 """
 
-from __future__ import annotations  # with it, Python 3.8 gets as far as being told it is too old
+from __future__ import annotations  # Python 3.8 then gets as far as the check that it is too old
 
 import importlib.util
 import json
@@ -106,10 +106,10 @@ class Environment:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, the line that mends it, and whether it must be mended."""
+    """A problem, the command that fixes it, and whether it must be fixed."""
 
     text: str
-    mend: str
+    fix: str
     must: bool = True
 
 
@@ -206,8 +206,8 @@ def check_missing(env: Environment) -> Iterator[Finding]:
             missing = [name for name in modules if name not in env.modules]
             if missing:
                 names = " ".join(DISTRIBUTIONS.get(name, (name,))[0] for name in missing)
-                mend = install_line(env, missing[0], names)
-                yield Finding(f"missing: {names} ({use})", mend, must)
+                fix = install_line(env, missing[0], names)
+                yield Finding(f"missing: {names} ({use})", fix, must)
 
 
 def install_line(env: Environment, module: str, distributions: str) -> str:
@@ -234,16 +234,16 @@ def check_torch(env: Environment) -> Iterator[Finding]:
         yield Finding(text, env.pip("install --upgrade torch torchvision"))
     elif torch[0] == 2 and vision not in ((0, 0), (0, torch[1] + 15)):
         versions = f"torchvision {env.version('torchvision')} and torch {env.version('torch')}"
-        mend = install_line(env, "torchvision", "torchvision")
-        yield Finding(f"{versions} do not fit each other", mend)
+        fix = install_line(env, "torchvision", "torchvision")
+        yield Finding(f"{versions} do not fit each other", fix)
 
 
 def check_imports(env: Environment) -> Iterator[Finding]:
-    """What is there and cannot be imported, unless another finding explains it."""
+    """Report packages that exist and cannot be imported, unless another finding explains it."""
     headless = env.pip("install --force-reinstall --no-deps opencv-python-headless")
     vision = install_line(env, "torchvision", "torchvision")
     detectron2 = install_line(env, "detectron2", "detectron2")
-    mends = {
+    fixes = {
         "torch": env.pip("install --force-reinstall torch torchvision"),
         "torchvision": env.pip("uninstall -y torchvision;", vision),
         "cv2": env.pip("uninstall -y", *OPENCV, ";", headless),
@@ -257,7 +257,7 @@ def check_imports(env: Environment) -> Iterator[Finding]:
         explained.append("has no attribute")
     for name, error in env.import_errors.items():
         if not any(text in error for text in explained):
-            yield Finding(f"{name} is there but cannot be used: {error}", mends[name])
+            yield Finding(f"{name} is installed but cannot be used: {error}", fixes[name])
         explained.append(error)  # what imports it fails in the same words
 
 
@@ -265,14 +265,14 @@ def check_old_detectron2(env: Environment) -> Iterator[Finding]:
     """detectron2 0.6 and older use names that numpy 1.24 and Pillow 10 dropped."""
     numpy, pillow = numbers(env.version("numpy")), numbers(env.version("PIL"))
     back = {"np.bool"} if numpy >= (2, 0) else set()
-    for module, prefix, too_new, mend in (
+    for module, prefix, too_new, fix in (
         ("numpy", "np.", numpy >= (1, 24), '"numpy<1.24"'),
         ("PIL", "Image.", pillow >= (10, 0), '"pillow<10"'),
     ):
         gone = sorted(name for name in env.detectron2_uses - back if name.startswith(prefix))
         if gone and too_new:
             text = f"{module} {env.version(module)} is too new for this detectron2, which uses"
-            yield Finding(f"{text} {', '.join(gone)}", env.pip("install", mend))
+            yield Finding(f"{text} {', '.join(gone)}", env.pip("install", fix))
 
 
 def check_stray_tools(env: Environment) -> Iterator[Finding]:
@@ -291,8 +291,8 @@ def check_setuptools(env: Environment) -> Iterator[Finding]:
 def check_opencv(env: Environment) -> Iterator[Finding]:
     found = [name for name in OPENCV if name in env.distributions]
     if len(found) > 1:
-        mend = env.pip("uninstall -y", *found, ";", env.pip("install", found[0]))
-        yield Finding(f"{' and '.join(found)} overwrite each other's files", mend, must=False)
+        fix = env.pip("uninstall -y", *found, ";", env.pip("install", found[0]))
+        yield Finding(f"{' and '.join(found)} overwrite each other's files", fix, must=False)
 
 
 CHECKS = (
@@ -302,7 +302,7 @@ CHECKS = (
 
 
 def examine(env: Environment) -> list[Finding]:
-    """Return all findings, what must be mended first; nothing else counts on too old a Python."""
+    """Return all findings, errors first; on too old a Python nothing else is checked."""
     checks = CHECKS if env.python >= (3, 10) else (check_python,)
     findings = [finding for check in checks for finding in check(env)]
     return sorted(findings, key=lambda finding: not finding.must)
@@ -319,17 +319,17 @@ def print_table(env: Environment) -> None:
 
 
 def main() -> int:
-    """Print the versions and the findings; return 1 where something must be mended."""
+    """Print the versions and the findings; return 1 if something must be fixed."""
     env = Environment()
     if not any(check_python(env)):
         env = gather()
     print_table(env)
     findings = examine(env)
     for finding in findings:
-        print(f"\n{'MEND' if finding.must else 'warning'}: {finding.text}\n    {finding.mend}")
+        print(f"\n{'FIX' if finding.must else 'warning'}: {finding.text}\n    {finding.fix}")
     wrong = sum(finding.must for finding in findings)
     everything = "`make install` makes .venv with everything at the tested versions"
-    print(f"\n{wrong} to mend ({everything})" if wrong else "\nall that is needed is there")
+    print(f"\n{wrong} to fix ({everything})" if wrong else "\nnothing is missing")
     return 1 if wrong else 0
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
-WHEEL_EXTRAS = "timm,opencv"  # what the models of model_zoo/ and the demo need beside it
+WHEEL_EXTRAS = "timm,opencv"  # what the models of model_zoo/ and the demo need besides it
 
-# What the new environment's own interpreter says of itself.
+# The new environment's own interpreter runs it to describe itself.
 PROBE = """
 import json, sys, sysconfig
 from importlib import metadata
@@ -40,7 +40,7 @@ def say(text: str) -> None:
 
 
 def check_venv_works() -> None:
-    """Exit with the line that mends it where this Python cannot make an environment with pip."""
+    """Exit with the command that fixes it if this Python cannot make an environment with pip."""
     if all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
         return
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -51,14 +51,14 @@ def check_venv_works() -> None:
 
 
 def make_venv(folder: Path) -> Path:
-    """Return the interpreter of the environment in `folder`; made anew where it does not work."""
+    """Return the interpreter of the environment in `folder`; made again if it does not work."""
     python = folder / "bin" / "python"
     check = [str(python), "-m", "pip", "--version"]
     if python.exists() and subprocess.run(check, capture_output=True).returncode == 0:
         return python
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
         sys.exit(
-            f"install: {folder} is there and is no virtual environment; it is left alone.\n"
+            f"install: {folder} exists and is not a virtual environment; it is left alone.\n"
             f"Name another folder: make install VENV=..."
         )
     say(f"making {folder} with Python {sys.version.split()[0]}")
@@ -145,7 +145,7 @@ def main() -> None:
         install_all(python, args.lock, args.wheel)
     except subprocess.CalledProcessError as error:
         command = " ".join(str(part) for part in error.cmd)
-        sys.exit(f"install: this failed, its error is above; mend it and run again:\n  {command}")
+        sys.exit(f"install: this failed, its error is above; fix it and run again:\n  {command}")
     except KeyboardInterrupt:
         sys.exit("install: interrupted; run it again to go on")
     say(f"done: {folder}")

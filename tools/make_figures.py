@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Draw what a model does on its way to a panoptic result: the pictures of docs/method.md.
+"""Draw what a model does on its way to a panoptic result: the figures of docs/method.md.
 
-    python tools/make_figures.py --weights output/shapes_demo --input PICTURE --output docs/images
+    python tools/make_figures.py --weights output/shapes_demo --input IMAGE --output docs/images
 
-Writes method_queries.png (which queries win), method_layers.png (what each decoder layer says) and
-method_attention.png (where the winning queries look). Any MaskFormer with our TransformerPredictor
-will do; `make demo` trains the one that docs/method.md shows.
+Writes method_queries.png (which queries win), method_layers.png (the prediction of each decoder
+layer) and method_attention.png (where the winning queries look). Any MaskFormer with our
+TransformerPredictor will do; `make demo` trains the one that docs/method.md shows.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ DOTS = 110
 
 
 class Walk(NamedTuple):
-    """One picture's way through the network."""
+    """The way of one image through the network."""
 
     image: NDArray[np.uint8]
     """H×W×3, RGB, as the network gets it, without padding."""
     layers: list[DecoderLayerOutput]
-    """Of one picture: Q×(K+1) class logits and Q×H×W mask logits at the picture's size."""
+    """Predictions of one image: Q×(K+1) class logits, Q×H×W mask logits of the image's size."""
     attention: list[Tensor]
     """L of Q×h×w: how much each query looks at each cell of the map, mean over heads, sum 1."""
     predictor: MaskFormerPredictor
@@ -76,7 +76,7 @@ class Walk(NamedTuple):
         order = pixels.argsort(descending=True)[:count]
         return [int(query) for query in queries[order] if query >= 0]
 
-    def says(self, layer: int, query: int) -> str:
+    def best_class(self, layer: int, query: int) -> str:
         """The best class of a query and its probability, such as "tree 0.98"."""
         probability, label = self.layers[layer].pred_logits[query].softmax(-1).max(-1)
         names = [*self.predictor.classes.names, "no object"]
@@ -114,11 +114,11 @@ def attention_weights(attention: nn.MultiheadAttention, query: Tensor, key: Tens
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
 
 
-def walk(predictor: MaskFormerPredictor, picture: Path) -> Walk:
+def walk(predictor: MaskFormerPredictor, image: Path) -> Walk:
     """Run the network once and keep what its parts give.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such picture, or the model has no
+        FileNotFoundError, ValueError: if there is no such image, or the model has no
             TransformerPredictor.
     """
     head: Any = getattr(predictor.model, "sem_seg_head", None)
@@ -134,14 +134,14 @@ def walk(predictor: MaskFormerPredictor, picture: Path) -> Walk:
     )
     try:
         with attention_recorder(module) as attention:
-            inner = predictor.inner_outputs(picture)
+            inner = predictor.inner_outputs(image)
     finally:
         projection.remove()
-    return _walk(predictor, picture, inner, [one[0].unflatten(-1, grid[0]) for one in attention])
+    return _walk(predictor, image, inner, [one[0].unflatten(-1, grid[0]) for one in attention])
 
 
 def _walk(
-    predictor: MaskFormerPredictor, picture: Path, inner: InnerOutputs, attention: list[Tensor]
+    predictor: MaskFormerPredictor, path: Path, inner: InnerOutputs, attention: list[Tensor]
 ) -> Walk:
     """Cut padding away and bring everything to the size of the network's input."""
     height, width = inner.image_sizes[0]
@@ -154,7 +154,7 @@ def _walk(
         DecoderLayerOutput(None, layer.pred_logits[0].float().cpu(), whole(layer.pred_masks[0]))
         for layer in inner.layers
     ]
-    image = Image.fromarray(read_image(picture)).resize((width, height))
+    image = Image.fromarray(read_image(path)).resize((width, height))
     return Walk(np.asarray(image), layers, [whole(one) for one in attention], predictor)
 
 
@@ -174,7 +174,7 @@ def _show(axis: Any, image: Any, title: str, **options: Any) -> None:
 
 
 def _over(axis: Any, walk: Walk, heat: Tensor, title: str, top: float) -> None:
-    """A map drawn over the picture in grey: black where it is 0, yellow at ``top`` and above."""
+    """Draw a map over the image in grey: black where it is 0, yellow at ``top`` and above."""
     _show(axis, walk.image.mean(-1), title, cmap="gray", vmin=0, vmax=255)
     axis.imshow(heat, cmap="inferno", vmin=0, vmax=top, alpha=0.75)
 
@@ -193,12 +193,13 @@ def _panoptic(walk: Walk, layer: int) -> NDArray[np.uint8]:
 def draw_layers(walk: Walk, queries: Sequence[int]) -> Any:
     """Columns are decoder layers; rows the panoptic result, and the masks of a few queries."""
     figure, axes = _axes(1 + len(queries), 1 + len(walk.layers), walk.image)
-    _show(axes[0, 0], walk.image, "picture")
+    _show(axes[0, 0], walk.image, "image")
     for layer, of_layer in enumerate(walk.layers):
         _show(axes[0, layer + 1], _panoptic(walk, layer), f"result after layer {layer + 1}")
         for row, query in enumerate(queries, start=1):
             mask = of_layer.pred_masks[query].sigmoid()
-            _show(axes[row, layer + 1], mask, walk.says(layer, query), cmap="gray", vmin=0, vmax=1)
+            title = walk.best_class(layer, query)
+            _show(axes[row, layer + 1], mask, title, cmap="gray", vmin=0, vmax=1)
     for row, query in enumerate(queries, start=1):
         axes[row, 0].text(0.5, 0.5, f"mask of\nquery {query}", fontsize=8, ha="center", va="center")
     return figure
@@ -209,7 +210,7 @@ def draw_attention(walk: Walk, queries: Sequence[int]) -> Any:
     figure, axes = _axes(len(queries), 1 + len(walk.attention), walk.image)
     for row, query in enumerate(queries):
         mask = walk.layers[-1].pred_masks[query].sigmoid()
-        _over(axes[row, 0], walk, mask, f"query {query}: {walk.says(-1, query)}", 1.0)
+        _over(axes[row, 0], walk, mask, f"query {query}: {walk.best_class(-1, query)}", 1.0)
         for layer, attention in enumerate(walk.attention):
             heat = attention[query]
             _over(axes[row, layer + 1], walk, heat, f"looks, layer {layer + 1}", float(heat.max()))
@@ -217,7 +218,7 @@ def draw_attention(walk: Walk, queries: Sequence[int]) -> Any:
 
 
 def draw_queries(walk: Walk) -> Any:
-    """Which query each pixel goes to, and how sure each query is of a class."""
+    """Draw the query that each pixel is assigned to, and how confident it is of a class."""
     probability, label = walk.layers[-1].pred_logits.softmax(-1)[:, :-1].max(-1)
     winners = walk.winners
     won = torch.bincount(winners[winners >= 0].flatten(), minlength=len(probability)) > 0
@@ -226,7 +227,7 @@ def draw_queries(walk: Walk) -> Any:
     )
     left.set_axis_off()
     middle.set_axis_off()
-    _show(left, walk.image, "picture")
+    _show(left, walk.image, "image")
     _show(middle, np.ma.masked_less(winners.numpy(), 0), "query of each pixel", cmap="tab20")
     for query in winners.unique().tolist():
         y, x = (winners == query).nonzero().float().median(0).values.tolist()
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--weights", default="output/shapes_demo", help="what the predictor takes")
     parser.add_argument("--config-file", help="for weights that carry no config")
-    parser.add_argument("--input", type=Path, required=True, help="a picture")
+    parser.add_argument("--input", type=Path, required=True, help="an image")
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="a folder")
     parser.add_argument("--num", type=int, default=4, help="queries to show (default: 4)")
     args = parser.parse_args(argv)
@@ -269,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = walk(predictor, args.input)
         queries = found.best_queries(args.num)
         if not queries:
-            raise ValueError(f"{args.input}: the model finds nothing in it; take another picture.")
+            raise ValueError(f"{args.input}: the model finds nothing in it; take another image.")
         args.output.mkdir(parents=True, exist_ok=True)
         save(draw_queries(found), args.output / "method_queries.png")
         save(draw_layers(found, queries), args.output / "method_layers.png")

@@ -58,7 +58,7 @@ CORE = (
     *("-k", "not memory and not time"),
 )
 
-# What the interpreter of a cell says of itself; detectron2's wheel has another name.
+# The interpreter of a cell runs it to describe itself; detectron2's wheel has another name.
 VERSIONS = """
 import json, platform
 from importlib import metadata
@@ -79,7 +79,7 @@ class Cell:
     pins: Mapping[str, str] = field(default_factory=dict)
 
 
-# Other packages of a cell are there because its oldest ones need them.
+# Other packages of a cell are listed because its oldest ones need them.
 CELLS = (
     Cell("py310", "3.10"),
     Cell("py311", "3.11"),
@@ -120,7 +120,7 @@ def find_python(version: str) -> Path:
 
 
 def runs(python: str | Path) -> bool:
-    """Whether it makes environments; one of pyenv's names on PATH may not even start."""
+    """Return True if it makes environments; one of pyenv's names on PATH may not even start."""
     command = [python, "-c", "import venv, ensurepip"]
     return subprocess.run(command, capture_output=True).returncode == 0
 
@@ -155,7 +155,7 @@ def run(command: Sequence[str | Path], log: Path, minutes: float = MINUTES) -> i
 
 
 def make_environment(cell: Cell, cache: Path, detectron2: Path | None) -> Path:
-    """Return the interpreter of the cell's environment; made where it is not there yet.
+    """Return the interpreter of the cell's environment; made if it is missing.
 
     Raises:
         NotRun: if it cannot be made.
@@ -200,7 +200,7 @@ def test(python: Path, log: Path) -> str:
 
 
 def run_cell(cell: Cell, cache: Path, detectron2: Path | None) -> dict[str, str]:
-    """What the table says of a cell."""
+    """Return the row of the table for a cell."""
     row = {"cell": cell.name, "date": datetime.date.today().isoformat()}
     row["machine"] = f"{platform.system()} {platform.machine()}"
     try:

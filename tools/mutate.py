@@ -73,12 +73,12 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """What it is, whatever line it stands on."""
+        """The name of the mutant, independent of its line."""
         return f"{self.file.relative_to(ROOT)}:{self.place}: {self.change}"
 
 
 def variants(node: ast.AST) -> Iterator[ast.AST]:
-    """What may stand in a node's place."""
+    """Yield the replacements of a node."""
     if isinstance(node, ast.Compare):
         for i, operator in enumerate(node.ops):
             changed = [*node.ops[:i], SWAPS[type(operator)](), *node.ops[i + 1 :]]
@@ -117,7 +117,7 @@ def unmutated(tree: ast.Module) -> set[ast.AST]:
             roots += node.decorator_list
         elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             roots.append(node.annotation)
-        elif isinstance(node, ast.JoinedStr):  # what messages say is no behaviour
+        elif isinstance(node, ast.JoinedStr):  # the text of messages is not behaviour
             roots.append(node)
     return {inner for root in roots for inner in ast.walk(root)}
 
@@ -241,7 +241,7 @@ def try_all(
 
 
 def outcome(tests: Sequence[str], mutant: Mutant | None, timeout: float) -> str:
-    """What becomes of one mutant: see :func:`poll`."""
+    """Return the result of one mutant: see :func:`poll`."""
     ((_, result),) = try_all([mutant], tests, timeout)
     return result
 

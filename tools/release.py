@@ -66,7 +66,7 @@ def read_version(root: Path) -> str:
 
 
 def why_not_ready(version: str, changelog: str, status: str, tags: Iterable[str]) -> Iterator[str]:
-    """What stands against releasing a version, a line each.
+    """Yield the reasons against releasing a version, a line for each.
 
     Args:
         changelog: the text of CHANGELOG.md.
@@ -81,7 +81,7 @@ def why_not_ready(version: str, changelog: str, status: str, tags: Iterable[str]
     if version not in sections:
         yield f'CHANGELOG.md has no heading "## {version}"'
     if f"v{version}" in tags:
-        yield f"the tag v{version} is there: raise __version__ in mask_former/__init__.py"
+        yield f"the tag v{version} exists: raise __version__ in mask_former/__init__.py"
 
 
 def build(root: Path, files: Iterable[Path], output: Path) -> Path:

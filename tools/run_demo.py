@@ -57,7 +57,7 @@ def run(step: str, command: list[str]) -> None:
 
 
 def installed_photo() -> Path | None:
-    """The photo that an installed package carries; None where it is not there."""
+    """Return the photo that an installed package carries; None if it is missing."""
     package, name = PHOTO
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / name if spec and spec.origin else None
@@ -101,13 +101,13 @@ def draw(pictures: Path, weights: Path) -> None:
     if not images:
         sys.exit(f"demo: no images in {folder}; write them: python datasets/prepare_shapes.py")
     if all(is_newer(pictures / image.name, weights) for image in images):
-        say(f"pictures: done already ({pictures})")
+        say(f"images: done already ({pictures})")
         return
     run("pictures", demo_command(str(weights), [str(image) for image in images], pictures))
 
 
 def is_newer(path: Path, than: Path) -> bool:
-    """Whether `path` is there and was written after `than`."""
+    """Return True if `path` exists and was written after `than`."""
     path, than = ROOT / path, ROOT / than
     return path.exists() and path.stat().st_mtime >= than.stat().st_mtime
 
@@ -127,7 +127,7 @@ def main() -> None:
         draw(pictures, weights)
     except KeyboardInterrupt:
         sys.exit("\ndemo: interrupted; the same command goes on from here")
-    say(f"PQ {pq:.1f} on the held-out scenes; pictures of what the model found: {pictures}")
+    say(f"PQ {pq:.1f} on the held-out scenes; images of the results: {pictures}")
     if pq < args.minimum_pq:
         sys.exit(f"demo: PQ {pq:.1f} is below {args.minimum_pq:g}")
 

@@ -47,7 +47,7 @@ def check_registered(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) ->
     if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
         raise ValueError(
             "DATASETS.TRAIN is empty: name the datasets to train on, or give the files of your own "
-            "data to tools/train_net.py (--train-images …)."
+            "dataset to tools/train_net.py (--train-images …)."
         )
     known = sorted(DatasetCatalog.list())
     for key in splits:
@@ -151,19 +151,19 @@ def _check(records: Sequence[Record], where: str, errors_of: Callable[[Record], 
     missing = list(_missing_files(records))
     if missing:
         raise FileNotFoundError(
-            f"{where}: {len(missing)} files are not there, among them {', '.join(missing[:3])}. "
-            f"Restore them, or take them out of the dataset. {FULL}"
+            f"{where}: {len(missing)} files are missing, among them {', '.join(missing[:3])}. "
+            f"Restore them, or remove them from the dataset. {FULL}"
         )
     chosen = np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).round().astype(int)
     errors = [error for i in chosen for error in errors_of(records[i])[:1]]
     if errors:
         raise ValueError(
-            f"{where}: {len(errors)} of {len(chosen)} images that were looked at are not as they "
-            f"should be. {' '.join(errors[:3])} {FULL}"
+            f"{where}: {len(errors)} of {len(chosen)} images that were checked have "
+            f"errors. {' '.join(errors[:3])} {FULL}"
         )
     logging.getLogger(__name__).info(
-        f"{where}: the files of {len(records)} images are there; of the {len(chosen)} that were "
-        "looked at, all is well."
+        f"{where}: the files of {len(records)} images exist; the {len(chosen)} images "
+        "that were checked have no errors."
     )
 
 

@@ -98,9 +98,9 @@ def _check_input_projection(cfg: CfgNode) -> None:
 
 
 def to_huggingface_processor(cfg: CfgNode) -> dict[str, Any]:
-    """The ``preprocessor_config.json`` of a ``MaskFormerImageProcessor``.
+    """Build the ``preprocessor_config.json`` of a ``MaskFormerImageProcessor``.
 
-    Theirs enlarges images to a multiple of ``size_divisor``; ours pads them to it.
+    Theirs resizes images to a multiple of ``size_divisor``; ours pads them to it.
     """
     divisor = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
     if divisor < 0:  # the backbone's

@@ -28,7 +28,7 @@ _THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}
 
 
 class ConvertedCheckpoint(NamedTuple):
-    """What a checkpoint of theirs holds, in our terms."""
+    """The content of a checkpoint of theirs, in our terms."""
 
     settings: dict[str, Any]  # of a config file, without MODEL.WEIGHTS
     weights: dict[str, Tensor]
@@ -43,7 +43,7 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
             ``pytorch_model.bin``, of which only data is read.
 
     Raises:
-        FileNotFoundError: if a file is not there.
+        FileNotFoundError: if a file is missing.
         ValueError: if one is broken, or holds what our model cannot.
     """
     folder = Path(folder)
@@ -76,7 +76,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not keys and values.")
     return content

@@ -1,4 +1,4 @@
-"""What settings are called on both sides, and what either cannot hold.
+"""Names of settings on both sides, and settings that either side cannot hold.
 
 Theirs are dotted keys of ``config.json``: transformers' ``MaskFormerConfig`` with ``SwinConfig`` or
 ``ResNetConfig`` as ``backbone_config`` and ``DetrConfig`` as ``decoder_config``.

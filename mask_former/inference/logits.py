@@ -54,14 +54,14 @@ class SegmentationLogits(Protocol):
         """Compute segment ids, H×W, int32, and segments: see :func:`panoptic_inference`.
 
         Raises:
-            ValueError: if whole masks of objects are not known; says what to change.
+            ValueError: if whole masks of objects are not known; names the fix.
         """
 
     def instances(self, *, topk: int, thing_ids: Iterable[int] | None = None) -> Instances:
         """Find the best (query, class) pairs: see :func:`instance_inference`.
 
         Raises:
-            ValueError: if whole masks of objects are not known; says what to change.
+            ValueError: if whole masks of objects are not known; names the fix.
         """
 
 

@@ -18,7 +18,7 @@ from .backbone.swin import SwinStage
 __all__ = ["checkpoint_activations"]
 
 _SERIES = (nn.Sequential, nn.ModuleList, BasicLayer, SwinStage)
-"""Modules that hold a series of blocks, and are no block themselves."""
+"""Modules that hold a series of blocks, and are not blocks themselves."""
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:

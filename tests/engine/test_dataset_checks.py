@@ -63,7 +63,7 @@ def check(cfg):
 def test_sound_data_are_handed_on_as_they_are_and_the_log_says_so(records, config, caplog):
     with caplog.at_level(logging.INFO, file_checks.__name__):
         assert check(config()) == records
-    assert "DATASETS.TRAIN: the files of 50 images are there; of the 20" in caplog.text
+    assert "DATASETS.TRAIN: the files of 50 images exist; the 20 images" in caplog.text
 
 
 def test_no_random_number_is_drawn(records, config):

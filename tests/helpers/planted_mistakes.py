@@ -415,7 +415,7 @@ DATA = {
     "no dataset": Mistake(
         lambda folder: p.Trainer(p.config(folder)),
         "DATASETS.TRAIN is empty: name the datasets to train on, or give the files of your own "
-        "data to tools/train_net.py (--train-images …).",
+        "dataset to tools/train_net.py (--train-images …).",
         "The config says nothing to learn from.",
         "See [own_data.md](own_data.md).",
     ),

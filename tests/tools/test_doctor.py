@@ -59,7 +59,7 @@ def test_missing_detectron2_gets_the_line_that_installs_the_pinned_wheel_and_rem
     finding = only_finding(without("detectron2"))
     assert finding.must and finding.text.startswith("missing: detectron2")
     lock = ROOT / "requirements" / "detectron2.txt"
-    assert finding.mend == (
+    assert finding.fix == (
         "python -m pip install --no-deps --only-binary=:all: --python-version 3.10 --upgrade "
         f"--target /site --require-hashes -r {lock} && rm -r /site/tools"
     )
@@ -69,7 +69,7 @@ def test_missing_detectron2_gets_the_line_that_installs_the_pinned_wheel_and_rem
 
 def test_missing_packages_of_one_use_are_one_finding_with_the_names_that_pip_knows():
     finding = only_finding(without("omegaconf", "hydra", "fvcore"))
-    assert finding.must and finding.mend == "python -m pip install fvcore hydra-core omegaconf"
+    assert finding.must and finding.fix == "python -m pip install fvcore hydra-core omegaconf"
 
 
 @pytest.mark.parametrize("module", ["timm", "panopticapi", "cityscapesscripts"])
@@ -80,12 +80,12 @@ def test_missing_optional_packages_are_warnings(module):
 
 @pytest.mark.parametrize("module", ["panopticapi", "cityscapesscripts"])
 def test_packages_with_stale_requirements_are_installed_without_them(module):
-    assert "--no-deps" in only_finding(without(module)).mend
+    assert "--no-deps" in only_finding(without(module)).fix
 
 
 def test_missing_torchvision_is_chosen_to_fit_the_torch_that_is_there():
     finding = only_finding(without("torchvision"))
-    assert finding.must and finding.mend == 'python -m pip install "torchvision==0.29.*"'
+    assert finding.must and finding.fix == 'python -m pip install "torchvision==0.29.*"'
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_torch_and_torchvision_that_do_not_fit_are_found(torch, torchvision, fit
     env = replace(env, import_errors={"torchvision": error, "detectron2.engine": error})
     finding = only_finding(env)  # the errors follow from it and are not told again
     assert finding.must and torch in finding.text and torchvision in finding.text
-    assert finding.mend == f'python -m pip install "torchvision=={fitting}.*"'
+    assert finding.fix == f'python -m pip install "torchvision=={fitting}.*"'
 
 
 def test_a_torch_older_than_setup_py_takes_is_found():
@@ -117,14 +117,14 @@ def test_a_torch_older_than_setup_py_takes_is_found():
 def test_a_detectron2_that_cannot_be_imported_is_found_with_the_errors_last_line():
     error = "ImportError: detectron2/_C.so: undefined symbol: _ZN2at"
     finding = only_finding(replace(HEALTHY, import_errors={"detectron2.engine": error}))
-    assert finding.must and error in finding.text and "--require-hashes" in finding.mend
+    assert finding.must and error in finding.text and "--require-hashes" in finding.fix
 
 
 def test_one_cause_is_told_once_where_everything_above_it_fails_too():
     error = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
     errors = {"cv2": error, "detectron2.engine": error, "mask_former": error}
     finding = only_finding(replace(HEALTHY, import_errors=errors))
-    assert finding.text.startswith("cv2") and "opencv-python-headless" in finding.mend
+    assert finding.text.startswith("cv2") and "opencv-python-headless" in finding.fix
 
 
 def test_an_import_that_fails_for_want_of_a_missing_package_is_not_told_again():
@@ -149,7 +149,7 @@ def test_numpy_is_too_new_for_a_detectron2_that_uses_what_it_dropped(used, numpy
     assert len(findings) == found
     if found:
         assert findings[0].must and numpy in findings[0].text and used in findings[0].text
-        assert "numpy<1.24" in findings[0].mend
+        assert "numpy<1.24" in findings[0].fix
 
 
 @pytest.mark.parametrize(("pillow", "found"), [("9.5.0", False), ("10.0.0", True)])
@@ -161,7 +161,7 @@ def test_pillow_is_too_new_for_a_detectron2_that_uses_what_it_dropped(pillow, fo
     )
     assert len(findings) == found
     if found:
-        assert findings[0].must and "pillow<10" in findings[0].mend
+        assert findings[0].must and "pillow<10" in findings[0].fix
 
 
 def test_dropped_names_are_found_in_code_and_not_in_comments_or_longer_names(tmp_path):
@@ -175,7 +175,7 @@ def test_dropped_names_are_found_in_code_and_not_in_comments_or_longer_names(tmp
 
 def test_a_stray_tools_package_must_be_removed():
     finding = only_finding(replace(HEALTHY, stray_tools="/site/tools"))
-    assert finding.must and finding.mend == "rm -r /site/tools"
+    assert finding.must and finding.fix == "rm -r /site/tools"
 
 
 def make_tools(folder, *names):
@@ -241,7 +241,7 @@ def test_imports_are_tried_for_real_and_the_last_line_of_the_error_is_kept(tmp_p
 def test_the_exit_code_is_1_only_where_something_must_be_mended(env, code, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "gather", lambda: env)
     assert doctor.main() == code
-    assert ("all that is needed is there" in capsys.readouterr().out) == (code == 0)
+    assert ("nothing is missing" in capsys.readouterr().out) == (code == 0)
 
 
 @pytest.mark.subprocess
@@ -251,4 +251,4 @@ def test_it_runs_in_a_bare_interpreter_and_says_what_is_missing(flags, tmp_path)
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 1 and process.stderr == ""
     for name in ("torch", "detectron2", "numpy", "omegaconf"):
-        assert name in process.stdout.split("MEND", 1)[1]
+        assert name in process.stdout.split("FIX", 1)[1]

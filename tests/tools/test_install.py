@@ -38,7 +38,7 @@ def test_a_python_without_ensurepip_is_told_the_debian_package(monkeypatch):
 
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(SystemExit, match="is no virtual environment; it is left alone"):
+    with pytest.raises(SystemExit, match="is not a virtual environment; it is left alone"):
         install.make_venv(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

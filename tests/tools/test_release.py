@@ -29,7 +29,7 @@ def test_a_committed_version_with_its_heading_is_ready():
         ({"status": " M a.py\n?? b.py\n"}, "2 files are changed or new"),
         ({"changelog": "## Unreleased\n\n- Newer.\n\n## 1.2.0\n\n- New.\n"}, 'under "Unreleased"'),
         ({"changelog": "## 1.1.0\n\n- Old.\n"}, 'no heading "## 1.2.0"'),
-        ({"tags": ["v1.2.0"]}, "the tag v1.2.0 is there: raise __version__"),
+        ({"tags": ["v1.2.0"]}, "the tag v1.2.0 exists: raise __version__"),
     ],
 )
 def test_each_thing_that_stands_against_a_release_is_named(change, reason):
