@@ -413,5 +413,5 @@ def test_another_architecture_has_no_windows(tiny):
     tiny.MODEL.SEM_SEG_HEAD.NAME = "PerPixelBaselineHead"
     validate(tiny)
     tiny.TEST.SLIDING_WINDOW.SIZE = 512
-    with pytest.raises(ValueError, match=r"SLIDING_WINDOW\.SIZE is 512, which.*Set it to 0\."):
+    with pytest.raises(ValueError, match=r"SLIDING_WINDOW\.SIZE is 512, but.*Set it to 0\."):
         validate(tiny)
