@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +67,12 @@ def inner_outputs(
             "MaskFormer with a MaskFormerHead (MODEL.META_ARCHITECTURE, MODEL.SEM_SEG_HEAD.NAME)."
         )
     network: Any = model
-    with ExitStack() as stack:
-        stack.enter_context(inference_context(model))
-        stack.enter_context(torch.set_grad_enabled(grad))
+    with (
+        inference_context(model),
+        torch.set_grad_enabled(grad),
+        network.inference_precision(),
+    ):
         batch = network.preprocess(_examples(images))
-        if network.inference.dtype is not None:
-            stack.enter_context(torch.autocast(network.device.type, network.inference.dtype))
         features = network.backbone(batch.tensor)
         pixels, predictions = head.inner_outputs(features)
         height, width = batch.tensor.shape[-2:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -178,11 +178,13 @@ class MaskFormer(nn.Module):
         return batch
 
     def network(self, images: Tensor) -> Outputs:
-        """Run backbone and head on B×3×H×W, in the precision of inference unless training."""
-        with ExitStack() as stack:
-            if not self.training and self.inference.dtype is not None:
-                stack.enter_context(torch.autocast(self.device.type, self.inference.dtype))
-            return self.sem_seg_head(self.backbone(images))
+        """Run backbone and head on B×3×H×W, in the precision of the caller's autocast."""
+        return self.sem_seg_head(self.backbone(images))
+
+    def inference_precision(self) -> AbstractContextManager[Any]:
+        """Return the autocast of inference, which is that of the caller unless it is set."""
+        dtype = self.inference.dtype
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def prepare_targets(
         self, batched_inputs: list[dict[str, Any]], images: ImageList
@@ -207,7 +209,8 @@ class MaskFormer(nn.Module):
         if not examples:
             return []
         images = self.preprocess(examples)
-        outputs = self.network(images.tensor)
+        with self.inference_precision():
+            outputs = self.network(images.tensor)
         height, width = images.tensor.shape[-2:]
         of_each = outputs["pred_logits"], outputs["pred_masks"], images.image_sizes, examples
         return [

@@ -57,6 +57,14 @@ def test_nothing_is_dropped_and_twice_gives_the_same(config):
     assert validated(cfg, model) == pytest.approx(validated(config(), quiet), rel=1e-5)
 
 
+def test_they_are_as_precise_as_training_whatever_inference_is(config):
+    cfg = config()
+    model = build_model(cfg).train()
+    rounded = build_model(config("TEST.AMP.ENABLED", True)).train()
+    rounded.load_state_dict(model.state_dict())
+    assert validated(cfg, rounded) == validated(cfg, model)
+
+
 def test_sampled_points_are_always_the_same(config):
     cfg = config("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 16)
     model = build_model(cfg).train()

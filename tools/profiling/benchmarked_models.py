@@ -216,7 +216,8 @@ class BenchmarkedMaskFormer(BenchmarkedModel):
             return watch.read()
         with torch.no_grad():
             watch.start()
-            outputs = self.model.network(images.tensor)
+            with self.model.inference_precision():
+                outputs = self.model.network(images.tensor)
             watch.lap("network")
             if self.model.inference.semantic_on and not isinstance(self.model, ReferenceMaskFormer):
                 self._semantic_maps(outputs, images)
@@ -243,7 +244,7 @@ class BenchmarkedMaskFormer(BenchmarkedModel):
 
     def predict(self) -> tuple[Tensor, Tensor]:
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.model.inference_precision():
             outputs = self.model.network(self.model.preprocess(self.batch).tensor)
         return outputs["pred_logits"].float().cpu(), outputs["pred_masks"].float().cpu()
 
