@@ -16,7 +16,7 @@ import yaml
 
 from mask_former.data.shapes.writer import Settings, generate
 from tests.helpers import train_net_runs
-from tests.helpers.train_net_runs import TIMEOUT, arguments, results_of
+from tests.helpers.train_net_runs import TIMEOUT, TINY_SWIN, arguments, results_of
 
 pytestmark = pytest.mark.subprocess
 
@@ -28,11 +28,7 @@ ITERATIONS, CHECKPOINT_PERIOD = 60, 4
 TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
-    "MODEL.BACKBONE.NAME": "D2SwinTransformer",
-    "MODEL.SWIN.EMBED_DIM": 8,
-    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
-    "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
-    "MODEL.SWIN.WINDOW_SIZE": 2,
+    **TINY_SWIN,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
     "MODEL.MASK_FORMER.HIDDEN_DIM": 16,

@@ -11,6 +11,7 @@ from tests.helpers.own_data import write_instances, write_panoptic, write_semant
 from tests.helpers.train_net_runs import (
     SCRIPT,
     SMALL_RUN,
+    TINY_SWIN,
     check_done,
     config_path,
     pairs,
@@ -23,11 +24,7 @@ pytestmark = pytest.mark.subprocess
 
 SMALL = {
     **SMALL_RUN,
-    "MODEL.BACKBONE.NAME": "D2SwinTransformer",
-    "MODEL.SWIN.EMBED_DIM": 8,
-    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
-    "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
-    "MODEL.SWIN.WINDOW_SIZE": 2,
+    **TINY_SWIN,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
     "MODEL.MASK_FORMER.HIDDEN_DIM": 32,

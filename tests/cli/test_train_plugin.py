@@ -14,17 +14,21 @@ from mask_former.registries import MissingPluginError
 from mask_former.utils.weight_files import read_extras
 from tests.helpers.own_data import write_semantic_folder
 from tests.helpers.plugins import FINEST_MAP_DECODER, forgetting_plugins
-from tests.helpers.train_net_runs import SCRIPT, SMALL_RUN, config_path, environment, pairs, run
+from tests.helpers.train_net_runs import (
+    SCRIPT,
+    SMALL_RUN,
+    TINY_SWIN,
+    config_path,
+    environment,
+    pairs,
+    run,
+)
 
 SETTINGS = {
     **SMALL_RUN,
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "FinestMapDecoder",
     "MODEL.FINEST_MAP.KERNEL": 1,
-    "MODEL.BACKBONE.NAME": "D2SwinTransformer",
-    "MODEL.SWIN.EMBED_DIM": 8,
-    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
-    "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
-    "MODEL.SWIN.WINDOW_SIZE": 2,
+    **TINY_SWIN,
     "MODEL.MASK_FORMER.DEC_LAYERS": 1,
     "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
     "INPUT.CROP.SIZE": [32, 32],

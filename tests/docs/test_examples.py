@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +42,16 @@ def plugin(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """Load an example as a plug-in, and forget it after the test."""
     with forgetting_plugins():
         yield load_plugin(EXAMPLES / f"{request.param}.py")
+
+
+def with_plugin(name: str) -> Callable[[type], type]:
+    """Load an example for every test of a class."""
+
+    def decorate(battery: type) -> type:
+        used = pytest.mark.usefixtures("plugin")(battery)
+        return pytest.mark.parametrize("plugin", [name], indirect=True)(used)
+
+    return decorate
 
 
 def step(cfg: CfgNode, batch: list[dict]) -> tuple[torch.nn.Module, dict, set[str]]:
@@ -154,54 +164,46 @@ def test_the_mapper_is_found_reads_its_key_and_trains(plugin: ModuleType, tmp_pa
 # Each example passes the battery of its kind; the whole of it is these three lines.
 
 
-@pytest.mark.parametrize("plugin", ["conv_stages"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("conv_stages")
 class TestConvStages(BackboneBattery):
     name = "ConvStages"
 
 
-@pytest.mark.parametrize("plugin", ["sum_pixel_decoder"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("sum_pixel_decoder")
 class TestSumPixelDecoder(PixelDecoderBattery):
     name = "SumPixelDecoder"
     has_encoder = False
     has_norms = False
 
 
-@pytest.mark.parametrize("plugin", ["attention_decoder"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("attention_decoder")
 class TestAttentionDecoder(TransformerDecoderBattery):
     name = "AttentionDecoder"
 
 
-@pytest.mark.parametrize("plugin", ["pooled_head"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("pooled_head")
 class TestPooledHead(HeadBattery):
     name = "PooledHead"
     maps = ("res2", "res5")
 
 
-@pytest.mark.parametrize("plugin", ["last_layer_criterion"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("last_layer_criterion")
 class TestLastLayerCriterion(CriterionBattery):
     name = "LastLayerCriterion"
     supervises_all_layers = False
 
 
-@pytest.mark.parametrize("plugin", ["greedy_matcher"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("greedy_matcher")
 class TestGreedyMatcher(MatcherBattery):
     name = "GreedyMatcher"
 
 
-@pytest.mark.parametrize("plugin", ["mask_size_loss"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("mask_size_loss")
 class TestMaskSizeLoss(LossBattery):
     name = "mask_size"
 
 
-@pytest.mark.parametrize("plugin", ["brightness_mapper"], indirect=True)
-@pytest.mark.usefixtures("plugin")
+@with_plugin("brightness_mapper")
 class TestBrightPanopticMapper(MapperBattery):
     name = "bright_panoptic"
     kind = "panoptic"

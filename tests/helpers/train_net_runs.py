@@ -15,6 +15,15 @@ from tests.helpers.paths import ROOT
 SCRIPT = ROOT / "tools" / "train_net.py"
 TIMEOUT = 300  # seconds, of a process
 
+TINY_SWIN = {
+    "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+    "MODEL.SWIN.EMBED_DIM": 8,
+    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
+    "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
+    "MODEL.SWIN.WINDOW_SIZE": 2,
+}
+"""A Swin of one block in each stage."""
+
 SMALL_RUN = {
     "SEED": 1,
     "MODEL.DEVICE": "cpu",

@@ -1,7 +1,6 @@
 """Windows cover the image, blend without seams and run once; an image of one window is whole."""
 
 import itertools
-import subprocess
 import sys
 import weakref
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from mask_former.inference import sliding_window as windows
 from mask_former.inference.sliding_window import blend_weights, window_starts
 from mask_former.ops import lazy_masks
 from tests.helpers.core_cases import LargestTensor
-from tests.helpers.paths import ROOT
+from tests.helpers.memory import peak_ratio
 from tests.helpers.tiny_model import tiny_settings
 
 CLASSES, QUERIES = 5, 7
@@ -255,9 +254,6 @@ def test_the_map_never_holds_every_class_or_window(monkeypatch):
 PEAK = """
 import torch
 from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits
-def memory(key):
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return int(lines[key].split()[0]) * 1024
 def run(parts):
     size = tuple(parts[0].shape[-2:])
     return [
@@ -277,14 +273,7 @@ print((memory("VmHWM") - before) / (150 * 500 * 1000 * 4))
 @pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_map_takes_a_small_part_of_the_memory_of_all_scores():
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PEAK],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert float(run.stdout) < 0.3
+    assert peak_ratio(PEAK) < 0.3
 
 
 # The model
