@@ -1,4 +1,6 @@
 # Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
+"""Build script of the package."""
+
 import re
 from pathlib import Path
 
@@ -9,13 +11,13 @@ ROOT = Path(__file__).resolve().parent
 INIT = (ROOT / "mask_former" / "__init__.py").read_text()
 (VERSION,) = re.findall(r'^__version__ = "(.+)"$', INIT, flags=re.MULTILINE)
 
-# These folders lie beside the package in the repository and inside it in a wheel.
+# These folders are next to the package in the repository, and inside it in a wheel.
 FOLDERS = [name for name in ("configs", "model_zoo") if (ROOT / name).is_dir()]
 
-# Lower bounds only: a user's own torch is kept. detectron2 is left out, for a source build and the
-# wheel of requirements/detectron2.txt serve alike (`python tools/doctor.py` says how to get one),
-# and so are OpenCV, which has two packages that must not meet, and panopticapi-lite, whose stale
-# cap would put numpy back below 2.
+# Lower bounds only, so that an installed torch is kept. Not listed are detectron2, which may be a
+# source build or the wheel of requirements/detectron2.txt (`python tools/doctor.py` prints how to
+# get one), OpenCV, of which two conflicting packages exist, and panopticapi-lite, whose outdated
+# bound would downgrade numpy below 2.
 REQUIRES = [
     "torch>=2.6",  # weights_only loading is safe from here on
     "torchvision>=0.21",
@@ -23,7 +25,7 @@ REQUIRES = [
     "scipy",
     "Pillow>=10",
     "safetensors",
-    # detectron2's own needs, for the wheel is installed without them
+    # requirements of detectron2, whose wheel is installed without them
     "cloudpickle",
     "fvcore>=0.1.5.post20221221",
     "hydra-core>=1.1",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert the full ADE20K to the form of the datasets ``ade20k_full_sem_seg_*``.
+"""Convert the full ADE20K to the format of the datasets ``ade20k_full_sem_seg_*``.
 
     python datasets/prepare_ade20k_full_sem_seg.py [--root DIR] [--workers N]
 
@@ -61,7 +61,7 @@ def prepare(root: Path, workers: int = 1) -> None:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """List all images below a folder, including missing ones that have an annotation."""
+    """List all images below a folder, and missing ones, whose annotation exists, for the error."""
     images = {path for path in folder.rglob("*.jpg") if not path.name.startswith(".")}
     for path in folder.rglob("*_seg.png"):
         images.add(path.with_name(f"{path.stem.removesuffix('_seg')}.jpg"))
@@ -97,11 +97,11 @@ def reduced_size(width: int, height: int) -> tuple[int, int]:
 
 
 def decode(seg: NDArray[np.uint8], path: Path) -> NDArray[np.uint16]:
-    """Decode the class ids of an annotation: a pixel (R, G, B) shows the object ⌊R/10⌋·256 + G.
+    """Decode the class ids of an annotation: pixel (R, G, B) has the object index ⌊R/10⌋·256 + G.
 
     Args:
         seg: H×W×3, RGB; B, the number of the object among those of its class, is not used.
-        path: the file, for the message.
+        path: path of the annotation, for the error message.
 
     Returns:
         Class ids, H×W; 65535 for objects of none of the 847 classes.

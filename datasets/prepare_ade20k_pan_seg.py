@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(root: Path, workers: int = 1) -> None:
-    """Write the panoptic PNGs and, after all those of a split, its JSON.
+    """Write the panoptic PNGs of each split and then its JSON.
 
     Raises:
         FileNotFoundError: if a folder is missing, or an image lacks one of its annotations.
@@ -69,7 +69,7 @@ def prepare_split(root: Path, folder: str, dataset: Dataset, table: Table, worke
 
 
 def find_jobs(images: Path, base: Path, folder: str, output: Path) -> list[Job]:
-    """List one job per image, from image, semantic and instance annotation to the PNG."""
+    """List one job per image, with the image and both its annotations as sources."""
     semantic, instances = base / "annotations" / folder, base / "annotations_instance" / folder
     require([images, semantic, instances])
     jobs = []
@@ -108,7 +108,7 @@ def read_instances(path: Path) -> NDArray[np.uint8]:
     """Read an instance annotation.
 
     Returns:
-        H×W×2: the category (1 to 100) and the number of the instance, 0 for pixels of none.
+        H×W×2: the category (1 to 100) and the number of the instance, which is 0 outside instances.
 
     Raises:
         ValueError: if the file is damaged, is not an RGB image, or has an unknown category.
@@ -135,8 +135,8 @@ def panoptic_ids(
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
     """Make the segments of an image: one per stuff class of the semantic map, one per instance.
 
-    Instances take precedence over the semantic map. Pixels become void if they are unlabelled
-    there, or labelled as a thing without an instance, because their instance is unknown.
+    Instances take precedence over the semantic map. Other pixels become void if the map labels
+    them as a thing, because their instance is unknown, or does not label them.
 
     Args:
         semantic: H×W, 0 unlabelled, classes from 1.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert ADE20K's label maps to the form of the datasets ``ade20k_sem_seg_*``.
+"""Convert ADE20K's label maps to the format of the datasets ``ade20k_sem_seg_*``.
 
     python datasets/prepare_ade20k_sem_seg.py [--root DIR] [--workers N]
 
@@ -52,9 +52,9 @@ def prepare(root: Path, workers: int = 1) -> None:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Convert one label map: class k becomes k - 1, and unlabelled, 0, becomes 255."""
+    """Convert one label map: class k becomes k - 1, and 0 (unlabelled) becomes 255."""
     labels = read_labels(source, NUM_CLASSES, VALUES)
-    write_image(target, labels - np.uint8(1))  # 0 - 1 is 255 in 8 bits
+    write_image(target, labels - np.uint8(1))  # 0 - 1 wraps to 255 in 8 bits
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Convert CamVid to the form of the datasets ``camvid_sem_seg_*`` and ``camvid_panoptic_*``.
+"""Convert CamVid to the format of the datasets ``camvid_sem_seg_*`` and ``camvid_panoptic_*``.
 
     python datasets/prepare_camvid.py --source DIR [--output DIR] [--hold-out DRIVE]
 
 DIR is either the original download (the SegNet tutorial's ``CamVid`` folder: train, trainannot, …)
 or a folder of images/<split> and annotations/<split>. Label maps hold 0 to 10, and 11 for
-"unlabelled". datasets/README.md lists the files that are written; a second run writes the same.
+"unlabelled". datasets/README.md lists the files that are written; a second run writes them again.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ def find_splits(source: Path) -> dict[str, tuple[Path, Path]]:
         if found:
             return found
     raise FileNotFoundError(
-        f"no CamVid in {source}: expected the folders train, trainannot, val, valannot, … of the "
+        f"There is no CamVid in {source}: expected the folders train, trainannot, val, … of the "
         "SegNet tutorial's download, or images/train, annotations/train, …"
     )
 
 
 def read_splits(source: Path, held_out: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Read the files of the images of each split to write."""
+    """List the images and label maps of each split to write, as dataset dicts."""
     folders = find_splits(source)
     if held_out is not None:
         if "train" not in folders:
@@ -114,14 +114,17 @@ def read_splits(source: Path, held_out: str | None) -> dict[str, list[dict[str, 
         return hold_out(load_sem_seg(*folders["train"]), held_out)
     for split in SPLITS:
         if split not in folders:
-            print(f"{split}: not in {source}, skipped")
+            print(f"{split}: skipped, because {source} does not have it")
     return {split: load_sem_seg(*folders[split]) for split in SPLITS if split in folders}
 
 
 def hold_out(records: list[dict[str, Any]], drive: str) -> dict[str, list[dict[str, Any]]]:
-    """Divide images into those of ``drive``, which become val, and all others, train.
+    """Divide the images: those of ``drive`` become val, all others train.
 
-    CamVid's file names are the drive and, after ``_``, the frame.
+    CamVid's file names consist of the drive, ``_`` and the frame.
+
+    Raises:
+        ValueError: if there are no images of the drive, or no others.
     """
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for record in records:
@@ -129,8 +132,8 @@ def hold_out(records: list[dict[str, Any]], drive: str) -> dict[str, list[dict[s
         splits["val" if is_held_out else "train"].append(record)
     if not all(splits.values()):
         raise ValueError(
-            f"--hold-out {drive}: the training images are of {sorted(set(map(_drive, records)))}; "
-            "name one of several drives."
+            f"--hold-out {drive}: the training images have the drives "
+            f"{sorted(set(map(_drive, records)))}; expected one of several."
         )
     return splits
 
@@ -175,7 +178,7 @@ def prepare_split(
 
 
 def read_labels(image_path: Path, label_path: Path) -> NDArray[np.uint8]:
-    """Read an H×W label map with values up to UNLABELLED, and compare its size with the image."""
+    """Read an H×W label map with values up to UNLABELLED; check its size against the image."""
     meaning = f"classes 0 to {UNLABELLED - 1}, and {UNLABELLED} for unlabelled"
     labels = files.read_labels(label_path, UNLABELLED, meaning)
     files.check_size(label_path, labels, image_path, files.read_image(image_path))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert COCO-Stuff-10K (v1.0) to the form of ``coco_2017_{train,test}_stuff_10k_sem_seg``.
+"""Convert COCO-Stuff-10K (v1.0) to the format of ``coco_2017_{train,test}_stuff_10k_sem_seg``.
 
     python datasets/prepare_coco_stuff_10k_sem_seg.py [--root DIR] [--workers N]
 
@@ -72,11 +72,11 @@ def _job(source: Path, name: str, images: Path, labels: Path) -> Job:
 
 
 def convert(image_path: Path, mat_path: Path, image_target: Path, label_target: Path) -> None:
-    """Convert one image and its label map: label k becomes k - 2, and unlabelled, 1, 255."""
+    """Convert one image and its label map: label k becomes k - 2, and 1 (unlabelled) 255."""
     image, labels = read_image(image_path), read_mat(mat_path)
     check_size(mat_path, labels, image_path, image)
     copy_file(image_path, image_target)
-    write_image(label_target, (labels - 2).astype(np.uint8))  # 1 - 2 is 255 in 8 bits
+    write_image(label_target, (labels - 2).astype(np.uint8))  # 1 - 2 wraps to 255 in 8 bits
 
 
 def read_mat(path: Path) -> NDArray[np.int32]:
@@ -85,7 +85,7 @@ def read_mat(path: Path) -> NDArray[np.int32]:
     The file is in MATLAB's HDF5 format with an array ``S``, which HDF5 shows as W×H.
 
     Raises:
-        ValueError: if the file is damaged, or has another form or other values, as those of v1.1.
+        ValueError: if the file is damaged, or has another format or other values, as in v1.1.
     """
     import h5py  # optional, so not at the top
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Draw the built-in dataset, ``shapes_panoptic_train`` and ``shapes_panoptic_val``.
+"""Create the built-in dataset, ``shapes_panoptic_train`` and ``shapes_panoptic_val``.
 
     python datasets/prepare_shapes.py [--output DIR] [--num-train N] [--num-val N] [--seed S]
 
-The default sizes do not need this: training and evaluation draw the dataset if it is missing.
+With the default sizes, training and evaluation create the dataset themselves if it is missing.
 """
 
 from __future__ import annotations

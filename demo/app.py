@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A page to try models on: drop an image or a video in, and see the results.
+"""Serve a web page for trying out models: drop an image or a video in, and see the results.
 
 python demo/app.py                                      the models of model_zoo/
 python demo/app.py --weights output/mine/model_final.pth output/other
 python demo/app.py --weights W.pkl --config-file F      a checkpoint that carries no config
 
-Needs `pip install -r requirements/app.txt`. The page loads nothing from the web and sends nothing
-there; unless --host is given, only this machine can open it.
+Requires `pip install -r requirements/app.txt`. The page loads nothing from the web and sends
+nothing there; unless --host is given, only this machine can open it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> PageArguments:
         default=[],
         metavar="PATH",
         help="checkpoints, output folders of trainings, URLs or names of model_zoo/, offered "
-        "besides those of model_zoo/; the first is loaded at once, others when chosen",
+        "besides those of model_zoo/; the first is loaded at the start, others when chosen",
     )
     add("--config-file", metavar="FILE", help="config of the --weights that do not carry theirs")
     add("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
@@ -90,7 +90,7 @@ def parse(argv: Sequence[str] | None) -> PageArguments:
         type=positive,
         default=16,
         metavar="N",
-        help="visitors whose image is kept, for their sliders; one each (%(default)s)",
+        help="visitors whose last image is kept for the sliders (%(default)s)",
     )
     add(
         "--max-megapixels",
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str] | None) -> PageArguments:
         type=positive,
         default=Limits.frames,
         metavar="N",
-        help="most frames of a video; the rest is left out (%(default)s)",
+        help="number of frames of a video that are drawn; later ones are left out (%(default)s)",
     )
     add_plugin_argument(parser)
     given = parser.parse_args(argv)
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, KeyError, ValueError, ImportError, yaml.YAMLError) as error:
             print(f"app: {one_line(error)}", file=sys.stderr)
             return 1
-        print(f"app: {address} (Ctrl-C ends it)", flush=True)
+        print(f"app: {address} (Ctrl-C stops it)", flush=True)
         blocks.block_thread()
     return 0
 

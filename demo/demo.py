@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw or save the results of a trained model: see ``mask_former/cli/predict.py``."""
+"""Draw or save the results of a trained model; see mask_former/cli/predict.py."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the class map of an image with an exported model, ONNX Runtime and numpy; no torch needed.
+"""Compute the class map of an image with an exported model, ONNX Runtime and numpy, no torch.
 
 python tools/export.py --config-file model_zoo/camvid_semantic.yaml --dynamic --output camvid
 python demo/onnx_example.py camvid street.jpg classes.png
@@ -15,13 +15,13 @@ from PIL import Image
 
 
 def resizing(old, new):
-    """Return the matrix, new×old, that resizes an axis (bilinear, pixel centres at one half)."""
+    """Return the new×old matrix that resizes an axis (bilinear, pixel centres at 0.5, 1.5, …)."""
     position = (np.arange(new) + 0.5) * old / new - 0.5
     return np.stack([np.interp(position, np.arange(old), row) for row in np.eye(old)], 1)
 
 
 def load(path, about):
-    """Read an image: 3×h×w, at the size of the network's input; and its own (width, height)."""
+    """Read an image; return its pixels resized for the network, 3×h×w, and its (width, height)."""
     image = Image.open(path).convert("RGB")
     scale = about["shortest_edge"] / min(image.size) if about["shortest_edge"] else 1
     scale = min(scale, about["longest_edge"] / max(image.size))
@@ -31,10 +31,10 @@ def load(path, about):
 
 
 def class_map(session, pixels, about):
-    """Find the class of each pixel, h×w: the largest Σ over queries of class × mask probability."""
+    """Return the h×w class ids with the largest Σ over queries of class × mask probability."""
     _, height, width = pixels.shape
     padded = about["size"] or [-(-side // 32) * 32 for side in (height, width)]
-    image = np.tile(np.float32(about["mean"]).reshape(1, 3, 1, 1), padded)  # padding: the mean
+    image = np.tile(np.float32(about["mean"]).reshape(1, 3, 1, 1), padded)  # padded with the mean
     image[0, :, :height, :width] = pixels
     classes, masks = (output[0] for output in session.run(None, {"image": image}))
     rows, columns = (resizing(n, m) for n, m in zip(masks.shape[1:], padded, strict=True))
@@ -45,7 +45,7 @@ def class_map(session, pixels, about):
 
 
 def main(folder, image, output):
-    """Write the class map of an image in the colours of the classes."""
+    """Write the class map of an image, in the colours of the classes."""
     about = json.loads(Path(folder, "mask_former.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(Path(folder, "mask_former.onnx"))
     pixels, size = load(image, about["input"])

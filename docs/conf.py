@@ -1,7 +1,7 @@
-"""The site of the documentation: Sphinx over the Markdown pages, where they lie.
+"""Sphinx configuration of the documentation site, which `make docs` builds from the Markdown pages.
 
-`make docs` builds it. The source folder is the checkout, so links between pages are the same in the
-site and in the repository; this file lies in docs/ (``sphinx-build -c docs . site``).
+The source folder is the checkout, so that links between pages work on the site and in the
+repository alike; this file is in docs/ (``sphinx-build -c docs . site``).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ include_patterns += ["datasets/README.md", "tests/golden/README.md"]
 exclude_patterns = [".*", "output", "build", "dist", "site", "datasets/*/**"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-default_role = "code"  # `x` in a docstring
+default_role = "code"  # for `x` in a docstring
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
-autodoc_typehints = "none"  # signatures show them
+autodoc_typehints = "none"  # the signatures show the types
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "special-members": "__call__"}
 autoclass_content = "both"  # a constructor's arguments are in its own docstring
@@ -38,7 +38,7 @@ autodoc_inherit_docstrings = False
 python_use_unqualified_type_names = True
 add_module_names = False
 
-html_theme = "furo"  # it fetches no fonts and no scripts
+html_theme = "furo"  # loads no fonts or scripts from the web
 html_title = project
 html_show_sphinx = False
 html_copy_source = False
@@ -47,12 +47,13 @@ html_css_files = ["site.css"]
 html_additional_pages = {"index": "redirect.html"}
 templates_path = ["templates"]
 pygments_style = "tango"
-highlight_language = "text"  # of blocks that name none: commands
+highlight_language = "text"  # blocks without a language are commands
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def _line_numbers(text: str) -> str:
+    """Load paper_lines.py, which is outside ``sys.path``, and add its line numbers to a page."""
     spec = importlib.util.spec_from_file_location("paper_lines", ROOT / "docs" / "paper_lines.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -61,7 +62,7 @@ def _line_numbers(text: str) -> str:
 
 
 def _prepare(app: Any, page: str, source: list[str]) -> None:
-    """Turn links to files other than pages (code, configs) into text: the site has no code."""
+    """Turn links to code and configs into plain text, because the site has only pages."""
     folder = (ROOT / page).parent
 
     def without_dead_link(match: re.Match[str]) -> str:
@@ -75,13 +76,14 @@ def _prepare(app: Any, page: str, source: list[str]) -> None:
         source[0] = _line_numbers(source[0])
 
 
-def _drop_constructor_text(app: Any, *about: Any) -> None:
+def _drop_constructor_text(app: Any, *event: Any) -> None:
     """Drop Python's own docstring of a named tuple's constructor, which repeats its signature."""
-    lines = about[-1]
+    lines = event[-1]
     lines[:] = [line for line in lines if not line.startswith("Create new instance of ")]
 
 
 def setup(app: Any) -> None:
+    """Connect the event handlers; Sphinx calls this function."""
     app.connect("source-read", _prepare)
     app.connect("autodoc-process-docstring", _drop_constructor_text)
     # Otherwise "the key: its meaning" below an attribute is parsed as a type and a description.

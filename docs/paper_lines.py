@@ -1,7 +1,7 @@
-"""Line numbers for docs/paper_to_code.md, looked up whenever the site is built.
+"""Add line numbers to docs/paper_to_code.md whenever the site is built.
 
-A row of the page's tables ends with a piece of code and the file that has it; the piece has to
-occur on exactly one line of that file.
+A row of the page's tables ends with a piece of code and the file that contains it; the piece has
+to occur on exactly one line of that file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROW = re.compile(r"`([^`]+)` \| `([^`]+\.(?:py|json))` \|$", re.MULTILINE)
 
 
 def line_of(fragment: str, file: str) -> int:
-    """Return the number (from 1) of the line that has a piece of code.
+    """Return the number (from 1) of the line that contains a piece of code.
 
     Args:
         fragment: the piece of code.
@@ -23,7 +23,7 @@ def line_of(fragment: str, file: str) -> int:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: no line or more than one line has the piece of code.
+        ValueError: no line or more than one line contains the piece of code.
     """
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     found = [number for number, line in enumerate(lines, start=1) if fragment in line]
@@ -37,7 +37,7 @@ def line_of(fragment: str, file: str) -> int:
 
 
 def with_lines(text: str) -> str:
-    """Return the page with ``file:line`` in place of each file."""
+    """Return the text of the page with ``file:line`` in place of each file."""
 
     def number(row: re.Match[str]) -> str:
         fragment, file = row.groups()

@@ -1,8 +1,8 @@
-"""Registries, in which parts are found by name, and the plug-ins that fill them.
+"""Registries of parts by name, and the plug-ins that fill them.
 
 Backbones, heads and pixel decoders live in detectron2's own registries (``BACKBONE_REGISTRY``,
-``SEM_SEG_HEADS_REGISTRY``), meta-architectures in ``META_ARCH_REGISTRY``. What detectron2 has no
-registry for is registered here.
+``SEM_SEG_HEADS_REGISTRY``), meta-architectures in ``META_ARCH_REGISTRY``. The registries here are
+for parts that detectron2 has no registry for.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PLUGIN_PACKAGES = (
 
 
 class Registry(_Registry):
-    """fvcore's registry, whose entries may have another name than the object's ``__name__``."""
+    """fvcore's registry, with names that may differ from the objects' ``__name__``."""
 
     def register(self, obj: Any = None, *, name: str | None = None) -> Any:
         """Register ``obj`` as ``name`` (default ``obj.__name__``); usable as a decorator."""
@@ -85,10 +85,10 @@ DATASET_MAPPER_REGISTRY = Registry("MASK_FORMER_DATASET_MAPPER")
 
 
 def lookup(registry: _Registry, name: str, key: str) -> Any:
-    """Return the entry ``name`` of ``registry``.
+    """Return the entry ``name`` of ``registry``; ``key`` is the config key of the name.
 
     Raises:
-        KeyError: if it is not registered; names the config ``key`` and all registered names.
+        KeyError: if it is not registered; the message has ``key`` and all registered names.
     """
     known = dict(registry)
     if name not in known:
@@ -126,8 +126,8 @@ _LOADED: dict[Path, ModuleType] = {}
 def load_plugin(path: str | os.PathLike[str]) -> ModuleType:
     """Import a Python file that lies outside the package, and remember it as a plug-in.
 
-    What the file registers can be named by a config, and its ``add_config(cfg)``, if it has one,
-    adds its config keys. Loading a file again returns the module that exists.
+    Configs can then name the parts that the file registers, and use the keys that its
+    ``add_config(cfg)``, if defined, adds. Loading a file again returns the same module.
 
     Args:
         path: a ``.py`` file. Its name is recorded in checkpoints, so two loaded plug-ins must not
@@ -139,13 +139,13 @@ def load_plugin(path: str | os.PathLike[str]) -> ModuleType:
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it is not a ``.py`` file, if another plug-in has its name, or if importing it
-            fails; the message names file, line and reason.
+            fails; the message has the file, line and reason.
     """
     file = Path(path).expanduser().resolve()
     if file in _LOADED:
         return _LOADED[file]
     if not file.exists():
-        raise FileNotFoundError(f"The plug-in {path} is missing: there is no such file.")
+        raise FileNotFoundError(f"The plug-in {path} is missing; expected the path of a file.")
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"The plug-in {path} is not a Python file: expected a file NAME.py.")
     if other := next((known for known in _LOADED if known.name == file.name), None):
@@ -164,7 +164,7 @@ def load_plugins(paths: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def loaded_plugins() -> tuple[Path, ...]:
-    """Return the files of the loaded plug-ins, for example for another process to load them."""
+    """Return the files of the loaded plug-ins, for example to load them in another process."""
     return tuple(_LOADED)
 
 
@@ -178,7 +178,7 @@ def naming_missing_plugins(source: str, names: Iterable[str]) -> Iterator[None]:
 
     Args:
         source: the config or checkpoint, for the message.
-        names: file names of the plug-ins that it was made with.
+        names: file names of the plug-ins that it was created with.
 
     Raises:
         MissingPluginError: in place of any other ``KeyError``, if a plug-in is missing.
@@ -200,7 +200,7 @@ def naming_missing_plugins(source: str, names: Iterable[str]) -> Iterator[None]:
 
 
 def _imported(file: str) -> ModuleType | None:
-    """Find the module that Python already made from ``file``, for example by an import."""
+    """Find the module that Python already imported from ``file``."""
     modules = list(sys.modules.values())
     return next(
         (one for one in modules if getattr(one, "__dict__", {}).get("__file__") == file), None
@@ -212,7 +212,7 @@ def _import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # for pickle and dataclasses, which look a class's module up
+    sys.modules[name] = module  # for pickle and dataclasses, which look up a class's module
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Data that flows between the modules: the one legend of names and shapes.
+"""Data that modules exchange, and the legend of its names and shapes.
 
 ====== =======================================================================
 symbol meaning
@@ -46,10 +46,10 @@ Record = dict[str, Any]
 """One image of a dataset in detectron2's format: its file, its annotations, its size."""
 
 Batch = list[dict[str, Any]]
-"""Examples that mappers made of records, as detectron2's models take them."""
+"""Examples that mappers make from records, in the input format of detectron2's models."""
 
 RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
-"""Kinds of results, the richest first, and detectron2's key of each in a model's results."""
+"""Kinds of results, the richest first, with detectron2's key of each in a model's output."""
 
 
 class PixelFeatures(NamedTuple):
@@ -60,7 +60,7 @@ class PixelFeatures(NamedTuple):
     encoder_features: Tensor | None = None
     """B×C×h_n×w_n, the encoded coarsest map; None without an encoder."""
     multi_scale: tuple[Tensor, ...] = ()
-    """B×C×h_i×w_i each, coarse to fine; empty unless the decoder makes several."""
+    """B×C×h_i×w_i each, coarse to fine; empty if the decoder has only one scale."""
 
 
 class _Prediction(TypedDict):
@@ -74,11 +74,11 @@ class Prediction(_Prediction, total=False):
     """One prediction, such as that of a decoder layer."""
 
     queries: Tensor
-    """B×Q×C, the query states that it was made from."""
+    """B×Q×C, states of the queries from which the prediction was computed."""
 
 
 class Outputs(Prediction, total=False):
-    """Output of a head: the last prediction, and those before it."""
+    """Output of a head: the last prediction, and the earlier ones."""
 
     aux_outputs: list[Prediction]
     """The earlier predictions, first to last; empty without deep supervision."""
@@ -95,7 +95,7 @@ class Target(_Target, total=False):
     """The ground truth of one image."""
 
     valid: Tensor
-    """H×W, bool: the pixels that count in mask losses and matching. Missing: all do."""
+    """H×W, bool: the pixels that mask losses and matching use. If missing: all."""
 
 
 class Match(NamedTuple):
@@ -110,26 +110,26 @@ class Match(NamedTuple):
 class ParameterRows(NamedTuple):
     """Names of parameters that have one row for each class or for each query.
 
-    Fine-tuning carries rows over from a checkpoint of other classes or queries.
+    Fine-tuning copies such rows from a checkpoint with other classes or queries.
     """
 
     classes: dict[str, int]
-    """Name to the number of rows after those of the K classes: 1 for "no object", else 0."""
+    """Number of rows after those of the K classes, by name: 1 for "no object", otherwise 0."""
     queries: tuple[str, ...] = ()
-    """Names."""
+    """Names of parameters with one row for each query."""
 
 
 class SegmentInfo(TypedDict):
     """One segment of a panoptic result."""
 
     id: int
-    """Its value in the id map, from 1."""
+    """Value of the segment's pixels in the id map, from 1."""
     isthing: bool
     """A Python bool: detectron2's evaluator tests ``is True``."""
     category_id: int
     """Contiguous class id."""
     score: float
-    """Class probability in (0, 1]; the largest one if segments were merged."""
+    """Class probability in (0, 1]; the maximum if segments were merged."""
 
 
 def layer_predictions(outputs: Outputs) -> list[Prediction]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# The tests' models are too small to gain from threads, which on a busy machine wait for each other.
+# The models are too small to profit from threads, which wait for each other on a busy machine.
 # Set before torch is imported; commands under test inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,5 +1,5 @@
-"""A file imports only from lower floors (docs/design.md), nothing imports in a circle, and the
-lower floors need little of other packages."""
+"""Files import only from lower floors (docs/design.md) and in no cycle, and the lowest floors
+need few other packages."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ FLOORS = {
     "cli": 8,
     "": 8,  # mask_former/__init__.py
 }
-NOT_DESPITE_THE_FLOOR = {"predictor": {"engine"}}
-"""Inference does not import training, though it stands above it."""
+FORBIDDEN = {"predictor": {"engine"}}
+"""Room -> rooms on lower floors that it must not import: inference does not need training."""
 SCRIPT_FLOOR = 9
 
-# The lowest floors are for others to reuse: these packages and Python's own are all they need.
+# The lowest floors can be reused elsewhere: they need only these packages and Python's own.
 NEEDS = {
     "structures": {"torch"},
     "registries": {"fvcore"},
@@ -60,18 +60,18 @@ NEEDS = {
 
 
 def module_of(file: Path) -> str:
-    """``modeling.heads`` of ``mask_former/modeling/heads/__init__.py``."""
+    """Return a file's module: ``modeling.heads`` for ``mask_former/modeling/heads/__init__.py``."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def room_of(module: str) -> str:
-    """``modeling`` of ``modeling.heads``; "" of the package itself."""
+    """Return a module's room: ``modeling`` for ``modeling.heads``, "" for the package itself."""
     return module.partition(".")[0]
 
 
 def resolve(node: ast.AST, file: Path) -> list[str]:
-    """The full dotted names that an import statement may load."""
+    """List the full dotted names of the modules that an import statement may load."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     assert isinstance(node, ast.ImportFrom)
@@ -86,35 +86,36 @@ def resolve(node: ast.AST, file: Path) -> list[str]:
 
 
 def is_module(name: str) -> bool:
+    """Return True if a dotted name is a module or a package of this project."""
     path = PACKAGE.parent / name.replace(".", "/")
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def imports(file: Path) -> Iterator[str]:
-    """The names that a file imports, wherever the statement stands."""
+    """Yield the names that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from resolve(node, file)
 
 
 def own_imports(file: Path) -> Iterator[str]:
-    """The modules of this package among them, without the package's name."""
+    """Yield the modules of mask_former that a file imports, without the package's name."""
     for name in imports(file):
         if name == "mask_former" or name.startswith("mask_former."):
             yield name.removeprefix("mask_former").removeprefix(".")
 
 
 def may_import(importer: str, imported: str) -> bool:
-    """Whether a file of one room may import a file of another one."""
+    """Return True if a file of one room may import a file of another one."""
     if imported == importer:
         return True
-    if imported in NOT_DESPITE_THE_FLOOR.get(importer, ()):
+    if imported in FORBIDDEN.get(importer, ()):
         return False
     return FLOORS[imported] < FLOORS[importer] or importer == ""
 
 
 def find_cycle(graph: dict[str, set[str]]) -> list[str]:
-    """The nodes of one circle, in order; empty if there is none."""
+    """Return the nodes of one cycle, in order, or an empty list."""
     state: dict[str, bool] = {}  # False: on the current path, True: finished
 
     def visit(node: str, path: list[str]) -> list[str]:
@@ -142,7 +143,6 @@ def test_a_file_imports_only_from_lower_floors(file: Path) -> None:
     assert importer in FLOORS, f"{file.relative_to(ROOT)} is on no floor: add its room to FLOORS"
     for name in own_imports(file):
         imported = room_of(name)
-        # A room may ask for the package's version and nothing else of what stands above it.
         assert may_import(importer, imported), (
             f"{file.relative_to(ROOT)} is on floor {FLOORS[importer]} ({importer}) and imports "
             f"mask_former.{name} of floor {FLOORS[imported]} ({imported})"
@@ -157,22 +157,21 @@ def test_scripts_import_no_private_names_of_the_package(file: Path) -> None:
             assert not private, f"{file.relative_to(ROOT)} imports {private} of {node.module}"
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
-    # Imports inside functions count: they hide a circle, they do not remove it.
+def test_no_imports_form_a_cycle() -> None:
+    # Imports inside functions count: they hide a cycle, they do not remove it.
     graph = {module_of(file): set(own_imports(file)) - {module_of(file)} for file in FILES}
-    # A package's __init__ gathers what its modules define; they do not import it.
     assert find_cycle(graph) == []
 
 
 @pytest.mark.parametrize("room", NEEDS)
-def test_the_lower_floors_need_little_of_others(room: str) -> None:
+def test_the_lowest_floors_need_few_other_packages(room: str) -> None:
     files = [file for file in FILES if room_of(module_of(file)) == room]
     assert files
     for file in files:
         for name in imports(file):
             if name.split(".")[0] in EXTERNAL:
                 assert any(name == need or name.startswith(f"{need}.") for need in NEEDS[room]), (
-                    f"{file.relative_to(ROOT)} imports {name}; {room} makes do with "
+                    f"{file.relative_to(ROOT)} imports {name}; {room} may import only "
                     f"{sorted(NEEDS[room])}"
                 )
 
@@ -218,7 +217,7 @@ def test_imports_are_resolved(file: str, statement: str, expected: list[str]) ->
         ("", "cli", True),
     ],
 )
-def test_floors_are_told_apart(importer: str, imported: str, allowed: bool) -> None:
+def test_imports_from_higher_floors_are_found(importer: str, imported: str, allowed: bool) -> None:
     assert may_import(importer, imported) is allowed
 
 
@@ -230,5 +229,5 @@ def test_floors_are_told_apart(importer: str, imported: str, allowed: bool) -> N
         ({"a": {"b", "c"}, "b": {"c"}, "c": {"d"}, "d": {"b"}}, ["b", "c", "d"]),
     ],
 )
-def test_circles_are_found(graph: dict[str, set[str]], cycle: list[str]) -> None:
+def test_cycles_are_found(graph: dict[str, set[str]], cycle: list[str]) -> None:
     assert find_cycle(graph) == cycle

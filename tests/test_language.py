@@ -64,7 +64,7 @@ def test_a_forbidden_word_is_found_with_what_to_write_instead(text: str) -> None
     assert finding.rpartition("; write: ")[2] in GLOSSARY.values()
 
 
-def test_every_row_of_the_glossary_is_tried_here() -> None:
+def test_every_row_of_the_glossary_has_an_example() -> None:
     assert all(any(rule.search(text) for text in FORBIDDEN) for rule, _ in RULES)
 
 

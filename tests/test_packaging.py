@@ -1,4 +1,4 @@
-"""The wheel, the lock files and the Makefile hold what an installation needs."""
+"""The wheel, the lock files and the Makefile have everything that an installation needs."""
 
 import os
 import re
@@ -21,7 +21,7 @@ EXTRAS = ("dev", "timm", "opencv", "huggingface", "coco-stuff")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy: a build leaves files behind."""
+    """Build the wheel from a copy of the sources, because a build leaves files behind."""
     copy = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, copy)
@@ -42,7 +42,7 @@ def metadata(wheel):
 
 
 def requirements(wheel, extra=""):
-    """What the wheel requires, of itself or for one extra."""
+    """List the requirements of the wheel itself, or of one extra."""
     found = map(Requirement, metadata(wheel).get_all("Requires-Dist"))
     if extra:
         return [r for r in found if r.marker and r.marker.evaluate({"extra": extra})]
@@ -50,7 +50,7 @@ def requirements(wheel, extra=""):
 
 
 def read_lock(name):
-    """The requirements of a lock file, in order."""
+    """List the requirements of a lock file, in order."""
     lines = (line.split("#")[0].strip() for line in (ROOT / "requirements" / name).open())
     return [Requirement(line) for line in lines if line]
 
@@ -60,24 +60,24 @@ def pinned_versions(name):
 
 
 def files(folder, pattern):
-    """Paths of files below the repository, without caches."""
+    """Return the paths of matching files of a folder, relative to the checkout, without caches."""
     found = (ROOT / folder).rglob(pattern)
     return {str(p.relative_to(ROOT)) for p in found if p.is_file() and "__pycache__" not in p.parts}
 
 
-def test_the_wheel_holds_every_module_and_table(wheel):
+def test_the_wheel_has_every_module_and_table(wheel):
     expected = files("mask_former", "*.py") | files("mask_former", "*.json")
     assert expected <= set(wheel.namelist())
 
 
-def test_the_wheel_holds_the_configs_and_the_model_zoo_inside_the_package(wheel):
+def test_the_wheel_has_the_configs_and_the_model_zoo_inside_the_package(wheel):
     expected = {
         f"mask_former/{name}" for name in files("configs", "*.yaml") | files("model_zoo", "*")
     }
     assert expected and expected <= set(wheel.namelist())
 
 
-def test_the_wheel_brings_nothing_but_the_package_and_its_licence(wheel):
+def test_the_wheel_has_only_the_package_and_its_licence(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {re.sub(r"-.*\.dist-info", ".dist-info", top) for top in tops} == {
         "mask_former",
@@ -87,7 +87,7 @@ def test_the_wheel_brings_nothing_but_the_package_and_its_licence(wheel):
     assert licences == {"LICENSE", "NOTICE"}
 
 
-def test_a_users_own_torch_opencv_and_detectron2_are_kept(wheel):
+def test_installed_versions_of_torch_opencv_and_detectron2_are_kept(wheel):
     names = {canonicalize_name(r.name) for r in requirements(wheel)}
     assert not names & {"detectron2", "sal-detectron2", "opencv-python", "panopticapi-lite"}
     operators = {s.operator for r in requirements(wheel) for s in r.specifier}
@@ -112,16 +112,16 @@ def test_the_lock_pins_each_package_once_and_none_of_torchs_own_cuda_packages(lo
     assert not [name for name in names if re.match(r"nvidia-|cuda-|triton", name)]
 
 
-def test_both_locks_ask_for_the_same_packages():
-    asked = []
+def test_both_locks_require_the_same_packages():
+    required = []
     for lock in LOCKS:
         text = (ROOT / "requirements" / lock).read_text().split("# what those bring")[0]
-        asked.append(re.findall(r"^([\w-]+)==", text, flags=re.MULTILINE))
-    assert asked[0] == asked[1] and "torch" in asked[0]
+        required.append(re.findall(r"^([\w-]+)==", text, flags=re.MULTILINE))
+    assert required[0] == required[1] and "torch" in required[0]
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_the_locked_torch_and_torchvision_fit_each_other(lock):
+def test_the_locked_torch_and_torchvision_are_compatible(lock):
     pinned = pinned_versions(lock)
     torch_minor, vision_minor = (int(pinned[n].split(".")[1]) for n in ("torch", "torchvision"))
     assert vision_minor == torch_minor + 15
@@ -132,7 +132,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 def make(*arguments):
     command = ["make", "-C", str(ROOT), "--no-print-directory", *arguments]
-    # not as a part of the make that runs these tests
+    # independent of the make that may run these tests
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

@@ -1,4 +1,4 @@
-"""A file outside the package is a plug-in like those inside, and what needs it names it."""
+"""A file outside the package can be a plug-in, and errors name it if it is needed and missing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_its_parts_are_registered_and_its_keys_are_in_the_config(decoder: Path) 
     assert plugins()[-1] is module and loaded_plugins() == (decoder,)
 
 
-def test_loading_a_file_twice_is_loading_it_once(
+def test_loading_a_file_twice_has_no_further_effect(
     decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = load_plugin(str(decoder))
@@ -127,12 +127,12 @@ def test_a_config_names_the_plugin_that_it_needs(
     load_cfg(config, ["MODEL.DEVICE", "cpu"])
 
 
-def test_a_plugin_that_is_not_needed_may_be_missing(tmp_path: Path) -> None:
+def test_a_config_loads_without_a_plugin_that_it_names_but_does_not_use(tmp_path: Path) -> None:
     config = write(tmp_path / "x.yaml", "# needs --plugin a_loss.py\nSEED: 1\n")
     assert load_cfg(config).SEED == 1
 
 
-def test_a_mistake_in_a_config_whose_plugins_are_loaded_is_reported_as_it_is(
+def test_a_mistake_in_a_config_is_not_blamed_on_plugins_that_are_loaded(
     decoder: Path, tmp_path: Path
 ) -> None:
     load_plugin(decoder)

@@ -1,4 +1,4 @@
-"""Plug-ins are found by name, once, and an unknown name is told all the known ones."""
+"""Plug-ins are registered once and found by name; the error about an unknown name lists all."""
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -18,7 +18,7 @@ from mask_former.registries import (
 )
 from tests.helpers.plugins import ALL_REGISTRIES
 
-# What lies beside the plug-ins and registers nothing itself.
+# Modules in the folders of plug-ins that register nothing themselves.
 HELPERS = {
     "losses.build",
     "losses.mask_losses",
@@ -40,11 +40,11 @@ HELPERS = {
 
 
 def entries():
-    """Every entry of every registry: (registry, name) -> object."""
+    """Return all entries of all registries as (registry, name) -> object."""
     return {(registry._name, name): obj for registry in ALL_REGISTRIES for name, obj in registry}
 
 
-def test_an_entry_bears_its_own_name_or_a_given_one():
+def test_an_entry_has_the_name_of_its_object_or_a_given_one():
     registry = Registry("TEST")
 
     @registry.register()
@@ -60,13 +60,13 @@ def test_an_entry_bears_its_own_name_or_a_given_one():
     assert dict(registry) == {"plain": plain, "another": Thing, "len": len, "total": sum}
 
 
-def test_lookup_gives_the_entry():
+def test_lookup_returns_the_entry():
     assert lookup(LOSS_REGISTRY, "masks", "ANY.KEY") is LOSS_REGISTRY.get("masks")
     assert lookup(BACKBONE_REGISTRY, "D2SwinTransformer", "ANY.KEY").__name__ == "D2SwinTransformer"
 
 
 @pytest.mark.parametrize("registry", ALL_REGISTRIES, ids=lambda registry: registry._name)
-def test_an_unknown_name_gets_the_key_and_every_known_name(registry):
+def test_the_error_about_an_unknown_name_has_the_key_and_every_known_name(registry):
     with pytest.raises(KeyError) as error:
         lookup(registry, "Unheard", "MODEL.SOME.KEY")
     text = str(error.value)
@@ -94,7 +94,7 @@ def test_the_published_names_are_registered():
         assert [name for name in names if name not in registry] == []
 
 
-def test_registering_twice_is_registering_once():
+def test_registering_twice_has_no_further_effect():
     plugins()
     before, datasets = entries(), set(DatasetCatalog.list())
     plugins()
@@ -112,7 +112,7 @@ def test_a_plugin_file_registers_something(plugin):
     )
 
 
-def test_helpers_are_there():
+def test_helpers_exist():
     assert {plugin.__name__.removeprefix("mask_former.") for plugin in plugins()} >= HELPERS
 
 

@@ -6,7 +6,7 @@ python tools/analyze_model.py --config-file F --tasks flop speed --size 800 1333
 python tools/analyze_model.py --config-file F --num-images 20 --json counts.json
 
 Only the network is counted: backbone and head, for one image, without the post-processing of its
-outputs. It needs neither weights nor data; --num-images uses the sizes of the test set's images.
+outputs. Neither weights nor data are needed; --num-images uses the sizes of the test set's images.
 
 Counts follow fvcore's rules: one multiply-add counts as one; batch norms cost nothing, because they
 can be folded into the convolutions before them; activations are the outputs of convolutions and
@@ -127,7 +127,7 @@ class Arguments:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Arguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the model's YAML config")

@@ -11,9 +11,9 @@ step of every model and its network alone (backbone and head; in training with t
 so that a drift of the machine's speed affects all of them; ratios are the median over the rounds.
 Peak memory is measured in a separate process.
 
---compare adds another config, or other values of the config. --peer textbook is the model with the
-paper's formulas written plainly, in the way of the published code; --peer transformers is Hugging
-Face's MaskFormer. Peers have the same weights and compute in --peer-precision.
+--compare adds another config, or the same one with other values. --peer textbook is the model with
+the paper's formulas in their plainest form, as in the published code; --peer transformers is
+Hugging Face's MaskFormer. Peers have the same weights and compute in --peer-precision.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Arguments:
 
 
 def benchmark(args: Arguments) -> dict[str, Any]:
-    """Measure everything and return it as plain data for the JSON file."""
+    """Run all measurements and return them as plain data for the JSON file."""
     torch.set_num_threads(args.threads)
     specs = model_specs(args)
     models = build_models(specs, args.workload)
@@ -148,7 +148,7 @@ def model_specs(args: Arguments) -> list[ModelSpec]:
 
 
 def precision(name: str | None) -> list[str]:
-    """Return the config values of a precision, none for the config's own (None)."""
+    """Return the config values that set a precision; none if the config's own is kept (None)."""
     if name is None:
         return []
     dtype = PRECISIONS[name]
@@ -201,9 +201,9 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for key, label in (
         ("total_over_network", "total / network alone"),
         ("semantic_map_total_over_network", "network with semantic_map / alone"),
-        ("times_the_first", "total, × the first's"),
-        ("network_times_the_first", "network alone, × the first's"),
-        ("criterion_times_the_first", "criterion, × the first's"),
+        ("times_the_first", "total / first"),
+        ("network_times_the_first", "network alone / first"),
+        ("criterion_times_the_first", "criterion / first"),
         ("largest_difference", "largest difference of a logit"),
     ):
         pattern = "{:.1e}" if key == "largest_difference" else "{:.2f}"
@@ -212,7 +212,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     add("peak of a step, MiB", [peak.get("step") for peak in peaks], "{:.0f}")
     add("peak of the process, MiB", [peak.get("process") for peak in peaks], "{:.0f}")
     ratios = [result.get("memory_times_the_first", {}) for result in results]
-    add("peak of the process, × the first's", [ratio.get("process") for ratio in ratios], "{:.2f}")
+    add("peak of the process / first", [ratio.get("process") for ratio in ratios], "{:.2f}")
     widths = [max(len(row[1][i]) for row in rows) for i in range(len(results))]
     left = max(len(label) for label, _ in rows)
     return [
@@ -222,14 +222,14 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Arguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     pixels: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "PIXELS"}
     add("--config-file", required=True, metavar="FILE", help="the model's YAML config")
     add("--mode", choices=list(MODES), default="inference", help="default: %(default)s")
     add("--size", **pixels, default=[512], help="of the images: one side, or height and width")
-    add("--output-size", **pixels, help="of the results (default: the images')")
+    add("--output-size", **pixels, help="of the results (default: that of the images)")
     add("--batch", type=int, default=1, metavar="N", help="images per step (default: %(default)s)")
     add("--targets", type=int, default=12, metavar="N", help="per image (default: %(default)s)")
     add(
@@ -240,7 +240,13 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         "in a trained model",
     )
     add("--iterations", type=int, default=10, metavar="N", help="rounds (default: %(default)s)")
-    add("--warmup", type=int, default=2, metavar="N", help="rounds before (default: %(default)s)")
+    add(
+        "--warmup",
+        type=int,
+        default=2,
+        metavar="N",
+        help="rounds before them (default: %(default)s)",
+    )
     add("--precision", choices=list(PRECISIONS), help="default: the config's")
     add("--peer-precision", choices=list(PRECISIONS), default="fp32", help="default: %(default)s")
     add("--compare", action="append", default=[], metavar="'KEY VALUE …' | FILE.yaml")
@@ -253,7 +259,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         type=int,
         default=2048,
         metavar="N",
-        help="side of the matrices that measure the machine's rate",
+        help="side of the matrices whose product measures the machine's speed",
     )
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     add("--device", help="MODEL.DEVICE")

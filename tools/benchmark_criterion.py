@@ -1,13 +1,13 @@
 # Copyright the MaskFormer-on-detectron2 authors. Licensed under Apache-2.0 (see LICENSE).
 """Measure time and memory of the criterion (matching, losses, backward pass) by number of targets.
 
-    python tools/benchmark_criterion.py                            # the curve: 10 … 500 targets
+    python tools/benchmark_criterion.py                            # 10, 50, 200 and 500 targets
     python tools/benchmark_criterion.py --targets 12 --textbook    # compared with a plain version
     python tools/benchmark_criterion.py --points 12544             # losses at sampled points
 
 The data are random blobs, and only the criterion is measured. The plain version follows the paper's
-formulas one layer after another, upsamples every matched mask to full size and leaves the gradient
-to autograd; both are run interleaved. Memory is the peak of a step in addition to predictions and
+formulas one layer after another, upsamples every matched mask to full size and uses autograd; both
+are run interleaved. Memory is the peak of a step in addition to predictions and
 targets; it includes the gradients of the predictions.
 """
 
@@ -80,7 +80,7 @@ class Arguments:
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--targets", type=int, nargs="+", default=[10, 50, 200, 500], help="per image")
@@ -90,7 +90,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--size", type=int, default=512, help="side of an image in pixels, a multiple of 4")
     add("--points", type=int, default=0, help="MODEL.MASK_FORMER.TRAIN_NUM_POINTS")
     add("--textbook", action="store_true", help="compare with a plain version; needs much memory")
-    add("--rounds", type=int, default=5, help="steps that count, after one for warm-up")
+    add("--rounds", type=int, default=5, help="measured steps, after one for warm-up")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--clock", choices=["wall", "cpu"], default="wall", help="cpu: sum over all threads")
     add("--device", default="cpu")
@@ -157,7 +157,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measure seconds (minimum, median) and MiB of a step of each criterion, interleaved."""
     clock = time.perf_counter if args.clock == "wall" else time.process_time
-    memory = [peak(criterion, outputs, targets) for criterion in criteria.values()]  # and warm up
+    memory = [
+        peak(criterion, outputs, targets) for criterion in criteria.values()
+    ]  # also a warm-up
     steps = [
         timed(partial(step, criterion, outputs, targets), args.device, clock)
         for criterion in criteria.values()

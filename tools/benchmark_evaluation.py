@@ -3,7 +3,7 @@
 
 python tools/benchmark_evaluation.py --images 200 --classes 150
 
-The dataset is synthetic: blobs of classes, and predictions that miss some of them and part of their
+The dataset is synthetic: blobs of classes, and predictions with some wrong classes and shifted
 outlines. Both evaluators get the same outputs, interleaved, and must agree to the last digit. The
 time is that of process() for every image and of evaluate(); CPU seconds are the sum over all
 processes.
@@ -40,7 +40,7 @@ from mask_former.evaluation.semantic import SemSegEvaluator
 
 DATASET = "benchmark_evaluation"
 SEGMENTS, IGNORE = 12, 255
-REPEAT = 4  # number of different scenes, whose K×H×W scores are kept in memory
+REPEAT = 4  # number of different scenes; more would need memory for their K×H×W scores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore", DeprecationWarning)  # from detectron2
-        outputs = made_up(Path(folder), args)
+        outputs = write_synthetic_data(Path(folder), args)
         print(f"{args.images} images of {args.size[1]}×{args.size[0]}, {args.classes} classes")
         for task, both in evaluators(Path(folder)).items():
             (wall, cpu), (their_wall, their_cpu) = measure(both, outputs, task).values()
@@ -77,7 +77,7 @@ class Arguments:
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--images", type=int, default=200)
@@ -87,8 +87,8 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     return Arguments(**vars(parser.parse_args(argv)))
 
 
-def made_up(folder: Path, args: Arguments) -> list[dict[str, Any]]:
-    """Write and register the dataset; return the outputs of its first images, which repeat."""
+def write_synthetic_data(folder: Path, args: Arguments) -> list[dict[str, Any]]:
+    """Write and register the dataset; return the outputs of its different scenes."""
     rng = np.random.default_rng(0)
     scenes = [Scene(rng, args.classes, (args.size[0], args.size[1])) for _ in range(REPEAT)]
     (folder / "panoptic").mkdir()
@@ -126,7 +126,7 @@ def is_thing(index: int) -> bool:
 
 
 class Scene:
-    """One image: its ground truth, and the output of an imagined model."""
+    """Synthetic image: its ground truth, and the output of a simulated model."""
 
     def __init__(self, rng: np.random.Generator, num_classes: int, size: tuple[int, int]) -> None:
         blobs = [cv2.resize(rng.normal(size=(6, 8)), size[::-1]) for _ in range(SEGMENTS)]
@@ -151,10 +151,10 @@ class Scene:
 
 
 def evaluators(folder: Path) -> dict[str, dict[str, d2.DatasetEvaluator]]:
-    """Make both evaluators of each task; all write their predictions."""
+    """Build both evaluators of each task; all of them write their predictions."""
 
     def read(path: str, dtype: Any) -> NDArray[Any]:
-        # detectron2's own asks numpy not to copy, which numpy 2 refuses.
+        # detectron2's own function asks numpy not to copy, which numpy 2 refuses.
         return np.array(Image.open(path), dtype=dtype)
 
     ours, theirs = str(folder / "ours"), str(folder / "theirs")

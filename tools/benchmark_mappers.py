@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compare the time of one core to make a training example with that of a plain mapper.
+"""Compare the CPU time per training example with that of a plain mapper.
 
 python tools/benchmark_mappers.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
 python tools/benchmark_mappers.py --config-file configs/camvid/F.yaml --own-data --rounds 5
 
-The images are synthetic and of --size, unless --own-data reads those of the config's dataset. The
-plain mapper runs detectron2's augmentations one after another on 64-bit label maps, makes the masks
-one at a time and pads last. Both run interleaved, image by image, with the same seeds.
+The images are synthetic and of --size; --own-data reads those of the config's dataset instead. The
+plain mapper runs detectron2's augmentations one after another on 64-bit label maps, creates the
+masks one at a time and pads last. Both run interleaved, image by image, with the same seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.utils.errors import message_of
 
 SEGMENTS = 12  # segments of a synthetic image
-NOISE = 6.0  # standard deviation of its pixels, of 255: about 3 bits per pixel as JPEG
+NOISE = 6.0  # standard deviation, for pixels in 0 … 255: JPEGs have about 3 bits per pixel
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
                 records = records[: args.images]
             else:
-                records = made_up(Path(folder), args.images, (args.size[0], args.size[1]), cfg)
+                records = write_synthetic_data(
+                    Path(folder), args.images, (args.size[0], args.size[1]), cfg
+                )
             seconds = measure({"ours": ours, "plain": plain_mapper(cfg)}, records, args.rounds)
     except (KeyError, OSError, ValueError) as error:
         print(f"benchmark_mappers.py: {message_of(error)}", file=sys.stderr)
@@ -83,7 +85,7 @@ class Arguments:
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True)
@@ -92,13 +94,15 @@ def parse(argv: Sequence[str] | None) -> Arguments:
         "--size", type=int, nargs=2, default=[512, 683], help="height and width of synthetic images"
     )
     add("--images", type=int, default=16)
-    add("--rounds", type=int, default=8, help="examples per image that count")
+    add("--rounds", type=int, default=8, help="measured examples per image")
     add("opts", nargs="...", help="KEY VALUE … of the config")
     return Arguments(**vars(parser.parse_args(argv)))
 
 
-def made_up(folder: Path, count: int, size: tuple[int, int], cfg: CfgNode) -> list[dict[str, Any]]:
-    """Write JPEGs of coloured blobs with noise, and PNGs of their segments, one class each."""
+def write_synthetic_data(
+    folder: Path, count: int, size: tuple[int, int], cfg: CfgNode
+) -> list[dict[str, Any]]:
+    """Write JPEGs of noisy coloured blobs and PNGs of their annotations; return dataset dicts."""
     rng = np.random.default_rng(0)
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label")
@@ -181,7 +185,7 @@ def plain_mapper(cfg: CfgNode) -> Mapper:
 
 
 def plain_classes(labels: NDArray, ignore_label: int) -> tuple[list[int], list[NDArray]]:
-    """Return the class ids in a label map, and a mask of each."""
+    """Return the class ids in an H×W label map, and a mask of each."""
     classes = [int(c) for c in np.unique(labels) if c != ignore_label]
     return classes, [labels == c for c in classes]
 

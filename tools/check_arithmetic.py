@@ -6,8 +6,8 @@
 
 The last digits of a sum depend on the kernel that computes it, and the kernel depends on the
 processor's instructions and on the number of threads. oneDNN, MKL and torch choose older kernels
-if an environment variable asks for them; newer ones than the processor has cannot be had. Instead,
-the setting "noise" adds random rounding errors (tests/helpers/rounding_noise.py).
+if an environment variable asks for them; kernels for newer processors cannot run on this one.
+Instead, the setting "noise" adds random rounding errors (tests/helpers/rounding_noise.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLDERS = [
 
 @dataclass(frozen=True)
 class Setting:
-    """Kernels to run the tests with: environment variables and options of pytest."""
+    """Environment variables and pytest options that select the kernels of a test run."""
 
     name: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -91,9 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", default=[""], help="settings whose name starts with it"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        default=[""],
+        help="settings whose name starts with NAME",
     )
-    parser.add_argument("options", nargs="*", default=["-n", "2"], help="of pytest, after --")
+    parser.add_argument(
+        "options", nargs="*", default=["-n", "2"], help="options of pytest, after --"
+    )
     args = parser.parse_args(arguments)
     all_failed: list[str] = []
     print("| setting | passed | failed | errors |\n| --- | --- | --- | --- |")

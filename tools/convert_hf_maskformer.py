@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert from and to transformers; see mask_former/cli/convert_hf_maskformer.py."""
+"""Convert checkpoints from and to transformers; see mask_former/cli/convert_hf_maskformer.py."""
 
 import sys
 

@@ -3,12 +3,12 @@
 
     python tools/doctor.py
 
-Exits with 1 if something must be fixed; warnings do not fail. It needs nothing but Python, so
-it also runs where torch or detectron2 is missing or broken: `gather` collects the facts, importing
-the large packages in a process of their own, and each check is a pure function of these facts.
+The exit code is 1 if something must be fixed; warnings do not count. It needs only Python, so it
+also runs if torch or detectron2 is missing or broken: `gather` collects the facts, importing the
+large packages in a separate process, and each check is a pure function of these facts.
 """
 
-from __future__ import annotations  # Python 3.8 then gets as far as the check that it is too old
+from __future__ import annotations  # so that Python 3.8 reaches the check that it is too old
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent
 DETECTRON2_LOCK = TOOLS.parent / "requirements" / "detectron2.txt"
 
-# what it is for -> import names
+# use -> import names
 REQUIRED = {
     "the model runs on them": ("torch", "torchvision"),
     "the framework this plugs into": ("detectron2",),
@@ -47,7 +47,7 @@ OPENCV = (
     *("opencv-python-headless", "opencv-python"),
     *("opencv-contrib-python-headless", "opencv-contrib-python"),
 )
-# the distributions that may bring a module, where that is not its own name; the first is ours
+# the distributions that may contain a module of another name; the first is the one to install
 DISTRIBUTIONS = {
     "PIL": ("pillow",),
     "cv2": OPENCV,
@@ -57,50 +57,51 @@ DISTRIBUTIONS = {
     "panopticapi": ("panopticapi-lite", "panopticapi"),
 }
 
-# Imported for real, in this order; what comes later may fail because of what came before.
+# Modules to import, in this order: later ones may fail because of earlier ones.
 TRIED = ("torch", "torchvision", "cv2", "detectron2.engine", "mask_former")
 PROBE = """
 import importlib, json, sys
-def tell(**facts):
+def report(**facts):
     print("doctor:" + json.dumps(facts), flush=True)
 for name in sys.argv[1:]:
-    tell(trying=name)
+    report(trying=name)
     try:
         importlib.import_module(name)
-        tell(done=name)
+        report(done=name)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        tell(done=name, error=type(error).__name__ + ": " + lines[-1])
+        report(done=name, error=type(error).__name__ + ": " + lines[-1])
 torch = sys.modules.get("torch")
 if torch:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    tell(gpus=names, cuda=torch.version.cuda)
+    report(gpus=names, cuda=torch.version.cuda)
 """
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Facts about one interpreter and what is installed for it; every check reads only this."""
+    """Facts about an interpreter and its packages; the checks use nothing else."""
 
     python: tuple[int, ...] = sys.version_info[:3]
     executable: str = sys.executable
     site_packages: str = sysconfig.get_paths()["purelib"]
-    modules: frozenset[str] = frozenset()  # those of MODULES that an import would find
+    modules: frozenset[str] = frozenset()  # the MODULES that are installed
     distributions: dict[str, str] = field(default_factory=dict)  # name -> version
-    import_errors: dict[str, str] = field(default_factory=dict)  # of TRIED: last line of the error
+    import_errors: dict[str, str] = field(default_factory=dict)  # module -> last line of the error
     gpus: str = "-"
     detectron2_folder: str = ""
-    detectron2_uses: frozenset[str] = frozenset()  # names that numpy or Pillow dropped: "np.bool"
-    stray_tools: str = ""  # a package `tools` in site-packages that detectron2's wheel left there
+    detectron2_uses: frozenset[str] = frozenset()  # names removed from numpy or Pillow: "np.bool"
+    stray_tools: str = ""  # folder of the package `tools` that detectron2's wheel left behind
 
     def version(self, module: str) -> str:
-        """Return the version of a module, "" where it is missing."""
+        """Return the version of a module, "" if it is missing."""
         if module not in self.modules:
             return ""
         names = DISTRIBUTIONS.get(module, (module,))
         return next((self.distributions[n] for n in names if n in self.distributions), "not known")
 
     def pip(self, *arguments: str) -> str:
+        """Return the command line of pip with these arguments."""
         return " ".join([self.executable, "-m pip", *arguments])
 
 
@@ -114,7 +115,7 @@ class Finding:
 
 
 def gather() -> Environment:
-    """Collect the facts about the interpreter that runs this."""
+    """Collect the facts about the running interpreter."""
     specs = {name: importlib.util.find_spec(name) for name in MODULES}
     modules = frozenset(name for name, spec in specs.items() if spec)
     detectron2 = specs["detectron2"]
@@ -138,23 +139,23 @@ def installed_distributions() -> dict[str, str]:
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
-        if name:  # a half removed package has none
+        if name:  # an incompletely removed package has none
             found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
     return found
 
 
 def try_imports(names: list[str]) -> tuple[dict[str, str], str]:
-    """Import `names` in a process of their own; return the error lines by name, and the GPUs."""
+    """Import modules in a separate process; return error lines by module, and the GPUs as text."""
     flags = [f"-{f}" for f, on in (("I", sys.flags.isolated), ("S", sys.flags.no_site)) if on]
     command = [sys.executable, *flags, "-c", PROBE, *names]
-    # from this folder, as the tools see it: not from one where a checkout hides what is installed
+    # run in this folder: in others, a checkout might hide an installed package
     process = subprocess.run(command, capture_output=True, text=True, cwd=TOOLS)
     errors: dict[str, str] = {}
     gpus = "-"
     for line in process.stdout.splitlines():
         fact = json.loads(line[len("doctor:") :]) if line.startswith("doctor:") else {}
         if "trying" in fact:
-            errors[fact["trying"]] = f"the interpreter died of it (exit code {process.returncode})"
+            errors[fact["trying"]] = f"the interpreter crashed (exit code {process.returncode})"
         elif "error" in fact:
             errors[fact["done"]] = fact["error"]
         elif "done" in fact:
@@ -166,7 +167,7 @@ def try_imports(names: list[str]) -> tuple[dict[str, str], str]:
 
 
 def dropped_names(folder: Path) -> frozenset[str]:
-    """Return the names that numpy 1.24 or Pillow 10 dropped and that the files in `folder` use."""
+    """Return the names used in `folder` that numpy 1.24 or Pillow 10 removed."""
     numpy, pillow = "bool|object|int|float|complex|str", "LINEAR|CUBIC|ANTIALIAS"
     dropped = re.compile(rf"\b(?:np\.(?:{numpy})|Image\.(?:{pillow}))\b")
     used: set[str] = set()
@@ -177,7 +178,7 @@ def dropped_names(folder: Path) -> frozenset[str]:
 
 
 def find_stray_tools(search_path: Iterable[str]) -> str:
-    """Return the folder of the package `tools` that detectron2's wheel brings, "" where none is."""
+    """Return the folder of the package `tools` that detectron2's wheel contains, or ""."""
     marks = ("__init__.py", "plain_train_net.py", "lazyconfig_train_net.py")
     for entry in map(Path, search_path):
         folder = entry / "tools"
@@ -188,19 +189,20 @@ def find_stray_tools(search_path: Iterable[str]) -> str:
 
 
 def numbers(version: str) -> tuple[int, int]:
-    """Return (major, minor) of a version, (0, 0) where it is not known."""
+    """Return (major, minor) of a version, (0, 0) if it is not known."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def check_python(env: Environment) -> Iterator[Finding]:
+    """Report a Python that is too old."""
     if env.python < (3, 10):
         text = f"Python {'.'.join(map(str, env.python))} is too old, 3.10 or newer is needed"
-        yield Finding(text, "make install PYTHON=python3.11  # or another newer one")
+        yield Finding(text, "make install PYTHON=python3.11  # or a newer one")
 
 
 def check_missing(env: Environment) -> Iterator[Finding]:
-    """One finding for the packages that share a use."""
+    """Report missing packages, with one finding per use."""
     for uses, must in ((REQUIRED, True), (OPTIONAL, False)):
         for use, modules in uses.items():
             missing = [name for name in modules if name not in env.modules]
@@ -211,15 +213,15 @@ def check_missing(env: Environment) -> Iterator[Finding]:
 
 
 def install_line(env: Environment, module: str, distributions: str) -> str:
-    """Return the line that installs what is missing and leaves the user's own torch alone."""
+    """Return the command that installs a missing package and keeps the installed torch."""
     torch = numbers(env.version("torch"))
-    if module == "detectron2":  # its wheel is tagged for Python 3.10 and serves every Python
+    if module == "detectron2":  # its wheel is tagged for Python 3.10, but works with every Python
         any_python = "--no-deps --only-binary=:all: --python-version 3.10 --upgrade"
         target = f"--target {env.site_packages} --require-hashes -r {DETECTRON2_LOCK}"
         return f"{env.pip('install', any_python, target)} && rm -r {env.site_packages}/tools"
     if module == "mask_former":
         return env.pip("install --no-deps --editable", str(TOOLS.parent))
-    if module in ("panopticapi", "cityscapesscripts"):  # what they require is stale
+    if module in ("panopticapi", "cityscapesscripts"):  # their requirements are outdated
         return env.pip("install --no-deps", distributions)
     if module == "torchvision" and torch[0] == 2:
         return env.pip(f'install "torchvision==0.{torch[1] + 15}.*"')
@@ -227,7 +229,7 @@ def install_line(env: Environment, module: str, distributions: str) -> str:
 
 
 def check_torch(env: Environment) -> Iterator[Finding]:
-    """torch 2.N fits torchvision 0.(N+15): 2.6 and 0.21, 2.14 and 0.29."""
+    """Report an old torch, or a torchvision other than 0.(N+15) for torch 2.N."""
     torch, vision = numbers(env.version("torch")), numbers(env.version("torchvision"))
     if (0, 0) < torch < (2, 6):
         text = f"torch {env.version('torch')} is too old, 2.6 or newer is needed"
@@ -235,11 +237,11 @@ def check_torch(env: Environment) -> Iterator[Finding]:
     elif torch[0] == 2 and vision not in ((0, 0), (0, torch[1] + 15)):
         versions = f"torchvision {env.version('torchvision')} and torch {env.version('torch')}"
         fix = install_line(env, "torchvision", "torchvision")
-        yield Finding(f"{versions} do not fit each other", fix)
+        yield Finding(f"{versions} are incompatible", fix)
 
 
 def check_imports(env: Environment) -> Iterator[Finding]:
-    """Report packages that exist and cannot be imported, unless another finding explains it."""
+    """Report installed packages whose import fails, unless another finding explains the error."""
     headless = env.pip("install --force-reinstall --no-deps opencv-python-headless")
     vision = install_line(env, "torchvision", "torchvision")
     detectron2 = install_line(env, "detectron2", "detectron2")
@@ -248,7 +250,7 @@ def check_imports(env: Environment) -> Iterator[Finding]:
         "torchvision": env.pip("uninstall -y torchvision;", vision),
         "cv2": env.pip("uninstall -y", *OPENCV, ";", headless),
         "detectron2.engine": f"build it again for this torch, or replace it: {detectron2}",
-        "mask_former": "see the error; it may follow from what is named above",
+        "mask_former": "see the error; a problem listed above may be the cause",
     }
     explained = [f"No module named '{name}'" for name in MODULES if name not in env.modules]
     if any(check_torch(env)):
@@ -257,31 +259,33 @@ def check_imports(env: Environment) -> Iterator[Finding]:
         explained.append("has no attribute")
     for name, error in env.import_errors.items():
         if not any(text in error for text in explained):
-            yield Finding(f"{name} is installed but cannot be used: {error}", fixes[name])
-        explained.append(error)  # what imports it fails in the same words
+            yield Finding(f"{name} is installed, but its import fails: {error}", fixes[name])
+        explained.append(error)  # modules that import it fail with the same message
 
 
 def check_old_detectron2(env: Environment) -> Iterator[Finding]:
-    """detectron2 0.6 and older use names that numpy 1.24 and Pillow 10 dropped."""
+    """Report a detectron2 that uses names removed in numpy 1.24 or Pillow 10 (0.6 and older)."""
     numpy, pillow = numbers(env.version("numpy")), numbers(env.version("PIL"))
-    back = {"np.bool"} if numpy >= (2, 0) else set()
+    restored = {"np.bool"} if numpy >= (2, 0) else set()
     for module, prefix, too_new, fix in (
         ("numpy", "np.", numpy >= (1, 24), '"numpy<1.24"'),
         ("PIL", "Image.", pillow >= (10, 0), '"pillow<10"'),
     ):
-        gone = sorted(name for name in env.detectron2_uses - back if name.startswith(prefix))
+        gone = sorted(name for name in env.detectron2_uses - restored if name.startswith(prefix))
         if gone and too_new:
             text = f"{module} {env.version(module)} is too new for this detectron2, which uses"
             yield Finding(f"{text} {', '.join(gone)}", env.pip("install", fix))
 
 
 def check_stray_tools(env: Environment) -> Iterator[Finding]:
+    """Report a package `tools` that hides other packages of this name."""
     if env.stray_tools:
         text = f"{env.stray_tools} was left by detectron2's wheel: `import tools` finds it"
         yield Finding(text, f"rm -r {env.stray_tools}")
 
 
 def check_setuptools(env: Environment) -> Iterator[Finding]:
+    """Warn about a setuptools without pkg_resources."""
     version = env.distributions.get("setuptools", "none")
     if "detectron2" in env.modules and not (0, 0) < numbers(version) < (81, 0):
         text = f"detectron2.model_zoo needs pkg_resources, of setuptools<81; found {version}"
@@ -289,6 +293,7 @@ def check_setuptools(env: Environment) -> Iterator[Finding]:
 
 
 def check_opencv(env: Environment) -> Iterator[Finding]:
+    """Warn about several distributions of OpenCV."""
     found = [name for name in OPENCV if name in env.distributions]
     if len(found) > 1:
         fix = env.pip("uninstall -y", *found, ";", env.pip("install", found[0]))
@@ -302,13 +307,14 @@ CHECKS = (
 
 
 def examine(env: Environment) -> list[Finding]:
-    """Return all findings, errors first; on too old a Python nothing else is checked."""
+    """Return all findings, errors first; if Python is too old, nothing else is checked."""
     checks = CHECKS if env.python >= (3, 10) else (check_python,)
     findings = [finding for check in checks for finding in check(env)]
     return sorted(findings, key=lambda finding: not finding.must)
 
 
 def print_table(env: Environment) -> None:
+    """Print the versions, one per line."""
     rows = {"Python": f"{'.'.join(map(str, env.python))}  {env.executable}"}
     rows.update(platform=platform.platform(), GPU=env.gpus)
     rows.update({module: env.version(module) or "-" for module in MODULES})

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluate PQ of semantic segmentation; see mask_former/cli/evaluate_pq.py."""
+"""Evaluate the PQ of semantic predictions; see mask_former/cli/evaluate_pq.py."""
 
 import sys
 

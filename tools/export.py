@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Export a trained model as graphs; see mask_former/cli/export.py."""
+"""Export a trained model to ONNX, torch.export or TorchScript; see mask_former/cli/export.py."""
 
 import sys
 

@@ -3,9 +3,9 @@
 
     python3 tools/install.py [--venv .venv] [--lock FILE] [--wheel FILE]
 
-`make install` runs it. It needs no compiler; when interrupted, run it again and it goes on.
---lock takes other versions (tools/matrix.py). --wheel takes a built package and what it asks for,
-at the lock's versions, in place of the checkout and the whole lock (tools/release.py).
+`make install` runs it. It needs no compiler; after an interruption, run it again to continue.
+--lock installs other versions (tools/matrix.py). --wheel installs a built package and only its
+requirements, at the lock's versions, instead of the checkout and the whole lock (tools/release.py).
 """
 
 import argparse
@@ -20,9 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
-WHEEL_EXTRAS = "timm,opencv"  # what the models of model_zoo/ and the demo need besides it
+WHEEL_EXTRAS = "timm,opencv"  # optional requirements of the models of model_zoo/ and the demo
 
-# The new environment's own interpreter runs it to describe itself.
+# Run by the interpreter of the new environment, to describe it.
 PROBE = """
 import json, sys, sysconfig
 from importlib import metadata
@@ -35,7 +35,8 @@ print(json.dumps({
 """
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
+    """Print a line of progress."""
     print(f"install: {text}", flush=True)
 
 
@@ -51,7 +52,7 @@ def check_venv_works() -> None:
 
 
 def make_venv(folder: Path) -> Path:
-    """Return the interpreter of the environment in `folder`; made again if it does not work."""
+    """Return the interpreter of the environment in `folder`, which is made if it does not work."""
     python = folder / "bin" / "python"
     check = [str(python), "-m", "pip", "--version"]
     if python.exists() and subprocess.run(check, capture_output=True).returncode == 0:
@@ -61,19 +62,20 @@ def make_venv(folder: Path) -> Path:
             f"install: {folder} exists and is not a virtual environment; it is left alone.\n"
             f"Name another folder: make install VENV=..."
         )
-    say(f"making {folder} with Python {sys.version.split()[0]}")
+    log(f"making {folder} with Python {sys.version.split()[0]}")
     check_venv_works()
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     return python
 
 
 def probe(python: Path) -> dict:
+    """Return the facts that PROBE prints about an environment."""
     output = subprocess.run([python, "-c", PROBE], check=True, capture_output=True, text=True)
     return json.loads(output.stdout)
 
 
 def lock_file(python_version: tuple[int, int]) -> Path:
-    """Return the lock for this Python: the newest numpy, scipy and Pillow have left 3.10."""
+    """Return the lock for this Python: the newest numpy, scipy and Pillow do not support 3.10."""
     return REQUIREMENTS / ("lock-py311.txt" if python_version >= (3, 11) else "lock-py310.txt")
 
 
@@ -88,9 +90,9 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
 
     Args:
         python: the environment's interpreter.
-        lock: None: the one for this Python.
-        wheel: the project as it was built, with nothing but what it requires; None: the checkout,
-            editable, with all that is locked.
+        lock: lock file; None: the one for this Python.
+        wheel: built package to install with its requirements only; None: install the checkout,
+            editable, with all locked packages.
     """
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
@@ -102,42 +104,45 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
 
     facts = probe(python)
     lock = lock or lock_file(tuple(facts["python"]))
-    # three pure Python packages come as source: they are built with the locked setuptools
+    # three pure Python packages have no wheel: they are built with the locked setuptools
     from_source = ("--no-build-isolation", "--use-pep517")
     pip(pinned(lock, "setuptools"))
     if wheel:
-        say(f"installing {wheel.name} and what it requires (torch and the rest; 2.5 GB)")
+        log(f"installing {wheel.name} and its requirements (torch and others; 2.5 GB)")
         pip(*from_source, "--constraint", lock, f"{wheel}[{WHEEL_EXTRAS}]")
     else:
-        say(f"installing {lock.name} (torch and the rest; 2.5 GB the first time)")
+        log(f"installing {lock.name} (torch and others; 2.5 GB the first time)")
         pip(*from_source, "-r", lock)
         pip("--no-deps", "-r", REQUIREMENTS / "no-deps.txt")
 
     if facts["own_detectron2"]:
-        say("keeping the detectron2 that is installed there")
+        log("keeping the installed detectron2")
     else:
-        say("installing detectron2")
+        log("installing detectron2")
         install_detectron2(pip, Path(facts["site"]))
 
     if not wheel:
-        say("installing mask_former (editable)")
+        log("installing mask_former (editable)")
         pip("--no-build-isolation", "--no-deps", "--editable", ROOT)
 
 
 def install_detectron2(pip: Callable[..., None], site: Path) -> None:
     """Install the wheel of requirements/detectron2.txt on any Python; see the comment there."""
     lock = REQUIREMENTS / "detectron2.txt"
-    # pip takes a wheel of another Python only with --target; --upgrade replaces a broken-off try
+    # pip installs a wheel of another Python only with --target; --upgrade replaces partial files
     any_python = ("--no-deps", "--only-binary=:all:", "--python-version", "3.10")
     pip(*any_python, "--upgrade", "--target", site, "--require-hashes", "-r", lock)
-    shutil.rmtree(site / "tools")  # the wheel's stray package: `import tools` would find it
+    shutil.rmtree(site / "tools")  # a stray package in the wheel, which hides others of this name
 
 
 def main() -> None:
+    """Run the command; exit with a message if it fails."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="default: .venv")
-    parser.add_argument("--lock", type=Path, help="default: the one of requirements/ that fits")
-    parser.add_argument("--wheel", type=Path, help="install it in place of the editable checkout")
+    parser.add_argument(
+        "--lock", type=Path, help="default: the one in requirements/ for this Python"
+    )
+    parser.add_argument("--wheel", type=Path, help="install this wheel instead of the checkout")
     args = parser.parse_args()
     folder = args.venv
     try:
@@ -145,10 +150,10 @@ def main() -> None:
         install_all(python, args.lock, args.wheel)
     except subprocess.CalledProcessError as error:
         command = " ".join(str(part) for part in error.cmd)
-        sys.exit(f"install: this failed, its error is above; fix it and run again:\n  {command}")
+        sys.exit(f"install: a command failed; fix the error above and run this again:\n  {command}")
     except KeyboardInterrupt:
-        sys.exit("install: interrupted; run it again to go on")
-    say(f"done: {folder}")
+        sys.exit("install: interrupted; run it again to continue")
+    log(f"done: {folder}")
 
 
 if __name__ == "__main__":

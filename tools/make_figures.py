@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Draw what a model does on its way to a panoptic result: the figures of docs/method.md.
+"""Draw how a model computes a panoptic result: the figures of docs/method.md.
 
     python tools/make_figures.py --weights output/shapes_demo --input IMAGE --output docs/images
 
 Writes method_queries.png (which queries win), method_layers.png (the prediction of each decoder
-layer) and method_attention.png (where the winning queries look). Any MaskFormer with our
-TransformerPredictor will do; `make demo` trains the one that docs/method.md shows.
+layer) and method_attention.png (where the winning queries attend). Any MaskFormer with our
+TransformerPredictor can be drawn; `make demo` trains the one that docs/method.md shows.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ DOTS = 110
 """Dots per inch; a cell of a figure is 1.5 inches wide."""
 
 
-class Walk(NamedTuple):
-    """The way of one image through the network."""
+class Trace(NamedTuple):
+    """Intermediate outputs of the network for one image; all maps have the size of its input."""
 
     image: NDArray[np.uint8]
-    """H×W×3, RGB, as the network gets it, without padding."""
+    """Input of the network: H×W×3, RGB, without padding."""
     layers: list[DecoderLayerOutput]
-    """Predictions of one image: Q×(K+1) class logits, Q×H×W mask logits of the image's size."""
+    """Predictions of each decoder layer: Q×(K+1) class logits, Q×H×W mask logits."""
     attention: list[Tensor]
-    """L of Q×h×w: how much each query looks at each cell of the map, mean over heads, sum 1."""
+    """Cross-attention of each decoder layer: Q×H×W weights, averaged over the heads."""
     predictor: MaskFormerPredictor
 
     @property
     def options(self) -> dict[str, Any]:
+        """Arguments of the panoptic inference, from the model's config."""
         test = self.predictor.cfg.MODEL.MASK_FORMER.TEST
         return {
             "thing_ids": self.predictor.classes.thing_ids,
@@ -61,7 +62,7 @@ class Walk(NamedTuple):
 
     @property
     def winners(self) -> Tensor:
-        """H×W: the query that each pixel goes to, -1 where there is none (last layer)."""
+        """Query that wins each pixel in the last layer, H×W; -1 if no query is kept."""
         last = self.layers[-1]
         score, label = last.pred_logits.softmax(-1).max(-1)
         real = label < last.pred_logits.shape[-1] - 1
@@ -71,13 +72,13 @@ class Walk(NamedTuple):
         return kept[(score[kept, None, None] * last.pred_masks[kept].sigmoid()).argmax(0)]
 
     def best_queries(self, count: int) -> list[int]:
-        """The queries that win most pixels, those first."""
+        """List the queries that win pixels, up to ``count``, those with most pixels first."""
         queries, pixels = self.winners.unique(return_counts=True)
         order = pixels.argsort(descending=True)[:count]
         return [int(query) for query in queries[order] if query >= 0]
 
     def best_class(self, layer: int, query: int) -> str:
-        """The best class of a query and its probability, such as "tree 0.98"."""
+        """Return the best class of a query and its probability, such as "tree 0.98"."""
         probability, label = self.layers[layer].pred_logits[query].softmax(-1).max(-1)
         names = [*self.predictor.classes.names, "no object"]
         return f"{names[int(label)]} {probability:.2f}"
@@ -85,10 +86,10 @@ class Walk(NamedTuple):
 
 @contextmanager
 def attention_recorder(predictor: nn.Module) -> Iterator[list[Tensor]]:
-    """Within it, the cross-attention of each decoder layer is appended to the list.
+    """Append the cross-attention of each decoder layer to the yielded list, while in the context.
 
-    The layers run attention as one fused call, which forms no weights, so these are computed again
-    from the call's inputs: B×Q×S, the mean over heads; each row adds up to 1.
+    The layers run attention as one fused call, which does not return the weights, so they are
+    computed again from its inputs: B×Q×S, averaged over the heads; each row adds up to 1.
     """
     found: list[Tensor] = []
 
@@ -105,7 +106,7 @@ def attention_recorder(predictor: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def attention_weights(attention: nn.MultiheadAttention, query: Tensor, key: Tensor) -> Tensor:
-    """softmax(q·k / √d) of each head, from queries B×Q×C and keys B×S×C: B×heads×Q×S."""
+    """Compute softmax(q·k / √d) of each head from queries B×Q×C and keys B×S×C: B×heads×Q×S."""
     weight, bias = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     q, k = (
         F.linear(x, weight[i], bias[i]).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
@@ -114,12 +115,12 @@ def attention_weights(attention: nn.MultiheadAttention, query: Tensor, key: Tens
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
 
 
-def walk(predictor: MaskFormerPredictor, image: Path) -> Walk:
-    """Run the network once and keep what its parts give.
+def trace_image(predictor: MaskFormerPredictor, image: Path) -> Trace:
+    """Run the network once and keep its intermediate outputs.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such image, or the model has no
-            TransformerPredictor.
+        FileNotFoundError: if the image is missing.
+        ValueError: if the image is damaged, or the model has no TransformerPredictor.
     """
     head: Any = getattr(predictor.model, "sem_seg_head", None)
     module = getattr(head, "predictor", None)
@@ -137,25 +138,27 @@ def walk(predictor: MaskFormerPredictor, image: Path) -> Walk:
             inner = predictor.inner_outputs(image)
     finally:
         projection.remove()
-    return _walk(predictor, image, inner, [one[0].unflatten(-1, grid[0]) for one in attention])
+    return _build_trace(
+        predictor, image, inner, [one[0].unflatten(-1, grid[0]) for one in attention]
+    )
 
 
-def _walk(
+def _build_trace(
     predictor: MaskFormerPredictor, path: Path, inner: InnerOutputs, attention: list[Tensor]
-) -> Walk:
-    """Cut padding away and bring everything to the size of the network's input."""
+) -> Trace:
+    """Resize all maps to the size of the network's input and crop the padding."""
     height, width = inner.image_sizes[0]
 
-    def whole(maps: Tensor) -> Tensor:
-        enlarged = F.interpolate(maps[None], inner.input_size, mode="bilinear")[0]
-        return enlarged[:, :height, :width].float().cpu()
+    def resize(maps: Tensor) -> Tensor:
+        padded = F.interpolate(maps[None], inner.input_size, mode="bilinear")[0]
+        return padded[:, :height, :width].float().cpu()
 
     layers = [
-        DecoderLayerOutput(None, layer.pred_logits[0].float().cpu(), whole(layer.pred_masks[0]))
+        DecoderLayerOutput(None, layer.pred_logits[0].float().cpu(), resize(layer.pred_masks[0]))
         for layer in inner.layers
     ]
     image = Image.fromarray(read_image(path)).resize((width, height))
-    return Walk(np.asarray(image), layers, [whole(one) for one in attention], predictor)
+    return Trace(np.asarray(image), layers, [resize(one) for one in attention], predictor)
 
 
 def _axes(rows: int, columns: int, image: NDArray[Any]) -> tuple[Any, Any]:
@@ -173,70 +176,70 @@ def _show(axis: Any, image: Any, title: str, **options: Any) -> None:
     axis.set_title(title, fontsize=7, pad=2)
 
 
-def _over(axis: Any, walk: Walk, heat: Tensor, title: str, top: float) -> None:
+def _over(axis: Any, trace: Trace, heat: Tensor, title: str, top: float) -> None:
     """Draw a map over the image in grey: black where it is 0, yellow at ``top`` and above."""
-    _show(axis, walk.image.mean(-1), title, cmap="gray", vmin=0, vmax=255)
+    _show(axis, trace.image.mean(-1), title, cmap="gray", vmin=0, vmax=255)
     axis.imshow(heat, cmap="inferno", vmin=0, vmax=top, alpha=0.75)
 
 
-def _panoptic(walk: Walk, layer: int) -> NDArray[np.uint8]:
-    """The panoptic result of one layer, painted: a class's colour, some segments darker."""
-    of_layer = walk.layers[layer]
-    ids, segments = panoptic_inference(of_layer.pred_logits, of_layer.pred_masks, **walk.options)
-    painted = np.zeros((*ids.shape, 3), np.uint8)
-    for place, segment in enumerate(segments):
-        color = np.asarray(walk.predictor.classes.colors[segment["category_id"]], float)
-        painted[(ids == segment["id"]).numpy()] = color * (1 - 0.12 * (place % 4))
-    return painted
+def _panoptic(trace: Trace, layer: int) -> NDArray[np.uint8]:
+    """Draw the panoptic result of one layer, H×W×3, RGB, in shades of the classes' colours."""
+    of_layer = trace.layers[layer]
+    ids, segments = panoptic_inference(of_layer.pred_logits, of_layer.pred_masks, **trace.options)
+    drawing = np.zeros((*ids.shape, 3), np.uint8)
+    for index, segment in enumerate(segments):
+        color = np.asarray(trace.predictor.classes.colors[segment["category_id"]], float)
+        drawing[(ids == segment["id"]).numpy()] = color * (1 - 0.12 * (index % 4))
+    return drawing
 
 
-def draw_layers(walk: Walk, queries: Sequence[int]) -> Any:
-    """Columns are decoder layers; rows the panoptic result, and the masks of a few queries."""
-    figure, axes = _axes(1 + len(queries), 1 + len(walk.layers), walk.image)
-    _show(axes[0, 0], walk.image, "image")
-    for layer, of_layer in enumerate(walk.layers):
-        _show(axes[0, layer + 1], _panoptic(walk, layer), f"result after layer {layer + 1}")
+def draw_layers(trace: Trace, queries: Sequence[int]) -> Any:
+    """Draw a column per decoder layer: its panoptic result and its masks of a few queries."""
+    figure, axes = _axes(1 + len(queries), 1 + len(trace.layers), trace.image)
+    _show(axes[0, 0], trace.image, "image")
+    for layer, of_layer in enumerate(trace.layers):
+        _show(axes[0, layer + 1], _panoptic(trace, layer), f"result after layer {layer + 1}")
         for row, query in enumerate(queries, start=1):
             mask = of_layer.pred_masks[query].sigmoid()
-            title = walk.best_class(layer, query)
+            title = trace.best_class(layer, query)
             _show(axes[row, layer + 1], mask, title, cmap="gray", vmin=0, vmax=1)
     for row, query in enumerate(queries, start=1):
         axes[row, 0].text(0.5, 0.5, f"mask of\nquery {query}", fontsize=8, ha="center", va="center")
     return figure
 
 
-def draw_attention(walk: Walk, queries: Sequence[int]) -> Any:
-    """Columns are decoder layers, rows queries: where each looks in its cross-attention."""
-    figure, axes = _axes(len(queries), 1 + len(walk.attention), walk.image)
+def draw_attention(trace: Trace, queries: Sequence[int]) -> Any:
+    """Draw the cross-attention of a few queries (rows) in each decoder layer (columns)."""
+    figure, axes = _axes(len(queries), 1 + len(trace.attention), trace.image)
     for row, query in enumerate(queries):
-        mask = walk.layers[-1].pred_masks[query].sigmoid()
-        _over(axes[row, 0], walk, mask, f"query {query}: {walk.best_class(-1, query)}", 1.0)
-        for layer, attention in enumerate(walk.attention):
+        mask = trace.layers[-1].pred_masks[query].sigmoid()
+        _over(axes[row, 0], trace, mask, f"query {query}: {trace.best_class(-1, query)}", 1.0)
+        for layer, attention in enumerate(trace.attention):
             heat = attention[query]
-            _over(axes[row, layer + 1], walk, heat, f"looks, layer {layer + 1}", float(heat.max()))
+            _over(axes[row, layer + 1], trace, heat, f"looks, layer {layer + 1}", float(heat.max()))
     return figure
 
 
-def draw_queries(walk: Walk) -> Any:
+def draw_queries(trace: Trace) -> Any:
     """Draw the query that each pixel is assigned to, and how confident it is of a class."""
-    probability, label = walk.layers[-1].pred_logits.softmax(-1)[:, :-1].max(-1)
-    winners = walk.winners
+    probability, label = trace.layers[-1].pred_logits.softmax(-1)[:, :-1].max(-1)
+    winners = trace.winners
     won = torch.bincount(winners[winners >= 0].flatten(), minlength=len(probability)) > 0
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(8, 2.3), width_ratios=(1, 1, 2.6), layout="constrained"
     )
     left.set_axis_off()
     middle.set_axis_off()
-    _show(left, walk.image, "image")
+    _show(left, trace.image, "image")
     _show(middle, np.ma.masked_less(winners.numpy(), 0), "query of each pixel", cmap="tab20")
     for query in winners.unique().tolist():
         y, x = (winners == query).nonzero().float().median(0).values.tolist()
         if query >= 0:
             middle.text(x, y, str(query), fontsize=6, ha="center", va="center")
-    colors = np.asarray(walk.predictor.classes.colors)[label.numpy()] / 255
+    colors = np.asarray(trace.predictor.classes.colors)[label.numpy()] / 255
     edges = ["black" if one else "none" for one in won.tolist()]
     right.bar(range(len(probability)), probability, color=colors, edgecolor=edges)
-    right.axhline(walk.options["object_mask_threshold"], color="gray", lw=0.8, ls="--")
+    right.axhline(trace.options["object_mask_threshold"], color="gray", lw=0.8, ls="--")
     right.set_title("probability of each query's best class; outlined: it wins pixels", fontsize=7)
     right.set_xlabel("query", fontsize=7)
     right.tick_params(labelsize=6)
@@ -254,11 +257,16 @@ def save(figure: Any, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", default="output/shapes_demo", help="what the predictor takes")
-    parser.add_argument("--config-file", help="for weights that carry no config")
+    parser.add_argument(
+        "--weights",
+        default="output/shapes_demo",
+        help="a checkpoint, or an output folder of a training",
+    )
+    parser.add_argument("--config-file", help="config of weights that carry none")
     parser.add_argument("--input", type=Path, required=True, help="an image")
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="a folder")
     parser.add_argument("--num", type=int, default=4, help="queries to show (default: 4)")
@@ -267,10 +275,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor = MaskFormerPredictor.from_pretrained(
             args.weights, config_file=args.config_file, device="cpu"
         )
-        found = walk(predictor, args.input)
+        found = trace_image(predictor, args.input)
         queries = found.best_queries(args.num)
         if not queries:
-            raise ValueError(f"{args.input}: the model finds nothing in it; take another image.")
+            raise ValueError(f"{args.input}: the model finds no segment in it; use another image.")
         args.output.mkdir(parents=True, exist_ok=True)
         save(draw_queries(found), args.output / "method_queries.png")
         save(draw_layers(found, queries), args.output / "method_layers.png")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Run the core tests with other Pythons and other versions, and write down what ran.
+"""Run the core tests with other versions of Python and packages, and record the results.
 
-    python3 tools/matrix.py                     # every cell that this machine has a Python for
-    python3 tools/matrix.py --only py310 py312  # some of them (--list names them)
+    python3 tools/matrix.py                     # every cell whose Python is installed
+    python3 tools/matrix.py --only py310 py312  # some cells (--list names them)
 
-Each cell gets an environment of its own (tools/install.py) under --cache, 6 GB with a CUDA build of
-torch; a second run finds it there. --detectron2 FOLDER puts a checkout of detectron2 in place of
-the wheel. The cells that ran get a new row in docs/tested_on.md, the others keep theirs.
+Each cell has its own environment (tools/install.py) below --cache, 6 GB with a CUDA build of torch,
+which later runs use again. --detectron2 FOLDER installs a checkout of detectron2 instead of the
+wheel. The cells of this run get a new row in docs/tested_on.md; the others keep theirs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COLUMNS = (
 NEEDED_GB = 8
 MINUTES = 20
 
-# What the versions matter to; tests that measure memory or time take long.
+# Tests that depend on the versions, except those of memory and time, which take long.
 CORE = (
     *("tests/losses", "tests/layers", "tests/results", "tests/modeling/test_mask_former.py"),
     *(
@@ -58,7 +58,7 @@ CORE = (
     *("-k", "not memory and not time"),
 )
 
-# The interpreter of a cell runs it to describe itself; detectron2's wheel has another name.
+# Run by the interpreter of a cell, to list its versions; detectron2's wheel has another name.
 VERSIONS = """
 import json, platform
 from importlib import metadata
@@ -72,14 +72,14 @@ print(json.dumps({"python": platform.python_version(), **found}))
 
 @dataclass(frozen=True)
 class Cell:
-    """A Python and what differs from its lock."""
+    """Environment to test: a Python version, and pins that replace those of its lock file."""
 
     name: str
     python: str
     pins: Mapping[str, str] = field(default_factory=dict)
 
 
-# Other packages of a cell are listed because its oldest ones need them.
+# The further pins of a cell are versions that its old packages require.
 CELLS = (
     Cell("py310", "3.10"),
     Cell("py311", "3.11"),
@@ -102,34 +102,34 @@ CELLS = (
 
 
 class NotRun(Exception):
-    """Why a cell did not run."""
+    """Error that gives the reason why a cell did not run."""
 
 
 def find_python(version: str) -> Path:
-    """An interpreter of this version, on PATH or among pyenv's.
+    """Find an interpreter of this version, on PATH or among pyenv's.
 
     Raises:
-        NotRun: if there is none that runs.
+        NotRun: if no such interpreter works.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     on_path = shutil.which(f"python{version}")
     for python in [on_path, *sorted(pyenv.glob(f"versions/{version}.*/bin/python"), reverse=True)]:
         if python and runs(python):
             return Path(python)
-    raise NotRun(f"no Python {version} here")
+    raise NotRun(f"no working Python {version} on PATH or below {pyenv}")
 
 
 def runs(python: str | Path) -> bool:
-    """Return True if it makes environments; one of pyenv's names on PATH may not even start."""
+    """Return True if it can make environments; pyenv's shims on PATH may not even start."""
     command = [python, "-c", "import venv, ensurepip"]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def pin(lock: str, pins: Mapping[str, str]) -> str:
-    """A lock file's text with other versions.
+    """Return the text of a lock file with other versions.
 
     Raises:
-        KeyError: if the lock has no such package.
+        KeyError: if the lock does not pin such a package exactly once.
     """
     for name, version in pins.items():
         lock, count = re.subn(rf"^{re.escape(name)}==\S+", f"{name}=={version}", lock, flags=re.M)
@@ -139,7 +139,7 @@ def pin(lock: str, pins: Mapping[str, str]) -> str:
 
 
 def run(command: Sequence[str | Path], log: Path, minutes: float = MINUTES) -> int:
-    """Run a command in the checkout, its output going into ``log``; returns its exit code.
+    """Run a command in the checkout with its output in ``log``; return its exit code.
 
     Raises:
         NotRun: if it takes too long.
@@ -155,7 +155,7 @@ def run(command: Sequence[str | Path], log: Path, minutes: float = MINUTES) -> i
 
 
 def make_environment(cell: Cell, cache: Path, detectron2: Path | None) -> Path:
-    """Return the interpreter of the cell's environment; made if it is missing.
+    """Return the interpreter of the cell's environment, after making it if it is missing.
 
     Raises:
         NotRun: if it cannot be made.
@@ -185,7 +185,7 @@ def make_environment(cell: Cell, cache: Path, detectron2: Path | None) -> Path:
 
 
 def test(python: Path, log: Path) -> str:
-    """Run the core tests; returns pytest's last line, as ``480 passed, 3 skipped``.
+    """Run the core tests; return pytest's counts, such as "480 passed, 3 skipped".
 
     Raises:
         NotRun: if they take too long or do not start.
@@ -214,7 +214,7 @@ def run_cell(cell: Cell, cache: Path, detectron2: Path | None) -> dict[str, str]
 
 
 def read_table(text: str) -> dict[str, dict[str, str]]:
-    """The rows of a Markdown table that :func:`table` wrote, by their cells' names."""
+    """Read the rows of a Markdown table that :func:`table` wrote, by the names of their cells."""
     lines = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("| ")]
     entries = ([entry.strip() for entry in line] for line in lines[2:])
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in entries]
@@ -222,17 +222,17 @@ def read_table(text: str) -> dict[str, dict[str, str]]:
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> str:
-    """The rows as a Markdown table."""
+    """Format rows as a Markdown table."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     lines += [[row.get(column, "") for column in COLUMNS] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_row(page: Path, row: Mapping[str, str]) -> None:
-    """Put a cell's row into the table between the page's two marks; the other cells keep theirs."""
+    """Write a cell's row into the table between the page's two marks; keep the other rows."""
     text = page.read_text()
     if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page}: expected one line '{START}' and one '{END}'")
+        raise ValueError(f"{page}: expected one line '{START}' and one '{END}': restore them")
     before, rest = text.split(START)
     kept, after = rest.split(END)
     rows = {cell.name: {"cell": cell.name, "result": "not run"} for cell in CELLS}
@@ -242,15 +242,18 @@ def write_row(page: Path, row: Mapping[str, str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [cell.name for cell in CELLS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CELL")
-    parser.add_argument("--list", action="store_true", help="name the cells and end")
+    parser.add_argument("--list", action="store_true", help="list the cells and exit")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "mask_former", "matrix")
     parser.add_argument("--cache", type=Path, default=cache, help=f"default: {cache}")
-    parser.add_argument("--detectron2", type=Path, help="a checkout, in place of the wheel")
+    parser.add_argument(
+        "--detectron2", type=Path, help="folder of a checkout, instead of the wheel"
+    )
     args = parser.parse_args(argv)
     if args.list:
         for cell in CELLS:

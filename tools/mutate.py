@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Mutation testing: break one place of the code at a time and see whether a test fails.
+"""Mutation testing: make one small change to the code at a time and see whether a test fails.
 
     python tools/mutate.py losses --sample 150 --seed 0
     python tools/mutate.py inference --file panoptic.py     # every mutant of one file
 
-A mutant is a comparison, an operation, a number, a condition, a `return`, a `raise` or a call that
-is changed or left out. Each is compiled in a process forked after the large libraries are loaded,
-in place of the file on disk, which is never touched, and the tests of its package run against it.
-Survivors are listed. Those that no test can kill stand in tests/mutation/equivalent.txt with the
-reason, and do not count. Needs fork (Linux, macOS).
+A mutant is the code with one comparison, operation, number, condition, `return`, `raise` or call
+changed or left out. A process that is forked after the large libraries are loaded compiles the
+mutant in place of the file on disk, which is never changed, and runs the tests of its package.
+Survivors are listed. Those that no test can kill do not count: tests/mutation/equivalent.txt lists
+them, with the reason. Needs fork (Linux, macOS).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = ROOT / "tests" / "mutation" / "equivalent.txt"
 
-# The tests of each package, until one fails; those of memory are slow.
+# Options and tests of each package; tests of the memory are left out, because they are slow.
 FAST = ("-k", "not memory")
 TESTS = {
     "losses": ("tests/losses", "tests/config/test_guards.py"),
@@ -46,7 +46,7 @@ TESTS = {
         "tests/inference/test_golden_inference.py",
     ),
 }
-# what every test process needs and no mutant is in
+# libraries that every test process needs; they contain no mutant
 PRELOADED = ("torch", "scipy.optimize", "timm", "detectron2.engine", "pytest")
 
 SWAPS: dict[type, type] = {
@@ -65,16 +65,16 @@ class Mutant:
 
     file: Path
     line: int
-    place: str
-    """The function or class that it is in."""
+    scope: str
+    """Innermost function or class that contains the change, or "module"."""
     change: str
     """Old code → new code."""
     tree: ast.Module
 
     @property
     def name(self) -> str:
-        """The name of the mutant, independent of its line."""
-        return f"{self.file.relative_to(ROOT)}:{self.place}: {self.change}"
+        """Name of the mutant, which does not depend on its line number."""
+        return f"{self.file.relative_to(ROOT)}:{self.scope}: {self.change}"
 
 
 def variants(node: ast.AST) -> Iterator[ast.AST]:
@@ -106,7 +106,7 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def unmutated(tree: ast.Module) -> set[ast.AST]:
-    """The nodes that do not run, or only when the file is loaded: annotations, decorators, …"""
+    """Return the nodes that are not mutated: annotations, decorators, overloads and f-strings."""
     roots: list[ast.AST] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -117,13 +117,13 @@ def unmutated(tree: ast.Module) -> set[ast.AST]:
             roots += node.decorator_list
         elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             roots.append(node.annotation)
-        elif isinstance(node, ast.JoinedStr):  # the text of messages is not behaviour
+        elif isinstance(node, ast.JoinedStr):  # messages
             roots.append(node)
     return {inner for root in roots for inner in ast.walk(root)}
 
 
 class Replace(ast.NodeTransformer):
-    """Puts ``new`` where ``old`` is."""
+    """Transformer that replaces the node ``old`` by ``new``."""
 
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self.old, self.new = old, new
@@ -133,11 +133,11 @@ class Replace(ast.NodeTransformer):
 
 
 def mutants(file: Path) -> Iterator[Mutant]:
-    """Every mutant of a file."""
+    """Yield every mutant of a file."""
     tree = ast.parse(file.read_text())
     left_alone = unmutated(tree)
-    nodes = list(ast.walk(tree))  # outer ones come first
-    places = {
+    nodes = list(ast.walk(tree))  # outer nodes come first
+    scopes = {
         inner: outer.name
         for outer in nodes
         if isinstance(outer, ast.FunctionDef | ast.ClassDef)
@@ -153,22 +153,24 @@ def mutants(file: Path) -> Iterator[Mutant]:
             old = nth(changed, index)
             changed = Replace(old, list(variants(old))[which]).visit(changed)
             changed = ast.fix_missing_locations(changed)
-            statement = indices[statements[node]]  # what changed comes later
+            statement = indices[statements[node]]  # the same in the mutant: inner nodes come later
             change = f"{first_line(nodes[statement])} → {first_line(nth(changed, statement))}"
             line = getattr(node, "lineno", statements[node].lineno)
-            yield Mutant(file, line, places.get(node, "module"), change, changed)
+            yield Mutant(file, line, scopes.get(node, "module"), change, changed)
 
 
 def nth(tree: ast.AST, index: int) -> ast.AST:
+    """Return the node at an index (from 0) of the walk through a tree."""
     return next(islice(ast.walk(tree), index, None))
 
 
 def first_line(node: ast.AST) -> str:
+    """Return the first line of a node's code."""
     return ast.unparse(node).splitlines()[0]
 
 
 def load_in_place_of(mutant: Mutant) -> None:
-    """Let this process load the mutant where it would load the file."""
+    """Make this process load the mutant in place of the file."""
     loader = importlib.machinery.SourceFileLoader
     get_code = loader.get_code
 
@@ -181,7 +183,7 @@ def load_in_place_of(mutant: Mutant) -> None:
 
 
 def run_tests(tests: Sequence[str], mutant: Mutant | None) -> int:
-    """Run tests in a fork of this process; returns its process id."""
+    """Run tests in a fork of this process and return its process id (None: without a mutant)."""
     child = os.fork()
     if child:
         return child
@@ -190,7 +192,7 @@ def run_tests(tests: Sequence[str], mutant: Mutant | None) -> int:
     os.dup2(silence, 2)
     code = 99
     try:
-        os.setsid()  # what the tests start ends with them
+        os.setsid()  # so that the processes that the tests start can be killed with them
         if mutant:
             load_in_place_of(mutant)
         import pytest
@@ -203,9 +205,11 @@ def run_tests(tests: Sequence[str], mutant: Mutant | None) -> int:
 
 
 def poll(child: int, end: float) -> str | None:
-    """``survived``, ``killed``, ``broken`` (the tests could not even load it), ``timeout``.
+    """Return the result of a test process, killing it after ``end`` (on the monotonic clock).
 
-    None where it still runs and the time is before ``end``.
+    Returns:
+        "survived", "killed", "broken" (the mutant could not be loaded) or "timeout"; None while
+        the process runs.
     """
     done, status = os.waitpid(child, os.WNOHANG)
     if done:
@@ -221,9 +225,9 @@ def poll(child: int, end: float) -> str | None:
 def try_all(
     chosen: Sequence[Mutant | None], tests: Sequence[str], timeout: float, jobs: int = 1
 ) -> Iterator[tuple[Mutant | None, str]]:
-    """Each mutant (None: the code as it is) and what became of it, ``jobs`` at a time.
+    """Yield each mutant (None: the unchanged code) and its result, running ``jobs`` at a time.
 
-    It forks from the main thread: what is forked from another one fails tests for its own reasons.
+    All processes are forked from the main thread, because some tests fail in forks of another one.
     """
     waiting = list(reversed(chosen))
     running: dict[int, tuple[Mutant | None, float]] = {}
@@ -247,13 +251,13 @@ def outcome(tests: Sequence[str], mutant: Mutant | None, timeout: float) -> str:
 
 
 def read_equivalent(file: Path = EQUIVALENT) -> set[str]:
-    """The names of the mutants that no test can kill; a line starting with # gives the reason."""
+    """Read the names of the mutants that no test can kill; lines with # give the reasons."""
     lines = file.read_text().splitlines() if file.exists() else []
     return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
 
 
 def report(results: Iterable[tuple[Mutant | None, str]]) -> float:
-    """Print the survivors and the counts; returns the share that was killed, in [0, 1]."""
+    """Print the survivors and the counts; return the share of killed mutants, in [0, 1]."""
     results = list(results)
     for mutant, result in results:
         if mutant and result == "survived":
@@ -268,25 +272,30 @@ def report(results: Iterable[tuple[Mutant | None, str]]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("package", choices=sorted(TESTS))
-    parser.add_argument("--file", help="only this one, such as matcher.py")
+    parser.add_argument("--file", help="only this file, such as matcher.py")
     parser.add_argument(
-        "--sample", type=int, metavar="N", help="take N of the mutants; default: all"
+        "--sample", type=int, metavar="N", help="number of mutants to try, at random; default: all"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument(
-        "--minimum", type=float, default=0.0, metavar="SHARE", help="0.85: fail below"
+        "--minimum",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="exit with 1 if a smaller share is killed, such as 0.85",
     )
     args = parser.parse_args(argv)
 
     folder = ROOT / "mask_former" / args.package
     files = sorted(folder.glob(args.file or "*.py"))
     if not files:
-        print(f"mutate: there is no {folder / args.file}", file=sys.stderr)
+        print(f"mutate: {folder / args.file} is missing", file=sys.stderr)
         return 1
     known = read_equivalent()
     found = [mutant for file in files for mutant in mutants(file)]
@@ -295,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.sample is not None and args.sample < len(alive):
         chosen = random.Random(args.seed).sample(alive, args.sample)
     print(
-        f"{len(found)} mutants, {len(found) - len(alive)} known as equivalent; {len(chosen)} tried"
+        f"{len(found)} mutants, {len(found) - len(alive)} of them equivalent; trying {len(chosen)}"
     )
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -305,12 +314,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     tests = TESTS[args.package]
     start = time.monotonic()
     if outcome(tests, None, timeout=600) != "survived":
-        print(f"mutate: without a mutant these fail, too: {' '.join(tests)}", file=sys.stderr)
+        print(f"mutate: these tests fail without a mutant: {' '.join(tests)}", file=sys.stderr)
         return 1
     timeout = 30 + 5 * (time.monotonic() - start)
     share = report(try_all(chosen, tests, timeout, args.jobs))
     if outcome(tests, None, timeout) != "survived":
-        print("mutate: the files changed in between, the figures mean nothing", file=sys.stderr)
+        print("mutate: invalid figures, because files were changed during the run", file=sys.stderr)
         return 1
     return int(share < args.minimum)
 

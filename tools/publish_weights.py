@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turn a checkpoint into a file to publish; see mask_former/cli/publish_weights.py."""
+"""Convert a checkpoint to a file for publication; see mask_former/cli/publish_weights.py."""
 
 import sys
 

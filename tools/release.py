@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Build the source archive and the wheel, and try the wheel in an empty environment.
 
-    python tools/release.py            # dist/*.tar.gz and dist/*.whl, of a committed version
-    python tools/release.py --rehearse # of what lies here, without the checks of what is committed
+    python tools/release.py            # dist/*.tar.gz and dist/*.whl, from the committed files
+    python tools/release.py --rehearse # with uncommitted files, and without the checks before
 
-The version is that of mask_former/__init__.py. Before the build: everything is committed, the
-version has a heading in CHANGELOG.md, nothing is left under "Unreleased", and no tag has it. After
-it: the wheel holds every module, table, config and weight; installed into an empty environment, it
-reads a photo, and demo/demo.py draws on it. Tagging and uploading are left to you.
+The version is that of mask_former/__init__.py. Checks before the build: everything is committed,
+CHANGELOG.md has a heading for the version and nothing under "Unreleased", and the tag is free.
+Checks after it: the wheel holds every module, table, config and weight file; installed into an
+empty environment, it predicts a photo, and demo/demo.py draws the result. You tag and upload.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What of the checkout is found in the wheel: folder, suffixes (none: every file), place.
+# Files that the wheel has to hold: folder, suffixes (none: every file), folder in the wheel.
 PACKAGED = (
     ("mask_former", (".py", ".json"), "mask_former"),
     ("configs", (".yaml",), "mask_former/configs"),
     ("model_zoo", (), "mask_former/model_zoo"),
 )
 
-# Run by the new environment, in an empty folder; the photo is one that matplotlib brings.
+# Run in the new environment, from an empty folder; matplotlib contains the photo.
 PREDICT = """
 import sys, matplotlib, mask_former
 from pathlib import Path
@@ -45,19 +45,20 @@ print(mask_former.__version__, mask_former.__file__, photo, sep="\\n")
 
 
 def git(*arguments: str, root: Path) -> str:
+    """Run git in a checkout and return its output."""
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def source_files(root: Path, *, committed: bool) -> list[Path]:
-    """The files of a checkout that git does not ignore, seen from ``root``."""
+    """List the files of a checkout that git does not ignore, relative to ``root``."""
     kinds = ["--cached"] if committed else ["--cached", "--others", "--exclude-standard"]
     names = git("ls-files", "-z", *kinds, root=root).split("\0")
     return sorted({Path(name) for name in names if name and (root / name).is_file()})
 
 
 def read_version(root: Path) -> str:
-    """``__version__`` of the package, the one place where it stands."""
+    """Return ``__version__`` of the package, the only definition of the version."""
     file = root / "mask_former" / "__init__.py"
     found = re.findall(r'^__version__ = "(.+)"$', file.read_text(), flags=re.MULTILINE)
     if len(found) != 1:
@@ -66,12 +67,13 @@ def read_version(root: Path) -> str:
 
 
 def why_not_ready(version: str, changelog: str, status: str, tags: Iterable[str]) -> Iterator[str]:
-    """Yield the reasons against releasing a version, a line for each.
+    """Yield the reasons against releasing a version, one line each.
 
     Args:
+        version: the version, such as "1.2.0".
         changelog: the text of CHANGELOG.md.
-        status: of ``git status --porcelain``.
-        tags: those of git.
+        status: the output of ``git status --porcelain``.
+        tags: the tags of git.
     """
     if status:
         yield f"{len(status.splitlines())} files are changed or new: commit or remove them"
@@ -81,14 +83,14 @@ def why_not_ready(version: str, changelog: str, status: str, tags: Iterable[str]
     if version not in sections:
         yield f'CHANGELOG.md has no heading "## {version}"'
     if f"v{version}" in tags:
-        yield f"the tag v{version} exists: raise __version__ in mask_former/__init__.py"
+        yield f"the tag v{version} exists: increase __version__ in mask_former/__init__.py"
 
 
 def build(root: Path, files: Iterable[Path], output: Path) -> Path:
-    """Build both archives of a copy of ``files``, the wheel from the source archive.
+    """Build the source archive from a copy of ``files``, and the wheel from the source archive.
 
     Returns:
-        The wheel.
+        The path of the wheel.
     """
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
@@ -100,20 +102,20 @@ def build(root: Path, files: Iterable[Path], output: Path) -> Path:
 
 
 def expected_in_wheel(files: Iterable[Path]) -> set[str]:
-    """The names that the wheel must hold, of the checkout's files."""
+    """Return the names in the wheel of those files of the checkout that it must hold."""
     return {
-        f"{place}/{file.relative_to(folder)}"
+        f"{target}/{file.relative_to(folder)}"
         for file in files
-        for folder, suffixes, place in PACKAGED
+        for folder, suffixes, target in PACKAGED
         if file.is_relative_to(folder) and (not suffixes or file.suffix in suffixes)
     }
 
 
 def check_wheel(wheel: Path, files: Iterable[Path]) -> int:
-    """Return how many files the wheel holds.
+    """Return the number of files in the wheel.
 
     Raises:
-        ValueError: if a file of the checkout is missing in it.
+        ValueError: if a file of the checkout is missing from it.
     """
     with zipfile.ZipFile(wheel) as archive:
         held = archive.namelist()
@@ -124,10 +126,15 @@ def check_wheel(wheel: Path, files: Iterable[Path]) -> int:
 
 
 def make_environment(folder: Path, wheel: Path, *, borrow: bool) -> Path:
-    """Install the wheel into a new environment; ``borrow``: its needs are seen through a .pth file.
+    """Install the wheel into a new environment, and its requirements, too.
+
+    Args:
+        folder: folder of the environment.
+        wheel: path of the wheel.
+        borrow: use the requirements of this environment, through a .pth file, to save time.
 
     Returns:
-        The environment's interpreter.
+        The interpreter of the new environment.
     """
     if not borrow:
         install = [str(ROOT / "tools" / "install.py"), "--venv", str(folder), "--wheel", str(wheel)]
@@ -137,16 +144,16 @@ def make_environment(folder: Path, wheel: Path, *, borrow: bool) -> Path:
     python = folder / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-qq", "--no-deps", wheel], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    # a path in a .pth file brings the packages, not the .pth files of editable installs there
+    # a path in a .pth file adds packages, but not editable installs, which also use .pth files
     (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return python
 
 
 def try_wheel(python: Path, folder: Path, version: str) -> None:
-    """Predict and draw with an environment's package, from an empty folder.
+    """Predict and draw with the wheel that is installed in an environment, from an empty folder.
 
     Raises:
-        ValueError: if another package than the wheel's is found, or nothing is drawn.
+        ValueError: if another package than the wheel's is imported, or nothing is drawn.
         subprocess.CalledProcessError: if the prediction or the demo fails.
     """
     folder.mkdir()
@@ -158,16 +165,21 @@ def try_wheel(python: Path, folder: Path, version: str) -> None:
         process.check_returncode()
         return process.stdout.splitlines()
 
-    found, place, photo = run("-c", PREDICT)[-3:]
-    if found != version or not Path(place).is_relative_to(python.parents[1]):
-        raise ValueError(f"found mask_former {found} at {place}, expected the wheel's {version}")
+    found, path, photo = run("-c", PREDICT)[-3:]
+    if found != version or not Path(path).is_relative_to(python.parents[1]):
+        raise ValueError(f"found mask_former {found} at {path}, expected the wheel's {version}")
     run(str(ROOT / "demo" / "demo.py"), "--input", photo, "--output", "drawn")
     if not (folder / "drawn" / "grace_hopper.png").is_file():
         raise ValueError(f"demo/demo.py drew no {folder}/drawn/grace_hopper.png")
 
 
 def release(root: Path, output: Path, *, rehearse: bool, borrow: bool) -> None:
-    """Check, build and try; raises ValueError or CalledProcessError where something fails."""
+    """Check, build and try a release.
+
+    Raises:
+        ValueError: if the version is not ready, or the wheel is incomplete or does not work.
+        subprocess.CalledProcessError: if a command fails.
+    """
     version = read_version(root)
     if not rehearse:
         status = git("status", "--porcelain", root=root)
@@ -183,21 +195,20 @@ def release(root: Path, output: Path, *, rehearse: bool, borrow: bool) -> None:
         python = make_environment(Path(temporary, "venv"), wheel.resolve(), borrow=borrow)
         print("release: predicting with it", flush=True)
         try_wheel(python, Path(temporary, "empty"), version)
-    print(
-        f"release: {version} works. If it is to go out: git tag v{version}, then upload {output}/"
-    )
+    print(f"release: {version} works. To publish it: git tag v{version}, then upload {output}/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="default: dist")
-    parser.add_argument("--rehearse", action="store_true", help="build what is not committed, too")
+    parser.add_argument("--rehearse", action="store_true", help="include uncommitted files")
     parser.add_argument(
         "--borrow",
         action="store_true",
-        help="use this environment's torch and the rest in place of installing them (2.5 GB)",
+        help="use torch and other requirements of this environment; installing them takes 2.5 GB",
     )
     args = parser.parse_args(argv)
     try:
@@ -206,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = " ".join(map(str, error.cmd))[:200]
         detail = (error.stderr or b"")[-2000:]
         text = detail.decode(errors="replace") if isinstance(detail, bytes) else detail
-        print(f"release: this failed: {command}\n{text}", file=sys.stderr)
+        print(f"release: a command failed: {command}\n{text}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         print(f"release: {error}", file=sys.stderr)

@@ -27,9 +27,9 @@ logger = logging.getLogger("mask_former.page")
 SESSION_LIFETIME = 30 * 60.0
 """Seconds without activity after which a visitor's image is dropped."""
 FAILURES = (OSError, KeyError, ValueError, RuntimeError, MemoryError)
-"""Errors that fail one request: its visitor gets the reason, and the page continues."""
+"""Errors that fail only one request: the visitor sees the reason, and the page continues."""
 
-_PREVIEW_SECONDS = 0.5  # between the frames of a video that are shown while it is drawn
+_PREVIEW_SECONDS = 0.5  # between the frames that are shown while a video is drawn
 
 Shown = tuple[Any, Any, str]
 """New values of the viewer, the video and the line below them."""
@@ -83,8 +83,8 @@ class Page:
     ) -> Iterator[Shown]:
         """Run the network on an upload.
 
-        A video is drawn here, and shown meanwhile; an image is kept for :meth:`show`, so that it is
-        drawn with the settings of the moment when the network is done.
+        A video is drawn here, with a live preview. An image is kept for :meth:`show`, which draws
+        it with the settings at the time when the network has finished.
         """
         session = str(request.session_hash)
         self._images.drop(session)
@@ -123,7 +123,7 @@ class Page:
                 total = min(frame.in_file or limit, limit)
                 line = f"{path.name} · frame {frame.done} of {total}"
                 yield preview(frame.image), _no_video(), line
-        line = f"{path.name} · {frame.done} frames · {(now - start) / frame.done:.2f} s a frame"
+        line = f"{path.name} · {frame.done} frames · {(now - start) / frame.done:.2f} s per frame"
         if frame.broken:
             line += f" · {frame.broken} broken frames left out"
         if (frame.in_file or limit + 1) > limit <= frame.done + frame.broken:
@@ -131,7 +131,7 @@ class Page:
         yield NOTHING, gr.update(value=str(output), visible=True), line
 
     def show(self, request: gr.Request, *settings: Any) -> tuple[Any, Any]:
-        """Draw the kept image with these settings, without a forward pass: viewer and line."""
+        """Draw the kept image with these settings; return new values of the viewer and the line."""
         image = self._images.get(str(request.session_hash))
         if image is None:
             return gr.skip(), gr.skip()
@@ -144,7 +144,7 @@ class Page:
         return shown, f"{image.summary} · drawn in {time.perf_counter() - start:.2f} s"
 
     def redraw(self, request: gr.Request, upload: str | None, *settings: Any) -> tuple[Any, Any]:
-        """Draw as :meth:`show` when a control was moved, with advice if no image is kept."""
+        """Call :meth:`show` after a control was changed; if no image is kept, show a hint."""
         session = str(request.session_hash)
         kept = self._images.get(session) is not None
         if kept or session in self._busy or upload is None or not Path(upload).is_file():
@@ -157,13 +157,13 @@ class Page:
         return message("This image has expired. Press “Run again” to process it again."), ""
 
     def pack(self, request: gr.Request, formats: list[str], *settings: Any) -> str | None:
-        """Make the archive to download and return its path; or None, with a warning on the page."""
+        """Return the path of the archive to download, or None after a warning on the page."""
         session = str(request.session_hash)
         image = self._images.get(session)
         if image is None:
             gr.Warning(
-                "There is no image whose result could be downloaded: drop one in first. (A video "
-                "has a button of its own.)"
+                "There is no result to download: drop in an image first. (The download button of a "
+                "video is on its player.)"
             )
             return None
         try:

@@ -1,4 +1,4 @@
-"""The network's output for one image, and its results at the settings of the sliders."""
+"""Output of the network for one image, and the results at the sliders' settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Settings:
     min_share: float
     """Share of the sum of all classes' scores that the best class of a pixel needs."""
     opacity: float
-    """Opacity of the paint."""
+    """Opacity of the drawing over the image."""
 
 
 class ImageResults:
@@ -56,7 +56,7 @@ class ImageResults:
         self.summary = summary
         self._output = output
         self._results: dict[str, tuple[tuple[float, float], Result]] = {}
-        self._small: dict[str, tuple[Result, Result]] = {}  # by kind: full and reduced
+        self._small: dict[str, tuple[Result, Result]] = {}  # kind -> full and reduced result
 
     def result(self, settings: Settings, max_side: int | None = None) -> Result:
         """Filter the result by the settings, for drawing and for downloads alike.
@@ -85,9 +85,9 @@ class ImageResults:
         return self._small[kind][1]
 
     def _whole(self, settings: Settings) -> Result:
-        """Return the result before thresholds that only filter it; the last of each kind is kept.
+        """Return the unfiltered result; the last one of each kind is cached.
 
-        The two panoptic thresholds decide which segments exist, so they need a new result.
+        The two panoptic thresholds decide which segments exist, so a change needs a new result.
         """
         kind, thresholds = settings.kind, (0.0, 0.0)
         if kind == "panoptic":
@@ -100,7 +100,7 @@ class ImageResults:
         return self._results[kind][1]
 
     def pack(self, settings: Settings, formats: list[str], folder: Path) -> Path:
-        """Write the result to files and pack them.
+        """Write the result to files and pack them into an archive.
 
         Args:
             settings: thresholds, and the kind of result.
@@ -108,7 +108,7 @@ class ImageResults:
             folder: folder of the archive; made if it is missing.
 
         Returns:
-            the archive, NAME_KIND.zip in a folder of its own.
+            Path of the archive, NAME_KIND.zip in a new subfolder.
 
         Raises:
             ValueError: if no format is given, or the model cannot make this kind of result.
@@ -125,7 +125,7 @@ class ImageResults:
 
 
 def reduce(result: Result, max_side: int) -> Result:
-    """Resize an image and every map of its result to at most ``max_side`` pixels (nearest)."""
+    """Reduce an image and its maps (nearest) to a longer side of at most ``max_side`` pixels."""
     height, width = result.image.shape[:2]
     factor = max_side / max(height, width)
     if factor >= 1:

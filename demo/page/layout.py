@@ -1,4 +1,4 @@
-"""The page's controls, their layout, and the methods of ``handlers.Page`` that they call."""
+"""Controls of the page, their layout, and the methods of ``handlers.Page`` that they call."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CSS = """
 """
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-# Gradio's paler greys cannot be read well (WCAG 2 asks for 4.5:1).
+# Gradio's paler greys have too little contrast (WCAG 2 requires 4.5:1).
 GREYS = {
     "body_text_color_subdued": "*neutral_500",
     "block_info_text_color": "*neutral_500",
@@ -58,7 +58,7 @@ GREYS = {
     "block_info_text_color_dark": "*neutral_300",
 }
 
-# The archive is made first; then the browser fetches it by the hidden button.
+# The archive is made first; then a click on the hidden button downloads it.
 FETCH = """() => setTimeout(() => {
   const button = document.querySelector('#fetch');
   (button.querySelector('a, button') || button).click();
@@ -67,7 +67,7 @@ FETCH = """() => setTimeout(() => {
 
 @dataclass(frozen=True)
 class Controls:
-    """The components of the page."""
+    """Components of the page."""
 
     upload: gr.File
     model: gr.Dropdown
@@ -83,7 +83,7 @@ class Controls:
 
     @property
     def settings(self) -> list[Any]:
-        """The components of a ``Settings``, in the order of its fields."""
+        """Components whose values are a ``Settings``, in the order of its fields."""
         return [self.kind, *(self.sliders[name] for name in _FIELDS[1:])]
 
 
@@ -154,7 +154,7 @@ def _connect_network(page: Page, on: Controls) -> None:
         ).success(page.show, on.settings, [on.viewer, on.line], **DRAWING, **options)  # fmt: skip
 
     run(partial(gr.on, [on.upload.upload, on.upload.clear, on.again.click]))
-    # Not "input", which a dropdown fires twice.
+    # Not the "input" event, which a dropdown fires twice.
     run(on.model.change(partial(_defaults, page), on.model, on.settings, **network).success)
 
 
@@ -173,7 +173,7 @@ def _connect_drawing(page: Page, on: Controls) -> None:
 
 
 def _make_viewer() -> gr.HTML:
-    """Make the viewer; ``viewer.view``, ``preview`` and ``message`` make its values."""
+    """Make the viewer; its values come from ``viewer.view``, ``preview`` and ``message``."""
     here = Path(__file__).parent
     return gr.HTML(
         value=None,
@@ -213,7 +213,7 @@ def _defaults(page: Page, model: str) -> list[Any]:
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, queue_size: int) -> str:
-    """Serve the page in the background and return its address.
+    """Serve the page in the background and return its URL.
 
     Raises:
         OSError: if the port is taken, or the address does not exist.
@@ -226,7 +226,9 @@ def launch(blocks: gr.Blocks, host: str, port: int, queue_size: int) -> str:
         with socket.create_server((host, port)):
             pass
     except (OSError, OverflowError) as error:
-        raise OSError(f"--host {host} --port {port} cannot be listened at: {error}") from error
+        raise OSError(
+            f"The page cannot listen on --host {host} --port {port} ({error}): choose another port."
+        ) from error
     _, address, _ = blocks.launch(
         server_name=host, server_port=port, share=False, ssr_mode=False, inbrowser=False,
         prevent_thread_lock=True, theme=theme, css=CSS, footer_links=[], run_history=False,

@@ -1,4 +1,4 @@
-"""The checkpoints that the page offers, each loaded at its first use."""
+"""Checkpoints that the page offers; each is loaded when it is first used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Models:
     def __init__(
         self, sources: Sequence[str], load: Callable[[str], MaskFormerPredictor], keep: int
     ) -> None:
-        """Name the checkpoints; none is loaded yet.
+        """Set the checkpoints; none is loaded yet.
 
         Args:
             sources: paths, URLs or names of checkpoints; the first is the page's default.
@@ -30,7 +30,7 @@ class Models:
         """
         if not sources or keep < 1:
             raise ValueError(
-                f"{len(sources)} checkpoints, {keep} kept in memory: at least 1 of each is needed"
+                f"{len(sources)} checkpoints, {keep} kept in memory; expected 1 or more of both"
             )
         self._sources = dict(zip(display_names(sources), sources, strict=True))
         self._load = load
@@ -56,11 +56,11 @@ class Models:
             OSError, ValueError: if it cannot be loaded.
         """
         if name not in self._sources:
-            raise KeyError(f"There is no checkpoint {name!r} here, only {self.names}.")
+            raise KeyError(f"The page has no checkpoint {name!r}; expected one of {self.names}.")
         with self._lock:
             if name not in self._loaded:
                 while len(self._loaded) >= self._keep:
-                    self._loaded.popitem(last=False)  # first: both may not fit into memory
+                    self._loaded.popitem(last=False)  # before loading: both may not fit in memory
                 self._loaded[name] = self._load(self._sources[name])
             self._loaded.move_to_end(name)
             return self._loaded[name]
@@ -69,11 +69,14 @@ class Models:
 def display_names(sources: Sequence[str]) -> list[str]:
     """Return a short name for each source: the shortest end of its path that is unique.
 
-    Most checkpoint files of trainings have the same name, so their folder is named as well.
+    Most trainings name their checkpoints alike, so the folder becomes part of the name.
+
+    Raises:
+        ValueError: if a source is given twice.
     """
     paths = [Path(source) for source in dict.fromkeys(sources)]
     if len(paths) < len(sources):
-        raise ValueError(f"A checkpoint is named twice: {list(sources)}")
+        raise ValueError(f"A checkpoint is given twice: {list(sources)}. Remove one of them.")
     names = [path.name for path in paths]
     for length in range(2, max(len(path.parts) for path in paths) + 1):
         twice = {name for name in names if names.count(name) > 1}

@@ -1,4 +1,4 @@
-"""Memory of the page: one value for each session, of few sessions, for a limited time."""
+"""Store of one value per session, for a limited number of sessions and a limited time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sessions(Generic[T]):
             self._forget()
 
     def get(self, session: str) -> T | None:
-        """Return the session's value, which counts as a use; None if it has none (any more)."""
+        """Return the session's value or None (missing or dropped); this counts as a use."""
         with self._lock:
             self._forget()
             if session not in self._values:

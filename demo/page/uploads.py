@@ -22,12 +22,12 @@ _MEGA = 1_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on the uploads of a visitor."""
+    """Limits on an upload."""
 
     megapixels: float = 50
     """Largest size of an image or of a frame of a video, in millions of pixels."""
     frames: int = 300
-    """Most frames of a video; later ones are left out."""
+    """Largest number of frames of a video that are drawn; later ones are left out."""
 
 
 def is_video(path: Path) -> bool:
@@ -37,7 +37,7 @@ def is_video(path: Path) -> bool:
         ValueError: if it is neither; the message is for the visitor.
     """
     if path.stat().st_size == 0:
-        raise ValueError(f"{path.name} is empty (0 bytes). Was it saved or copied completely?")
+        raise ValueError(f"{path.name} is empty (0 bytes). Save or copy it again.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has a limit
         try:

@@ -32,7 +32,7 @@ class Frame:
     broken: int
     """Number of frames skipped because they cannot be decoded."""
     in_file: int | None
-    """Number of frames that the file states, or None."""
+    """Number of frames according to the file, or None if it does not state it."""
 
 
 def draw_video(

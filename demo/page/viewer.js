@@ -1,6 +1,6 @@
-// Shows what viewer.py sends: the drawing, the region under the cursor, the legend.
-// Gradio runs this as a function's body with `element`, `props` and `watch`.
-let shown = 0; // counts the values, so that one that comes late does not replace a newer one
+// Shows the values that viewer.py makes: the drawing, the region under the cursor, the legend.
+// Gradio runs this as the body of a function with `element`, `props` and `watch`.
+let shown = 0; // number of values so far: a value that is decoded late must not replace a newer one
 
 function node(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -33,7 +33,7 @@ async function show(value) {
   const canvas = node("canvas", { width: value.width, height: value.height });
   const tip = node("div", { className: "tip", hidden: true });
   const frame = node("div", { className: "frame" }, image, canvas, tip);
-  // As large as there is room for, in the image's own proportions.
+  // As large as the page allows, with the aspect ratio of the image.
   frame.style.aspectRatio = `${value.width} / ${value.height}`;
   frame.style.width = `min(100%, calc(60vh * ${value.width / value.height}))`;
   const parts = [node("div", { className: "stage" }, frame)];

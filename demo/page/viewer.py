@@ -23,33 +23,33 @@ __all__ = ["MAX_SIDE", "NOTHING", "message", "preview", "view"]
 MAX_SIDE = 1280
 """Longer side, in pixels, of images sent to the browser; downloads keep the image's own size."""
 MIN_SIDE = 400
-"""Smaller images are drawn upsampled by an integer factor, to make room for names."""
+"""Shorter side, in pixels, below which a drawing is upsampled to make room for labels."""
 
 NOTHING = {"nothing": True}
-"""Hides the viewer while a video is shown; None shows a hint to drop an image in."""
+"""Value that hides the viewer while a video is shown; None shows a hint to drop an image in."""
 
 
 def message(text: str) -> dict[str, Any]:
-    """Make the value that shows a text in place of an image."""
+    """Make the viewer's value that shows a text instead of an image."""
     return {"message": text}
 
 
 def preview(drawing: NDArray[np.uint8]) -> dict[str, Any]:
-    """Make the value that shows a drawing (H×W×3) alone, such as a frame of a video."""
+    """Make the viewer's value that shows only a drawing (H×W×3), such as a frame of a video."""
     small = drawing[:: _step(drawing.shape), :: _step(drawing.shape)]
     return {"image": _jpeg(small), "width": small.shape[1], "height": small.shape[0]}
 
 
 def view(result: Result, kind: str, opacity: float) -> dict[str, Any]:
-    """Make the value that shows a result of at most ``MAX_SIDE`` pixels, as plain data.
+    """Make the viewer's value that shows a result, whose sides have at most ``MAX_SIDE`` pixels.
 
     Returns:
         kind: kind of the result.
         image: the drawing, a data URL.
         width, height: size of the maps, in pixels; that of the drawing may be a multiple.
-        ids: the id map, 0 for no region, ``i`` for ``regions[i - 1]``: uint16, little endian, by
-            rows, zlib, base64.
-        scores: None, or the score of each pixel's class in [0, 255]: uint8, packed likewise.
+        ids: the id map, 0 for no region, ``i`` for ``regions[i - 1]``: uint16, little-endian,
+            row by row, compressed with zlib, in base64.
+        scores: None, or the score of each pixel's class in [0, 255]: uint8, packed in the same way.
         regions: dicts of name, score in [0, 1], color, and area as a share of the image.
     """
     overlay = result.overlay(kind, 0.0)
@@ -80,7 +80,7 @@ def view(result: Result, kind: str, opacity: float) -> dict[str, Any]:
 
 
 def _names_and_scores(result: Result, kind: str, overlay: Overlay) -> list[tuple[str, float]]:
-    """Return name and score of each region of an overlay, which has the order of the result."""
+    """Return name and score of each region of an overlay, in the order of the result."""
     if kind == "panoptic" and result.panoptic is not None:
         names = result.classes.names
         return [(names[s["category_id"]], s["score"]) for s in result.panoptic.segments]
@@ -101,7 +101,7 @@ def _step(shape: tuple[int, ...]) -> int:
 
 
 def _pack(values: NDArray[Any], dtype: Any) -> str:
-    """Pack exact values: an image would pass through the browser's colour management."""
+    """Pack exact values, which the browser's colour management would change in an image file."""
     return base64.b64encode(zlib.compress(values.astype(dtype).tobytes(), 1)).decode()
 
 

@@ -1,6 +1,6 @@
-"""A custom transformer decoder: one cross-attention in each layer, and nothing else.
+"""A custom transformer decoder: each layer is just one cross-attention.
 
-As a plug-in it lies in mask_former/modeling/transformer_decoder/, or anywhere with
+Put it into mask_former/modeling/transformer_decoder/, or anywhere else and pass
 ``--plugin attention_decoder.py``.
 """
 
@@ -21,7 +21,7 @@ from mask_former.structures import Prediction
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class AttentionDecoder(TransformerDecoder):
-    """The contract is ``decode``; ``class_embed`` and ``query_embed`` are the expected names."""
+    """A decoder defines ``decode``; fine-tuning expects ``class_embed`` and ``query_embed``."""
 
     @configurable
     def __init__(

@@ -1,6 +1,6 @@
-"""A custom training mapper: the panoptic one with one more augmentation, and a key for it.
+"""A custom training mapper: the panoptic mapper with one more augmentation, and a key for it.
 
-As a plug-in it lies in mask_former/data/mappers/, or anywhere with ``--plugin
+Put it into mask_former/data/mappers/, or anywhere else and pass ``--plugin
 brightness_mapper.py``.
 """
 
@@ -17,12 +17,12 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY
 
 def add_config(cfg: CfgNode) -> None:
     """Add the key ``INPUT.BRIGHTNESS``."""
-    cfg.INPUT.BRIGHTNESS = [0.8, 1.2]  # pixel values are multiplied by a factor between them
+    cfg.INPUT.BRIGHTNESS = [0.8, 1.2]  # range of the factor that multiplies pixel values
 
 
 @DATASET_MAPPER_REGISTRY.register(name="bright_panoptic")
 class BrightPanopticMapper(MaskFormerPanopticDatasetMapper):
-    """The contract is a call with a dataset dict; ``from_config`` chooses the augmentations."""
+    """A mapper is called with a dataset dict; ``from_config`` chooses its augmentations."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A custom backbone: four stages of convolutions with strides 4, 8, 16 and 32.
 
-As a plug-in it lies in mask_former/modeling/backbone/, or anywhere with
+Put it into mask_former/modeling/backbone/, or anywhere else and pass
 ``--plugin conv_stages.py``.
 """
 
@@ -21,7 +21,7 @@ def add_config(cfg: CfgNode) -> None:
 
 @BACKBONE_REGISTRY.register()
 class ConvStages(Backbone):
-    """Maps ``res2`` … ``res5``, which pixel decoders expect by default."""
+    """A backbone with the maps ``res2`` … ``res5``, which pixel decoders expect by default."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ConvStages(Backbone):
             channels = self._out_feature_channels[name]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Turn images B×3×H×W, normalised, into maps B×C_i×H/stride×W/stride by name."""
+        """Compute maps B×C_i×H/stride×W/stride by name from normalised images B×3×H×W."""
         x = self.stem(x)
         maps = {}
         for name, stage in zip(self._out_features, self.stages, strict=True):
@@ -47,12 +47,12 @@ class ConvStages(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Images are padded to a multiple of it if MASK_FORMER.SIZE_DIVISIBILITY is negative."""
+        """The multiple that images are padded to if MASK_FORMER.SIZE_DIVISIBILITY is negative."""
         return 32
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Module:
-    """Halve the size: 3×3 convolution of stride 2, group norm, ReLU."""
+    """Build a block that halves the size: 3×3 convolution with stride 2, group norm, ReLU."""
     return Conv2d(
         in_channels,
         out_channels,

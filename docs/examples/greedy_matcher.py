@@ -1,6 +1,6 @@
-"""A custom matcher: the cheapest pair first, then the cheapest of those that are left.
+"""A custom matcher: repeatedly match the cheapest pair of those that remain.
 
-As a plug-in it lies in mask_former/losses/, or anywhere with ``--plugin greedy_matcher.py``.
+Put it into mask_former/losses/, or anywhere else and pass ``--plugin greedy_matcher.py``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from mask_former.structures import Match
 
 @MATCHER_REGISTRY.register()
 class GreedyMatcher(HungarianMatcher):
-    """Costs are those of the base class; only the assignment differs."""
+    """A matcher with the costs of the base class and another assignment."""
 
     def assign(self, cost: np.ndarray) -> Match:
         """Assign a Q×N cost matrix greedily."""
-        left = cost.copy()
+        remaining = cost.copy()
         pairs = []
         for _ in range(min(cost.shape)):
-            query, target = np.unravel_index(left.argmin(), left.shape)
+            query, target = np.unravel_index(remaining.argmin(), remaining.shape)
             pairs.append((int(query), int(target)))
-            left[query, :] = left[:, target] = np.inf
+            remaining[query, :] = remaining[:, target] = np.inf
         queries, targets = zip(*sorted(pairs), strict=True) if pairs else ((), ())
         as_index = {"dtype": torch.int64}
         return Match(torch.tensor(queries, **as_index), torch.tensor(targets, **as_index))

@@ -1,6 +1,6 @@
-"""A custom criterion: supervise the last prediction only, whatever the others are.
+"""A custom criterion: supervise only the last prediction and ignore the earlier ones.
 
-As a plug-in it lies in mask_former/losses/, or anywhere with ``--plugin last_layer_criterion.py``.
+Put it into mask_former/losses/, or anywhere else and pass ``--plugin last_layer_criterion.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mask_former.structures import Outputs, Target
 
 @CRITERION_REGISTRY.register()
 class LastLayerCriterion(SetCriterion):
-    """The contract is ``forward`` and ``loss_weights``; one can also be written from scratch."""
+    """A criterion defines ``forward`` and ``loss_weights``, which the base class has here."""
 
     def forward(
         self,

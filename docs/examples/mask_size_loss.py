@@ -1,6 +1,6 @@
-"""A custom loss: masks should be small.
+"""A custom loss: penalise large masks.
 
-As a plug-in it lies in mask_former/losses/, or anywhere with ``--plugin mask_size_loss.py``.
+Put it into mask_former/losses/, or anywhere else and pass ``--plugin mask_size_loss.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def add_config(cfg: CfgNode) -> None:
 
 @LOSS_REGISTRY.register(name="mask_size")
 class MaskSizeLoss:
-    """The mean mask probability of all queries."""
+    """Loss that is the mean mask probability of all queries."""
 
     @configurable
     def __init__(self, *, weight: float) -> None:
@@ -33,6 +33,6 @@ class MaskSizeLoss:
         return {"weight": cfg.MODEL.MASK_FORMER.MASK_SIZE_WEIGHT}
 
     def __call__(self, batch: MatchedBatch) -> dict[str, Tensor]:
-        """Compute L values in [0, 1], one for each layer."""
+        """Compute L values in [0, 1], one for each supervised layer."""
         means = [layer["pred_masks"].sigmoid().mean() for layer in batch.layers]
         return {"loss_mask_size": torch.stack(means)}

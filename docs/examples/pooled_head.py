@@ -1,6 +1,6 @@
-"""A custom head: no queries that attend, one mask for each channel of a convolution.
+"""A custom head without attention: each output channel of a convolution is one mask.
 
-As a plug-in it lies in mask_former/modeling/heads/, or anywhere with ``--plugin pooled_head.py``.
+Put it into mask_former/modeling/heads/, or anywhere else and pass ``--plugin pooled_head.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mask_former.structures import Outputs, ParameterRows
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PooledHead(nn.Module):
-    """The contract is ``forward``, ``num_classes`` and ``parameter_rows``."""
+    """A head defines ``forward``, ``num_classes`` and ``parameter_rows``."""
 
     @configurable
     def __init__(
@@ -42,7 +42,7 @@ class PooledHead(nn.Module):
         }
 
     def forward(self, features: dict[str, Tensor]) -> Outputs:
-        """Turn backbone maps B×C_i×h_i×w_i by name into a set of masks with one class each."""
+        """Predict a set of masks with one class each from backbone maps B×C_i×h_i×w_i by name."""
         pooled = features[self.coarsest].mean((2, 3))
         queries = self.embed(pooled).unflatten(1, (self.num_queries, -1))  # B×Q×16
         return {

@@ -1,6 +1,6 @@
 """A custom pixel decoder: upsample every map to the finest grid and add them.
 
-As a plug-in it lies in mask_former/modeling/pixel_decoder/, or anywhere with
+Put it into mask_former/modeling/pixel_decoder/, or anywhere else and pass
 ``--plugin sum_pixel_decoder.py``.
 """
 
@@ -20,7 +20,7 @@ from mask_former.structures import PixelFeatures
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SumPixelDecoder(PixelDecoder):
-    """The contract is ``output_shape`` and ``forward_features``; the rest is up to the decoder."""
+    """A pixel decoder defines ``output_shape`` and ``forward_features``."""
 
     @configurable
     def __init__(self, input_shape: dict[str, ShapeSpec], *, conv_dim: int, mask_dim: int) -> None:
@@ -45,7 +45,7 @@ class SumPixelDecoder(PixelDecoder):
         return {"mask_features": ShapeSpec(channels=self.mask_dim, stride=self.stride)}
 
     def forward_features(self, features: dict[str, Tensor]) -> PixelFeatures:
-        """Turn maps B×C_i×h_i×w_i by name into mask features B×mask_dim×H/4×W/4."""
+        """Compute mask features B×mask_dim×H/4×W/4 from maps B×C_i×h_i×w_i by name."""
         size = features[self.in_features[0]].shape[-2:]
         total: Tensor | int = 0
         for name in self.in_features:

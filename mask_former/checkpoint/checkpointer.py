@@ -34,7 +34,7 @@ __all__ = ["Checkpointer", "remove_parts", "unwrapped"]
 
 
 def parameter_rows(model: nn.Module) -> ParameterRows:
-    """Ask the head of a model for its parameters with one row for each class or query."""
+    """Return the parameters of a model's head with one row for each class or query."""
     head: Any = getattr(model, "sem_seg_head", None)
     if not hasattr(head, "parameter_rows"):
         return ParameterRows({})
@@ -97,7 +97,7 @@ class Checkpointer(DetectionCheckpointer):
         Args:
             model: Model to save and to load.
             save_dir: Folder of the checkpoints.
-            whole: Refuse a checkpoint that lacks weights of the model.
+            whole: Refuse a checkpoint that lacks weights of the model; for inference.
             class_names: Names of the model's classes, to be saved.
             inference: The model's config and classes as plain data, to be saved; see
                 :mod:`.inference_data`.
@@ -148,12 +148,12 @@ class Checkpointer(DetectionCheckpointer):
         """Load a checkpoint; an empty ``path`` loads nothing.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If the file is missing.
             ValueError: If the file is damaged, is refused because it would run code, or does not
-                fit the model; if ``path`` is empty although the model must be ``whole``.
+                fit the model, or if ``path`` is empty and ``whole`` is set.
         """
         if self.whole and not path:
-            raise ValueError("MODEL.WEIGHTS is not set: give the checkpoint of a trained model.")
+            raise ValueError("MODEL.WEIGHTS is not set: set it to a trained model's checkpoint.")
         self._source = path
         if path:
             plain = urlparse(path)._replace(query="").geturl()
@@ -168,7 +168,7 @@ class Checkpointer(DetectionCheckpointer):
         """Load weights that are in memory.
 
         Args:
-            weights: Names to tensors.
+            weights: Tensors by name.
             source: Origin of the weights, for the log and for errors.
 
         Raises:
@@ -178,7 +178,7 @@ class Checkpointer(DetectionCheckpointer):
         self._load_model({"model": dict(weights)})
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load the last checkpoint of ``save_dir`` with all states, or the weights of ``path``."""
+        """Load the last checkpoint of ``save_dir`` with all states, or only weights of ``path``."""
         if resume and self.has_checkpoint():
             self.finetuning = None  # a checkpoint of this run has the model's classes
         return super().resume_or_load(path, resume=resume)
@@ -188,7 +188,7 @@ class Checkpointer(DetectionCheckpointer):
         blobs = content["model"].get("blobs", content["model"])
         is_caffe2 = "__author__" not in content and not any("." in str(name) for name in blobs)
         if filename.endswith(".pkl") and is_caffe2:
-            # Names such as res2_0_branch2a_w, which detectron2 matches by heuristics.
+            # Caffe2 has names such as res2_0_branch2a_w, which detectron2 matches by heuristics.
             content.update(__author__="Caffe2", matching_heuristics=True)
             content["model"] = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
         query = getattr(self._parsed_url_during_load, "query", "")
@@ -199,7 +199,7 @@ class Checkpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        """Load ``checkpoint["model"]`` and log how it fits; if it is refused, change nothing."""
+        """Load ``checkpoint["model"]`` and log how it fits; a refused file changes nothing."""
         metadata = getattr(checkpoint["model"], "_metadata", None)
         state = self.model.state_dict()
         weights = self._named_as(state, checkpoint)
@@ -219,7 +219,7 @@ class Checkpointer(DetectionCheckpointer):
         if metadata is not None:  # versions of modules, which some need to convert old weights
             checkpoint["model"]._metadata = metadata
         missing = super()._load_model(checkpoint).missing_keys
-        # A module may have a rule for a missing weight, as detectron2's frozen norms have.
+        # A module may handle a missing weight itself, as detectron2's frozen norms do.
         fit = replace(fit, missing=[name for name in fit.missing if name in missing])
         advice = self._advice(fit, checkpoint.get(CLASS_NAMES))
         level = logging.INFO if fit.is_complete and not advice else logging.WARNING

@@ -1,6 +1,6 @@
 """Fine-tuning: load a checkpoint that has other classes or another number of queries.
 
-Rows of the class layer are carried over by the name of their class, "no object" always. Queries
+Rows of the class layer are carried over by class name; the row of "no object" always is. Queries
 are cut or repeated.
 """
 
@@ -28,7 +28,7 @@ def match_classes(names: Sequence[str], others: Sequence[str]) -> list[int | Non
     """Return, for each of ``names``, the index of the class of that name in ``others``, or None.
 
     Case and surrounding spaces are ignored. A name that lists synonyms ("wall, building") is
-    matched by all of them or, if that fails, by the first ("wall"), if it is unique on both sides.
+    matched as a whole or, failing that, by its first synonym if that is unique on both sides.
     """
     whole = {_normalized(name): index for index, name in reversed(list(enumerate(others)))}
     firsts = [_first_synonym(name) for name in others]
@@ -159,8 +159,8 @@ class Finetuning:
         rows = class_rows(weights, state, parameter_rows)
         if rows:
             name, count = next(iter(rows.items()))
-            in_model = len(state[name]) - parameter_rows.classes[name]
-            sources, note = self._sources(count, in_model, file_classes)
+            num_classes = len(state[name]) - parameter_rows.classes[name]
+            sources, note = self._sources(count, num_classes, file_classes)
             notes.append(note)
         for name in parameter_rows.queries[:1]:
             if name not in rows and _same_width(name, weights, state):
@@ -185,7 +185,10 @@ class Finetuning:
                     "that the checkpoint was trained on."
                 )
         if names is not None and len(names) != in_file:
-            raise ValueError(f"The checkpoint has {in_file} classes but {len(names)} class names.")
+            raise ValueError(
+                f"The checkpoint has {in_file} classes but {len(names)} class names; the numbers "
+                "must be equal. Use another checkpoint."
+            )
         if names is None or self.classes is None:
             owner = "the file" if names is None else "DATASETS.TRAIN"
             advice = ": name a dataset that has them in MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM"

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _KEPT = {
-    "DATASETS": ("TRAIN", "TEST"),  # names, which need not be registered
+    "DATASETS": ("TRAIN", "TEST"),  # names; they need not be registered for inference
     "INPUT": ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST"),
 }
 """The only keys that are stored of these groups."""
@@ -101,14 +101,14 @@ def inference_data(cfg: CfgNode, classes: Classes | None = None) -> dict[str, An
 
 
 def classes_of(cfg: CfgNode, names: Sequence[str] | None = None) -> Classes:
-    """Classes that a config's model predicts; the one answer that the whole package uses.
+    """Return the classes that a config's model predicts; the whole package uses this function.
 
-    They come from the metadata of the first dataset of ``DATASETS.TRAIN``, then ``DATASETS.TEST``,
-    that names K classes, K being ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+    They come from the metadata of the first dataset in ``DATASETS.TRAIN`` and ``DATASETS.TEST``
+    that names K classes, where K is ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
 
     Args:
         cfg: The model's config.
-        names: Class names that the model's checkpoint stores, used if no dataset names K classes.
+        names: Class names in the model's checkpoint, used if no dataset names K classes.
 
     Returns:
         The K classes, called "class 0" and so on if nothing names them.

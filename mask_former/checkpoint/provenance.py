@@ -52,8 +52,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     Returns:
         ``commit`` (hexadecimal) and ``dirty`` (True if a tracked file differs from the commit).
-        None if git is missing or does not track the package; a package that is installed in an
-        environment inside somebody's repository does not belong to that repository.
+        None if git is missing or does not track the package, as for a package that is installed in
+        an environment inside another repository.
     """
 
     def git(*words: str) -> str:

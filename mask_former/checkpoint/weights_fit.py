@@ -28,7 +28,7 @@ _FOREIGN = (
         "Its names are those of Hugging Face: convert it with tools/convert_hf_maskformer.py.",
     ),
 )
-"""Start of the names in files of other libraries (regular expressions), and advice."""
+"""Regular expressions for the start of names in other libraries' files, each with advice."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class WeightsFit:
         in_file = len(self.loaded) + len(self.reshaped) + len(self.unused)
         if self.loaded and 2 * len(self.loaded) >= in_file:
             return
-        shapes = [f"{name} {file} for {model}" for name, (file, model) in self.reshaped.items()]
+        shapes = [f"{name} {file}, not {model}" for name, (file, model) in self.reshaped.items()]
         raise ValueError(
             f"{source} does not fit the model: {len(self.loaded)} of its {in_file} tensors fit, "
             f"{len(self.reshaped)} have another shape{_examples(shapes)}, and {len(self.unused)} "
@@ -118,7 +118,7 @@ def compare(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Weigh
 
 
 def grouped(names: Collection[str], others: Iterable[str]) -> list[str]:
-    """Group names: a module without any name in ``others`` becomes one entry, ``head.* (2)``."""
+    """Group names: a module with no name in ``others`` becomes one entry such as ``head.* (2)``."""
     taken = {start for name in others for start in _starts(name)}
     groups = Counter(
         next((f"{start}.*" for start in _starts(name) if start not in taken), name)

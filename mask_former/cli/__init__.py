@@ -1,9 +1,9 @@
 """Commands: one file for each, and the parts that they share.
 
 A command's file has the same parts in the same order: a docstring, which is its ``--help``; a
-frozen dataclass with its arguments; ``parse(argv)``, which makes the dataclass from the command
-line; the work itself; and ``main(argv)``, which returns the exit code. The scripts in ``tools/``
-and ``demo/demo.py`` only call ``main``.
+frozen dataclass with its arguments; ``parse(argv)``, which fills the dataclass from the command
+line; functions that do the work; and ``main(argv)``, which returns the exit code. The scripts in
+``tools/`` and ``demo/demo.py`` only call ``main``.
 
 =====================  =============================================================================
 command                file

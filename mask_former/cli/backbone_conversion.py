@@ -1,4 +1,4 @@
-"""Conversion of a backbone's ImageNet weights: the part that several commands share."""
+"""Conversion of a backbone's ImageNet weights, for the commands that share it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_we
 
 __all__ = ["add_output_argument", "convert_file"]
 
-# Mean and deviation of ImageNet's pixels, RGB, in 0 … 255, with which torchvision's models and Swin
-# Transformers are trained.
+# Mean and standard deviation of ImageNet's pixels, RGB, 0 … 255. torchvision's models and Swin
+# Transformers are trained with them.
 _PIXEL_MEAN = [123.675, 116.28, 103.53]
 _PIXEL_STD = [58.395, 57.12, 57.375]
 
@@ -33,17 +33,17 @@ def convert_file(source: Path, output: Path, convert: Converter) -> str:
     """Write the backbone of ``source`` to ``output``, a file for ``MODEL.WEIGHTS``.
 
     Args:
-        source: the original checkpoint.
-        output: a ``.safetensors``, ``.pth`` or ``.pkl`` file.
-        convert: converts the state dict of ``source`` into weights with our names, and the keys of
-            ``MODEL`` that build their backbone.
+        source: The original checkpoint.
+        output: A ``.safetensors``, ``.pth`` or ``.pkl`` file.
+        convert: Function that converts the state dict of ``source`` into weights with this
+            project's names, and the keys of ``MODEL`` that build their backbone.
 
     Returns:
         A report: the number of entries, and the YAML of a config that uses them.
 
     Raises:
-        FileNotFoundError: if ``source`` is missing.
-        ValueError: if ``convert`` refuses it, or if ``output`` has another suffix.
+        FileNotFoundError: If ``source`` is missing.
+        ValueError: If ``convert`` refuses it, or ``output`` has another suffix.
     """
     weights = as_tensors(read_checkpoint(source)["model"], source)
     try:

@@ -5,9 +5,9 @@ python tools/check_dataset.py --images A --json instances.json                 #
 python tools/check_dataset.py --images A --json panoptic.json --panoptic-root P
 python tools/check_dataset.py --dataset camvid_sem_seg_train --sheet sheet.png # a registered one
 
-It prints one line for each finding: errors, and notes on what may be intended (an image without
-labels, a class that never occurs); then how often each class occurs, and the config lines that fit
-the data. Sizes are (width×height) pixels, with any EXIF rotation applied.
+The command prints one line for each finding: errors, and notes, which may be intended (an image
+without labels, a class that never occurs); then how often each class occurs, and the config lines
+that fit the data. Sizes are width×height in pixels, with any EXIF rotation applied.
 
 Exit code: 0; 1 if there is an error, or if nothing could be checked.
 """
@@ -77,30 +77,30 @@ _FORMS = (
     {"images", "json", "panoptic_root"},
     {"dataset"},
 )
-"""Arguments that go together."""
+"""Combinations of arguments that name a dataset."""
 
 
 def parse(argv: Sequence[str] | None) -> CheckArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--images", type=Path, metavar="DIR", help="the images")
-    add("--labels", type=Path, metavar="DIR", help="their label maps, with the same names")
+    add("--images", type=Path, metavar="DIR", help="folder of images")
+    add("--labels", type=Path, metavar="DIR", help="folder of label maps with the images' names")
     add(
         "--classes",
         type=Path,
         metavar="FILE",
-        help="of --labels: one class per line (docs/own_data.md)",
+        help="with --labels: a file with one class per line (docs/own_data.md)",
     )
-    add("--ignore-label", type=int, metavar="N", help="of --labels: the value without a class")
-    add("--json", type=Path, metavar="FILE", help="COCO's instance or panoptic format")
-    add("--panoptic-root", type=Path, metavar="DIR", help="the PNGs of a panoptic --json")
+    add("--ignore-label", type=int, metavar="N", help="with --labels: pixel value without a class")
+    add("--json", type=Path, metavar="FILE", help="COCO instance or panoptic annotations")
+    add("--panoptic-root", type=Path, metavar="DIR", help="folder of the PNGs of a panoptic --json")
     add("--dataset", metavar="NAME", help="a registered dataset")
     add("--sheet", type=Path, metavar="PNG", help="draw images with their annotations to this file")
     add("--sheet-num", type=int, default=16, metavar="N", help="number of images (default: 16)")
-    add("--json-report", type=Path, metavar="FILE", help="write all findings and counts to it")
+    add("--json-report", type=Path, metavar="FILE", help="also write findings and counts as JSON")
     add("--show", type=int, default=50, metavar="N", help="print N findings at most (default: 50)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per CPU)")
     add_plugin_argument(parser)
     arguments = CheckArguments(**vars(parser.parse_args(argv)))
     given = {key for key in set().union(*_FORMS) if getattr(arguments, key) is not None}
@@ -119,7 +119,7 @@ def parse(argv: Sequence[str] | None) -> CheckArguments:
 
 
 def read_source(arguments: CheckArguments) -> Source:
-    """Read the dataset that the arguments name; see the readers for errors."""
+    """Read the dataset that the arguments name; see the called functions for errors."""
     if arguments.dataset is not None:
         return from_registered(arguments.dataset)
     images, labels = arguments.images, arguments.labels
@@ -137,7 +137,7 @@ def finding_lines(findings: Sequence[Finding], show: int) -> Iterator[str]:
     """Yield a line for each finding, errors first, at most ``show`` of them."""
     ordered = sorted(findings, key=lambda finding: not finding.is_error)
     for finding in ordered[:show]:
-        # The messages of the readers already begin with the file.
+        # Messages of the readers already begin with the file.
         named = "" if finding.message.startswith(finding.file) else f"{finding.file}: "
         yield f"{'error' if finding.is_error else 'note'}: {named}{finding.message}"
     if len(ordered) > show:
@@ -160,27 +160,27 @@ def class_lines(classes: ClassTable, summary: Summary) -> Iterator[str]:
 
 
 def size_line(summary: Summary) -> str:
-    """Return a line with the smallest and the largest sides."""
+    """Return a line with the range of image sizes and the largest number of targets."""
     if not summary.sizes:
         return "no image could be read"
     heights, widths = zip(*summary.sizes, strict=True)
     return (
         f"{len(set(summary.sizes))} image size(s): width {min(widths)}..{max(widths)}, height "
-        f"{min(heights)}..{max(heights)}; at most {summary.most_targets} targets an image"
+        f"{min(heights)}..{max(heights)}; at most {summary.most_targets} targets per image"
     )
 
 
 def drawn_classes(source: Source, summary: Summary) -> tuple[str, Classes]:
-    """Name the classes for drawing, including labels that are not a class.
+    """Name the classes for drawing, including labels that are not classes.
 
     Returns:
-        The name of a dataset whose metadata has the ignore label, and the classes.
+        The name of a temporary dataset, whose metadata has the ignore label, and the classes.
     """
     names, ignored = list(source.classes.names), source.classes.ignore_label
     labels = [value for value in summary.pixels if value != ignored]
     names += [f"{value} (no class)" for value in range(len(names), max(labels, default=0) + 1)]
     name = "check_dataset"
-    if name in MetadataCatalog:  # from a dataset that was checked before
+    if name in MetadataCatalog:  # from an earlier call
         MetadataCatalog.remove(name)
     metadata = MetadataCatalog.get(name)
     metadata.set(stuff_classes=names, ignore_label=ignored)

@@ -32,7 +32,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--plugin FILE``, which may be repeated; ``plugins`` of the result lists the files.
+    """Add ``--plugin FILE``, which may be repeated; the parsed ``plugins`` is the list of files.
 
     The command passes them to :func:`mask_former.registries.load_plugins` before it reads a config.
     """
@@ -42,7 +42,7 @@ def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a Python file with parts of your own, imported first; may be repeated "
+        help="a Python file with your own components, imported first; may be repeated "
         "(docs/extend.md)",
     )
 
@@ -51,8 +51,8 @@ def exit_code(command: str, run: Callable[[], int]) -> int:
     """Run a command.
 
     Args:
-        command: its name, with which the error message starts.
-        run: the command itself; returns the exit code.
+        command: Name of the command, at the start of the error message.
+        run: The command itself; returns the exit code.
 
     Returns:
         The exit code; 1 after an exception of :data:`FAILURES`, whose message is printed to stderr
@@ -66,7 +66,7 @@ def exit_code(command: str, run: Callable[[], int]) -> int:
 
 
 class SetupError(Exception):
-    """The command cannot begin; the message gives the reason in one line."""
+    """Error that prevents a command from starting; the message gives the reason in one line."""
 
 
 @contextmanager
@@ -75,5 +75,5 @@ def setting_up() -> Iterator[None]:
     try:
         yield
     except (*FAILURES, AssertionError, yaml.YAMLError) as error:
-        # AssertionError: yacs raises it for an unknown KEY
+        # yacs raises AssertionError for an unknown key
         raise SetupError(one_line(error)) from error

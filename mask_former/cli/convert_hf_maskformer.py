@@ -1,13 +1,13 @@
-"""Convert MaskFormer checkpoints of Hugging Face's transformers to ours, and ours to theirs.
+"""Convert MaskFormer checkpoints from Hugging Face's transformers to this project, and back.
 
     python tools/convert_hf_maskformer.py FOLDER --output DIR [--dataset coco_2017_val_panoptic]
     python tools/convert_hf_maskformer.py --to-hf CONFIG WEIGHTS --output DIR
 
-The first writes config.yaml and model.safetensors, with the class names and everything else that
-MaskFormerPredictor needs (which also reads FOLDER itself). --dataset names the dataset that the
-checkpoint was trained on, which defines which classes are things; without it the model gives
-semantic results. The second writes config.json, preprocessor_config.json and model.safetensors for
-MaskFormerForInstanceSegmentation.from_pretrained. transformers itself is not needed.
+The first command writes config.yaml and model.safetensors with all that MaskFormerPredictor needs
+(which can also read FOLDER directly). --dataset names the dataset that the checkpoint was trained
+on, which defines the thing classes; without it, only semantic results are turned on. The second
+command writes config.json, preprocessor_config.json and model.safetensors for
+MaskFormerForInstanceSegmentation.from_pretrained. Neither needs transformers.
 """
 
 from __future__ import annotations
@@ -58,29 +58,31 @@ class ConvertHFArguments:
 
 
 def parse(argv: Sequence[str] | None) -> ConvertHFArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("folder", nargs="?", type=Path, help="of a transformers MaskFormer")
+    source.add_argument("folder", nargs="?", type=Path, help="folder of a transformers MaskFormer")
     source.add_argument("--to-hf", nargs=2, type=Path, metavar=("CONFIG", "WEIGHTS"))
     parser.add_argument("--output", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--dataset", help="from theirs: the registered dataset of its classes")
-    parser.add_argument("--class-names", type=Path, help="to theirs: a file with one name per line")
+    parser.add_argument("--dataset", help="with FOLDER: the registered dataset of its classes")
+    parser.add_argument(
+        "--class-names", type=Path, help="with --to-hf: a file with one class name per line"
+    )
     add_plugin_argument(parser)
     return ConvertHFArguments(**vars(parser.parse_args(argv)))
 
 
 def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> list[Path]:
-    """Convert a folder of theirs, and return the files written.
+    """Convert the folder of a transformers model, and return the paths of the written files.
 
     Args:
-        folder: see :func:`~mask_former.huggingface.read_huggingface_folder`, also for errors.
-        output: a folder, created if needed.
-        dataset: the registered dataset whose classes the checkpoint has.
+        folder: See :func:`~mask_former.huggingface.read_huggingface_folder`, also for errors.
+        output: A folder, created if needed.
+        dataset: The registered dataset whose classes the checkpoint has.
 
     Raises:
-        KeyError: if the dataset is unknown.
-        ValueError: if it has other classes, or the weights do not fit the config next to them.
+        KeyError: If the dataset is unknown.
+        ValueError: If it has other classes, or the weights do not fit their config.
     """
     checkpoint = read_huggingface_folder(folder)
     settings, weights, names = checkpoint
@@ -103,7 +105,7 @@ def carried_data(settings: dict[str, Any], names: Sequence[str]) -> dict[str, An
 
 
 def set_dataset(settings: dict[str, Any], dataset: str) -> None:
-    """Name the dataset in the config, and turn panoptic results on if it is a panoptic one."""
+    """Set the dataset in the config, and turn on panoptic results if it is a panoptic dataset."""
     if dataset not in DatasetCatalog:
         raise KeyError(f"There is no dataset {dataset!r}; known are {', '.join(DatasetCatalog)}.")
     metadata = MetadataCatalog.get(dataset)
@@ -111,8 +113,8 @@ def set_dataset(settings: dict[str, Any], dataset: str) -> None:
     classes = settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"]
     if len(known) != classes:
         raise ValueError(
-            f"--dataset {dataset} has {len(known)} classes, the checkpoint {classes}: name the "
-            "dataset that it was trained on, or none."
+            f"--dataset {dataset} has {len(known)} classes, the checkpoint {classes}: give the "
+            "dataset that it was trained on, or omit --dataset."
         )
     settings["DATASETS"] = {"TRAIN": [dataset], "TEST": [dataset]}
     if "panoptic" in metadata.get("evaluator_type", ""):
@@ -123,7 +125,7 @@ def check_fit(checkpoint: ConvertedCheckpoint, folder: Path) -> None:
     """Check that the model of the config has exactly the names and shapes of the weights.
 
     Raises:
-        ValueError: if not; names the first differences.
+        ValueError: If not; the message names the first differences.
     """
     cfg = get_mask_former_cfg()
     cfg.merge_from_other_cfg(CfgNode(checkpoint.settings))
@@ -138,27 +140,28 @@ def check_fit(checkpoint: ConvertedCheckpoint, folder: Path) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{folder}: the weights do not fit config.json: {len(differences)} differences, in our "
-            f"names {'; '.join(differences[:3])}. Do both files belong to one checkpoint of a "
-            "MaskFormerForInstanceSegmentation?"
+            f"{folder}: the weights do not fit config.json: {len(differences)} differences, with "
+            f"this project's names: {'; '.join(differences[:3])}. Both files must belong to one "
+            "checkpoint of a MaskFormerForInstanceSegmentation."
         )
 
 
 def to_huggingface(
     config: Path, weights: Path, output: Path, names_file: Path | None = None
 ) -> list[Path]:
-    """Convert a model of ours, and return the files written.
+    """Convert a model of this project, and return the paths of the written files.
 
     Args:
-        config: the model's config file.
-        weights: a checkpoint of the whole model.
-        output: a folder, created if needed.
-        names_file: the class names, one per line; default: the checkpoint's, else the dataset's.
+        config: The model's config file.
+        weights: A checkpoint of the whole model.
+        output: A folder, created if needed.
+        names_file: File with one class name per line; default: the checkpoint's names, else the
+            dataset's.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        KeyError, ValueError: if a file is broken, the weights are not the model's, class names are
-            missing, or transformers' MaskFormer cannot represent the model.
+        FileNotFoundError: If a file is missing.
+        KeyError, ValueError: If a file is damaged, the weights do not fit the model, class names
+            are missing, or transformers' MaskFormer does not support the model.
     """
     cfg = load_cfg(str(config), ["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"])
     names = find_class_names(cfg, weights, names_file)
@@ -181,15 +184,15 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 
 
 def find_class_names(cfg: CfgNode, weights: Path, names_file: Path | None) -> list[str]:
-    """Return the class names of a model from the first source: file, checkpoint, dataset."""
+    """Return the class names of a model, from ``names_file``, the checkpoint or the dataset."""
     if names_file is not None:
         return names_file.read_text(encoding="utf-8").splitlines()
     names = read_checkpoint(weights).get(CLASS_NAMES) or classes_of(cfg).known_names
     if names is None:
         raise ValueError(
             f"Neither {weights} nor a dataset of DATASETS.TRAIN or TEST names the "
-            f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes: give a file with one name per line as "
-            "--class-names."
+            f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes: give a file with one name per line "
+            "with --class-names."
         )
     return list(names)
 

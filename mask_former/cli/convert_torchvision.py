@@ -30,10 +30,10 @@ RENAMES = (
     (r"^(layer\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
     (r"^(layer\d\.\d+)\.downsample\.0\.", r"\1.shortcut."),
     (r"^(layer\d\.\d+)\.downsample\.1\.", r"\1.shortcut.norm."),
-    # detectron2 counts stages from the stem, which is its first.
+    # detectron2 counts the stem as the first stage.
     *((rf"^layer{stage}\.", f"res{stage + 1}.") for stage in (1, 2, 3, 4)),
 )
-"""Patterns of torchvision's names with detectron2's, applied in this order."""
+"""Regular expressions for torchvision's names and detectron2's replacements, in this order."""
 
 DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
     ("basic", (2, 2, 2, 2)): 18,
@@ -46,11 +46,11 @@ DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
 
 
 def find_checkpoint(model: str) -> Path:
-    """Find the file of torchvision's weights of a model in torch's cache.
+    """Find the file with torchvision's weights of a model in torch's cache.
 
     Raises:
-        ValueError: if torchvision has no such model.
-        FileNotFoundError: if it has not been downloaded.
+        ValueError: If torchvision has no such model.
+        FileNotFoundError: If the file has not been downloaded.
     """
     from torchvision.models import get_model_weights
 
@@ -61,7 +61,7 @@ def find_checkpoint(model: str) -> Path:
             return folder / name
     raise FileNotFoundError(
         f"There are no weights of {model} in {folder}: expected {' or '.join(known)}. Download one "
-        "(torchvision.models does so when it builds the model with weights), or name a file with "
+        "(torchvision.models does so when it builds the model with weights), or give a file with "
         "--checkpoint."
     )
 
@@ -74,7 +74,7 @@ def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         their backbone.
 
     Raises:
-        ValueError: if it is not a ResNet that detectron2 can build.
+        ValueError: If it is not a ResNet that detectron2 can build.
     """
     converted = {
         f"backbone.{rename(name)}": value
@@ -102,7 +102,7 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the keys of ``MODEL.RESNETS`` that build the backbone of converted weights.
 
     Raises:
-        ValueError: if detectron2 has no such ResNet.
+        ValueError: If detectron2 has no such ResNet.
     """
     blocks = tuple(
         sum(bool(re.fullmatch(rf"backbone\.res{stage}\.\d+\.conv1\.weight", k)) for k in weights)
@@ -132,7 +132,7 @@ class ConvertTorchvisionArguments:
 
 
 def parse(argv: Sequence[str] | None) -> ConvertTorchvisionArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="torchvision's .pth file")

@@ -1,4 +1,4 @@
-"""Your own dataset as arguments of a command: files and folders become a table and fitting keys."""
+"""Arguments of a command for your own dataset, and its conversion to a table and config keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["CustomData", "add_custom_data_arguments", "use_custom_data"]
 _SPLITS = ("train", "val")
 _HELP = {
     "images": "folder of images",
-    "labels": "folder of label maps (PNG, a class at each pixel) with the images' names",
+    "labels": "folder of label maps (PNG, one class id per pixel) with the images' names",
     "json": "annotations in COCO's instance or panoptic format",
     "panoptic": "folder of the PNGs that a panoptic JSON names",
 }
@@ -72,18 +72,18 @@ def use_custom_data(
     every process of the job, and every later command on the resulting config, registers it again.
 
     Args:
-        data: the dataset; nothing is registered if it is empty.
-        config_file: the config.
+        data: The dataset; nothing is registered if it is empty.
+        config_file: Path of the config.
         opts: ``KEY VALUE …`` of the command line.
-        evaluation: whether the command only evaluates.
+        evaluation: True if the command only evaluates.
 
     Returns:
-        ``opts`` after the keys that fit the data, so that ``opts`` takes precedence.
+        Keys that fit the data, followed by ``opts``, which take precedence.
 
     Raises:
-        FileNotFoundError: if a folder or file is missing.
-        ValueError: if neither ``data`` nor the config names training data, if an argument is
-            missing or contradicts another one, or if the annotations or classes are wrong.
+        FileNotFoundError: If a folder or file is missing.
+        ValueError: If neither ``data`` nor the config names training data, an argument is missing
+            or contradicts another one, or the annotations or classes are wrong.
     """
     given = data.given()
     cfg = read_cfg(config_file, opts)
@@ -124,7 +124,7 @@ def _check_arguments(data: CustomData, given: list[str]) -> None:
         for argument in ("--classes", "--ignore-label", "--val-labels"):
             refuse(argument, "with --train-json, classes and annotations come from JSON files")
     else:
-        need("--classes", "label maps do not name the classes; one per line")
+        need("--classes", "label maps do not contain class names; give a file with one per line")
         for argument in ("--train-json", "--train-panoptic", "--val-json", "--val-panoptic"):
             refuse(argument, "the annotations are the label maps of --train-labels")
     annotations = "--val-json" if has_json else "--val-labels"

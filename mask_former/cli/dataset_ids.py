@@ -1,4 +1,4 @@
-"""Category and image ids of a dataset, for results that its evaluators can read."""
+"""Category and image ids of a dataset, for results in the form that its evaluators read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ImageId = int | str
 
 @dataclass(frozen=True)
 class DatasetIds:
-    """Category and image ids of a dataset; without them a run counts its own."""
+    """Category and image ids of a dataset."""
 
     source: str
     """Name of the dataset or of the JSON file, for messages."""
@@ -34,10 +34,10 @@ class DatasetIds:
         """Read the ids of a registered dataset, whose files must exist.
 
         Raises:
-            KeyError: if the dataset is not registered.
-            FileNotFoundError: if its files are missing.
-            ValueError: if it has no category ids or no image ids, as it is neither panoptic nor of
-                instances.
+            KeyError: If the dataset is not registered.
+            FileNotFoundError: If its files are missing.
+            ValueError: If it has no category ids or no image ids, because it is neither a panoptic
+                nor an instance dataset.
         """
         if name not in DatasetCatalog:
             raise KeyError(f"--dataset: there is no {name!r}; known are {sorted(DatasetCatalog)}.")
@@ -49,23 +49,23 @@ class DatasetIds:
         records = DatasetCatalog.get(name)
         if not category_ids or any("image_id" not in record for record in records):
             raise ValueError(
-                f"--dataset: {name!r} has no ids of categories and images; expected a panoptic "
-                "dataset or one of instances."
+                f"--dataset: {name!r} has no ids of categories and images; expected a panoptic or "
+                "instance dataset."
             )
         images = ((record["file_name"], record["image_id"]) for record in records)
         return cls(name, category_ids, _by_name(images))
 
     @classmethod
     def of_json(cls, path: Path, class_names: Sequence[str]) -> DatasetIds:
-        """Read the ids of a COCO JSON, panoptic or of instances; classes are found by name.
+        """Read the ids of a panoptic or instance COCO JSON; classes are matched by name.
 
         Args:
-            path: the JSON file; its ``images`` need ``file_name`` and ``id``.
-            class_names: names of the model's K classes.
+            path: The JSON file; its ``images`` need ``file_name`` and ``id``.
+            class_names: Names of the model's K classes.
 
         Raises:
-            FileNotFoundError: if the file is missing.
-            ValueError: if it is not a COCO JSON, or has none of the classes.
+            FileNotFoundError: If the file is missing.
+            ValueError: If it is not a COCO JSON, or has none of the classes.
         """
         content = _read(path)
         panoptic = all("isthing" in entry for entry in content["categories"])
@@ -84,20 +84,20 @@ class DatasetIds:
         """Check that classes have a category id.
 
         Raises:
-            ValueError: if one has none; the message names it.
+            ValueError: If some have none; the message names the first.
         """
         missing = [class_names[i] for i in class_ids if i not in self.category_ids]
         if missing:
             raise ValueError(
                 f"{self.source} has no category for {len(missing)} classes of the model, such as "
-                f"{missing[0]!r}: save the results of a model that was trained on its classes."
+                f"{missing[0]!r}: use a model that was trained on the classes of this dataset."
             )
 
     def image_id(self, file: Path) -> ImageId:
         """Find the id of an image by its file name, and by its folders if several share the name.
 
         Raises:
-            ValueError: if no image or more than one matches.
+            ValueError: If no image or more than one matches.
         """
         candidates = self._images.get(file.name, [])
         agreement = [_common_ending(file.absolute(), path) for path, _ in candidates]
@@ -129,7 +129,7 @@ def _by_name(images: Iterable[tuple[str, ImageId]]) -> dict[str, list[tuple[Path
 
 
 def _common_ending(one: Path, other: Path) -> int:
-    """Count the last parts in which two paths agree."""
+    """Count the parts that two paths have in common at their end."""
     pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
     count = 0
     for a, b in pairs:

@@ -1,9 +1,9 @@
-r"""Evaluate the panoptic quality of a semantic segmentation (PQ^st of the MaskFormer paper, 4).
+r"""Evaluate the panoptic quality of a semantic segmentation (PQ^st, section 4 of the paper).
 
 python tools/evaluate_pq_for_semantic_segmentation.py --dataset ade20k_sem_seg_val \
     --predictions output/inference/sem_seg_predictions.json --json pq.json
 
-Every class is stuff: its pixels in an image are one segment, in the labels and in the prediction.
+Every class is treated as stuff: its pixels in an image are one segment.
 --predictions is the file that an evaluation with TEST.SAVE_PREDICTIONS writes, or a folder with one
 PNG of contiguous class ids for each image, named after the image's stem.
 """
@@ -47,7 +47,7 @@ class EvaluatePQArguments:
 
 
 def parse(argv: Sequence[str] | None) -> EvaluatePQArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--dataset", required=True, help="a registered semantic dataset")
@@ -62,15 +62,15 @@ class Classes(NamedTuple):
 
     names: Sequence[str]
     ignore_label: int
-    contiguous_ids: dict[int, int]  # of the ids in sem_seg_predictions.json
+    contiguous_ids: dict[int, int]  # by category_id in sem_seg_predictions.json
 
     @classmethod
     def of(cls, dataset: str) -> Classes:
         """Read the metadata of a registered dataset.
 
         Raises:
-            KeyError: if the dataset is unknown.
-            ValueError: if its metadata does not describe semantic labels.
+            KeyError: If the dataset is unknown.
+            ValueError: If its metadata does not describe semantic labels.
         """
         if dataset not in DatasetCatalog:
             raise KeyError(f"There is no dataset {dataset!r}; known are {sorted(DatasetCatalog)}.")
@@ -81,8 +81,8 @@ class Classes(NamedTuple):
                 f"The dataset {dataset!r} has no semantic labels: its metadata needs "
                 "`stuff_classes` and `ignore_label`."
             )
-        own = {i: i for i in range(len(names))}
-        return cls(names, ignored, metadata.get("stuff_dataset_id_to_contiguous_id", own))
+        same = {i: i for i in range(len(names))}
+        return cls(names, ignored, metadata.get("stuff_dataset_id_to_contiguous_id", same))
 
 
 def read_labels(
@@ -91,13 +91,13 @@ def read_labels(
     """Read a label map, H×W: 0 … K-1, and K where a pixel has no class.
 
     Args:
-        path: a file of contiguous class ids, or of the pixel values that ``label_map`` maps.
-        classes: the dataset's classes.
-        label_map: contiguous class ids by pixel value.
+        path: A file of contiguous class ids, or of the pixel values that ``label_map`` maps.
+        classes: The dataset's classes.
+        label_map: Contiguous class ids by pixel value.
 
     Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is not a label map, or if a label is neither a class nor the ignore label.
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is not a label map, or a label is neither a class nor the ignore label.
     """
     labels = read_class_map(str(path), label_map).astype(np.int64)
     known = len(classes.names)
@@ -113,13 +113,13 @@ def read_labels(
 
 
 def read_segments(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
-    """Read ``sem_seg_predictions.json`` into a function from ``file_name`` to prediction.
+    """Read ``sem_seg_predictions.json``; return a function from ``file_name`` to prediction, H×W.
 
     The function raises ``KeyError`` for an image without a prediction, and ``ValueError`` for a
     class that the dataset lacks and for masks that overlap or differ in size.
 
     Raises:
-        ValueError: if the file is not one that detectron2's ``SemSegEvaluator`` writes.
+        ValueError: If the file is not one that detectron2's ``SemSegEvaluator`` writes.
     """
     by_image: dict[str, list[Segment]] = defaultdict(list)
     try:
@@ -136,8 +136,8 @@ def read_segments(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
         if file_name not in by_image:
             raise KeyError(
                 f"{path} has no prediction for {file_name}, but {len(by_image)} for others, such "
-                f"as {next(iter(by_image), None)}: it must be made from this dataset, in this "
-                "folder."
+                f"as {next(iter(by_image), None)}: evaluate a model on this dataset, with the "
+                "images in this folder, to write the file."
             )
         try:
             return _paint(by_image[file_name], classes)
@@ -154,7 +154,8 @@ def _paint(segments: Sequence[Segment], classes: Classes) -> LabelMap:
         if category not in classes.contiguous_ids:
             raise ValueError(f"the dataset has no category_id {category}.")
         if list(labels.shape) != mask["size"]:
-            raise ValueError(f"masks of {list(labels.shape)} and of {mask['size']} (H, W).")
+            found = f"masks of {list(labels.shape)} and of {mask['size']} (H, W)"
+            raise ValueError(f"{found}; all must have the same size.")
         pixels = coco_mask.decode(mask).astype(bool)
         if (labels[pixels] != void).any():
             raise ValueError(f"the mask of category_id {category} overlaps another.")
@@ -171,7 +172,7 @@ def pairs(dataset: str, predictions: Path, classes: Classes) -> Iterator[tuple[L
     """Yield the labels and the prediction of each image of a dataset.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: see the readers; also if the sizes differ.
+        FileNotFoundError, KeyError, ValueError: See the readers; also if the sizes differ.
     """
     read = read_folder if predictions.is_dir() else read_segments
     prediction_of = read(predictions, classes)
@@ -183,7 +184,7 @@ def pairs(dataset: str, predictions: Path, classes: Classes) -> Iterator[tuple[L
         if labels.shape != prediction.shape:
             raise ValueError(
                 f"{example['file_name']}: the prediction is {prediction.shape} (H, W), the labels "
-                f"{example['sem_seg_file_name']} are {labels.shape}; they must have one size."
+                f"{example['sem_seg_file_name']} are {labels.shape}; the sizes must be equal."
             )
         yield labels, prediction
 
@@ -192,11 +193,11 @@ def evaluate(images: Iterable[tuple[LabelMap, LabelMap]], names: Sequence[str]) 
     """Evaluate pairs of labels and prediction.
 
     Returns:
-        PQ, SQ and RQ in percent: means over the classes that occur in labels or predictions;
-        ``PQ-…`` and so on for each of them; ``classes``: their number.
+        PQ, SQ and RQ in percent, averaged over the classes that occur in labels or predictions;
+        ``PQ-NAME``, ``SQ-NAME`` and ``RQ-NAME`` of each of them; ``classes``, their number.
 
     Raises:
-        ValueError: if no pixel has a class.
+        ValueError: If no pixel has a class.
     """
     quality = PanopticQuality(len(names))
     for labels, prediction in images:

@@ -3,10 +3,10 @@ r"""Export a trained model as graphs that run without this package.
     python tools/export.py --config-file model_zoo/camvid_semantic.yaml --format onnx --dynamic \
         --verify --output camvid_onnx
 
-writes two graphs that take images (N×3×H×W, 0 … 255, in the config's channel order; normalisation
-is inside): mask_former.onnx returns class and mask logits, class_map.onnx class ids N×H×W; and
-mask_former.json with the classes and the size of the input. --verify compares both with the model.
-More in docs/export.md.
+This command writes two graphs that take images (N×3×H×W, 0 … 255, in the config's channel order;
+the graphs normalise them): mask_former.onnx returns class and mask logits, class_map.onnx class ids
+N×H×W. It also writes mask_former.json with the classes and the input size. --verify compares both
+graphs with the model. See docs/export.md.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ExportArguments:
 
 
 def parse(argv: Sequence[str] | None) -> ExportArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True)
@@ -68,11 +68,11 @@ def parse(argv: Sequence[str] | None) -> ExportArguments:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="pixels, multiples of 32; default: INPUT.MIN_SIZE_TEST, rounded up, and square",
+        help="pixels, multiples of 32; default: a square of INPUT.MIN_SIZE_TEST, rounded up",
     )
     add("--dynamic", action="store_true", help="leave batch and size open; else 1 image of --size")
     add("--verify", action="store_true", help="compare with the model, and time both")
-    add("--random-weights", action="store_true", help="without MODEL.WEIGHTS, to try an export")
+    add("--random-weights", action="store_true", help="ignore MODEL.WEIGHTS, to try an export")
     add_plugin_argument(parser)
     add("opts", nargs=argparse.REMAINDER, help="config keys: KEY VALUE …")
     return ExportArguments(**vars(parser.parse_args(argv)))
@@ -89,7 +89,7 @@ def prepare_cfg(arguments: ExportArguments) -> CfgNode:
         "MODEL.COMPILE": cfg.MODEL.COMPILE,
     }
     for name in (name for name, is_on in left_out.items() if is_on):
-        LOG.warning("%s is not exported: the graph is one plain pass of the network.", name)
+        LOG.warning("%s is not exported: the graph is one plain forward pass.", name)
     cfg.TEST.SLIDING_WINDOW.SIZE = 0
     cfg.TEST.AUG.ENABLED = cfg.TEST.AMP.ENABLED = cfg.MODEL.COMPILE = False
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
@@ -102,20 +102,20 @@ def load_model(cfg: CfgNode, random_weights: bool) -> nn.Module:
     """Build the model with its trained weights, or with random ones.
 
     Raises:
-        OSError, ValueError: see ``load_trained_model``.
+        OSError, ValueError: See ``load_trained_model``.
     """
     if not random_weights:
         return load_trained_model(cfg)
-    LOG.warning("RANDOM WEIGHTS (--random-weights): the outputs of these graphs mean nothing.")
+    LOG.warning("RANDOM WEIGHTS (--random-weights): the outputs of these graphs are meaningless.")
     torch.manual_seed(0)
     return build_model(cfg).eval()
 
 
 def size_of(size: Sequence[int] | None, cfg: CfgNode) -> tuple[int, int]:
-    """Return the input size (H, W) in pixels: ``--size``, by default a square of the config.
+    """Return the input size (H, W) in pixels: ``--size``, by default a square as in its help.
 
     Raises:
-        ValueError: if a side of ``--size`` is not a positive multiple of 32.
+        ValueError: If a side of ``--size`` is not a multiple of 32, or less than 64.
     """
     side = -(-cfg.INPUT.MIN_SIZE_TEST // STRIDE) * STRIDE or 512
     height, width = size or (side, side)
@@ -129,7 +129,7 @@ def size_of(size: Sequence[int] | None, cfg: CfgNode) -> tuple[int, int]:
 
 
 def make_images(model: Any, batch: int, size: tuple[int, int]) -> Tensor:
-    """Make noise as coarse as photographs, B×3×H×W in 0 … 255, the same in each call."""
+    """Generate smooth noise, B×3×H×W in 0 … 255, the same in each call."""
     generator = torch.Generator().manual_seed(batch)
     noise = torch.rand(batch, 3, size[0] // 16, size[1] // 16, generator=generator)
     image = nn.functional.interpolate(noise, size=size, mode="bilinear") * 255
@@ -152,9 +152,9 @@ def write(
             paths.append(output / (name + format_.suffix))
             format_.write(graph, example, paths[-1], dynamic)
             progress.update()
-    open_size = dynamic or arguments.format == "torchscript"
+    any_size = dynamic or arguments.format == "torchscript"
     description = describe(
-        cfg, graphs, format_name=arguments.format, size=None if open_size else size
+        cfg, graphs, format_name=arguments.format, size=None if any_size else size
     )
     text = json.dumps(description, indent=2, ensure_ascii=False)
     (output / "mask_former.json").write_text(text + "\n", encoding="utf-8")
@@ -162,7 +162,7 @@ def write(
 
 
 def shapes_to_check(size: tuple[int, int], dynamic: bool) -> list[tuple[int, tuple[int, int]]]:
-    """Return the batch and image sizes to verify: two if they are open, else the fixed one."""
+    """Return the batch and image sizes to verify: two if they are dynamic, else the fixed one."""
     if not dynamic:
         return [(1, size)]
     other = (min(size[0] + STRIDE, LIMIT * STRIDE), max(size[1] - 2 * STRIDE, 2 * STRIDE))
@@ -172,19 +172,19 @@ def shapes_to_check(size: tuple[int, int], dynamic: bool) -> list[tuple[int, tup
 def verify(
     arguments: ExportArguments, model: Any, paths: list[Path], size: tuple[int, int]
 ) -> bool:
-    """Print how close the graphs are to the model, and how fast; return whether all agree."""
+    """Print the graphs' difference from the model and their speed; return whether all agree."""
     shapes = shapes_to_check(size, arguments.dynamic)
     format_ = FORMATS[arguments.format]
     runners: dict[str, tuple[Runner, Runner]] = {
         path.stem: (reference(model, path.stem), format_.read(path)) for path in paths
     }
-    good, rows, times = True, [], []
+    agree, rows, times = True, [], []
     total = len(runners) * (len(shapes) + ROUNDS + 1)
     with tqdm(total=total, desc="verifying", unit="run") as progress:
         for name, (eager, exported) in runners.items():
             for batch, one in shapes:
                 parity = compare(eager, exported, make_images(model, batch, one))
-                good = good and parity.holds
+                agree = agree and parity.holds
                 rows.append(
                     f"{name:12} {batch:5} {one[0]:5}×{one[1]:<5} {parity.difference:11.1e} "
                     f"{'ok' if parity.holds else 'DIFFERENT'}"
@@ -201,7 +201,7 @@ def verify(
     print(*rows, sep="\n")
     print(f"\nLatency in ms (median of {ROUNDS}, interleaved, {torch.get_num_threads()} threads):")
     print(f"{'graph':12} batch        size    model exported    ratio", *times, sep="\n")
-    return good
+    return agree
 
 
 def run(arguments: ExportArguments) -> int:

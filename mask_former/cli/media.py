@@ -36,24 +36,24 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
-"""Suffixes of images in a folder; a file that is named itself may have any suffix."""
+"""Suffixes of images in a folder; a file that the user names may have any suffix."""
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 _DEFAULT_FPS = 25.0
-_PATIENCE = 100  # consecutive broken frames, after which a file has ended
+_PATIENCE = 100  # number of consecutive broken frames after which the video has ended
 
 
 def find_images(inputs: Iterable[str], recursive: bool = False) -> tuple[list[Path], list[str]]:
     """Find the files that paths, folders (their images) and globs name.
 
     Args:
-        inputs: paths and globs.
-        recursive: search the subfolders of folders too, except hidden ones.
+        inputs: Paths and globs.
+        recursive: Search the subfolders of folders too, except hidden ones.
 
     Returns:
-        The files, each once, in the order of the inputs and, within one, of their names; and a
-        message for each input without files. Files are not checked to be images.
+        The files, each once, in the order of the inputs and, within each input, of their names; and
+        a message for each input without files. Whether the files are images is not checked.
     """
     files: dict[Path, None] = {}
     problems = []
@@ -84,7 +84,7 @@ def _images_in(folder: Path, recursive: bool) -> list[Path]:
 
 
 class VideoReader:
-    """Iterator over the frames of a video file, the URL of a stream, or a camera.
+    """Iterator over the frames of a video file, a stream (URL) or a camera.
 
     It continues after an error: a broken frame raises a ``ValueError``, and the next ``next()``
     returns the frame after it.
@@ -94,12 +94,12 @@ class VideoReader:
         """Open the video.
 
         Args:
-            source: a path, a URL, or the number of a camera, from 0.
-            every_n: 1 for every frame, 2 for every second one, and so on, from the first on.
+            source: A path, a URL, or the number of a camera, from 0.
+            every_n: Return every n-th frame, beginning with the first.
 
         Raises:
-            FileNotFoundError: if the file is missing.
-            ValueError: if OpenCV cannot read it.
+            FileNotFoundError: If the file is missing.
+            ValueError: If OpenCV cannot read it.
         """
         cv2 = _opencv()
         camera = isinstance(source, int)
@@ -109,14 +109,14 @@ class VideoReader:
             raise FileNotFoundError(f"{self.name}: no such file")
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
-            raise ValueError(f"{self.name}: {'not there' if camera else 'not a video'} (OpenCV)")
+            raise ValueError(f"{self.name}: {'not found' if camera else 'not a video'} (OpenCV)")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = (fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS) / every_n
-        """Frames per second that are returned; the source has 25 if it states no rate."""
+        """Rate of the returned frames per second; a source without a rate counts as 25."""
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._total = int(count) if not camera and 0 < count < math.inf else None
         self.num_frames = self._total and math.ceil(self._total / every_n)
-        """Expected number of frames that are returned, or None if unknown."""
+        """Expected number of returned frames, or None if unknown."""
         self.index = -1
         """Index of the last frame, returned or broken, among all frames of the source, from 0."""
         self._every_n = every_n
@@ -127,10 +127,10 @@ class VideoReader:
         return self
 
     def __next__(self) -> NDArray[np.uint8]:
-        """Return the next frame, H×W×3.
+        """Return the next frame, H×W×3, uint8.
 
         Raises:
-            ValueError: if it is broken, or if frames are missing at the end.
+            ValueError: If it is broken, or if frames are missing at the end.
         """
         self.index, frame = next(self._frames)
         if frame is None:
@@ -142,7 +142,7 @@ class VideoReader:
         index = failed = 0
         while failed < self._patience:
             if not self._capture.grab():
-                failed += 1  # broken frames or the end: only a later good frame decides
+                failed += 1  # broken frames or the end; only a later good frame decides
                 continue
             for broken in range(index, index + failed):
                 if broken % self._every_n == 0:
@@ -162,15 +162,15 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writer of an ``.mp4``, ``.avi`` or ``.webm``; of an ``.avi`` if OpenCV cannot write that."""
+    """Writer of an ``.mp4``, ``.avi`` or ``.webm``, or of an ``.avi`` if OpenCV cannot write it."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Note the file, which is opened with the first frame.
+        """Store the path; the first frame opens the file.
 
         Args:
-            path: file that ends in ``.mp4``, ``.avi`` or ``.webm``; the attribute ``path`` is the
-                file that is written, once the first frame is.
-            fps: frames per second.
+            path: File that ends in ``.mp4``, ``.avi`` or ``.webm``. After the first frame, the
+                attribute ``path`` is the file that is actually written.
+            fps: Frames per second.
         """
         self.path = path
         self.fps = fps
@@ -181,7 +181,7 @@ class VideoWriter:
         """Add a frame, H×W×3; the first one sets the size.
 
         Raises:
-            ValueError: if OpenCV cannot write the file, or the frame has another size.
+            ValueError: If OpenCV cannot write the file, or the frame has another size.
         """
         height, width = frame.shape[:2]
         if self._writer is None:
@@ -190,7 +190,7 @@ class VideoWriter:
         if (width, height) != self._size:  # OpenCV would skip it silently
             raise ValueError(
                 f"{self.path}: a frame is {width}×{height} pixels, those before it "
-                f"{self._size[0]}×{self._size[1]}; a video has one size."
+                f"{self._size[0]}×{self._size[1]}; all frames of a video must have one size."
             )
         self._writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
         self.num_frames += 1
@@ -205,7 +205,7 @@ class VideoWriter:
             if writer.isOpened():
                 self.path = path
                 return writer
-        raise ValueError(f"{self.path}: OpenCV can write no video there")
+        raise ValueError(f"{self.path}: OpenCV cannot write this video")
 
     def close(self) -> None:
         """Finish the file."""
@@ -220,7 +220,7 @@ class Window:
         """Open the window.
 
         Raises:
-            ValueError: if OpenCV or the machine cannot show windows.
+            ValueError: If OpenCV or the machine cannot show windows.
         """
         cv2 = _opencv()
         self.title = title
@@ -237,7 +237,7 @@ class Window:
             ) from error
 
     def show(self, image: NDArray[np.uint8], milliseconds: int = 0) -> bool:
-        """Show an image for a time (0: until a key is pressed); False if the key is q or Esc."""
+        """Show an image (0 ms: until a key is pressed); return False if the key is q or Esc."""
         cv2 = _opencv()
         cv2.imshow(self.title, np.ascontiguousarray(image[:, :, ::-1]))
         return cv2.waitKey(milliseconds) & 0xFF not in (ord("q"), 27)

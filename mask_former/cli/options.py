@@ -1,4 +1,4 @@
-"""Options that the commands that predict share, parsed into frozen dataclasses."""
+"""Options that all prediction commands share, parsed into frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class ModelArguments:
     opts: tuple[str, ...]
     """KEY VALUE …"""
     plugins: tuple[str, ...]
-    """Python files with parts of the user's own."""
+    """Python files with the user's own components."""
 
 
 @dataclass(frozen=True)
 class ResultArguments:
-    """The results to make, how they are drawn, and the ids with which they are saved."""
+    """The results to compute, how they are drawn, and the ids with which they are saved."""
 
     save: tuple[str, ...]
     """Names from :data:`mask_former.results.FORMATS`."""
@@ -59,7 +59,7 @@ class ResultArguments:
 
 
 def collect(arguments: type[T], parsed: argparse.Namespace) -> T:
-    """Fill a dataclass with the parsed arguments of the same names; lists become tuples."""
+    """Fill a dataclass with the parsed arguments of the same names, lists converted to tuples."""
     values = {field.name: getattr(parsed, field.name) for field in fields(arguments)}  # type: ignore[arg-type]
     return arguments(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
@@ -77,13 +77,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--weights",
         metavar="MODEL",
-        help="a checkpoint, its URL, the output folder of a training, or the name of a model that "
+        help="a checkpoint, its URL, the output folder of training, or the name of a model that "
         f"comes with the code; without it and --config-file: {PACKAGED}",
     )
     add(
         "--config-file",
         metavar="FILE",
-        help="the model's YAML config; with --weights only for checkpoints that carry none",
+        help="the model's YAML config; with --weights only for checkpoints that contain none",
     )
     add("--device", metavar="NAME", help="such as cpu or cuda:1; by default a GPU if there is one")
     add(
@@ -91,7 +91,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="images at once; those of one size share a forward pass",
+        help="number of images at once; those of one size share a forward pass (default: 1)",
     )
     add_plugin_argument(parser)
     add(
@@ -112,23 +112,23 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
         type=_formats,
         default=["overlay"],
         metavar="FORMATS",
-        help=f"separated by commas, of {', '.join(FORMATS)} (default: overlay)",
+        help=f"formats separated by commas: {', '.join(FORMATS)} (default: overlay)",
     )
     add(
         "--kinds",
         nargs="+",
         choices=list(RESULTS),
-        help="which results to make, whether the config turns them on or not. By default the "
-        "richest that the config turns on (panoptic, else instance, else semantic), all of them "
-        "for npz, and what the formats of --save need",
+        help="results to compute, whether the config turns them on or not. By default the first "
+        "of panoptic, instance and semantic that the config turns on, all that it turns on for "
+        "npz, and those that the formats of --save need",
     )
     add(
         "--confidence-threshold",
         type=_share,
         metavar="T",
         help="from 0 to 1. Panoptic: sets MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD, the class "
-        "probability that a segment needs (default: the config's). Instance: instances that score "
-        f"less are not drawn (default: {INSTANCE_THRESHOLD}). Semantic: pixels are left "
+        "probability that a segment needs (default: the config's). Instance: instances with lower "
+        f"scores are not drawn (default: {INSTANCE_THRESHOLD}). Semantic: pixels are left "
         "unpainted where the best class has a smaller share of the sum of all classes' scores "
         "(default: 0, every pixel is painted). Saved instances and class ids are not filtered",
     )

@@ -27,7 +27,7 @@ OutputFiles = dict[str, Path]
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """Output files of any number of inputs, computed from their names."""
+    """Output files of any number of inputs, derived from their names."""
 
     names: list[str]
     """A distinct name for each input."""
@@ -35,7 +35,7 @@ class OutputPlan:
     endings: dict[str, str]
     """Endings of the files in the folder, by kind of result."""
     single: Path | None = None
-    """The only file, written in place of files in the folder."""
+    """The only output file, if ``--output`` is a file instead of a folder."""
 
     def files(self, name: str) -> OutputFiles:
         """Return the output files of an input."""
@@ -45,21 +45,20 @@ class OutputPlan:
 def plan_outputs(
     inputs: Sequence[Path], kinds: Sequence[str], output: str, suffixes: tuple[str, ...]
 ) -> OutputPlan:
-    """Choose the output files of each input, and make their folder.
+    """Choose the output files of each input, and create their folder.
 
     In a folder, ``a/street.jpg`` becomes ``street.png``, or with several kinds ``street_KIND.png``;
     if another input has that name, ``street_2.png`` and so on.
 
     Args:
-        inputs: input files; their names without suffix become those of the outputs, and none of
-            them is ever replaced.
-        kinds: kinds of results, one file each.
-        output: a folder, or one file that ends in one of ``suffixes``.
-        suffixes: suffixes that can be written; files in a folder get the first.
+        inputs: Input files; the outputs get their names without suffix, and never replace them.
+        kinds: Kinds of results, one file each.
+        output: A folder, or one file that ends in one of ``suffixes``.
+        suffixes: Suffixes that can be written; files in a folder get the first.
 
     Raises:
-        ValueError: for one file for several outputs, a file in place of a folder, or an output that
-            would replace an input.
+        ValueError: If ``output`` is one file but there are several outputs, is a file of another
+            kind, or would replace an input.
     """
     path = Path(output).expanduser()
     suffix = "" if path.is_dir() else path.suffix.lower()
@@ -80,18 +79,20 @@ def plan_outputs(
         several = len(kinds) > 1
         endings = {kind: f"_{kind}{suffixes[0]}" if several else suffixes[0] for kind in kinds}
         plan = OutputPlan(names, path, endings)
-    _check_inputs_stay(inputs, plan, output)
+    _check_inputs_kept(inputs, plan, output)
     plan.folder.mkdir(parents=True, exist_ok=True)
     return plan
 
 
-def _check_inputs_stay(inputs: Sequence[Path], plan: OutputPlan, output: str) -> None:
+def _check_inputs_kept(inputs: Sequence[Path], plan: OutputPlan, output: str) -> None:
     existing = {os.path.realpath(file): file for file in inputs}
     for name in plan.names:
         for file in plan.files(name).values():
             replaced = existing.get(os.path.realpath(file))
             if replaced is not None:
-                raise ValueError(f"--output {output} would replace the input {replaced}.")
+                raise ValueError(
+                    f"--output {output} would replace the input {replaced}: give another output."
+                )
 
 
 def distinct_names(names: Iterable[str]) -> list[str]:
@@ -109,10 +110,10 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 
 
 def relative_names(files: Sequence[Path], folder: Path) -> Iterator[str]:
-    """Yield the paths relative to a folder, with "/" and without suffix: the same in every run.
+    """Yield the paths relative to a folder, with "/" and without suffix, the same in every run.
 
     Raises:
-        ValueError: if two files differ in their suffix only.
+        ValueError: If two files differ only in their suffix or in case.
     """
     taken: dict[str, Path] = {}
     for file in files:
@@ -129,7 +130,7 @@ def check_apart(inputs: Iterable[Path], output: str | Path) -> None:
     """Check that no input lies in a subfolder of the output, where results are written.
 
     Raises:
-        ValueError: if one does, or if the output is a file.
+        ValueError: If an input does, or the output is a file.
     """
     folder = Path(output).expanduser()
     if folder.is_file() or (not folder.is_dir() and folder.suffix in DRAWN_IMAGE_SUFFIXES):

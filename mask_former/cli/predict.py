@@ -1,10 +1,10 @@
-"""Draw or save what a trained model finds in images, in a video or with a camera.
+"""Draw or save the results of a trained model for images, a video or a camera.
 
 python demo/demo.py --input street.jpg photos/ 'more/**/*.png' --output drawn
 python demo/demo.py --weights output/mine --input photos --save semantic-png,npz --output out
 python demo/demo.py --config-file F --video-input a.mp4 --output d --opts MODEL.WEIGHTS model.pth
 
-Exit code: 0; 1 if an input or a frame failed (the others are done); 2 if nothing could begin.
+Exit code: 0; 1 if an input or a frame failed (the others are done); 2 if it could not start.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ logger = logging.getLogger("mask_former.demo")
 
 DEFAULT_OUTPUT = "output/demo"
 MIN_SIDE = 400
-"""Smaller images, in pixels, are drawn upsampled by an integer factor, to make room for names."""
+"""Side in pixels; smaller images are drawn upsampled by an integer factor, to fit the labels."""
 WINDOW = "MaskFormer (q: quit)"
 
 
@@ -82,19 +82,19 @@ def parse(argv: Sequence[str] | None) -> PredictArguments:
     add(
         "--output",
         metavar="PATH",
-        help="a folder, made if it is missing; for one drawing also a file (.png, "
-        f".jpg, … or .mp4, .avi). Images without --output and --show go to {DEFAULT_OUTPUT}; a "
+        help="a folder, created if missing; for one drawing also a file (.png, "
+        f".jpg, … or .mp4, .avi). Default: {DEFAULT_OUTPUT} for images without --show; a "
         "video or camera without --output is shown in a window. Images smaller than "
         f"{MIN_SIDE} pixels are drawn upsampled by an integer factor",
     )
-    add("--show", action="store_true", help="show in a window, too (any key: continue, q: quit)")
+    add("--show", action="store_true", help="also show in a window (any key: continue, q: quit)")
     add_result_options(parser)
     add_model_options(parser)
     given = parser.parse_args(argv)
     given.model = model_arguments(parser, given)
     given.results = collect(ResultArguments, given)
     if given.legend and not given.input:
-        parser.error("--legend is for images: its size changes, that of a video cannot")
+        parser.error("--legend is only for images: its size varies, that of a video cannot")
     given.output = given.output or (DEFAULT_OUTPUT if given.input and not given.show else None)
     return collect(PredictArguments, given)
 
@@ -125,10 +125,10 @@ class Demo:
     """A model, and the outputs that its results go to."""
 
     def __init__(self, args: PredictArguments, predictor: MaskFormerPredictor) -> None:
-        """Choose the results to make, and open the window if they are shown.
+        """Choose the results to compute, and open the window if they are shown.
 
         Raises:
-            OSError, KeyError, ValueError: if the arguments do not fit each other or the model.
+            OSError, KeyError, ValueError: If the arguments do not fit each other or the model.
         """
         results = args.results
         shown = args.show or not args.output
@@ -142,20 +142,20 @@ class Demo:
         self._output = args.output
 
     def plan(self, inputs: Sequence[Path], suffixes: tuple[str, ...]) -> OutputPlan | None:
-        """Choose the files of the drawings; None if none are saved.
+        """Choose the files of the drawings; None if drawings are not saved.
 
         Raises:
-            ValueError: see :func:`plan_outputs`.
+            ValueError: See :func:`plan_outputs`.
         """
         if not self._output or "overlay" not in self._results.save:
             return None
         return plan_outputs(inputs, self.to_draw, self._output, suffixes)
 
     def writer(self, inputs: Sequence[Path]) -> AbstractContextManager[ResultWriter | None]:
-        """Make the writer of all formats but the drawings; None if there are no others.
+        """Create the writer of all formats except drawings; a context of None if there are none.
 
         Raises:
-            ValueError: if --output is not a folder, or an input lies in one of its subfolders.
+            ValueError: If --output is not a folder, or an input lies in one of its subfolders.
         """
         formats = [name for name in self._results.save if name != "overlay"]
         if not self._output or not formats:
@@ -165,13 +165,13 @@ class Demo:
         return ResultWriter(self._output, formats, category_ids=category_ids)
 
     def drawings(self, result: Result, scale: int = 1) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Yield each kind that is drawn, and its drawing."""
+        """Yield each kind that is drawn, and its drawing, H×W×3, RGB."""
         threshold, legend = self._results.confidence_threshold, self._results.legend
         for kind in self.to_draw:
             yield kind, result.draw(kind, threshold=threshold, legend=legend, scale=scale)
 
     def describe(self, result: Result) -> str:
-        """Count the segments of each kind, such as "3 panoptic segments"."""
+        """Describe the number of segments of each kind, such as "3 panoptic segments"."""
         found = []
         for kind in self.to_draw or result.kinds:
             count = len(result.overlay(kind, self._results.confidence_threshold).regions)
@@ -248,19 +248,19 @@ def draw_video(args: PredictArguments) -> int:
                 for kind, file in (plan.files(path.stem) if plan else {}).items()
             }
             results = stack.enter_context(demo.writer([path]))
-        whole = draw_frames(demo, reader, path.stem, partial(use_frame, demo, videos, results))
+        complete = draw_frames(demo, reader, path.stem, partial(use_frame, demo, videos, results))
     drawn = [video.path for video in videos.values() if video.num_frames]
     failed = f", {demo.run.failed} failed" * bool(demo.run.failed)
     for output in [*drawn, *([args.output] if results else [])]:
         verb = "drawn" if output in drawn else "done"
         logger.info(f"{reader.name}: {demo.run.done} frames {verb}{failed}: {output}")
-    return 0 if whole and not failed else 1
+    return 0 if complete and not failed else 1
 
 
 def draw_frames(demo: Demo, reader: VideoReader, name: str, use: Use) -> bool:
-    """Run to the end of the video or to Ctrl-C; return False if a video was left early."""
+    """Run to the end of the video or to Ctrl-C; return False if Ctrl-C cut a video file short."""
     if reader.num_frames is None:
-        logger.info("Ctrl-C ends it.")
+        logger.info("Press Ctrl-C to stop.")
     items = read_frames(reader, name)
     try:
         demo.run.over(tqdm(items, total=reader.num_frames, unit="frame", desc=reader.name), use)
@@ -290,7 +290,7 @@ def use_frame(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; see the module."""
+    """Run the command and return its exit code; see the module's docstring."""
     args = parse(argv)
     setup_logger(name="mask_former")
     try:

@@ -6,8 +6,8 @@
 Under torchrun each process takes its share of the files. The same command continues where an
 earlier run ended or was killed: images whose results exist are skipped.
 
-Exit code: 0; 1 if an image failed or a process was lost (the others are done); 2 if nothing could
-begin.
+Exit code: 0; 1 if an image failed or a process was lost (the other images are done); 2 if the
+command could not start.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from .run import Item, PredictionRun, read_files
 logger = logging.getLogger("mask_former.predict_folder")
 
 SETTINGS = "run.json"
-"""File in the output with the options that the results depend on."""
+"""File in the output folder with the options that the results depend on."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> PredictFolderArguments:
         required=True,
         type=Path,
         metavar="FOLDER",
-        help="made if it is missing; shared by all processes. Results have the names of the images",
+        help="created if missing; shared by all processes. Results have the names of the images",
     )
     add_result_options(parser)
     add_model_options(parser)
@@ -86,15 +86,15 @@ def files_of(args: PredictFolderArguments) -> list[tuple[Path, str]]:
     """Find the images and the names of their results, in the same order in every process.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder is missing or empty, the output would mix with
-            it, or two images would get one name.
+        FileNotFoundError, ValueError: If the folder is missing or has no images, the output would
+            mix with it, or two images would get the same name.
     """
     if not args.input.is_dir():
         raise FileNotFoundError(f"--input {args.input}: no such folder")
     if args.recursive and args.output.resolve().is_relative_to(args.input.resolve()):
         raise ValueError(
             f"--output {args.output} lies in --input {args.input}: with --recursive, results would "
-            "become inputs."
+            "become inputs. Give another --output."
         )
     files, problems = find_images([str(args.input)], args.recursive)
     if problems:
@@ -104,10 +104,10 @@ def files_of(args: PredictFolderArguments) -> list[tuple[Path, str]]:
 
 
 def check_settings(args: PredictFolderArguments) -> None:
-    """Check that the results in the output folder were made with the same options; note them.
+    """Check that the results in the output folder have the same options; store these if it is new.
 
     Raises:
-        ValueError: if an option differs; the message names it.
+        ValueError: If an option differs; the message names it.
     """
     text = json.dumps(_decisive(args), indent=1, default=str)
     path = args.output / SETTINGS
@@ -119,8 +119,8 @@ def check_settings(args: PredictFolderArguments) -> None:
     for name, value in json.loads(text).items():
         if before.get(name) != value:
             raise ValueError(
-                f"{args.output} was begun with --{name.replace('_', '-')} {before.get(name)}, now "
-                f"it is {value}: results would mix. Give another --output."
+                f"{args.output} was started with --{name.replace('_', '-')} {before.get(name)}, "
+                f"now it is {value}: results would mix. Give another --output."
             )
 
 
@@ -146,7 +146,7 @@ def predict_share(args: PredictFolderArguments, ranks: Ranks) -> tuple[int, int,
     """Save the results of this process's images, except those that exist.
 
     Returns:
-        the numbers of images that were done, that failed, and whose results existed.
+        The numbers of images that were done, that failed, and that were skipped.
     """
     results = args.results
     with setting_up():
@@ -187,7 +187,7 @@ def save(writer: ResultWriter, item: Item, result: Result, seconds: float) -> bo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; see the module."""
+    """Run the command and return its exit code; see the module's docstring."""
     args = parse(argv)
     setup_logger(name="mask_former")
     try:

@@ -1,4 +1,4 @@
-"""From arguments to a predictor, the results to make, and the ids with which they are saved."""
+"""Set up the predictor, the results and their ids from the arguments of a command."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .run import Predict
 __all__ = ["choose_kinds", "dataset_ids", "model_loader", "predict_function"]
 
 _NEEDS = {"semantic-png": "semantic", "panoptic-coco": "panoptic", "instances-coco": "instance"}
-"""Formats that are made of one kind of result."""
+"""Kind of result that each of these formats needs."""
 
 
 def model_loader(model: ModelArguments) -> Callable[[], MaskFormerPredictor]:
     """Import the plug-ins, read the config, and return a function that loads the model.
 
     Raises:
-        OSError, KeyError, ValueError: for a wrong plug-in or config; the function: for wrong
-            weights.
+        OSError, KeyError, ValueError: If a plug-in or the config is wrong. The returned function
+            raises them if the weights are wrong.
     """
     load_plugins(model.plugins)
     if model.config_file and not model.weights:
@@ -39,8 +39,8 @@ def model_loader(model: ModelArguments) -> Callable[[], MaskFormerPredictor]:
         return partial(MaskFormerPredictor, load_cfg(model.config_file, [*model.opts, *device]))
     if not model.weights:
         logging.getLogger(__name__).info(
-            f"Neither --weights nor --config-file: taking {PACKAGED}, the model of street scenes "
-            "that comes with the code."
+            f"Neither --weights nor --config-file is given: using {PACKAGED}, the model of street "
+            "scenes that comes with the code."
         )
     return partial(
         MaskFormerPredictor.from_pretrained,
@@ -54,15 +54,15 @@ def model_loader(model: ModelArguments) -> Callable[[], MaskFormerPredictor]:
 def choose_kinds(
     results: ResultArguments, enabled: Sequence[str], draw: bool
 ) -> tuple[list[str], list[str]]:
-    """Choose the kinds of results to draw, and those to make.
+    """Choose the kinds of results to draw, and those to compute.
 
     Args:
-        results: with ``kinds`` and ``save``.
-        enabled: kinds that the config turns on, the richest first.
-        draw: whether results are drawn.
+        results: Arguments of the command, with ``kinds`` and ``save``.
+        enabled: Kinds that the config turns on, in the order panoptic, instance, semantic.
+        draw: True if results are drawn.
 
     Raises:
-        ValueError: if there is nothing to draw or to make.
+        ValueError: If there is nothing to draw or to compute.
     """
     to_draw = list(dict.fromkeys(results.kinds or enabled[:1])) if draw else []
     for_npz = results.kinds or enabled if "npz" in results.save else []
@@ -85,9 +85,9 @@ def predict_function(
     """Return a function from images to results of these kinds, in the colours of ``--palette``."""
     if predictor.classes.known_names is None:
         logging.getLogger(__name__).warning(
-            f"Nothing names the model's {len(predictor.classes.names)} classes, neither its "
-            "checkpoint nor a dataset of DATASETS.TRAIN or TEST with as many: they are called "
-            "'class 0' and so on."
+            f"The names of the model's {len(predictor.classes.names)} classes are unknown: neither "
+            "its checkpoint nor a dataset of DATASETS.TRAIN or TEST with as many classes has them. "
+            "They are called 'class 0' and so on."
         )
     classes = predictor.classes.with_palette(results.palette)
 
@@ -104,10 +104,11 @@ def predict_function(
 
 
 def dataset_ids(results: ResultArguments, classes: Classes) -> DatasetIds | None:
-    """Read the ids of ``--dataset`` or ``--coco-json``; classes that will be saved must have one.
+    """Read the ids of ``--dataset`` or ``--coco-json``; None if neither is given.
 
     Raises:
-        KeyError, FileNotFoundError, ValueError: see :class:`DatasetIds`.
+        KeyError, FileNotFoundError, ValueError: See :class:`DatasetIds`; also if a class that will
+            be saved has no id.
     """
     if results.dataset:
         ids = DatasetIds.of_dataset(results.dataset)
@@ -115,6 +116,6 @@ def dataset_ids(results: ResultArguments, classes: Classes) -> DatasetIds | None
         ids = DatasetIds.of_json(results.coco_json, classes.names)
     else:
         return None
-    every = "panoptic-coco" in results.save or not classes.thing_ids
-    ids.check_classes(range(len(classes.names)) if every else classes.thing_ids, classes.names)
+    all_saved = "panoptic-coco" in results.save or not classes.thing_ids
+    ids.check_classes(range(len(classes.names)) if all_saved else classes.thing_ids, classes.names)
     return ids

@@ -46,14 +46,14 @@ class PublishArguments:
 
 
 def parse(argv: Sequence[str] | None) -> PublishArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("checkpoint", type=Path)
+    add("checkpoint", type=Path, help="a checkpoint of a training run")
     add("output", type=Path, help="a .safetensors file")
     add("--keep-precision", action="store_true", help="do not convert to half precision")
-    add("--ema", action="store_true", help="take the averaged weights (MODEL.EMA) instead")
-    add("--config-file", type=Path, help="the config that it was trained with")
+    add("--ema", action="store_true", help="publish the averaged weights (MODEL.EMA) instead")
+    add("--config-file", type=Path, help="the config that the model was trained with")
     add_plugin_argument(parser)
     return PublishArguments(**vars(parser.parse_args(argv)))
 
@@ -62,13 +62,15 @@ def half(name: str, value: torch.Tensor) -> torch.Tensor:
     """Convert a float tensor to half precision; leave other tensors as they are.
 
     Raises:
-        ValueError: if half precision cannot represent a value.
+        ValueError: If half precision cannot represent a value.
     """
     if not value.is_floating_point():
         return value.contiguous()
     small = value.to(torch.float16).contiguous()
     if not small.isfinite().all():
-        raise ValueError(f"{name} has values that half precision cannot hold; use --keep-precision")
+        raise ValueError(
+            f"{name} has values that half precision cannot represent: use --keep-precision"
+        )
     return small
 
 
@@ -78,12 +80,12 @@ def find_inference_data(
     """Return the ``inference`` entry and the class names, from the config or else the checkpoint.
 
     Raises:
-        KeyError, OSError, ValueError: if the config, or the entry of the checkpoint, is broken.
+        KeyError, OSError, ValueError: If the config or the entry of the checkpoint is damaged.
     """
     if config_file is not None:
         data = inference_data(load_cfg(str(config_file), ["MODEL.DEVICE", "cpu"]))
         return data, [entry["name"] for entry in data["classes"]]
-    read_inference_data(content, str(checkpoint))  # a broken entry must not be published
+    read_inference_data(content, str(checkpoint))  # a damaged entry must not be published
     return content.get(INFERENCE), content.get(CLASS_NAMES)
 
 
@@ -104,7 +106,7 @@ def run(arguments: PublishArguments) -> int:
     write_weights(weights, output, names, inference)
     print(f"{output}: {len(weights)} tensors, {output.stat().st_size / 1e6:.1f} MB")
     if inference is None:
-        print("It contains no config: give the one that it was trained with as --config-file.")
+        print("It contains no config: give the one of the training run with --config-file.")
     return 0
 
 

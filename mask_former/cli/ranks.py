@@ -1,4 +1,4 @@
-"""Split independent work across processes (torchrun), synchronised only at the end."""
+"""Split independent work across processes (torchrun) that synchronise only at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 __all__ = ["Ranks"]
 
 PATIENCE = timedelta(days=1)
-"""Longest time that a process waits at the end for those that still work."""
+"""Longest time that a process waits at the end for the others."""
 T = TypeVar("T")
 
 
@@ -34,7 +34,7 @@ class Ranks:
         """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, which ``torchrun`` and others set.
 
         Raises:
-            ValueError: if ``RANK`` is not below ``WORLD_SIZE``.
+            ValueError: If ``RANK`` is not in 0 … ``WORLD_SIZE`` - 1.
         """
         rank, count = int(variables.get("RANK", 0)), int(variables.get("WORLD_SIZE", 1))
         if not 0 <= rank < count:
@@ -52,7 +52,7 @@ class Ranks:
         """Connect the processes with gloo, for :meth:`finish`.
 
         Raises:
-            ValueError: if ``MASTER_ADDR`` or ``MASTER_PORT`` is not set.
+            ValueError: If ``MASTER_ADDR`` or ``MASTER_PORT`` is not set.
         """
         if self.count == 1:
             yield
@@ -71,14 +71,15 @@ class Ranks:
     def finish(self, counts: Sequence[int], last: Callable[[], object]) -> list[int] | None:
         """Wait for all processes, then call ``last`` once.
 
-        No process returns before ``last`` has: ``torchrun`` ends all when one ends with an error.
+        No process returns before ``last`` has returned, because ``torchrun`` ends all processes
+        when one ends with an error.
 
         Args:
-            counts: counts of this process.
-            last: called by the first process; if a process was lost, by each of the others.
+            counts: Counts of this process.
+            last: Function that the first process calls; if a process was lost, each other one does.
 
         Returns:
-            the sums of the counts over all processes; None if a process was lost.
+            The sums of the counts over all processes; None if a process was lost.
         """
         if self.count == 1:
             last()

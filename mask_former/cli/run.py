@@ -36,7 +36,7 @@ FAILURES = (OSError, ValueError, KeyError, RuntimeError, MemoryError)
 """Errors (including out of memory) that fail one image but not the run."""
 
 Predict = Callable[[list[NDArray[np.uint8]]], list[Result]]
-"""Returns one result for each image (H×W×3, RGB)."""
+"""Function from images (H×W×3, RGB) to one result for each."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Item:
     image_id: ImageId | None = None
     """Its id in the dataset."""
     error: Exception | None = None
-    """The reason that there is no image."""
+    """The error if the image could not be read."""
 
 
 def read_files(files: Iterable[tuple[Path, str]], ids: DatasetIds | None = None) -> Iterator[Item]:
     """Read the images of files, one at a time.
 
     Args:
-        files: path and name of each image.
-        ids: ids of the dataset that the files belong to; a file that is not in it is an error.
+        files: Path and name of each image.
+        ids: Ids of the dataset that the files belong to; a file that is not in it is an error.
     """
     for file, name in files:
         try:
@@ -86,23 +86,23 @@ def read_frames(reader: VideoReader, name: str) -> Iterator[Item]:
 
 
 Use = Callable[[Item, Result, float], bool]
-"""Takes an item, its result and the seconds that it took; returning False ends the run."""
+"""Function of an item, its result and the seconds that it took; False ends the run."""
 
 
 class PredictionRun:
     """Run of a model over images that counts successes and failures.
 
     Attributes:
-        done: number of images whose result was made and used.
-        failed: number of images that were skipped; each has a line in the log.
+        done: Number of images whose result was computed and used.
+        failed: Number of images that were skipped; each has a line in the log.
     """
 
     def __init__(self, predict: Predict, batch_size: int = 1) -> None:
         """Set up a run.
 
         Args:
-            predict: the model, for any number of images of any sizes.
-            batch_size: the most images at once.
+            predict: Function that runs the model on any number of images of any sizes.
+            batch_size: Largest number of images in one call.
         """
         self._predict = predict
         self._batch_size = batch_size
@@ -111,11 +111,11 @@ class PredictionRun:
         self.failed = 0
 
     def over(self, items: Iterable[Item], use: Use) -> bool:
-        """Predict and use the result of each image in turn.
+        """Predict the result of each image, and use it, in order.
 
         Args:
-            items: any number of images; one batch is taken at a time.
-            use: function for each result. If it fails, the item has failed.
+            items: Any number of images; one batch is taken at a time.
+            use: Function that uses a result. If it fails, the item counts as failed.
 
         Returns:
             False if ``use`` ended the run.
@@ -155,7 +155,7 @@ class PredictionRun:
             if len(batch) == 1:
                 self.fail(batch[0].label, error)
                 return
-        if results is None:  # outside `except`, which would keep the memory of the failure
+        if results is None:  # outside `except`, which keeps the memory of the failed batch alive
             for item in batch:
                 yield from self._results([item])
             return

@@ -2,7 +2,7 @@ r"""Train or evaluate the model of a config.
 
 python tools/train_net.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml
 python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
-python tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True  # scales and flips, too
+python tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True  # also scales, flips
 python tools/train_net.py --config-file F --num-gpus 8 OUTPUT_DIR out SOLVER.BASE_LR 0.0002
 torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 
@@ -13,7 +13,7 @@ python tools/train_net.py --config-file configs/custom/maskformer_semantic.yaml 
 python tools/train_net.py --config-file configs/custom/maskformer_instance.yaml --train-images A \
     --train-json x.json
 
-Exit code: 0; 2 after a mistake in the arguments, the config or the data, which is one line.
+Exit code: 0; 2 after a mistake in the arguments, the config or the data, reported in one line.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TrainArguments(JobArguments):
 
 
 def parse(argv: Sequence[str] | None) -> TrainArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = default_argument_parser(epilog=__doc__)
     add_custom_data_arguments(parser)
     add_plugin_argument(parser)
@@ -94,10 +94,10 @@ def _reporting_mistakes() -> Iterator[None]:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Return whether a check of this package reports ``error``, before the first step.
+    """Return True if a check of this package raised ``error`` before the first step.
 
-    Other errors keep their traceback: those in the middle of a training or an evaluation, and bugs
-    of this package or of a plug-in, such as the ``KeyError`` of a dict.
+    Other errors keep their traceback: those during a training or an evaluation, and bugs of this
+    package or of a plug-in, such as the ``KeyError`` of a dict.
     """
     code = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
     started = any(one.__code__ in code for one in (TrainerBase.train, inference_on_dataset))

@@ -3,13 +3,13 @@
 python tools/visualize_data.py --config-file F --output drawn --num 20 --sheet
 python tools/visualize_data.py --config-file F --output drawn --source annotation --split test
 
-Each drawing shows the image, the same with its targets, and a list of the targets by class: their
-number, how many the augmentation has emptied, and their share of the pixels. Pixels without a
+Each drawing shows the image, the image with its targets, and a list of the targets by class: their
+number, how many became empty by augmentation, and their share of the pixels. Pixels without a
 target are hatched in grey, padding in black. With --source mapper the image is the model's input
-(augmented; the model normalises it and pads the batch); with --source annotation it is the file.
-The images are spread evenly over the dataset.
+(augmented; the model normalises it and pads the batch); with --source annotation it is the image
+file. The images are spread evenly over the dataset.
 
-Exit code: 0; 1 if the command could not start, or if an image could not be drawn (the others are).
+Exit code: 0; 1 if the command could not start, or if some images could not be drawn.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from .output_files import DRAWN_IMAGE_SUFFIXES, plan_outputs
 __all__ = ["VisualizeArguments", "main", "parse"]
 
 MIN_SIDE, MAX_SIDE = 600, 960
-"""Sides in pixels. Smaller images are upsampled by a whole factor, larger ones are reduced."""
+"""Sides in pixels. Smaller images are upsampled by an integer factor, larger ones downsampled."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class VisualizeArguments:
 
 
 def parse(argv: Sequence[str] | None) -> VisualizeArguments:
-    """Parse the words of the command line; exit with a message if they are wrong."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a YAML config")
@@ -82,8 +82,8 @@ def parse(argv: Sequence[str] | None) -> VisualizeArguments:
     add("--output", required=True, metavar="DIR", help="the folder of the drawings, NAME.png")
     add("--num", type=int, default=16, metavar="N", help="number of images (default: 16)")
     add("--split", choices=["train", "test"], default="train", help="default: train")
-    add("--sheet", action="store_true", help="also write contact_sheet.png: all of them, small")
-    add("--seed", type=int, default=0, help="of the augmentation (default: 0)")
+    add("--sheet", action="store_true", help="also write contact_sheet.png with all, smaller")
+    add("--seed", type=int, default=0, help="random seed of the augmentation (default: 0)")
     add_plugin_argument(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     arguments = VisualizeArguments(**vars(parser.parse_args(argv)))
@@ -131,7 +131,7 @@ def headline(example: Example, record: Record) -> str:
     count, empty = len(example.areas), example.areas.count(0)
     targets = f"{count} target{'s' * (count != 1)}" + (f", {empty} of them empty" if empty else "")
     if not example.has_targets:
-        targets = "a test image, fed without targets"
+        targets = "a test image, without targets"
     return f"{Path(record['file_name']).name}: {width}×{height}, {targets}"
 
 
@@ -155,11 +155,11 @@ def read_records(cfg: CfgNode, split: str, num: int) -> tuple[str, list[Record]]
     """Return a split's first dataset, and ``num`` records spread evenly over all its datasets.
 
     Raises:
-        ValueError: if the config does not name a dataset.
+        ValueError: If the config does not name a dataset.
     """
     names = cfg.DATASETS.TRAIN if split == "train" else cfg.DATASETS.TEST
     if not names:
-        raise ValueError(f"DATASETS.{split.upper()} is empty: set it, or take the other --split.")
+        raise ValueError(f"DATASETS.{split.upper()} is empty: set it, or use the other --split.")
     keep_all = split == "test" or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     records = get_detection_dataset_dicts(names, filter_empty=not keep_all)
     chosen = np.linspace(0, len(records) - 1, min(num, len(records))).round().astype(int)

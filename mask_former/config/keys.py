@@ -1,7 +1,7 @@
 """All config keys that this project adds to detectron2's, with their units and meanings.
 
-The defaults are those of the published MaskFormer. Keys that it does not have are off by default,
-so that published configs behave as published.
+The defaults are those of the published MaskFormer. Keys that it lacks are off by default, so that
+published configs behave as published.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["add_mask_former_config", "get_mask_former_cfg"]
 
 
 def add_mask_former_config(cfg: CfgNode) -> None:
-    """Add the keys below and those of the plug-ins to a config, after ``add_deeplab_config``."""
+    """Add the keys below and those of plug-ins to a config; call ``add_deeplab_config`` first."""
     _add_datasets(cfg)
     _add_input(cfg)
     _add_solver(cfg)
@@ -52,11 +52,11 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_AUG_SSD = False  # colour jitter as in SSD
     # Side in pixels, despite its name: training images are padded to this size. -1: no padding.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
-    # Minimum area of a target in pixels; smaller ones, such as those that a crop cut off, are
+    # Minimum area of a target in pixels; smaller ones, such as objects cut off by a crop, are
     # dropped. 0 (published): keep all.
     cfg.INPUT.MIN_MASK_AREA = 0
-    # Fraction of crops that are moved to a pixel of a random class of the image, all classes being
-    # equally likely. 0 (published): none.
+    # Fraction of crops that are moved to contain a pixel of a class, drawn uniformly from those in
+    # the image. 0 (published): none.
     cfg.INPUT.CROP.CLASS_UNIFORM = 0.0
     # "quick": before training, check that all files exist and read 20 images of each dataset.
     # "off": no check.
@@ -68,7 +68,7 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings, such as those of the queries
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # with SOLVER.AMP.ENABLED: "bfloat16" or "float16"
-    # Number of batches of IMS_PER_BATCH images whose gradients are added up in one step.
+    # Number of batches of IMS_PER_BATCH images whose gradients are accumulated for one step.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
 
 
@@ -91,27 +91,27 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.MASK_WEIGHT = 20.0  # mask term
     node.DICE_WEIGHT = 1.0  # dice
     node.MASK_TERM = "focal"  # loss of a pixel: "focal" (MaskFormer) or "cross_entropy"
-    # Number of points of an image at which mask losses and matching are computed. 0 (published):
-    # at all pixels.
+    # Number of points per image at which mask losses and matching are computed. 0 (published): all
+    # pixels.
     node.TRAIN_NUM_POINTS = 0
-    # The losses choose their points from this many times as many random ones …
-    node.OVERSAMPLE_RATIO = 3.0
-    node.IMPORTANCE_SAMPLE_RATIO = 0.75  # … this fraction of them the most uncertain, others random
-    # Values of a map beyond the centres of its outermost cells: as there ("border"), or fading to 0
-    # ("zeros").
+    node.OVERSAMPLE_RATIO = 3.0  # random candidates for each point of a loss
+    # Fraction of points that are the most uncertain candidates; the others are random.
+    node.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Values of a map beyond the centres of its outermost cells: repeat those of the cells
+    # ("border"), or fade to 0 ("zeros").
     node.POINT_PADDING = "border"
-    # Value of a target at a point: that of the pixel ("nearest"), or interpolated ("bilinear").
+    # Value of a target at a point: that of its pixel ("nearest"), or interpolated ("bilinear").
     node.POINT_TARGETS = "nearest"
     # Exclude unlabelled pixels and padding from mask losses and matching. False: published.
     node.MASK_IGNORE = False
     node.MATCHER = CN()
     node.MATCHER.NAME = "HungarianMatcher"  # a registered matcher
-    # If a cost is NaN or infinite: "raise" an error, or "sanitize" it (replace it by a high cost).
+    # If a cost is NaN or infinite: "raise" an error, or "sanitize" (replace it by a high cost).
     node.MATCHER.ON_NONFINITE = "raise"
     # Transformer
     node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered transformer decoder
-    # The map that the queries attend to: a backbone map, "transformer_encoder", "pixel_embedding"
-    # or "multi_scale_pixel_decoder".
+    # The map that queries attend to: a backbone map, "transformer_encoder", "pixel_embedding" or
+    # "multi_scale_pixel_decoder".
     node.TRANSFORMER_IN_FEATURE = "res5"
     node.NUM_OBJECT_QUERIES = 100
     node.HIDDEN_DIM = 256  # channels
@@ -123,7 +123,7 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.PRE_NORM = False  # normalise the input of each block instead of its output
     node.ENFORCE_INPUT_PROJ = False  # project the map even if it has HIDDEN_DIM channels
     # Images are padded to a multiple of this many pixels. 0: to the size of the largest image in
-    # the batch; negative: to a multiple that the backbone needs.
+    # the batch; negative: to the multiple that the backbone needs.
     node.SIZE_DIVISIBILITY = 32
     # Inference
     node.TEST = CN()
@@ -131,29 +131,29 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.TEST.PANOPTIC_ON = False
     node.TEST.INSTANCE_ON = False
     node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # minimum class probability of a panoptic segment
-    # Minimum fraction of its own mask that a panoptic segment keeps where others overlap it.
+    # Minimum fraction of its mask that a panoptic segment wins against the others.
     node.TEST.OVERLAP_THRESHOLD = 0.0
-    # Resize the mask logits to the output size before the semantic result is computed, instead of
-    # the result.
+    # True: resize mask logits to the output size and compute the semantic result from them. False:
+    # compute the semantic result, then resize it.
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 
 
 def _add_finetuning(cfg: CfgNode) -> None:
     node = cfg.MODEL.MASK_FORMER
     # Allow MODEL.WEIGHTS to have other classes or another number of queries: the class layer keeps
-    # the rows of "no object" and of classes with the same name; queries are cut or repeated.
+    # the rows of "no object" and of classes with the same name; queries are truncated or repeated.
     node.FINETUNE = False
-    # A registered dataset with the classes of MODEL.WEIGHTS, if the file does not name them.
+    # A registered dataset with the classes of MODEL.WEIGHTS, if that file does not list them.
     node.FINETUNE_CLASSES_FROM = ""
 
 
 def _add_acceleration(cfg: CfgNode) -> None:
-    # Compile backbone and head with torch.compile, again for each input size; needs a C++ compiler.
+    # Compile backbone and head with torch.compile, for each input size; needs a C++ compiler.
     cfg.MODEL.COMPILE = False
     # Store only the input of each backbone block and recompute the block in the backward pass:
     # less memory, more time.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
-    # Run the plain reference version of every kernel in mask_former/ops: slower, the same results.
+    # Run the reference version of every kernel in mask_former/ops: slower, with equal results.
     cfg.MODEL.REFERENCE_OPS = False
     # Write sem_seg_predictions.json and predictions.json. False: only the metrics, which is faster.
     cfg.TEST.SAVE_PREDICTIONS = True
@@ -163,29 +163,29 @@ def _add_acceleration(cfg: CfgNode) -> None:
 
 
 def _add_sliding_window(cfg: CfgNode) -> None:
-    # Semantic results of large images from overlapping windows, whose class scores are blended:
+    # Compute semantic results of large images in overlapping windows and blend the class scores:
     # less memory, and objects of the size that the network was trained on.
     window = cfg.TEST.SLIDING_WINDOW = CN()
-    # Side of a window in pixels, at the size that INPUT.MIN_SIZE_TEST sets (0 there: the original
-    # size). Images that fit into one window are not divided. 0: no image is.
+    # Side of a window in pixels, after resizing to INPUT.MIN_SIZE_TEST (0 there: the original
+    # size). Images that fit into one window are not divided. 0: no sliding window.
     window.SIZE = 0
     window.STRIDE = 0  # pixels; 0: 2/3 of SIZE, rounded to a multiple of 32
 
 
 def _add_training_options(cfg: CfgNode) -> None:
-    # Shell patterns of names of parameters or modules to freeze, such as "backbone".
+    # Shell patterns for the names of parameters or modules to freeze, such as "backbone".
     cfg.MODEL.FREEZE = []
-    # Factors on the learning rate, [[pattern, factor], …]; all that match multiply, and so does
-    # BACKBONE_MULTIPLIER.
+    # Factors on the learning rate, [[pattern, factor], …]; all matching ones and
+    # BACKBONE_MULTIPLIER are multiplied.
     cfg.SOLVER.LR_MULTIPLIERS = []
-    # An exponential moving average of the weights, which is evaluated and saved in addition.
+    # An exponential moving average of the weights, evaluated and saved in addition to them.
     cfg.MODEL.EMA = CN()
     cfg.MODEL.EMA.ENABLED = False
     cfg.MODEL.EMA.DECAY = 0.999  # average = DECAY · average + (1 - DECAY) · weights, each iteration
-    cfg.MODEL.EMA.START_ITER = 0  # iteration whose weights the average starts with
+    cfg.MODEL.EMA.START_ITER = 0  # iteration at which the average starts, with its weights
     # Compute the losses on DATASETS.TEST (val_…) every TEST.EVAL_PERIOD iterations and at the end.
     cfg.TEST.VAL_LOSS = False
-    # A metric such as "sem_seg/mIoU": the best model in it is kept in model_best.pth.
+    # A metric such as "sem_seg/mIoU": the model with the best value is saved as model_best.pth.
     cfg.TEST.BEST_METRIC = ""
     cfg.LOGGERS = ["json", "tensorboard"]  # also "wandb", if it is installed
 
@@ -200,7 +200,7 @@ def _add_swin(cfg: CfgNode) -> None:
     swin.WINDOW_SIZE = 7  # patches
     swin.MLP_RATIO = 4.0  # hidden channels of a block's MLP, relative to its channels
     swin.QKV_BIAS = True  # biases of queries, keys and values
-    swin.QK_SCALE = None  # factor on attention scores; None: (channels of a head) ** -0.5
+    swin.QK_SCALE = None  # factor on attention logits; None: (channels of a head) ** -0.5
     swin.DROP_RATE = 0.0  # probability
     swin.ATTN_DROP_RATE = 0.0  # probability
     swin.DROP_PATH_RATE = 0.3  # probability of stochastic depth in the last block

@@ -36,10 +36,10 @@ _PLUGIN_COMMENT = "# needs --plugin "
 
 
 def load_cfg(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
-    """Read a config file with ``KEY VALUE …`` on top into a checked and frozen config.
+    """Read a config file, override keys with ``KEY VALUE …``, validate and freeze the config.
 
     Raises:
-        KeyError: for an unknown key; names similar ones, or the plug-in that is missing.
+        KeyError: for an unknown key; the message names similar keys, or the missing plug-in.
         FileNotFoundError: if the file, or one that its ``_BASE_`` names, is missing.
         ValueError: if a file is not a YAML mapping, or a value does not fit its key.
     """
@@ -50,12 +50,12 @@ def load_cfg(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
 
 
 def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
-    """Read a config as :func:`load_cfg`, without checking, freezing, or registering its tables."""
+    """Read a config as :func:`load_cfg` does, but do not register tables, validate or freeze."""
     cfg = get_mask_former_cfg()
     if config_file:
         _check_file(Path(config_file), "--config-file")
         missing = naming_missing_plugins(config_file, plugins_named_in(config_file))
-        with missing, _naming_mistakes(cfg, config_file):
+        with missing, _located_errors(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
             _find_files_next_to(Path(config_file), cfg)
     _merge_options(cfg, opts or [])
@@ -63,12 +63,12 @@ def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
 
 
 def plugin_comments() -> str:
-    """Return a comment line for each loaded plug-in, for the top of a config file."""
+    """Return the comment lines at the top of a config file that name the loaded plug-ins."""
     return "".join(f"{_PLUGIN_COMMENT}{file.name}\n" for file in loaded_plugins())
 
 
 def plugins_named_in(config_file: str) -> list[str]:
-    """Return the file names of the plug-ins that the comments of a config file name."""
+    """Return the file names of plug-ins in the comments that :func:`plugin_comments` wrote."""
     if not Path(config_file).is_file():
         return []
     lines = Path(config_file).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -79,9 +79,9 @@ def plugins_named_in(config_file: str) -> list[str]:
 
 
 def cfg_from_settings(settings: Mapping[str, Any], opts: Sequence[Any], source: str) -> CfgNode:
-    """Make a config from the content of a config file; ``source`` is its name in errors."""
+    """Build a config from the content of a config file, named ``source`` in error messages."""
     cfg = get_mask_former_cfg()
-    with _naming_mistakes(cfg, source):
+    with _located_errors(cfg, source):
         cfg.merge_from_other_cfg(CfgNode(dict(settings)))
     _merge_options(cfg, list(opts))
     return cfg
@@ -95,7 +95,7 @@ def finish_cfg(cfg: CfgNode) -> None:
 
 
 def _find_files_next_to(config_file: Path, cfg: CfgNode) -> None:
-    """Take weights and tables from the config's folder if it has files of their relative names."""
+    """Resolve weights and tables relative to the config's folder if the files exist there."""
 
     def find(name: str) -> str:
         plain, mark, query = name.partition("?")
@@ -107,7 +107,7 @@ def _find_files_next_to(config_file: Path, cfg: CfgNode) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses a key with several values instead of using the last."""
+    """PyYAML's safe loader, but a key that occurs twice is an error: PyYAML uses the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -121,7 +121,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _check_file(path: Path, named_by: str) -> None:
-    """Check that a config file and those of its ``_BASE_`` exist and are YAML mappings."""
+    """Check that a config file and its ``_BASE_`` files exist and are YAML mappings."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no config file {path} ({named_by}).")
     try:
@@ -147,15 +147,15 @@ def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
         )
     known = list(_keys(cfg))
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        with _naming_mistakes(cfg, f"{key} {value}"):
+        with _located_errors(cfg, f"{key} {value}"):
             if key not in known:
                 raise KeyError(f"Non-existent key: {key}")
             cfg.merge_from_list([key, value])
 
 
 @contextmanager
-def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
-    """Add the source of a mistake to the error of yacs, and to an unknown key similar ones."""
+def _located_errors(cfg: CfgNode, source: str) -> Iterator[None]:
+    """Add ``source`` to yacs's error messages, and similar keys to those about unknown keys."""
     try:
         yield
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -170,7 +170,7 @@ def _naming_mistakes(cfg: CfgNode, source: str) -> Iterator[None]:
         hint = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else "mask_former/config/keys.py lists ours; those of a plug-in need --plugin."
+            else "mask_former/config/keys.py lists this project's; a plug-in's need --plugin."
         )
         raise KeyError(f"{source}: there is no config key {unknown[1]}; {hint}") from error
 
@@ -184,10 +184,9 @@ def _keys(cfg: CfgNode) -> Iterator[str]:
 
 
 def resolve_device(cfg: CfgNode) -> CfgNode:
-    """Replace a GPU by the CPU if this machine has no GPU, and log that.
+    """Replace a GPU by the CPU if this machine has no GPU, and log a warning.
 
-    A config and its file name the device that was asked for. Code that runs the model calls this
-    function first.
+    A config and its file keep the requested device; code that runs a model calls this first.
 
     Returns:
         ``cfg`` itself if its device exists, otherwise a copy; frozen if ``cfg`` is.

@@ -1,4 +1,4 @@
-"""Write the config of a training so that its output folder can be moved or copied."""
+"""Save the config of a training so that its output folder can be moved or copied."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["save_config"]
 def save_config(cfg: CfgNode, folder: Path) -> None:
     """Write ``config.yaml`` into ``folder``, and the dataset tables that it names.
 
-    Weights and tables inside ``folder`` are named relative to it; reading a config looks for files
-    next to it first. Tables outside ``folder`` are copied into it, other weights keep their name.
+    Paths of weights and tables inside ``folder`` become relative to it, because reading a config
+    looks in its folder first. Other tables are copied into it; other weights keep their path.
 
     Args:
-        cfg: The config that was asked for. ``MODEL.DEVICE`` is saved as it is, so that the config
-            of a training on a CPU uses a GPU where there is one.
-        folder: The output folder, which exists.
+        cfg: the requested config, not that of ``resolve_device``, so that the config of a training
+            on a CPU uses a GPU where one is available.
+        folder: the output folder, which exists.
     """
     saved = cfg.clone()
     saved.defrost()
@@ -34,7 +34,7 @@ def save_config(cfg: CfgNode, folder: Path) -> None:
         inside = _name_inside(name, folder)
         if inside is None:
             inside = Path(name).name
-            if inside in tables:  # two tables of one name, from different folders
+            if inside in tables:  # tables of the same name, from different folders
                 inside = f"{len(tables)}_{inside}"
             copy_table(Path(name).expanduser(), folder / inside)
         tables.append(inside)
@@ -48,7 +48,7 @@ def _name_inside(name: str, folder: Path) -> str | None:
     plain, mark, query = name.partition("?")
     if not plain or "://" in plain:
         return None
-    path, parent = (Path(os.path.abspath(os.path.expanduser(one))) for one in (plain, folder))
+    path, parent = (Path(os.path.abspath(os.path.expanduser(p))) for p in (plain, folder))
     if not path.is_relative_to(parent):
         return None
     return f"{path.relative_to(parent).as_posix()}{mark}{query}"

@@ -1,4 +1,4 @@
-"""Find mistakes in a config before anything is built."""
+"""Validation of a config before anything is built from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .keys import get_mask_former_cfg
 __all__ = ["BOX_MODEL_NODES", "OWN_ARCHITECTURES", "changed_keys", "validate"]
 
 OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
-"""Meta-architectures of this project's models; configs of others are not checked for them."""
+"""Meta-architectures of this project's models; some checks apply only to their configs."""
 
 _HIGH_ADAMW_RATE = 1e-3
 """Base learning rate above which AdamW usually diverges."""
@@ -56,12 +56,12 @@ BOX_MODEL_NODES = (
 
 
 def validate(cfg: CfgNode) -> None:
-    """Find the mistakes that the config alone shows; a high learning rate is only logged.
+    """Check everything that depends on the config alone; a high learning rate is only logged.
 
     Raises:
-        KeyError: If a name is not registered. The message lists the registered names.
-        ValueError: If a value has the wrong type, is out of range, contradicts another one, or has
-            no effect. The message names the keys and the fix.
+        KeyError: if a name is not registered; the message lists the registered names.
+        ValueError: if a value has the wrong type, is out of range, contradicts another one, or has
+            no effect; the message names the keys and the fix.
     """
     _check_lists(cfg)
     _check_names(cfg)
@@ -76,7 +76,7 @@ def validate(cfg: CfgNode) -> None:
 
 
 def _check_lists(cfg: CfgNode) -> None:
-    """Compare the types of list items with those of the default; yacs only checks for a list."""
+    """Compare the types of list items with the default's; yacs checks only that it is a list."""
     known = dict(_leaves(get_mask_former_cfg()))
     for key, value in _leaves(cfg):
         default = known.get(key)
@@ -96,7 +96,7 @@ def _check_lists(cfg: CfgNode) -> None:
 
 
 def _check_finite(cfg: CfgNode) -> None:
-    """Refuse NaN and infinity, except for thresholds of clipping (no clipping)."""
+    """Refuse NaN, infinity (except to disable gradient clipping), and integers beyond 64 bits."""
     for key, value in _leaves(cfg):
         for item in value if isinstance(value, list | tuple) else [value]:
             is_infinite = isinstance(item, float) and math.isinf(item)
@@ -154,7 +154,7 @@ def _check_input(cfg: CfgNode) -> None:
     if len(mean) != len(std) or min(std) <= 0:
         raise ValueError(
             f"MODEL.PIXEL_MEAN is {list(mean)} and MODEL.PIXEL_STD {list(std)}; expected a value "
-            "for each channel in both, and deviations above 0."
+            "for each channel in both, and standard deviations above 0."
         )
 
 
@@ -167,7 +167,7 @@ def _check_swin(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.SWIN.DEPTHS is {str(node.DEPTHS)[:80]}, NUM_HEADS {str(node.NUM_HEADS)[:80]}, "
             f"EMBED_DIM {str(node.EMBED_DIM)[:20]} and WINDOW_SIZE {str(node.WINDOW_SIZE)[:20]}; "
-            "expected whole numbers above 0, and as many depths as numbers of heads."
+            "expected integers above 0, and DEPTHS and NUM_HEADS of the same length."
         )
 
 
@@ -195,7 +195,7 @@ def _check_numbers(cfg: CfgNode) -> None:
     build_mask_term(cfg)  # checks its keys
     build_point_rule(cfg)  # checks its keys
     for name in ("NO_OBJECT_WEIGHT", "CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT"):
-        if not node[name] >= 0:  # NaN, too
+        if not node[name] >= 0:  # refuses NaN, too
             raise ValueError(f"MODEL.MASK_FORMER.{name} is {node[name]}; expected 0 or more.")
     for name in ("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"):
         if not 0 <= node.TEST[name] <= 1:
@@ -212,7 +212,7 @@ def _check_sliding_window(cfg: CfgNode) -> None:
 
 
 def _check_idle_keys(cfg: CfgNode) -> None:
-    """Refuse keys that are set but have no effect on this model: they hide a mistake."""
+    """Refuse keys that are set but do not affect this model, because they hide a mistake."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture != "MaskFormer":
         for key in _MASK_FORMER_KEYS:
@@ -248,7 +248,7 @@ def _check_idle_keys(cfg: CfgNode) -> None:
 
 
 def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
-    """Return the keys, by full name, whose values differ from ``defaults``, and their values."""
+    """Return the values that differ from ``defaults``, by the full name of their key."""
     known = dict(_leaves(defaults))
     return {
         key: value
@@ -258,7 +258,7 @@ def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
 
 
 def _lists(value: Any) -> Any:
-    """Replace tuples by lists; YAML, and so a run's config.yaml, has no tuples."""
+    """Replace tuples by lists, because YAML, the format of saved configs, has no tuples."""
     return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 

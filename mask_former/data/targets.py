@@ -1,8 +1,8 @@
-"""Convert maps of small integers to one mask per target.
+"""Convert integer maps to one mask per target.
 
 Semantic label maps and panoptic id maps share one form, ``SegmentMap``: an 8-bit or 16-bit map
-whose values are segments, and the class of each. It stays this small through augmentation; the
-masks are made last, in one pass.
+whose values are segments, and the class of each segment. Augmentation transforms this small map;
+the masks are made last, in one pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAX_SEGMENT_ID = 256**3 - 1
-"""The largest segment id that fits the three bytes of a pixel of COCO's panoptic PNGs."""
+"""The largest segment id in COCO's panoptic PNGs, which have three bytes per pixel."""
 
 
 def decode_segment_ids(rgb: NDArray[Any]) -> NDArray[Any]:
@@ -45,7 +45,7 @@ def decode_segment_ids(rgb: NDArray[Any]) -> NDArray[Any]:
     padded = np.zeros((*rgb.shape[:2], 4), dtype=np.uint8)
     for byte in range(3):
         padded[..., byte] = rgb[..., byte]
-    return padded.view("<u4")[..., 0]  # four bytes per pixel, the lowest first
+    return padded.view("<u4")[..., 0]  # four bytes per pixel, the least significant first
 
 
 def index_segments(
@@ -55,13 +55,13 @@ def index_segments(
 
     Args:
         ids: H×W, unsigned, in 0 … ``MAX_SEGMENT_ID``.
-        segment_ids: N different ids in 1 … ``MAX_SEGMENT_ID``.
+        segment_ids: N distinct ids in 1 … ``MAX_SEGMENT_ID``.
 
     Returns:
-        The index map, H×W, in the smallest unsigned type that holds N: i+1 where ``ids`` equals
+        The index map, H×W, in the smallest unsigned type for N: i+1 where ``ids`` equals
         ``segment_ids[i]``, and 0 elsewhere; and the distinct values of ``ids``, ascending.
     """
-    # Segments are contiguous, so there are few runs of equal pixels: look up one id per run.
+    # Segments are compact, so there are few runs of equal pixels: look up one id per run.
     pixels = ids.ravel()
     starts = np.flatnonzero(np.append(True, pixels[1:] != pixels[:-1]))
     present, run_value = np.unique(pixels[starts], return_inverse=True)
@@ -73,7 +73,7 @@ def index_segments(
 
 
 def count_values(index_map: NDArray[Any]) -> NDArray[Any]:
-    """Count the pixels of an H×W map, uint8 or uint16, for each value that its type can hold."""
+    """Count the pixels of each possible value of a map H×W, uint8 (256) or uint16 (65536)."""
     pixels = index_map.ravel()
     if pixels.dtype != np.uint8:
         return np.bincount(pixels, minlength=np.iinfo(pixels.dtype).max + 1)
@@ -85,9 +85,9 @@ def count_values(index_map: NDArray[Any]) -> NDArray[Any]:
 
 
 def pad_map(index_map: NDArray[Any], size: Size, value: int) -> NDArray[Any]:
-    """Pad a map to ``size`` = (height, width) with ``value`` on the right and at the bottom.
+    """Pad a map to ``size`` (height, width) with ``value`` at the right and bottom.
 
-    The type is kept, unless ``value`` needs a larger one.
+    The map keeps its type unless ``value`` needs a larger one.
     """
     fits = value <= np.iinfo(index_map.dtype).max
     padded = np.full(size, value, dtype=index_map.dtype if fits else np.min_scalar_type(value))
@@ -125,18 +125,18 @@ class SegmentMap:
     labels: NDArray[Any]
     """N, the class id of each target."""
     void: int
-    """The value for padding ``index_map``; not in ``indices``."""
+    """The value that pads ``index_map``; not in ``indices``."""
 
     def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> SegmentMap:
         """Return the segments after ``apply``, a transform's ``apply_segmentation``."""
         return replace(self, index_map=apply(self.index_map))
 
     def targets(self, size: Size, min_area: int = 0) -> tuple[Tensor, Tensor]:
-        """Make labels and masks, padded to ``size`` on the right and at the bottom.
+        """Make labels and masks, padded to ``size`` at the right and bottom.
 
         Args:
-            size: height and width, at least the map's.
-            min_area: segments of fewer pixels are dropped; 0 keeps even empty ones.
+            size: height and width, at least those of the map.
+            min_area: segments with fewer pixels are dropped; 0 keeps even empty ones.
 
         Returns:
             Labels (N, int64) and masks (N×H×W, bool), in the order of ``indices``.
@@ -151,7 +151,7 @@ class SegmentMap:
         return torch.as_tensor(labels, dtype=torch.int64), masks
 
     def valid_mask(self, size: Size) -> Tensor:
-        """Mark the pixels of all targets, however small: H×W, bool, padded to ``size`` with False.
+        """Mark the pixels of all targets, small ones included: bool, padded to ``size`` with False.
 
         The other pixels have no label or belong to a crowd.
         """
@@ -173,7 +173,7 @@ class InstanceMasks:
     labels: NDArray[Any]
     """N, the class id of each target."""
     crowd: NDArray[Any]
-    """H×W, uint8: 1 in crowds, regions whose objects are not annotated one by one."""
+    """H×W, uint8: 1 in crowds, which are regions whose objects are not annotated separately."""
 
     def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> InstanceMasks:
         """Return the instances after ``apply``, a transform's ``apply_segmentation``."""
@@ -193,6 +193,6 @@ class InstanceMasks:
         return labels, torch.from_numpy(masks).view(torch.bool)
 
     def valid_mask(self, size: Size) -> Tensor:
-        """Mark all pixels except padding and those that only a crowd covers: H×W, bool."""
+        """Mark all pixels except padding and those covered only by a crowd: H×W, bool."""
         valid = (self.crowd == 0) | self.masks.any(axis=0)
         return torch.from_numpy(pad_map(valid.view(np.uint8), size, 0)).view(torch.bool)

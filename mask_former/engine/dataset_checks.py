@@ -1,7 +1,6 @@
 """Check a config's datasets before the first training step.
 
-Names and classes are compared with the config; then all files are looked for, and a sample of them
-is read.
+The checks compare names and classes with the config, look for all files, and read a sample of them.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ from mask_former.utils.errors import message_of
 __all__ = ["check_classes", "check_registered", "checked_training_set"]
 
 SAMPLE = 20
-"""Number of images of a dataset that are read."""
+"""Number of images that are read of each dataset."""
 FILE_KEYS = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
-FULL = "tools/check_dataset.py checks every file; DATASETS.CHECK 'off' checks none."
+ADVICE = "tools/check_dataset.py checks every file; DATASETS.CHECK 'off' checks none."
 
 
 def check_registered(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:
-    """Check that the datasets to train on and to evaluate on exist.
+    """Check that the config's datasets are registered.
 
     Args:
-        cfg: the config.
-        splits: the keys of ``DATASETS`` to check.
+        cfg: Config with ``DATASETS``.
+        splits: Keys of ``DATASETS`` to check.
 
     Raises:
-        ValueError: if ``DATASETS.TRAIN`` is empty.
-        KeyError: for a name that is not registered; lists similar ones, or all.
+        ValueError: If ``DATASETS.TRAIN`` is to be checked and is empty.
+        KeyError: If a name is not registered. The message lists similar names, or all.
     """
     if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
         raise ValueError(
@@ -56,23 +55,23 @@ def check_registered(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) ->
                 near = difflib.get_close_matches(name, known)
                 raise KeyError(
                     f"DATASETS.{key} has {name!r}, which is not registered; "
-                    f"{'near it' if near else 'known'}: {', '.join(near or known)}."
+                    f"{'similar' if near else 'registered'}: {', '.join(near or known)}."
                 )
 
 
 def check_classes(cfg: CfgNode, datasets: Iterable[str]) -> None:
-    """Compare a config with the metadata of datasets.
+    """Check that the classes of a config match the metadata of datasets.
 
-    Metadata without classes, for example of a dataset that a user registered, is accepted: the
-    mappers check every label.
+    Metadata without classes, for example of a dataset that a user registered, is accepted, because
+    the mappers check every label.
 
     Args:
-        cfg: of one of this project's models; others are let pass.
-        datasets: registered names.
+        cfg: Config; only those of this project's models are checked.
+        datasets: Names of registered datasets.
 
     Raises:
-        ValueError: if the number of classes is another, the ignore label is a class's id, or a
-            per-pixel model ignores another label than the dataset has.
+        ValueError: If the number of classes differs, the ignore label is a class id, or a
+            per-pixel model ignores another label than the dataset.
     """
     if cfg.MODEL.META_ARCHITECTURE not in OWN_ARCHITECTURES:
         return
@@ -101,36 +100,36 @@ def _check_ignore_label(cfg: CfgNode, name: str, ignore_label: int) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     if 0 <= ignore_label < head.NUM_CLASSES:
         raise ValueError(
-            f"The dataset {name!r} has the ignore_label {ignore_label}, which is a class id, for "
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}: pixels of that class would not "
-            f"be learnt from. Set ignore_label in the dataset's metadata to {head.NUM_CLASSES} or "
-            "more (65535 in 16-bit label maps), and those pixels with it."
+            f"The dataset {name!r} has the ignore_label {ignore_label}, which is a class id, "
+            f"because MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}: training would skip "
+            "the pixels of that class. Set ignore_label in the dataset's metadata to "
+            f"{head.NUM_CLASSES} or more (65535 in 16-bit label maps), and pixels to ignore to it."
         )
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and ignore_label != head.IGNORE_VALUE:
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}, but the dataset {name!r} has "
-            f"the ignore_label {ignore_label}: the loss of {head.NAME} would take those pixels for "
+            f"the ignore_label {ignore_label}: the loss of {head.NAME} would treat those pixels as "
             f"a class. Set MODEL.SEM_SEG_HEAD.IGNORE_VALUE to {ignore_label}."
         )
 
 
 def checked_training_set(cfg: CfgNode, mapper: Any) -> Sequence[Record] | None:
-    """Load the dicts of `DATASETS.TRAIN`, and check them and those of `DATASETS.TEST`.
+    """Load the dicts of ``DATASETS.TRAIN``, and check them and those of ``DATASETS.TEST``.
 
-    The files of all images must exist. Of 20 images of each dataset, spread evenly, the image and
-    its annotations are read: for training as the mapper reads them, for testing by the classes of
-    the dataset's metadata. This takes seconds, and draws no random numbers.
+    All files must exist. Of each dataset, 20 evenly spread images and their annotations are read:
+    training data as the mapper reads them, test data according to the classes in the dataset's
+    metadata. The check takes seconds, and draws no random numbers.
 
     Args:
-        cfg: with `DATASETS.CHECK` "quick" or "off".
-        mapper: of the training set.
+        cfg: Config with ``DATASETS.CHECK`` "quick" or "off".
+        mapper: Mapper of the training set.
 
     Returns:
-        what `build_detection_train_loader` takes as `dataset`; None where nothing was checked.
+        The argument ``dataset`` of ``build_detection_train_loader``; None if nothing was checked.
 
     Raises:
-        FileNotFoundError: files are missing.
-        ValueError: the sample is not sound, or `DATASETS.CHECK` has another value.
+        FileNotFoundError: If files are missing.
+        ValueError: If the sample has errors, or ``DATASETS.CHECK`` has another value.
     """
     if cfg.DATASETS.CHECK not in ("quick", "off"):
         raise ValueError(f"DATASETS.CHECK is {cfg.DATASETS.CHECK!r}, expected 'quick' or 'off'.")
@@ -152,14 +151,14 @@ def _check(records: Sequence[Record], where: str, errors_of: Callable[[Record], 
     if missing:
         raise FileNotFoundError(
             f"{where}: {len(missing)} files are missing, among them {', '.join(missing[:3])}. "
-            f"Restore them, or remove them from the dataset. {FULL}"
+            f"Restore them, or remove them from the dataset. {ADVICE}"
         )
     chosen = np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).round().astype(int)
     errors = [error for i in chosen for error in errors_of(records[i])[:1]]
     if errors:
         raise ValueError(
-            f"{where}: {len(errors)} of {len(chosen)} images that were checked have "
-            f"errors. {' '.join(errors[:3])} {FULL}"
+            f"{where}: {len(errors)} of {len(chosen)} images that were checked have errors. "
+            f"{' '.join(errors[:3])} {ADVICE}"
         )
     logging.getLogger(__name__).info(
         f"{where}: the files of {len(records)} images exist; the {len(chosen)} images "
@@ -182,9 +181,9 @@ def _missing_files(records: Iterable[Record]) -> Iterator[str]:
 
 
 def _mapper_errors(mapper: Any, record: Record) -> list[str]:
-    """Return the error of the mapper, if any; no augmentation, which draws random numbers."""
+    """Return the mapper's error, if any, without augmentation, which would draw random numbers."""
     if not isinstance(mapper, TrainingMapper):
-        return []  # a user's own mapper: the files that it reads are unknown
+        return []  # a custom mapper: the files that it reads are unknown
     try:
         image = read_image(record["file_name"], "file_name", mapper.image_format)
         mapper.read_annotations(record, image)
@@ -197,7 +196,7 @@ def _evaluation_errors(name: str, first: Record) -> Callable[[Record], list[str]
     """Return a function that checks images of a dataset, as far as its metadata allows."""
     try:
         classes = classes_of_dataset(name, first)
-    except ValueError as error:  # a user's own evaluator may not need the metadata
+    except ValueError as error:  # a custom evaluator may not need the metadata
         logging.getLogger(__name__).warning(f"The annotations are not checked: {error}")
         return lambda record: []
 

@@ -48,7 +48,7 @@ class WeightAverage(AveragedModel):
     def update(self, model: nn.Module, iteration: int) -> None:
         """Add the weights of ``model`` after the step of ``iteration``, which counts from 0."""
         if iteration <= self.start_iter:
-            self.n_averaged.zero_()  # torch then copies
+            self.n_averaged.zero_()  # makes torch copy the weights
         self.update_parameters(model)
 
 

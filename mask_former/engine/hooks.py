@@ -30,7 +30,7 @@ _NUM_DRAWN = 3  # images
 
 
 class AverageWeights(HookBase):
-    """Update the average of the weights; goes before the hooks that save or evaluate it."""
+    """Hook that updates the averaged weights; must precede hooks that save or evaluate them."""
 
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
@@ -40,9 +40,10 @@ class AverageWeights(HookBase):
 
 
 class ReportProgress(HookBase):
-    """Report the training progress to a head that depends on it, for example for annealing.
+    """Hook that reports the training progress to the head, for example for annealing.
 
-    The head has ``set_progress(step, max_steps)``, with the number of finished optimizer steps.
+    A head that depends on it has a method ``set_progress(step, max_steps)``, where ``step`` is the
+    number of finished optimizer steps.
     """
 
     def before_train(self) -> None:
@@ -100,13 +101,13 @@ class BestCheckpointer(hooks.BestCheckpointer):
             # Metrics of an evaluation have a "/" in their name, or are validation losses.
             known = sorted(name for name in latest if "/" in name or name.startswith("val_"))
             raise KeyError(
-                f"TEST.BEST_METRIC is {self._val_metric!r}, which the evaluation does not give; it "
-                f"gives {', '.join(known)}."
+                f"TEST.BEST_METRIC is {self._val_metric!r}, which is not a metric of the "
+                f"evaluation; expected one of {', '.join(known)}."
             )
         value, iteration = latest[self._val_metric]
         if self.best_metric is not None and not self._compare(value, self.best_metric):
             self._logger.info(
-                f"{self._val_metric} is {value:.5f}; the best is {self.best_metric:.5f}, of "
+                f"{self._val_metric} is {value:.5f}; the best is {self.best_metric:.5f}, at "
                 f"iteration {self.best_iter}."
             )
         elif math.isfinite(value):
@@ -116,12 +117,12 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
 
 class DrawPredictions(HookBase):
-    """Draw the predictions for a few images, to be shown in TensorBoard."""
+    """Hook that draws the predictions for a few test images, for TensorBoard."""
 
     def __init__(
         self, cfg: CfgNode, build_loader: Callable[[], Iterable[list[dict[str, Any]]]]
     ) -> None:
-        """Read the settings and the names of the classes.
+        """Read the settings and the classes.
 
         Args:
             cfg: Config with ``INPUT.FORMAT`` and, in ``VIS_PERIOD`` (> 0), the number of iterations
@@ -146,7 +147,7 @@ class DrawPredictions(HookBase):
 def _draw(
     model: nn.Module, example: dict[str, Any], image_format: str, classes: Classes
 ) -> NDArray[np.uint8]:
-    """Draw the richest result over the network's input image, 3×H×W, RGB."""
+    """Draw the panoptic, else the instance, else the semantic result on the input: 3×H×W, RGB."""
     image = example["image"]
     results = model([{"image": image}])[0]
     pixels = image.numpy().transpose(1, 2, 0)

@@ -26,7 +26,7 @@ class JobArguments:
     config_file: str
     opts: Sequence[str] = ()
     num_gpus: int = 1
-    """Processes on this machine, whether it has GPUs or not."""
+    """Number of processes on this machine, with or without GPUs."""
     num_machines: int = 1
     machine_rank: int = 0
     dist_url: str = "auto"
@@ -39,14 +39,15 @@ def run(main: Callable[[Arguments], Any], arguments: Arguments) -> Any:
     """Run ``main(arguments)`` in as many processes as ``arguments`` ask for.
 
     Under ``torchrun`` this process is one of them; otherwise ``num_gpus`` processes are started on
-    this machine, which load the plug-ins of this one. If ``MODEL.DEVICE`` of the config is the CPU,
-    they are CPU processes (gloo).
+    this machine, with the plug-ins of this one. If ``MODEL.DEVICE`` of the config is the CPU, they
+    communicate with gloo.
 
     Raises:
-        KeyError, FileNotFoundError, ValueError: see :func:`load_cfg`; before any process starts.
+        KeyError, FileNotFoundError, ValueError: If the config is wrong; see :func:`load_cfg`.
+            Raised before any process starts.
     """
     if read_cfg(arguments.config_file, arguments.opts).MODEL.DEVICE.startswith("cpu"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 uses NCCL if it sees a GPU
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _run_under_torchrun(main, arguments)
     if arguments.num_gpus > 1 and not torch.cuda.is_available():
@@ -65,7 +66,7 @@ def run(main: Callable[[Arguments], Any], arguments: Arguments) -> Any:
 def _run_with_plugins(
     main: Callable[[Arguments], Any], arguments: Arguments, plugins: Sequence[Path]
 ) -> Any:
-    load_plugins(plugins)  # a spawned process has none
+    load_plugins(plugins)  # a spawned process has loaded none
     return main(arguments)
 
 

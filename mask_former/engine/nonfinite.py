@@ -60,7 +60,7 @@ def explained(
     output_dir: Path | None,
     gradient_scale: float = 1.0,
 ) -> NonFiniteError:
-    """Add to the error what helps to find its cause, and save the batch.
+    """Add the details that help to find the cause of an error, and save the batch.
 
     Args:
         error: Error that names the loss or cost that is not finite.
@@ -68,9 +68,12 @@ def explained(
         iteration: Number of the step.
         model: Model whose weights and, after the backward pass, gradients are examined.
         optimizer: Optimizer whose learning rates are reported.
-        precision: Precision of the forward pass, in words.
+        precision: Precision of the forward pass, as it appears in the message.
         output_dir: Folder for ``nonfinite_batch.pth``; None writes no file.
-        gradient_scale: Factor that the gradients are scaled by.
+        gradient_scale: Loss scale of fp16 training, by which the gradient norm is divided.
+
+    Returns:
+        A new error with the details in its message.
     """
     files = [str(example.get("file_name", "an image without a file_name")) for example in batch]
     if error.image is not None:
@@ -88,9 +91,10 @@ def explained(
         _save(path, batch, str(error), iteration)
         lines.append(f"The batch is in {path} (mask_former.engine.nonfinite.load_batch reads it).")
     lines.append(
-        "Where weights are not finite or large, or the gradient norm is, training diverged: lower "
-        "SOLVER.BASE_LR, clip more (SOLVER.CLIP_GRADIENTS), or turn SOLVER.AMP.ENABLED off, and go "
-        "on with --resume from the last checkpoint. Otherwise look at the images and their labels."
+        "If weights or the gradient norm are large or not finite, training diverged: lower "
+        "SOLVER.BASE_LR, clip gradients more strongly (SOLVER.CLIP_GRADIENTS), or turn off "
+        "SOLVER.AMP.ENABLED, and continue from the last checkpoint with --resume. Otherwise "
+        "inspect the images and their labels."
     )
     return NonFiniteError("\n".join(lines), image=error.image)
 
@@ -108,8 +112,8 @@ def _gradient_norm(model: nn.Module, optimizer: torch.optim.Optimizer, scale: fl
         return f"{float(torch.nn.utils.get_total_norm(gradients)) / scale:.4g}"
     norm: Tensor | None = getattr(optimizer, "gradient_norm", None)
     if norm is None:
-        return "not known before the first step, or without SOLVER.CLIP_GRADIENTS' full_model"
-    return f"{float(norm):.4g} in the step before, unclipped"
+        return "unknown before the first step, or unless SOLVER.CLIP_GRADIENTS clips by full_model"
+    return f"{float(norm):.4g} in the previous step, before clipping"
 
 
 def _weights(model: nn.Module) -> str:
@@ -121,7 +125,7 @@ def _weights(model: nn.Module) -> str:
             default=0.0,
         )
         return f"All weights are finite, the largest is ±{largest:.3g}."
-    return f"{len(broken)} of {len(named)} weight tensors are not finite, {broken[0]} the first."
+    return f"{len(broken)} of {len(named)} weight tensors are not finite, such as {broken[0]}."
 
 
 def _save(path: Path, batch: Batch, message: str, iteration: int) -> None:

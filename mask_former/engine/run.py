@@ -42,11 +42,11 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Mapping[str, Any]:
 
     Returns:
         The metrics of the last evaluation, by task, or by dataset and task if there are several
-        datasets; empty if nothing was evaluated, and in other processes than the main one.
+        datasets; empty if nothing was evaluated, and in all processes except the main one.
 
     Raises:
         KeyError, FileNotFoundError, ValueError: If the config, its datasets or its weights are
-            wrong; before the first step.
+            wrong. Raised before the first step.
     """
     with _started(cfg) as started:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -63,13 +63,13 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Mapping[str, Any]:
 def evaluate(cfg: CfgNode, *, resume: bool = False) -> Mapping[str, Any]:
     """Evaluate the weights ``MODEL.WEIGHTS`` on ``DATASETS.TEST``, as ``--eval-only`` does.
 
-    ``OUTPUT_DIR`` receives ``results.json``, ``log.txt`` and the predictions. A ``config.yaml``
-    that a training left there stays as it is.
+    ``OUTPUT_DIR`` receives ``results.json``, ``log.txt`` and the predictions. The ``config.yaml``
+    of a training run in this folder is not changed.
 
     Args:
-        cfg: The config; it need not be validated or frozen. With ``TEST.AUG.ENABLED`` the semantic
-            result is evaluated with test-time augmentation, too, and with ``MODEL.EMA.ENABLED``
-            the averaged weights.
+        cfg: The config; it need not be validated or frozen. ``TEST.AUG.ENABLED`` also evaluates
+            the semantic result with test-time augmentation, and ``MODEL.EMA.ENABLED`` the
+            averaged weights.
         resume: Evaluate the last checkpoint in ``OUTPUT_DIR`` instead, if there is one.
 
     Returns:
@@ -117,14 +117,14 @@ def _started(cfg: CfgNode) -> Iterator[CfgNode]:
 def logging_to(folder: str) -> Iterator[None]:
     """Log to the console and to ``log.txt`` in ``folder`` within the context.
 
-    detectron2's handlers would stay for the rest of the process, so that a second training in a
+    Otherwise detectron2's handlers would remain after the context, and a second training run in a
     notebook would print each line twice.
     """
     before = {}
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         before[logger] = (list(logger.handlers), logger.propagate, logger.level)
-        setup_logger.cache_clear()  # it would not add a handler that it has added before
+        setup_logger.cache_clear()  # otherwise it skips a logger that it has set up before
         setup_logger(
             folder,
             distributed_rank=comm.get_rank(),

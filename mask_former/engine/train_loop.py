@@ -25,11 +25,11 @@ __all__ = ["TrainLoop"]
 class TrainLoop(SimpleTrainer):
     """detectron2's ``SimpleTrainer`` with autocast, on a CPU too, and with accumulated gradients.
 
-    Several batches may make one step. Losses of a model with a ``criterion`` are normalised over
-    all of them, so the gradient is that of one large batch; those of others are averaged.
+    Several batches may form one step. If the model has a ``criterion``, losses are normalised over
+    all of them, so that the gradient is that of one large batch; otherwise they are averaged.
 
-    A loss or a matching cost that is not finite ends the run, before it has changed a weight, with
-    a :class:`~mask_former.losses.NonFiniteError`.
+    A loss or matching cost that is not finite raises a :class:`~mask_former.losses.NonFiniteError`
+    before it changes a weight.
     """
 
     def __init__(
@@ -40,16 +40,17 @@ class TrainLoop(SimpleTrainer):
         accumulate_steps: int = 1,
         output_dir: Path | None = None,
     ) -> None:
-        """
+        """Set up the loop.
+
         Args:
-            args: as ``SimpleTrainer``'s.
-            amp_dtype: of mixed precision; None for fp32.
-            device: where the model lives.
-            accumulate_steps: batches a step.
-            output_dir: where a batch whose losses are not finite is kept.
+            args: Arguments of ``SimpleTrainer``.
+            amp_dtype: Type of mixed precision; None for fp32.
+            device: Device of the model.
+            accumulate_steps: Number of batches in a step.
+            output_dir: Folder in which a batch is saved if its losses are not finite, or None.
 
         Raises:
-            ValueError: if ``accumulate_steps`` is less than 1.
+            ValueError: If ``accumulate_steps`` is less than 1.
         """
         super().__init__(*args)
         if accumulate_steps < 1:
@@ -79,18 +80,16 @@ class TrainLoop(SimpleTrainer):
     def _next_batch(self) -> Batch:
         try:
             batch: Batch = next(self._data_loader_iter)
-        except (
-            ConnectionError,
-            EOFError,
-        ) as error:  # torch reports a dead worker, except while it sends
+        except (ConnectionError, EOFError) as error:
+            # torch itself reports a worker that dies, unless it dies while it sends a batch.
             raise RuntimeError(
-                f"A DataLoader worker ended while it handed over a batch ({error}). Was memory "
-                "short? With DATALOADER.NUM_WORKERS 0 the main process loads, and shows why."
+                f"A DataLoader worker died while it sent a batch ({error}), perhaps because memory "
+                "ran out. Set DATALOADER.NUM_WORKERS to 0: the main process then reports the cause."
             ) from error
         return batch
 
     def _read(self, losses: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
-        """The losses on the CPU, in one transfer; those of this rank are seen to be finite."""
+        """Move the losses to the CPU in one transfer, and check that they are finite."""
         values = torch.stack(list(losses.values())).cpu()
         try:
             check_losses(dict(zip(losses, values.tolist(), strict=True)))
@@ -125,7 +124,7 @@ class TrainLoop(SimpleTrainer):
         return losses
 
     def _add_gradients(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Run each batch forward and backward. Returns the losses of all of them together."""
+        """Run each batch forward and backward, and return the losses summed over the batches."""
         weight, options = self._normalisation(batches)
         total: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for index, batch in enumerate(batches):
@@ -138,7 +137,7 @@ class TrainLoop(SimpleTrainer):
         return total
 
     def _normalisation(self, batches: list[Batch]) -> tuple[float, dict[str, Any]]:
-        """Return the factor for the losses of each batch, and further arguments of the model."""
+        """Return the factor for the losses of each batch, and keyword arguments for the model."""
         if len(batches) == 1:
             return 1.0, {}
         if not hasattr(unwrapped(self.model), "criterion"):
@@ -147,7 +146,7 @@ class TrainLoop(SimpleTrainer):
         return 1.0, {"batch_counts": counts}
 
     def _gradients_synchronised(self, is_last: bool) -> AbstractContextManager[None]:
-        """Let ranks average their gradients once for each step, in the last backward pass."""
+        """Let ranks average their gradients only in the last backward pass of a step."""
         if isinstance(self.model, DistributedDataParallel) and not is_last:
             return self.model.no_sync()
         return nullcontext()
@@ -157,5 +156,5 @@ class TrainLoop(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):  # empty where the run did not scale so far
+        if state_dict.get("grad_scaler"):  # empty if losses were not scaled so far
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -50,10 +50,10 @@ __all__ = ["Trainer"]
 
 
 class Trainer(DefaultTrainer):
-    """Train the model of a config on GPUs or, where there is none, on the CPU."""
+    """Trainer of a config's model, on GPUs or, without a GPU, on the CPU."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Not DefaultTrainer's: it wraps the model for a GPU, and its mixed precision needs one.
+        # Not DefaultTrainer.__init__, which wraps the model for a GPU and needs one for AMP.
         TrainerBase.__init__(self)
         self._requested_cfg = cfg
         self._last_eval_results: Mapping[str, Any] = {}
@@ -94,10 +94,12 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """detectron2's scaling from ``SOLVER.REFERENCE_WORLD_SIZE`` processes to ``num_workers``.
+        """Scale a config from ``SOLVER.REFERENCE_WORLD_SIZE`` to ``num_workers`` processes.
+
+        Besides detectron2's keys, ``MODEL.EMA.START_ITER`` and ``VIS_PERIOD`` are scaled.
 
         Raises:
-            ValueError: if the batch cannot be shared among so many processes.
+            ValueError: If the reference does not divide the batch size.
         """
         reference, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
         if reference < 0 or (reference and images % reference):
@@ -136,7 +138,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """detectron2's loader with the mapper that ``INPUT.DATASET_MAPPER_NAME`` names."""
+        """Build detectron2's loader with the mapper that ``INPUT.DATASET_MAPPER_NAME`` names."""
         key = "INPUT.DATASET_MAPPER_NAME"
         mapper = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
         check_registered(cfg)
@@ -146,12 +148,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """detectron2's loader of images alone."""
+        """Build detectron2's loader of test images, without annotations."""
         return build_detection_test_loader(cfg, dataset_name, mapper=InferenceMapper(cfg))
 
     @classmethod
     def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Examples of a test dataset with targets, for ``TEST.VAL_LOSS``."""
+        """Build the loader of a test dataset with targets, for ``TEST.VAL_LOSS``."""
         return build_validation_loader(cfg, dataset_name)
 
     @classmethod
@@ -162,10 +164,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Mapping[str, Any]:
-        """Evaluate on every dataset of ``DATASETS.TEST``; also writes ``results.json``.
+        """Evaluate on every dataset of ``DATASETS.TEST``, and write ``results.json``.
 
         Returns:
-            Metrics by task; by dataset and task where there are several datasets.
+            Metrics by task; by dataset and task if there are several datasets.
         """
         check_classes(cfg, cfg.DATASETS.TEST)
         return _keep_results(cfg, super().test(cfg, model, evaluators))
@@ -175,12 +177,12 @@ class Trainer(DefaultTrainer):
         """Evaluate as :meth:`test` does, then the semantic result with test-time augmentation.
 
         Returns:
-            As :meth:`test`, and in addition ``sem_seg_TTA``. Its predictions are written to
+            The metrics of :meth:`test` and ``sem_seg_TTA``, whose predictions are written to
             ``inference_TTA``.
 
         Raises:
-            ValueError: before anything runs, if the model gives no semantic result or a dataset
-                does not measure it.
+            ValueError: If the model has no semantic result, or a dataset has no semantic
+                evaluation. Raised before the evaluation starts.
         """
         with_tta = SemanticSegmentorWithTTA(cfg, model)
         evaluators = cls._build_semantic_evaluators(cfg, Path(cfg.OUTPUT_DIR) / "inference_TTA")
@@ -191,11 +193,11 @@ class Trainer(DefaultTrainer):
     def test_average(
         cls, cfg: CfgNode, averaged: nn.Module, results: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Evaluate the averaged weights, and add their results to those of the trained ones.
+        """Evaluate the averaged weights, and add their metrics to those of the trained weights.
 
         Returns:
-            ``results`` with, in addition to ``sem_seg``, ``sem_seg_EMA`` and so on. The predictions
-            are written to ``inference_EMA``.
+            ``results`` and, for each task, an entry such as ``sem_seg_EMA``. The predictions are
+            written to ``inference_EMA``.
         """
         folder = str(Path(cfg.OUTPUT_DIR) / "inference_EMA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
@@ -211,32 +213,32 @@ class Trainer(DefaultTrainer):
             return [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
         except ValueError as error:
             raise ValueError(
-                "With test-time augmentation (TEST.AUG.ENABLED), which gives the semantic result "
-                f"alone: {error}"
+                "Test-time augmentation (TEST.AUG.ENABLED) supports only the semantic result: "
+                f"{error}"
             ) from error
 
     def build_hooks(self) -> list[HookBase]:
         """Build detectron2's hooks and those that the config asks for."""
         cfg = self.cfg
-        made = super().build_hooks()
-        (place,) = (i for i, hook in enumerate(made) if isinstance(hook, hooks.EvalHook))
-        made[place] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        built = super().build_hooks()
+        (index,) = (i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built[index] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
         if cfg.TEST.VAL_LOSS:
-            made.insert(place, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._validate))
-        made.insert(2, ReportProgress())  # after the timer and the schedule
+            built.insert(index, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._validate))
+        built.insert(2, ReportProgress())  # after the timer and the schedule
         if self.average is not None:
-            made.insert(2, AverageWeights(self.average))  # after the timer and the schedule
+            built.insert(2, AverageWeights(self.average))  # after the timer and the schedule
         if not comm.is_main_process():
-            return made
+            return built
         if cfg.VIS_PERIOD > 0 and cfg.DATASETS.TEST:
             name = cfg.DATASETS.TEST[0]
-            made.insert(-1, DrawPredictions(cfg, lambda: self.build_test_loader(cfg, name)))
+            built.insert(-1, DrawPredictions(cfg, lambda: self.build_test_loader(cfg, name)))
         if cfg.TEST.BEST_METRIC:
-            made.append(BestCheckpointer(cfg, self.checkpointer))
-        return made
+            built.append(BestCheckpointer(cfg, self.checkpointer))
+        return built
 
     def train(self) -> Mapping[str, Any]:
-        """Train up to ``SOLVER.MAX_ITER``; ``OUTPUT_DIR`` then has the config and all results.
+        """Train up to ``SOLVER.MAX_ITER``, and write the config and results to ``OUTPUT_DIR``.
 
         Returns:
             The metrics of the last evaluation, in the main process; see :meth:`test`.
@@ -272,19 +274,19 @@ class Trainer(DefaultTrainer):
         return build_writers(self.cfg, self.max_iter)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``."""
+        """Continue from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``."""
         if resume and comm.is_main_process():
             remove_parts(Path(self.cfg.OUTPUT_DIR))
         super().resume_or_load(resume)
         if self.start_iter == 0:
             return
         if isinstance(self.scheduler, WarmupPolyLR):
-            # Its state brought the end of the run so far, which may be lengthened.
+            # The checkpoint restored the old SOLVER.MAX_ITER; the config may have another one.
             self.scheduler.max_iters = self.max_iter
         if comm.is_main_process():
             repair_metrics_file(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
         if self.cfg.SEED >= 0:
-            # Else the sampler would begin again with the images the run began with.
+            # Otherwise the sampler would repeat the images of the first iterations.
             seed_all_rng(self.cfg.SEED + comm.get_rank() + self.start_iter)
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
 

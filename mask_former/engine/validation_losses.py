@@ -1,4 +1,4 @@
-"""The losses on the test datasets, computed as in training but from images as they are tested."""
+"""Training losses on the test datasets, whose images are resized as in testing."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ _SEED = 0
 
 
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
-    """The examples of a test dataset, one by one, made by the training mapper without randomness.
+    """Build a loader of test examples, by the training mapper without random augmentation.
 
-    Each process has its share. Images are resized as in testing, and are not padded.
+    A batch has one example, and each process loads its share of the dataset. Images are resized as
+    in testing, and are not padded.
     """
     cfg = _without_augmentation(cfg)
     key = "INPUT.DATASET_MAPPER_NAME"
@@ -61,19 +62,19 @@ def _without_augmentation(cfg: CfgNode) -> CfgNode:
 def validation_losses(
     cfg: CfgNode, model: nn.Module, build_loader: Callable[[CfgNode, str], Iterable[Batch]]
 ) -> dict[str, Any]:
-    """The weighted losses, averaged over the batches of all processes.
+    """Compute the weighted losses, averaged over the batches of all processes.
 
-    The model and the random numbers of the training that goes on are afterwards as they were.
+    The mode of the model and the state of the random number generators are restored.
 
     Args:
         cfg: Config with the datasets (``DATASETS.TEST``) and the precision of training
             (``SOLVER.AMP``).
-        model: not wrapped: processes may have different numbers of batches.
-        build_loader: makes the loader of a dataset, of this process's share of it.
+        model: Model without a distributed wrapper, because numbers of batches may differ by rank.
+        build_loader: Builds the loader of this process's share of a dataset.
 
     Returns:
-        In the main process ``val_<loss>`` and their sum ``val_total_loss``; by dataset where there
-        are several. In others nothing.
+        In the main process, ``val_<loss>`` and their sum ``val_total_loss``, by dataset if there
+        are several; in other processes, an empty dict.
     """
     device = torch.device(cfg.MODEL.DEVICE)
     dtype = amp_dtype(cfg.SOLVER.AMP, "SOLVER.AMP")
@@ -91,7 +92,7 @@ def validation_losses(
 
 
 def _sums(model: nn.Module, loader: Iterable[Batch], autocast: Any) -> Counter[str]:
-    """The sums of this process's losses; of no name: the number of its batches."""
+    """Sum the losses of this process by name; the entry ``""`` is its number of batches."""
     sums: Counter[str] = Counter()
     for batch in loader:
         with autocast:
@@ -112,7 +113,7 @@ def _averages(sums: Counter[str]) -> dict[str, float]:
 
 
 def _losses_of(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Compute the weighted losses of a model in evaluation mode: nothing is dropped."""
+    """Compute the weighted losses of a model in evaluation mode, that is, without dropout."""
     if isinstance(model, SemanticSegmentor):
         return segmentor_losses(model, batch)
     losses: Any = getattr(model, "losses", None)
@@ -128,22 +129,22 @@ def _losses_of(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode; afterwards each part is in the mode that it was in.
+    """Put a model in evaluation mode within the context, then restore the mode of each module.
 
-    A frozen norm, for example, is in evaluation mode while the model is trained.
+    Modes may differ: a frozen norm, for example, is in evaluation mode during training.
     """
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module, mode in before:  # from the outside in, so each part has the last word
+        for module, mode in before:  # parents first, because train() also sets the children
             module.train(mode)
 
 
 @contextmanager
 def preserved_randomness(device: torch.device) -> Iterator[None]:
-    """Within it random numbers are always the same ones; afterwards they go on as before."""
+    """Use a fixed random seed within the context, then restore the random number generators."""
     python, numpy = random.getstate(), np.random.get_state()
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):

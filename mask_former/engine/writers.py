@@ -1,4 +1,4 @@
-"""Write the numbers and images of a training to ``LOGGERS``."""
+"""Writers of the metrics and images of a training run, as ``LOGGERS`` chooses them."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def check_loggers(cfg: CfgNode) -> None:
     """
     unknown = [name for name in cfg.LOGGERS if name not in LOGGERS]
     if unknown:
-        raise ValueError(f"LOGGERS has {unknown[0]!r}; there are {', '.join(LOGGERS)}.")
+        raise ValueError(f"LOGGERS has {unknown[0]!r}; expected some of {', '.join(LOGGERS)}.")
     if "wandb" in cfg.LOGGERS:
         _wandb()
 
 
 def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
-    """Build the writer of the log's lines, and those that ``LOGGERS`` names.
+    """Build the writer of progress lines in the log, and those that ``LOGGERS`` names.
 
     Args:
         cfg: Config with ``LOGGERS``, ``OUTPUT_DIR`` and ``MODEL.DEVICE``.
         max_iter: Number of iterations, from which the remaining time is estimated.
 
     Raises:
-        ImportError, ValueError: see :func:`check_loggers`.
+        ImportError, ValueError: See :func:`check_loggers`.
     """
     check_loggers(cfg)
     folder = Path(cfg.OUTPUT_DIR)
@@ -112,7 +112,7 @@ def _wandb() -> Any:
         import wandb
     except ImportError as error:
         raise ImportError(
-            "LOGGERS has 'wandb', which is not installed: `pip install wandb`, or take it out."
+            "LOGGERS has 'wandb', which is not installed: run `pip install wandb`, or remove it."
         ) from error
     return wandb
 
@@ -125,7 +125,7 @@ class _WithMemory(logging.LoggerAdapter):
 
 
 class CpuMetricPrinter(CommonMetricPrinter):
-    """detectron2's line of losses, speed and ETA, with the memory of the process, not of a GPU."""
+    """Printer of detectron2's losses, speed and ETA, with the peak memory of the process."""
 
     def __init__(self, max_iter: int | None = None) -> None:
         super().__init__(max_iter)

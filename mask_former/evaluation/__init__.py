@@ -1,1 +1,1 @@
-"""Evaluators with detectron2's interface."""
+"""Evaluators of semantic, panoptic and instance results, with detectron2's interface."""

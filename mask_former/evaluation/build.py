@@ -36,13 +36,13 @@ _KNOWN_TYPES = {
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """Build the evaluators that fit the dataset's ``evaluator_type`` and the model's results.
+    """Build the evaluators for a dataset's ``evaluator_type`` and a model's results.
 
     Args:
-        cfg: Config with the model's results in ``MODEL.MASK_FORMER.TEST.*_ON``;
+        cfg: Config; ``MODEL.MASK_FORMER.TEST.*_ON`` are the model's results, and
             ``TEST.SAVE_PREDICTIONS`` also writes semantic and panoptic predictions to files.
         dataset_name: A registered dataset.
-        output_folder: Folder for predictions. Default: ``OUTPUT_DIR/inference``.
+        output_folder: Folder for predictions; None: ``OUTPUT_DIR/inference``.
 
     Raises:
         ValueError: If the type is unknown, or the model has none of the results that it measures.
@@ -51,8 +51,8 @@ def build_evaluator(
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _KNOWN_TYPES:
         raise ValueError(
-            f"The dataset {dataset_name!r} has the evaluator_type {kind!r}; known are "
-            f"{sorted(_KNOWN_TYPES)}."
+            f"The dataset {dataset_name!r} has the evaluator_type {kind!r}; set it in the "
+            f"metadata to one of {sorted(_KNOWN_TYPES)}."
         )
     test = cfg.MODEL.MASK_FORMER.TEST
     saved = folder if cfg.TEST.SAVE_PREDICTIONS else None

@@ -1,4 +1,4 @@
-"""detectron2's Cityscapes evaluators, with the numpy that cityscapesscripts 2.3.0 predates."""
+"""detectron2's Cityscapes evaluators, patched: cityscapesscripts 2.3.0 needs an older numpy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"]
 
 
 class _EvaluatorWithIn1d(d2.DatasetEvaluator):
-    """An evaluator whose scripts find ``np.in1d``, which numpy 2.4 no longer has."""
+    """Evaluator that provides ``np.in1d`` to cityscapesscripts; numpy 2.4 removed it."""
 
     def evaluate(self) -> Any:
-        # `isin` keeps the shape of the map, to which the scripts reshape the result anyway.
+        # Unlike `in1d`, `isin` keeps the map's shape, to which the scripts reshape it anyway.
         with patch.object(np, "in1d", np.isin, create=True):
             return super().evaluate()
 
@@ -30,6 +30,6 @@ class CityscapesInstanceEvaluator(_EvaluatorWithIn1d, d2.CityscapesInstanceEvalu
     def evaluate(self) -> Any:
         from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as scripts
 
-        # The scripts dump their matches into the working folder, which fails for numpy integers.
+        # The scripts write their matches to the working folder, which fails for numpy integers.
         with patch.object(scripts, "writeDict2JSON", lambda *_: None):
             return super().evaluate()

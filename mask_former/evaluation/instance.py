@@ -30,7 +30,7 @@ class COCOEvaluator(d2.COCOEvaluator):
 
     The ground truth is the metadata's ``json_file``; without one, the things of its
     ``panoptic_json``; without either, the annotations in the dataset's dicts, as in detectron2.
-    The evaluated classes may be some of the model's, for example the things 8 to 10 of 11 classes.
+    They may cover a subset of the model's classes, for example the things 8 to 10 of 11 classes.
     Annotations may lack ``iscrowd``, ``area`` and ``bbox``, and may have the id 0, which COCO's
     code mistakes for "no match".
     """
@@ -78,7 +78,7 @@ class COCOEvaluator(d2.COCOEvaluator):
                 MetadataCatalog.remove(name)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the predictions of images.
+        """Store the predictions for images.
 
         Args:
             inputs: One dict for each image, with ``image_id``.
@@ -124,7 +124,7 @@ def _complete_annotations(coco: Any, where: str) -> None:
         image = images.get(annotation["image_id"])
         name = f"{where}: annotation id {annotation['id']!r}"
         if image is None:
-            raise ValueError(f"{name} has an image_id that is not in `images`: list the image.")
+            raise ValueError(f"{name} has an image_id that is not in `images`: add the image.")
         annotations[index] = complete(annotation, (image["height"], image["width"]), name)
     if 0 in coco.anns:
         for number, annotation in enumerate(annotations, start=1):
@@ -137,8 +137,8 @@ def _classes(metadata: Metadata, coco: Any) -> tuple[dict[int, int], Metadata]:
     """Map the model's classes to the categories of the ground truth.
 
     Returns:
-        A dict from a contiguous id of the model to the index of its category, which COCO's code
-        sorts by id, and metadata in which this index is the contiguous id.
+        A dict from a contiguous id of the model to the index of its category in ascending order of
+        category ids (as in COCO's code), and metadata in which this index is the contiguous id.
     """
     ids = sorted(coco.getCatIds())
     indices = {category: index for index, category in enumerate(ids)}

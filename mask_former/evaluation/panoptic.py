@@ -1,4 +1,4 @@
-"""COCO's panoptic evaluation, counted from the id maps in memory."""
+"""COCO's panoptic evaluation, computed from id maps in memory."""
 
 from __future__ import annotations
 
@@ -102,15 +102,15 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
 
         Raises:
             FileNotFoundError, ValueError: If a PNG of the ground truth is missing or damaged, or
-                an output contradicts it, its own ``segments_info`` or the categories.
+                if an output has another size, ids that its dicts lack, or an unknown category.
         """
         for example, output in zip(inputs, outputs, strict=True):
             ids, infos = output["panoptic_seg"]
             image_id, file_name = example["image_id"], example["file_name"]
             if infos is None:
                 raise ValueError(
-                    f"{file_name}: the model's panoptic_seg has no segments_info; expected ids and "
-                    "one dict for each segment."
+                    f"{file_name}: the model's panoptic_seg has no segments_info; expected an id "
+                    "map and one dict for each segment."
                 )
             infos = [self._with_dataset_category(info, file_name) for info in infos]
             self._matches[image_id] = self._match(image_id, file_name, ids, infos)

@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al., *Panoptic Segmentation*, 2019), counted from id maps.
+"""Panoptic quality (Kirillov et al., *Panoptic Segmentation*, 2019) from id maps.
 
 Formulas, rules for void and crowds, and the order of summation are those of ``panopticapi``, so
 that the results are identical to the last digit.
@@ -58,10 +58,10 @@ def pair_counts(rows: NDArray[Any], columns: NDArray[Any], shape: tuple[int, int
     Args:
         rows: Map of unsigned integers below ``shape[0]``.
         columns: Map of the same shape, of unsigned integers below ``shape[1]``.
-        shape: Shape of the result.
+        shape: Shape of the returned array.
 
     Returns:
-        The counts, int64, by value of ``rows`` and of ``columns``.
+        The counts, int64; entry (i, j) counts the pixels with i in ``rows`` and j in ``columns``.
     """
     pairs = np.multiply(rows, shape[1], dtype=np.int64)
     pairs += columns
@@ -75,7 +75,7 @@ def match_segments(common: NDArray[Any], true: TrueSegments, classes: NDArray[An
     counted if more than half of it lies on such pixels or on a crowd of its class.
 
     Args:
-        common: Numbers of pixels that two segments share, (1+G)×(1+P). Row 0 are the pixels
+        common: Numbers of pixels that two segments share, (1+G)×(1+P). Row 0 counts the pixels
             without a true segment, column 0 those without a predicted one.
         true: The true segments, in the order of the rows.
         classes: Class indices of the predicted segments, P, 0 … K-1, in the order of the columns.
@@ -100,7 +100,7 @@ def match_label_maps(labels: NDArray[Any], prediction: NDArray[Any], num_classes
 
     Args:
         labels: Ground truth, H×W, values 0 … K-1, and K for pixels without a class.
-        prediction: Prediction, likewise.
+        prediction: Prediction, H×W, with the same values.
         num_classes: K.
     """
     side = num_classes + 1
@@ -112,7 +112,7 @@ def match_label_maps(labels: NDArray[Any], prediction: NDArray[Any], num_classes
 
 
 class PanopticQuality:
-    """Sums from which PQ, SQ and RQ of K classes are computed, over the images that were added."""
+    """PQ, SQ and RQ of K classes, accumulated over images."""
 
     def __init__(self, num_classes: int) -> None:
         self.sums = np.zeros((4, num_classes))
@@ -134,7 +134,7 @@ class PanopticQuality:
         return total
 
     def add(self, image: Matches) -> None:
-        """Add one image."""
+        """Add the matches of one image."""
         iou, tp, fp, fn = self.sums  # views
         np.add.at(iou, image.true_positives, image.ious)
         np.add.at(tp, image.true_positives, 1)
@@ -162,4 +162,4 @@ class PanopticQuality:
         count = chosen.shape[1]
         if not count:
             return np.full(3, np.nan), 0
-        return chosen.cumsum(axis=1)[:, -1] / count, count  # cumsum adds one by one, sum in pairs
+        return chosen.cumsum(axis=1)[:, -1] / count, count  # cumsum adds in panopticapi's order

@@ -1,4 +1,4 @@
-"""Semantic evaluation with detectron2's metrics and files, in a fraction of its time."""
+"""Semantic evaluation with detectron2's metrics and files, but faster."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = ["SemSegEvaluator", "class_map"]
 class SemSegEvaluator(d2.SemSegEvaluator):
     """detectron2's mIoU, fwIoU, mACC, pACC, and IoU and accuracy of each class.
 
-    Label maps stay in 8 or 16 bit. Sums and files are detectron2's, and so is the boundary IoU,
-    which detectron2 computes in 8 bit: it overflows for 16 classes and more.
+    Label maps stay in 8 or 16 bits, which is faster. Metrics and files equal detectron2's, and so
+    does the boundary IoU, whose 8-bit arithmetic overflows for 16 or more classes.
     """
 
     def __init__(
@@ -90,22 +90,22 @@ class SemSegEvaluator(d2.SemSegEvaluator):
 
     def _boundary_counts(self, prediction: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         row, column = (self._mask_to_boundary(m.astype(np.uint8)) for m in (prediction, labels))
-        pairs = (self._num_classes + 1) * row + column  # 8 bit, as in detectron2
+        pairs = (self._num_classes + 1) * row + column  # overflows in 8 bits, as in detectron2
         shape = self._b_conf_matrix.shape
         return np.bincount(pairs.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
 
     def _read_labels(self, file_name: str) -> NDArray[Any]:
         """Read a label map, H×W: 0 … K-1, and K for the ignore label."""
-        values, known = self.sem_seg_loading_fn(file_name), self._num_classes
+        values, k = self.sem_seg_loading_fn(file_name), self._num_classes
         table = np.arange(np.iinfo(values.dtype).max + 1)
-        table[known:] = known + 1
+        table[k:] = k + 1  # neither a class nor the ignore label
         if self._ignore_label < len(table):
-            table[self._ignore_label] = known
-        labels = table.astype(np.min_scalar_type(known + 1)).take(values)
-        if labels.max(initial=0) > known:
-            wrong = np.unique(values[labels > known])
+            table[self._ignore_label] = k
+        labels = table.astype(np.min_scalar_type(k + 1)).take(values)
+        if labels.max(initial=0) > k:
+            wrong = np.unique(values[labels > k])
             raise ValueError(
-                f"{file_name} has the labels {wrong[:10].tolist()}; expected 0 … {known - 1}, and "
+                f"{file_name} has the labels {wrong[:10].tolist()}; expected 0 … {k - 1}, and "
                 f"{self._ignore_label} for pixels without a class."
             )
         return labels
@@ -113,12 +113,12 @@ class SemSegEvaluator(d2.SemSegEvaluator):
     def encode_json_sem_seg(
         self, sem_seg: NDArray[Any], input_file_name: str
     ) -> list[dict[str, Any]]:
-        """Encode a map of classes (H×W) as one dict for each class, with its mask in COCO's RLE."""
-        own = self._contiguous_id_to_dataset_id
+        """Encode a class map (H×W) as one dict for each class, with its mask in COCO's RLE."""
+        dataset_ids = self._contiguous_id_to_dataset_id
         return [
             {
                 "file_name": input_file_name,
-                "category_id": label if own is None else own[label],
+                "category_id": label if dataset_ids is None else dataset_ids[label],
                 "segmentation": mask,
             }
             for label, mask in encode_label_map(sem_seg).items()
@@ -126,9 +126,9 @@ class SemSegEvaluator(d2.SemSegEvaluator):
 
 
 def class_map(scores: Tensor) -> NDArray[Any]:
-    """Return the best class of each pixel in the smallest unsigned type that holds K-1.
+    """Return the best class of each pixel, H×W, in the smallest unsigned type that holds K-1.
 
     Args:
-        scores: K×H×W, on any device.
+        scores: Class scores, K×H×W, on any device.
     """
     return best_class(scores)[0].cpu().numpy().astype(np.min_scalar_type(len(scores) - 1))

@@ -1,4 +1,4 @@
-"""Formats of exported graphs: writers, and readers that run the file."""
+"""File formats of exported graphs: functions that write a graph, and read and run it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUT = "image"
 """Name of a graph's input."""
 
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
-"""Graph that was read from a file: maps B×3×H×W to its outputs."""
+"""Function from images, B×3×H×W, to the outputs of a graph."""
 
 
 class Format(NamedTuple):
@@ -31,21 +31,21 @@ class Format(NamedTuple):
 
     suffix: str
     write: Callable[[Any, Tensor, Path, bool], None]
-    """``write(graph, example, path, dynamic)``: for the example's size, or for any size."""
+    """``write(graph, example, path, dynamic)``; ``dynamic`` leaves batch and image size open."""
     read: Callable[[Path], Runner]
     needs: tuple[str, ...] = ()
-    """Packages beyond torch."""
+    """Packages that the format needs besides torch."""
 
     def check_packages(self) -> None:
         """Check that the packages in ``needs`` are installed.
 
         Raises:
-            ImportError: if a package is missing.
+            ImportError: If a package is missing.
         """
         missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
         if missing:
             raise ImportError(
-                f"{', '.join(missing)} not installed: pip install {' '.join(missing)}"
+                f"{', '.join(missing)} not installed: run `pip install {' '.join(missing)}`"
             )
 
 
@@ -127,7 +127,7 @@ def _write_torchscript(graph: nn.Module, example: Tensor, path: Path, dynamic: b
 def _read_torchscript(path: Path) -> Runner:
     with _quiet():
         module = torch.jit.load(path)
-    # its profiling executor compiles again for each size
+    # The first runs at each size are slow, because TorchScript compiles again for it.
     return lambda image: _as_tuple(module(image))
 
 

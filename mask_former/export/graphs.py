@@ -1,7 +1,7 @@
 """Modules to export: from a batch of images to logits, and to a map of classes.
 
-A graph takes B×3×H×W, float, in 0 … 255, in the channel order of ``INPUT.FORMAT``; H and W are
-multiples of :data:`STRIDE`. It normalises images itself, so pad them with the mean colour.
+A graph takes images B×3×H×W, float, in 0 … 255, in the channel order of ``INPUT.FORMAT``; H and W
+are multiples of :data:`STRIDE`. It normalises images itself, so pad them with the mean colour.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mask_former.ops.symbolic_sizes import plain_size
 __all__ = ["LIMIT", "STRIDE", "ClassMap", "Logits", "PixelClassMap", "graphs_of"]
 
 STRIDE = 32
-"""Sides of images are multiples of this number of pixels."""
+"""Number of pixels of which the sides of images are multiples."""
 LIMIT = 256
-"""Longest side of a graph with open sizes, in strides: 8192 pixels."""
+"""Longest side that a graph with dynamic sizes accepts, in strides: 8192 pixels."""
 
 
 class _Graph(nn.Module):
-    """Normalisation, backbone and head.
+    """Graph of normalisation, backbone and head.
 
     Args:
         model: A ``MaskFormer`` or ``SemanticSegmentor``; it is copied, not changed.
@@ -50,7 +50,7 @@ class _Graph(nn.Module):
 
 
 class Logits(_Graph):
-    """Graph of a set of masks: class logits B×Q×(K+1) and mask logits B×Q×H/4×W/4.
+    """Graph that returns class logits B×Q×(K+1) and mask logits B×Q×H/4×W/4 of Q queries.
 
     The last class is "no object".
     """
@@ -63,7 +63,7 @@ class Logits(_Graph):
 
 
 class ClassMap(Logits):
-    """Graph of the semantic result: best class of each pixel of the input, B×H×W, int64."""
+    """Graph that returns the best class of each pixel of the input, B×H×W, int64."""
 
     outputs = ("class_map",)
 
@@ -76,7 +76,7 @@ class ClassMap(Logits):
 
 
 class PixelClassMap(_Graph):
-    """:class:`ClassMap` of a per-pixel model, whose head returns B×K×H×W."""
+    """:class:`ClassMap` of a per-pixel model, whose head returns class scores B×K×H×W."""
 
     outputs = ("class_map",)
 
@@ -90,22 +90,23 @@ def graphs_of(model: Any) -> dict[str, _Graph]:
     A per-pixel model predicts no masks and has only a ``class_map``.
 
     Raises:
-        ValueError: if the model does not consist of a backbone and a ``sem_seg_head``.
+        ValueError: If the model does not consist of a backbone and a ``sem_seg_head``.
     """
     if not (hasattr(model, "backbone") and hasattr(model, "sem_seg_head")):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {type(model).__name__!r}; expected a model with a "
             "backbone and a sem_seg_head to export, such as 'MaskFormer' or 'SemanticSegmentor'."
         )
-    if not hasattr(model, "predict"):  # as in the predictor: only models of masks have it
+    if not hasattr(model, "predict"):  # only models that predict masks have it
         return {"class_map": PixelClassMap(model)}
     return {"mask_former": Logits(model), "class_map": ClassMap(model)}
 
 
 def _with_plain_sizes(image: Tensor) -> Tensor:
-    """Return the same image; sizes that ``torch.export`` leaves open become multiples of 32.
+    """Return the same image, with each dynamic side expressed as 32·n for a symbol n.
 
-    A side s would be s // 4, (s // 4 + 1) // 2, … inside the network; 32·n stays a multiple of n.
+    ``torch.export`` would derive sizes s // 4, (s // 4 + 1) // 2, … from a side s; those from 32·n
+    are 8·n, 4·n, ….
     """
     for axis in (2, 3):
         if isinstance(image.shape[axis], torch.SymInt):
@@ -119,8 +120,8 @@ def _with_plain_sizes(image: Tensor) -> Tensor:
 class _StaticSameConv(nn.Module):
     """timm's ``Conv2dSame`` for maps whose sides are multiples of its stride.
 
-    Then the padding is constant. ``Conv2dSame`` computes it from the sizes, which takes exporters
-    minutes to analyse.
+    For such maps, the padding is constant. ``Conv2dSame`` computes it from their size, which
+    exporters need minutes to analyse.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -138,7 +139,7 @@ class _StaticSameConv(nn.Module):
 
 
 def _pad_statically(network: nn.Module) -> None:
-    """Wrap each ``Conv2dSame``; sides are multiples of 32, and so of the strides of all layers."""
+    """Wrap each ``Conv2dSame``; sides are multiples of 32 and so of the strides of all layers."""
     for name, module in list(network.named_modules()):
         if type(module).__name__ == "Conv2dSame":
             network.set_submodule(name, _StaticSameConv(module))

@@ -27,11 +27,11 @@ class Parity(NamedTuple):
     shape: tuple[int, ...]
     """Shape of the batch: B, 3, H, W."""
     difference: float
-    """Largest absolute difference of logits, or share of pixels with another class."""
+    """Largest absolute difference of logits, or share (0 … 1) of pixels with another class."""
 
     @property
     def holds(self) -> bool:
-        """True if the difference is at most :data:`TOLERANCE`; NaN is not."""
+        """True if the difference is at most :data:`TOLERANCE`; False if it is NaN."""
         return self.difference <= TOLERANCE
 
 
@@ -43,13 +43,13 @@ class Timing(NamedTuple):
 
 
 def reference(model: Any, name: str) -> Runner:
-    """Return the model itself in the form of its graph ``name``; see :func:`~.graphs.graphs_of`."""
+    """Return a function that computes the outputs of the graph ``name`` with the model itself."""
 
     @torch.no_grad()
     def run(image: Tensor) -> tuple[Tensor, ...]:
         features = model.backbone((image - model.pixel_mean) / model.pixel_std)
         outputs = model.sem_seg_head(features)
-        if isinstance(outputs, tuple):  # of a per-pixel model
+        if isinstance(outputs, tuple):  # a per-pixel model
             return (outputs[0].argmax(1),)
         classes, masks = outputs["pred_logits"], outputs["pred_masks"]
         if name != "class_map":
@@ -63,10 +63,10 @@ def reference(model: Any, name: str) -> Runner:
 
 
 def compare(eager: Runner, exported: Runner, image: Tensor) -> Parity:
-    """Run both on ``image``, B×3×H×W, and compare their outputs.
+    """Run the model and its graph on ``image``, B×3×H×W, and compare their outputs.
 
     Raises:
-        ValueError: if an output differs from the model's in shape or type.
+        ValueError: If an output differs from the model's in shape or type.
     """
     differences = []
     for expected, found in zip(eager(image), exported(image), strict=True):
@@ -86,14 +86,14 @@ def compare(eager: Runner, exported: Runner, image: Tensor) -> Parity:
 def measure(
     eager: Runner, exported: Runner, image: Tensor, rounds: int, after_round: Callable[[], Any]
 ) -> Timing:
-    """Time both interleaved, after one round that is not counted.
+    """Time the model and its graph, interleaved, after one warm-up round.
 
     Args:
         eager: The model.
         exported: Its graph.
-        image: B×3×H×W.
-        rounds: Number of rounds that are counted.
-        after_round: Called after each round, the first included.
+        image: Input, B×3×H×W.
+        rounds: Number of timed rounds.
+        after_round: Called after each round, including the warm-up.
     """
     steps = [timed(partial(run, image), image.device) for run in (eager, exported)]
     return Timing(*map(median, interleave(steps, rounds, after_round=after_round)))

@@ -1,4 +1,7 @@
-"""Checkpoints of Hugging Face's ``transformers``, both ways, without that library."""
+"""Conversion from and to checkpoints of Hugging Face's ``transformers``, without that library.
+
+Names in this folder: ``ours`` is this project's, ``theirs`` is transformers'.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of ours as files of ``transformers``. Nothing here needs that library."""
+"""Export a model's config to the files of ``transformers``, without that library."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _HOLDER = "transformers' MaskFormer"
 
 
 def to_huggingface_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
-    """The ``config.json`` of a ``MaskFormerForInstanceSegmentation``.
+    """Build the ``config.json`` of a ``MaskFormerForInstanceSegmentation``.
 
     Args:
-        cfg: the config of the model.
-        class_names: by contiguous id, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of them.
+        cfg: Config of the model.
+        class_names: Names of the ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` classes, by contiguous id.
 
     Raises:
-        ValueError: for what their model cannot hold, and names that are too few or too many.
+        ValueError: If transformers does not support a setting, or the number of names is wrong.
     """
     check(cfg, tables.OURS_NEEDED, "", _HOLDER)
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if len(class_names) != classes:
         raise ValueError(
             f"There are {len(class_names)} class names, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-            f"{classes}: give one a class."
+            f"{classes}: give one for each class."
         )
     backbone = _swin_config(cfg) if _has_swin(cfg) else _resnet_config(cfg)
     _check_input_projection(cfg)
@@ -43,10 +43,10 @@ def to_huggingface_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str,
             "backbone_config.num_channels": 3,
             "backbone_config.out_features": list(STAGES),
             "decoder_config.model_type": "detr",
-            # theirs has three of them where ours has one
+            # transformers has three dropout rates, this project one
             "decoder_config.attention_dropout": dropout,
             "decoder_config.activation_dropout": dropout,
-            # with it their forward pass fails unless it is asked for hidden states
+            # with True, their forward pass fails unless hidden states are requested
             "use_auxiliary_loss": False,
             **_values(cfg, tables.VALUES),
             "id2label": {str(index): name for index, name in enumerate(class_names)},
@@ -77,7 +77,7 @@ def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
     if layer_type == "bottleneck" and first != 4 * resnet.WIDTH_PER_GROUP:
         raise ValueError(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {first} and WIDTH_PER_GROUP "
-            f"{resnet.WIDTH_PER_GROUP}; {_HOLDER} has bottlenecks of a quarter of the width only."
+            f"{resnet.WIDTH_PER_GROUP}; {_HOLDER} supports only RES2_OUT_CHANNELS / 4."
         )
     return {
         "backbone_config.model_type": "resnet",
@@ -93,17 +93,17 @@ def _check_input_projection(cfg: CfgNode) -> None:
     if cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ and last == cfg.MODEL.MASK_FORMER.HIDDEN_DIM:
         raise ValueError(
             f"MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ is True and HIDDEN_DIM {last}, the width of the "
-            f"backbone's last map; {_HOLDER} projects only where the two differ."
+            f"backbone's last map; {_HOLDER} has a projection only if the two differ."
         )
 
 
 def to_huggingface_processor(cfg: CfgNode) -> dict[str, Any]:
     """Build the ``preprocessor_config.json`` of a ``MaskFormerImageProcessor``.
 
-    Theirs resizes images to a multiple of ``size_divisor``; ours pads them to it.
+    transformers resizes images to a multiple of ``size_divisor``; this project pads them.
     """
     divisor = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
-    if divisor < 0:  # the backbone's
+    if divisor < 0:  # the backbone decides
         divisor = 32 if _has_swin(cfg) else 0
     resize = cfg.INPUT.MIN_SIZE_TEST > 0
     shortest = cfg.INPUT.MIN_SIZE_TEST or 800
@@ -116,7 +116,7 @@ def to_huggingface_processor(cfg: CfgNode) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        # digits enough for six of ours behind the point
+        # enough digits to restore six decimals of MODEL.PIXEL_MEAN and PIXEL_STD
         "image_mean": [round(value / 255, 9) for value in cfg.MODEL.PIXEL_MEAN],
         "image_std": [round(value / 255, 9) for value in cfg.MODEL.PIXEL_STD],
         "ignore_index": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,

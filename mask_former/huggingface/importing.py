@@ -1,4 +1,4 @@
-"""A checkpoint of ``transformers`` as one of ours. Nothing here needs that library."""
+"""Import a checkpoint of ``transformers``, without that library."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["ConvertedCheckpoint", "read_huggingface_folder", "settings_from_hugg
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# What MaskFormerImageProcessor does where its file is silent; the mean and deviation are ImageNet's
+# Defaults of MaskFormerImageProcessor; the mean and standard deviation are ImageNet's.
 _SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# Theirs are arguments of a function, not in the files; these are the published panoptic configs'.
+# transformers passes thresholds as arguments, not in files; these are of the published configs.
 _THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}
 
 
 class ConvertedCheckpoint(NamedTuple):
-    """The content of a checkpoint of theirs, in our terms."""
+    """A transformers checkpoint, converted to this project's settings and names."""
 
-    settings: dict[str, Any]  # of a config file, without MODEL.WEIGHTS
+    settings: dict[str, Any]  # content of a config file, without MODEL.WEIGHTS
     weights: dict[str, Tensor]
     class_names: list[str]  # by contiguous id
 
@@ -39,12 +39,12 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
     """Read a folder that ``MaskFormerForInstanceSegmentation.save_pretrained`` wrote.
 
     Args:
-        folder: with ``config.json``, ``preprocessor_config.json``, and ``model.safetensors`` or
-            ``pytorch_model.bin``, of which only data is read.
+        folder: Folder with ``config.json``, ``preprocessor_config.json``, and ``model.safetensors``
+            or ``pytorch_model.bin``, which is read without running code.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if one is broken, or holds what our model cannot.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged, or has settings or weights that are not supported.
     """
     folder = Path(folder)
     config = _read_json(folder / "config.json")
@@ -70,38 +70,41 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no {path}: expected the folder of a transformers MaskFormer, as the "
-            "save_pretrained of its model and of its image processor write it."
+            f"There is no {path}: expected the folder of a transformers MaskFormer, written by "
+            "save_pretrained of the model and of its image processor."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not keys and values.")
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
     return content
 
 
 def settings_from_huggingface(
     config: Mapping[str, Any], processor: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of our config file: plain values of every key that the two files decide.
+    """Convert the two JSON files to the content of a config file of this project.
 
-    A ResNet's batch norms are frozen, which gives the same results. The panoptic thresholds are
-    the published ones, for theirs are not in the files. Deep supervision stays on, as published,
-    whatever ``use_auxiliary_loss`` is: published checkpoints trained with it have it off.
+    The batch norms of a ResNet are frozen, which gives the same results. The panoptic thresholds
+    are the published ones, because the files have none. Deep supervision stays on whatever
+    ``use_auxiliary_loss`` is, because published checkpoints were trained with it but set it False.
 
     Args:
-        config: ``config.json``. What it leaves out has transformers' defaults.
-        processor: ``preprocessor_config.json``; likewise.
+        config: Content of ``config.json``; missing keys have transformers' defaults.
+        processor: Content of ``preprocessor_config.json``, with the same defaults.
+
+    Returns:
+        Nested plain values of every key that the two files decide.
 
     Raises:
-        ValueError: for what our model cannot hold.
+        ValueError: If this project does not support a setting.
     """
     check(config, tables.THEIRS_NEEDED, "config.json: ", "this MaskFormer")
     kind = get(config, "backbone_config.model_type")
     if kind is None:
-        raise ValueError("config.json: backbone_config has no model_type; expected 'swin' or so.")
+        raise ValueError("config.json: backbone_config has no model_type, such as 'swin'.")
     backbone = _resnet_settings(config) if kind == "resnet" else _swin_settings(config)
     return nest(
         {
@@ -121,10 +124,10 @@ def settings_from_huggingface(
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
-    """The class names of ``config.json`` by id.
+    """Return the class names of ``config.json`` by id.
 
     Raises:
-        ValueError: if the ids are not 0, 1, 2 …
+        ValueError: If the ids are not 0, 1, 2, ….
     """
     count = config.get("num_labels") or 2  # transformers' default
     labels = config.get("id2label") or {index: f"LABEL_{index}" for index in range(count)}
@@ -142,11 +145,11 @@ def _values(config: Mapping[str, Any], rows: tuple[tables.Value, ...]) -> dict[s
 
 
 def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:
-    """A value of theirs, in the type that our config has."""
+    """Return a value of ``config.json`` in the type of ``default``."""
     value = get(config, key, default)
-    if isinstance(value, list) and not isinstance(default, list):  # a height and a width
+    if isinstance(value, list) and not isinstance(default, list):  # height and width
         if len(set(value)) != 1:
-            raise ValueError(f"config.json: {key} is {value}; this MaskFormer has one number.")
+            raise ValueError(f"config.json: {key} is {value}; expected one number for all sides.")
         value = value[0]
     return type(default)(value)
 
@@ -198,7 +201,7 @@ def _resnet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _input_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Theirs normalise ``image × rescale_factor``, ours the image of 0 … 255."""
+    """Convert the image settings; the mean and deviation become those of images in 0 … 255."""
     rescale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
     normalize = processor.get("do_normalize", True)
     mean = processor.get("image_mean", _MEAN) if normalize else [0, 0, 0]
@@ -207,11 +210,11 @@ def _input_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(size, int):  # files of 2022
         size = {"shortest_edge": size, "longest_edge": processor.get("max_size", 1333)}
     if processor.get("do_resize", True) is False:
-        size = {"shortest_edge": 0, "longest_edge": _SIZE["longest_edge"]}  # 0: as the image is
+        size = {"shortest_edge": 0, "longest_edge": _SIZE["longest_edge"]}  # 0: do not resize
     elif not size.get("shortest_edge") or not size.get("longest_edge"):
         raise ValueError(
-            f"preprocessor_config.json: size is {size}; this MaskFormer keeps the shape of images "
-            "and needs shortest_edge and longest_edge."
+            f"preprocessor_config.json: size is {size}; this MaskFormer keeps the aspect ratio of "
+            "images and needs shortest_edge and longest_edge."
         )
     divisor = processor.get("size_divisor", processor.get("size_divisibility", 32))
     return {

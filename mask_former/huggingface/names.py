@@ -1,7 +1,7 @@
-"""Parameter names: ours (the published ones) and those of Hugging Face's ``transformers``.
+"""Conversion of parameter names between this project and Hugging Face's ``transformers``.
 
-One table serves both ways. Its names are those of the files that ``save_pretrained`` writes, which
-the library has kept through version 5.23.
+One table serves both directions. Ours are the published names; theirs are those of the files that
+``save_pretrained`` writes, which transformers has kept through version 5.23.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = ["from_huggingface_names", "to_huggingface_names"]
 
-# Modules: prefixes, then ours -> theirs. * is a number. Where theirs are three, {a,b,c}, ours holds
-# them in one, rows upon rows.
+# Our prefix, their prefix, and modules, ours -> theirs. * is a number. Their three modules {a,b,c}
+# are one module of ours, with their rows concatenated.
 _TABLE: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
         "backbone.",
@@ -35,7 +35,7 @@ _TABLE: tuple[tuple[str, str, dict[str, str]], ...] = (
         "model.pixel_level_module.encoder.model.encoder.layers.*.blocks.*.",
         {
             "norm1": "layernorm_before",
-            "attn": "attention.self",  # the table of position biases and its index
+            "attn": "attention.self",  # relative position biases and their index
             "attn.qkv": "attention.self.{query,key,value}",
             "attn.proj": "attention.output.dense",
             "norm2": "layernorm_after",
@@ -115,13 +115,13 @@ _TABLE: tuple[tuple[str, str, dict[str, str]], ...] = (
     ),
 )
 
-# A model of transformers 5 has these names in memory, and `torch.save` writes what is in memory.
+# transformers 5 uses these names in memory, and `torch.save` writes them.
 _IN_MEMORY = (
     (re.compile(r"(_attn)\.o_proj\."), r"\1.out_proj."),
     (re.compile(r"(transformer_module\.decoder\.layers\.\d+)\.mlp\.(fc[12])\."), r"\1.\2."),
 )
 
-# Only theirs has it, and nothing reads it: the norm of a classifier that was cut off.
+# Only transformers has this norm, of a classifier that was removed; nothing reads it.
 _UNUSED_NORM = "model.pixel_level_module.encoder.model.layernorm."
 _LAST_SWIN_NORM = "backbone.norm3."
 _COUNTER = "num_batches_tracked"  # of batch norms; the frozen kind has none
@@ -129,11 +129,11 @@ _COUNTER = "num_batches_tracked"  # of batch norms; the frozen kind has none
 
 class _Row(NamedTuple):
     ours: str  # with * for numbers
-    theirs: tuple[str, ...]  # one name, or the three that ours holds as one
+    theirs: tuple[str, ...]  # one name, or the three that ours concatenates
 
 
 def _expand(theirs: str) -> tuple[str, ...]:
-    """``x.{q,k,v}_proj`` to the three names."""
+    """Expand a name such as ``x.{q,k,v}_proj`` to three names."""
     parts = re.fullmatch(r"(.*)\{(.*)\}(.*)", theirs)
     return tuple(parts[1] + part + parts[3] for part in parts[2].split(",")) if parts else (theirs,)
 
@@ -146,7 +146,7 @@ _ROWS = [
 
 
 def _pattern(module: str) -> re.Pattern[str]:
-    """A parameter of a module, with the numbers in its name and the parameter's own name."""
+    """Compile a pattern of a module's parameters; groups: numbers, and the parameter's own name."""
     return re.compile(re.escape(module).replace(r"\*", r"(\d+)") + r"\.(\w+)")
 
 
@@ -155,7 +155,11 @@ _THEIRS = [(_pattern(theirs), row, part) for row in _ROWS for part, theirs in en
 
 
 def _find(name: str, patterns: list[tuple[re.Pattern[str], _Row, int]]) -> tuple[_Row, int, list]:
-    """The row of a name, which of its parts it is, and the numbers and last word in it."""
+    """Return the row of a name, the index of its part, and the numbers and last word of the name.
+
+    Raises:
+        KeyError: If no row has the name.
+    """
     for pattern, row, part in patterns:
         found = pattern.fullmatch(name)
         if found:
@@ -171,19 +175,20 @@ def _fill(module: str, words: list[str]) -> str:
 
 
 def from_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a ``MaskFormerForInstanceSegmentation`` under our names.
+    """Rename the weights of a ``MaskFormerForInstanceSegmentation`` to this project's names.
 
-    What ours has no place for is left out: the counters of batch norms (ours are frozen), and
-    Swin's last norm, which nothing reads.
+    Two kinds of weights are left out: the counters of batch norms (ours are frozen), and Swin's
+    last norm, which nothing reads.
 
     Args:
-        weights: its state dict, as saved or as in memory.
+        weights: Its state dict, with the names in files or in memory.
 
     Returns:
-        Names to tensors; no value is changed. Queries, keys and values are joined.
+        Tensors by name, with unchanged values; queries, keys and values are concatenated.
 
     Raises:
-        ValueError: for names that are not a MaskFormer's; lists the first.
+        ValueError: If names are not those of a MaskFormer (the message lists the first), or one of
+            a query, key and value is missing.
     """
     parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
     wanted: dict[str, int] = {}
@@ -204,14 +209,14 @@ def from_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         wanted[ours] = len(row.theirs)
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(weights)} names are none of a transformers MaskFormer with a "
-            f"Swin or ResNet: {_shown(unknown)}."
+            f"{len(unknown)} of {len(weights)} names are unknown in a transformers MaskFormer with "
+            f"a Swin or ResNet: {_shown(unknown)}."
         )
-    halves = [ours for ours, found in parts.items() if len(found) < wanted[ours]]
-    if halves:
+    incomplete = [ours for ours, found in parts.items() if len(found) < wanted[ours]]
+    if incomplete:
         raise ValueError(
-            f"The query, key or value that {_shown(halves)} is made of is missing: is the file "
-            "a part of a checkpoint only?"
+            f"Not all of query, key and value exist for {_shown(incomplete)}: is the file only one "
+            "part of a checkpoint? Convert the whole checkpoint."
         )
     return {
         ours: torch.cat([found[part] for part in sorted(found)]) if len(found) > 1 else found[0]
@@ -220,19 +225,19 @@ def from_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names of a ``MaskFormerForInstanceSegmentation``, as it saves them.
+    """Rename weights to the names that a ``MaskFormerForInstanceSegmentation`` saves.
 
-    What only theirs has is added: the counters of batch norms (0 where ours are frozen), and a
-    last norm of Swin's (ones and zeros), which nothing reads.
+    Weights that only transformers has are added: the counters of batch norms (0 if ours are
+    frozen), and a last norm of Swin (ones and zeros), which nothing reads.
 
     Args:
-        weights: the state dict of a :class:`~mask_former.MaskFormer`.
+        weights: State dict of a :class:`~mask_former.MaskFormer`.
 
     Returns:
-        Names to tensors; no value is changed, and no memory copied.
+        Tensors by name, with unchanged values; they share memory with ``weights``.
 
     Raises:
-        ValueError: for names that theirs has no place for; lists the first.
+        ValueError: If names have no counterpart in transformers; the message lists the first.
     """
     converted: dict[str, Tensor] = {}
     unknown = []
@@ -255,8 +260,8 @@ def to_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(weights)} weights have no place in transformers' MaskFormer: "
-            f"{_shown(unknown)}."
+            f"{len(unknown)} of {len(weights)} weights have no counterpart in transformers' "
+            f"MaskFormer: {_shown(unknown)}."
         )
     return converted
 

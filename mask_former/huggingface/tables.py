@@ -1,7 +1,7 @@
-"""Names of settings on both sides, and settings that either side cannot hold.
+"""Names of settings in both libraries, and settings that one of them does not support.
 
-Theirs are dotted keys of ``config.json``: transformers' ``MaskFormerConfig`` with ``SwinConfig`` or
-``ResNetConfig`` as ``backbone_config`` and ``DetrConfig`` as ``decoder_config``.
+``ours`` are config keys; ``theirs`` are dotted keys of ``config.json``: ``MaskFormerConfig`` with
+``SwinConfig`` or ``ResNetConfig`` as ``backbone_config`` and ``DetrConfig`` as ``decoder_config``.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ __all__ = ["MAPS", "RESNET_DEPTHS", "STAGES", "Need", "Value", "check", "get", "
 
 
 class Value(NamedTuple):
-    """A setting that both sides have."""
+    """A setting that both libraries have."""
 
     ours: str
     theirs: str
-    default: Any  # what theirs is where its file leaves it out
+    default: Any  # value of theirs if its file lacks the key
 
 
 class Need(NamedTuple):
-    """A setting that one side has and the other does not."""
+    """A setting of one library of which the other supports only some values."""
 
     key: str
-    allowed: tuple[Any, ...]  # the values that the other side can hold; the first where left out
-    reason: str
+    allowed: tuple[Any, ...]  # supported values; the first is the default if the key is missing
+    reason: str  # the end of the error message
 
 
 MAPS = ["res2", "res3", "res4", "res5"]
@@ -38,7 +38,7 @@ RESNET_DEPTHS = {
     101: ("bottleneck", [3, 4, 23, 3]),
     152: ("bottleneck", [3, 8, 36, 3]),
 }
-"""detectron2's ``MODEL.RESNETS.DEPTH`` to their ``layer_type`` and ``depths``."""
+"""transformers' ``layer_type`` and ``depths`` by detectron2's ``MODEL.RESNETS.DEPTH``."""
 
 VALUES = (
     Value("MODEL.SEM_SEG_HEAD.CONVS_DIM", "fpn_feature_size", 256),
@@ -82,21 +82,21 @@ THEIRS_NEEDED = (
     Need("backbone_config.num_channels", (3,), "images have 3 channels"),
     Need("backbone_config.out_features", (STAGES,), "the pixel decoder takes all four maps"),
     Need("decoder_config.model_type", ("detr",), "the predictor is DETR's decoder"),
-    Need("decoder_config.activation_function", ("relu",), "the decoder has no other"),
+    Need("decoder_config.activation_function", ("relu",), "the decoder supports no other"),
 )
 THEIR_SWIN_NEEDED = (
-    Need("backbone_config.use_absolute_embeddings", (False,), "theirs are not converted"),
-    Need("backbone_config.layer_norm_eps", (1e-5,), "detectron2's Swin has no other"),
-    Need("backbone_config.hidden_act", ("gelu",), "detectron2's Swin has no other"),
+    Need("backbone_config.use_absolute_embeddings", (False,), "they are not converted"),
+    Need("backbone_config.layer_norm_eps", (1e-5,), "detectron2's Swin supports no other"),
+    Need("backbone_config.hidden_act", ("gelu",), "detectron2's Swin supports no other"),
 )
 THEIR_RESNET_NEEDED = (
     Need("backbone_config.downsample_in_first_stage", (False,), "detectron2's ResNet does not"),
-    Need("backbone_config.hidden_act", ("relu",), "detectron2's ResNet has no other"),
+    Need("backbone_config.hidden_act", ("relu",), "detectron2's ResNet supports no other"),
 )
 
 OURS_NEEDED = (
     Need("MODEL.META_ARCHITECTURE", ("MaskFormer",), "it has no per-pixel models"),
-    Need("MODEL.SEM_SEG_HEAD.NAME", ("MaskFormerHead",), "it has no other head"),
+    Need("MODEL.SEM_SEG_HEAD.NAME", ("MaskFormerHead",), "it supports no other head"),
     Need(
         "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
         ("BasePixelDecoder",),
@@ -107,21 +107,21 @@ OURS_NEEDED = (
     Need(
         "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
         ("TransformerPredictor",),
-        "it has no other predictor",
+        "it supports no other predictor",
     ),
     Need(
         "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
         ("res5",),
-        "its queries look at the backbone's last map",
+        "its queries attend to the backbone's last map",
     ),
     Need("MODEL.MASK_FORMER.ENC_LAYERS", (0,), "it has no encoder before the decoder"),
     Need("MODEL.MASK_FORMER.PRE_NORM", (False,), "its norms come after each block"),
     Need(
         "MODEL.BACKBONE.NAME",
         ("D2SwinTransformer", "build_resnet_backbone"),
-        "weights of other backbones, and of ResNets with DeepLab's stem, have no place there",
+        "weights of other backbones, and of ResNets with DeepLab's stem, are not converted",
     ),
-    Need("INPUT.FORMAT", ("RGB",), "its image processor gives RGB"),
+    Need("INPUT.FORMAT", ("RGB",), "its image processor outputs RGB"),
 )
 OUR_SWIN_NEEDED = (
     Need("MODEL.SWIN.OUT_FEATURES", (MAPS,), "its pixel decoder takes all four maps"),
@@ -132,14 +132,14 @@ OUR_SWIN_NEEDED = (
 OUR_RESNET_NEEDED = (
     Need("MODEL.RESNETS.OUT_FEATURES", (MAPS,), "its pixel decoder takes all four maps"),
     Need("MODEL.RESNETS.NORM", ("FrozenBN", "BN", "SyncBN"), "its ResNet has batch norms"),
-    Need("MODEL.RESNETS.NUM_GROUPS", (1,), "its ResNet has no groups"),
+    Need("MODEL.RESNETS.NUM_GROUPS", (1,), "its ResNet has no grouped convolutions"),
     Need("MODEL.RESNETS.RES5_DILATION", (1,), "its ResNet is not dilated"),
     Need("MODEL.RESNETS.DEFORM_ON_PER_STAGE", ([False] * 4,), "it has no deformable convolutions"),
 )
 
 
 def get(tree: Any, key: str, default: Any = None) -> Any:
-    """The value of a dotted key in nested mappings; ``default`` where it is absent or None."""
+    """Return the value of a dotted key in nested mappings; ``default`` if it is missing or None."""
     for part in key.split("."):
         if not isinstance(tree, Mapping) or part not in tree:
             return default
@@ -148,7 +148,7 @@ def get(tree: Any, key: str, default: Any = None) -> Any:
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to nested dicts."""
+    """Convert a mapping with dotted keys to nested dicts."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         *groups, name = key.split(".")
@@ -160,15 +160,22 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(tree: Any, needs: Iterable[Need], where: str, holder: str) -> None:
-    """See that a config has only what the other side can hold.
+    """Check that the other library supports the settings of a config.
+
+    Args:
+        tree: Config of one library, as nested mappings.
+        needs: Settings to check.
+        where: Start of the error message.
+        holder: Name of the other library's model, for the message.
 
     Raises:
-        ValueError: for the first value that ``holder`` cannot hold, with the reason.
+        ValueError: If a value is not supported; the message has the first one and the reason.
     """
     for key, allowed, reason in needs:
         value = get(tree, key, allowed[0])
         if (list(value) if isinstance(value, tuple) else value) not in allowed:
             expected = " or ".join(map(repr, allowed))
             raise ValueError(
-                f"{where}{key} is {value!r}, which {holder} cannot hold, only {expected}: {reason}."
+                f"{where}{key} is {value!r}, which {holder} does not support; expected {expected}: "
+                f"{reason}."
             )

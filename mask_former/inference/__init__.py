@@ -1,15 +1,15 @@
-"""From a set of masks to results (paper, sections 3.3 and 3.4): pure functions on tensors.
+"""Computation of results from a set of masks (paper, sections 3.3 and 3.4) by pure functions.
 
-In all of them ``mask_cls`` is Q×(K+1), class logits whose last column is "no object", and
+Their argument ``mask_cls`` is Q×(K+1), class logits whose last column is "no object", and
 ``mask_pred`` is Q×h×w, mask logits, both of any floating-point type: a tensor, or
 :class:`~mask_former.ops.LazyMasks` for logits that are resized in several steps. With a ``size``
 (H, W) the masks are first resized to it (bilinear); without, H×W is h×w. Class ids are contiguous.
 
-No function holds Q×H×W: each resizes a band of rows that fits a CPU's cache, finishes it, and goes
-on to the next. Everything is computed in fp32, also inside a caller's autocast.
+No function holds Q×H×W: each one resizes and processes one band of rows at a time, which fits a
+CPU's cache. Everything is computed in fp32, even inside a caller's autocast.
 
-:class:`SegmentationLogits` is the interface of a network's output for one image, with the results
-as methods: :class:`ImageLogits`, :class:`WindowLogits` and :class:`PixelLogits` implement it.
+:class:`SegmentationLogits` is the interface of a network's output for one image, with a method for
+each result: :class:`ImageLogits`, :class:`WindowLogits` and :class:`PixelLogits` implement it.
 """
 
 from .instance import instance_inference

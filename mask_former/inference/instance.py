@@ -29,8 +29,8 @@ def instance_inference(
     """Find the best (query, class) pairs; a query may appear with several classes.
 
     The score of a pair is its class probability × the mean mask probability inside the mask
-    (σ > 0.5). The ``topk`` pairs by class probability are chosen first; among them, those of things
-    are kept.
+    (σ > 0.5). The ``topk`` pairs by class probability are chosen first; of these, pairs with a
+    thing class are kept.
 
     Args:
         mask_cls: Q×(K+1).
@@ -41,7 +41,8 @@ def instance_inference(
 
     Returns:
         ``Instances`` of size H×W with ``pred_masks`` (bool, n×H×W), ``pred_boxes`` (the masks'
-        bounding boxes, XYXY, right and bottom exclusive), ``scores`` and ``pred_classes``.
+        bounding boxes, XYXY, right and bottom exclusive; 0 if empty), ``scores`` and
+        ``pred_classes``.
     """
     probability = mask_cls.float().softmax(-1)[:, :-1]
     classes = probability.shape[1]
@@ -68,12 +69,13 @@ def instance_inference(
 
 
 def _bounding_boxes(masks: Tensor) -> Tensor:
-    """Compute XYXY of n×H×W bool, right and bottom exclusive, fp32: n×4; empty masks give 0."""
+    """Compute the boxes of n×H×W bool masks: n×4 XYXY, fp32, right and bottom exclusive."""
     edges = []
-    for axis in (1, 2):  # over rows, which leaves columns; over columns, which leaves rows
+    for axis in (1, 2):  # project onto the columns, then onto the rows
         covered = masks.view(torch.uint8).amax(axis)
         first = covered.argmax(1)
         last = covered.shape[1] - covered.flip(1).argmax(1)
+        # 0 if the mask is empty
         edges.append(torch.stack([first, last], 1) * covered.amax(1, keepdim=True))
     columns, rows = edges
     return torch.stack([columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]], 1).float()

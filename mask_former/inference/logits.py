@@ -20,9 +20,9 @@ __all__ = ["ImageLogits", "PixelLogits", "SegmentationLogits"]
 
 
 class SegmentationLogits(Protocol):
-    """One image's results, each computed when it is asked for.
+    """Results of one image, each computed on request.
 
-    Every method may be called again, with other thresholds.
+    Every method may be called several times, with different thresholds.
     """
 
     @property
@@ -54,40 +54,40 @@ class SegmentationLogits(Protocol):
         """Compute segment ids, H×W, int32, and segments: see :func:`panoptic_inference`.
 
         Raises:
-            ValueError: if whole masks of objects are not known; names the fix.
+            ValueError: if masks of whole objects are not available; the message names the fix.
         """
 
     def instances(self, *, topk: int, thing_ids: Iterable[int] | None = None) -> Instances:
         """Find the best (query, class) pairs: see :func:`instance_inference`.
 
         Raises:
-            ValueError: if whole masks of objects are not known; names the fix.
+            ValueError: if masks of whole objects are not available; the message names the fix.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class ImageLogits:
-    """Class and mask logits of one image that was run whole.
+    """Class and mask logits of one image that was run in one piece.
 
-    The mask logits are resized (bilinear) to the padded input, cropped to the image, and resized to
-    the output: before inference, or (semantic only) after it.
+    The mask logits are resized (bilinear) to the padded input and cropped to the image. Then either
+    they or (semantic only) the result is resized to the output.
     """
 
     mask_cls: Tensor
-    """Q×(K+1), class logits; the last is "no object"."""
+    """Q×(K+1), class logits; the last column is "no object"."""
     mask_pred: Tensor
     """Q×h×w, mask logits of the padded input."""
     padded_size: Size
     """Size of the network's input, (H, W)."""
     image_size: Size
-    """Size of the image in it, at its top left."""
+    """Size of the image, which is at the top left of the input."""
     output_size: Size
     """Size of the results."""
     resize_before_inference: bool = False
     """Resize mask logits to the output size before the semantic result is computed, instead of
-    resizing the result. Panoptic and instance results always do."""
+    resizing the result. Panoptic and instance results always use resized mask logits."""
     reference_ops: bool = False
-    """Run the reference versions of inference: see :mod:`mask_former.ops.reference`."""
+    """Run the reference versions of the kernels: see :mod:`mask_former.ops.reference`."""
 
     @property
     def num_classes(self) -> int:
@@ -146,7 +146,7 @@ class ImageLogits:
 
 @dataclass(frozen=True, eq=False)
 class PixelLogits:
-    """Class logits of each pixel and no masks: the output of a per-pixel model for one image."""
+    """Output of a per-pixel model for one image: class logits of each pixel, without masks."""
 
     class_logits: Tensor
     """K×H×W, at the size of the results."""
@@ -171,15 +171,15 @@ class PixelLogits:
         return best_class(self.semantic_scores())
 
     def panoptic(self, **options: Any) -> NoReturn:
-        """Raise a ``ValueError``: there are no masks."""
+        """Raise a ``ValueError``, because there are no masks."""
         self._refuse("panoptic")
 
     def instances(self, **options: Any) -> NoReturn:
-        """Raise a ``ValueError``: there are no masks."""
+        """Raise a ``ValueError``, because there are no masks."""
         self._refuse("instance")
 
     def _refuse(self, kind: str) -> NoReturn:
         raise ValueError(
-            f"This model classifies pixels and has no masks: it gives no {kind} result. Ask for "
+            f"This model classifies pixels and has no masks, so it has no {kind} result: ask for "
             "kinds=['semantic']."
         )

@@ -1,4 +1,4 @@
-"""The types of mask logits that results are computed from, and the precision of the computation."""
+"""Mask logits from which results are computed: their types, resizing and precision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function of ``mask_cls`` to run in fp32 inside a caller's ``torch.autocast``."""
+    """Decorate a function of ``mask_cls`` to run without a caller's ``torch.autocast``."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -31,8 +31,9 @@ def panoptic_inference(
 
     A query is kept if its best class is not "no object" and more probable than
     ``object_mask_threshold``. Each pixel is assigned to the query with the largest class
-    probability × mask probability. A query that wins fewer pixels than ``overlap_threshold`` of its
-    own mask (σ ≥ 0.5), or whose mask is empty, is dropped, and its pixels become void.
+    probability × mask probability. A query is dropped, and its pixels become void, if its mask
+    (σ ≥ 0.5) is empty, or if it wins no pixels or fewer than ``overlap_threshold`` times the mask's
+    area.
 
     Args:
         mask_cls: Q×(K+1).
@@ -40,11 +41,11 @@ def panoptic_inference(
         thing_ids: class ids of things; every other class is stuff.
         object_mask_threshold: in [0, 1].
         overlap_threshold: in [0, 1].
-        label_ids_to_fuse: classes whose segments are merged into one; by default the stuff.
+        label_ids_to_fuse: class ids whose segments are merged into one per class. Default: stuff.
         size: (H, W) to which the masks are resized; None keeps their size.
 
     Returns:
-        Segment ids H×W, int32, 0 for void; and the segments in the order of their ids, from 1.
+        Segment ids H×W, int32, 0 for void, and the segments in the order of their ids, from 1.
     """
     things = set(thing_ids)
     stuff = set(range(mask_cls.shape[-1] - 1)) - things
@@ -80,9 +81,9 @@ def segment_ids(
 
     Args:
         winner: H×W, int64, index of a query.
-        scores, labels: Q, class probability and class id of each query.
-        solid: Q, bool: True if the query becomes a segment; pixels of the others become void.
-        things, fuse: class ids of things, and those whose segments are merged into one.
+        scores, labels: Q values each, class probability and class id of each query.
+        solid: Q, bool: True if the query becomes a segment; other queries' pixels become void.
+        things, fuse: class ids of things, and of the classes whose segments are merged.
 
     Returns:
         Segment ids H×W, int32, and the segments: see :func:`panoptic_inference`.
@@ -97,7 +98,7 @@ def segment_ids(
 def _segments(
     found: Iterable[tuple[int, float]], things: set[int], fuse: set[int]
 ) -> tuple[list[SegmentInfo], list[int]]:
-    """Make segments of the kept queries, given as (class, score), and list each query's id."""
+    """Make segments of the kept queries, given as (class, score), and list their segment ids."""
     segments: list[SegmentInfo] = []
     fused: dict[int, SegmentInfo] = {}
     ids = []

@@ -21,11 +21,11 @@ __all__ = [
 ]
 
 _SPARE = 0.01
-"""Limit of the score that the queries left out in the first pass of :func:`semantic_map` may
-together add to a class."""
+"""Maximum score that all queries left out of the first pass of :func:`semantic_map` together may
+add to a class."""
 
 _ROUNDING = 1e-5
-"""More than the rounding error of a sum over queries in fp32."""
+"""Upper bound of the rounding error of a sum over queries in fp32."""
 
 
 @without_autocast
@@ -38,8 +38,8 @@ def semantic_inference(
 ) -> Tensor:
     """Compute ``Σ_q p_q(c) · σ(mask_q)``, the score of each class at each pixel.
 
-    Differentiable; if a gradient is asked for, Q×H×W is held after all. On a CPU, bfloat16 masks
-    are multiplied in bfloat16 too, and the result has its two to three digits.
+    Differentiable, but a Q×H×W tensor is held if a gradient is required. On a CPU, bfloat16 masks
+    are multiplied in bfloat16, so that the scores have only two to three correct digits.
 
     Args:
         mask_cls: Q×(K+1).
@@ -50,7 +50,7 @@ def semantic_inference(
     Returns:
         K×H×W, fp32, values ≥ 0 that need not sum to 1.
     """
-    # The sum over queries and resizing commute: with K > Q it is cheaper to resize Q maps.
+    # Resizing and the sum over queries commute; with K > Q it is cheaper to resize the Q masks.
     masks = as_masks(mask_pred).resize(size).sigmoid().resize(result_size)
     probability = class_probability(mask_cls)
     gradient = torch.is_grad_enabled() and (mask_cls.requires_grad or mask_pred.requires_grad)
@@ -68,15 +68,15 @@ def semantic_inference(
 # .004 + .003 = .007 to a class, less than _SPARE: the first pass sums the first two queries.
 #     A pixel with mask probabilities .50 and .49: A .450 leads B .441 by .009 > .007, settled.
 #     A pixel with .500 and .495: A .450 leads B .4455 by .0045: the second pass sums all four
-#     queries there, and B may win. On CamVid it sees 0.3 % of the pixels.
+#     queries there, and B may win. On CamVid these are 0.3 % of the pixels.
 
 
 @without_autocast
 @torch.no_grad()
 def semantic_map(mask_cls: Tensor, mask_pred: Masks, size: Size | None = None) -> Tensor:
-    """Find the best class of each pixel; K×H×W is never held.
+    """Find the best class of each pixel without holding K×H×W.
 
-    In a trained model most queries predict "no object". The first pass sums the other queries. It
+    In a trained model, most queries predict "no object". The first pass sums the other queries and
     settles the pixels whose best class leads by more than the queries left out could add to another
     class; the second pass sums all queries at the remaining pixels.
 
@@ -112,9 +112,9 @@ def semantic_map_with_scores(
     *,
     result_size: Size | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Find the best class of each pixel and its share of the scores; K×H×W is never held.
+    """Find the best class of each pixel and its share of the scores without holding K×H×W.
 
-    It sums all queries everywhere, and so is slower than :func:`semantic_map`.
+    All queries are summed at every pixel, so it is slower than :func:`semantic_map`.
 
     Args:
         mask_cls: Q×(K+1).
@@ -138,10 +138,10 @@ def semantic_map_with_scores(
 def best_classes(
     scores: Iterable[tuple[slice, Tensor]], size: Size, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Find the best classes as :func:`semantic_map_with_scores`, from scores that come in bands.
+    """Find best classes and shares from bands of scores; see :func:`semantic_map_with_scores`.
 
     Args:
-        scores: the numbers of some rows and their scores, R×K×W, ≥ 0; they are overwritten.
+        scores: bands: the slice of the rows, and their scores ≥ 0, R×K×W, which are overwritten.
         size: (H, W).
         device: device of the scores.
     """
@@ -159,7 +159,7 @@ def _settle(
 ) -> None:
     """Write the best class, by all queries, to the pixels of a band that are not settled."""
     y, x = settled.logical_not().nonzero(as_tuple=True)
-    if len(y) * 8 > settled.numel():  # a single pixel costs more than one of a whole row
+    if len(y) * 8 > settled.numel():  # a single pixel costs more than a pixel of a whole row
         scores = probability @ masks.rows(rows.start, rows.stop).sigmoid()
         result[rows] = argmax_with_margin(scores)[0]
     elif len(y):
@@ -168,7 +168,7 @@ def _settle(
 
 
 def class_probability(mask_cls: Tensor) -> Tensor:
-    """Compute the probabilities of real classes: K×Q, fp32."""
+    """Compute the class probabilities without "no object": K×Q, fp32."""
     return mask_cls.float().softmax(-1)[:, :-1].T
 
 
@@ -182,9 +182,9 @@ def _queries_that_matter(probability: Tensor) -> tuple[Tensor, float]:
         Indices of queries, and the bound; 0 if all queries are chosen.
     """
     order = probability.amax(0).argsort(descending=True)
-    # K×Q: the most that the queries from each index of the order on may add to each class
+    # Q: the most that the queries from each index of the order on may add to any class
     others = probability[:, order].flip(1).cumsum(1).flip(1).amax(0)
-    count = int((~(others <= _SPARE)).sum())  # with nan, all
+    count = int((~(others <= _SPARE)).sum())  # nan: all
     if 4 * count >= 3 * len(order):  # too little to gain
         return order, 0.0
     return order[:count], float(others[count]) + _ROUNDING

@@ -1,4 +1,4 @@
-"""The settings of inference, as one value."""
+"""Settings of inference."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ __all__ = ["InferenceSettings"]
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """The results that a model gives in evaluation, and how it computes them.
+    """Kinds of results that a model computes in evaluation, and their settings.
 
     Raises:
-        ValueError: if a sliding window is asked for and results that windows cannot give are on,
-            or its size or stride is out of range.
+        ValueError: if a sliding window is set and a kind of result is on that windows cannot
+            give, or if the size or stride of the window is out of range.
     """
 
     semantic_on: bool = True
     panoptic_on: bool = False
     instance_on: bool = False
     object_mask_threshold: float = 0.0
-    """Class probability in [0, 1] that a query needs to become a panoptic segment."""
+    """Minimum class probability of a panoptic segment, in [0, 1]."""
     overlap_threshold: float = 0.0
-    """Share of its own mask in [0, 1] that a panoptic segment must win."""
+    """Minimum fraction of its own mask that a panoptic segment must win, in [0, 1]."""
     topk: int = 100
-    """The number of (query, class) pairs that the instance result starts from."""
+    """Number of (query, class) pairs from which the instance result is selected."""
     resize_first: bool = False
     """Resize mask logits to the output size before the semantic result is computed, instead of
-    resizing that result. This always holds if a panoptic or instance result is on."""
+    resizing that result. Always done if panoptic or instance results are on."""
     dtype: torch.dtype | None = None
-    """The type of the network's mixed precision; None for fp32."""
+    """Data type of the network's mixed precision; None: fp32."""
     window_size: int = 0
-    """Side in pixels of the windows that larger images are cut into; 0: none are cut."""
+    """Side in pixels of the windows into which larger images are cut; 0: no windows."""
     window_stride: int = 0
     """Pixels from one window to the next; 0: see :class:`SlidingWindow`."""
 
@@ -46,7 +46,7 @@ class InferenceSettings:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of results that are on, the richest first."""
+        """Kinds of results that are on, the richest first."""
         return tuple(kind for kind in RESULTS if getattr(self, f"{kind}_on"))
 
     @property
@@ -56,7 +56,7 @@ class InferenceSettings:
 
     @property
     def sliding_window(self) -> SlidingWindow | None:
-        """The window, None if images are run whole."""
+        """The sliding window, or None if images are run in one piece."""
         return SlidingWindow.of(
             self.window_size,
             self.window_stride,

@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 _GRANULE = 32
-"""Pixels of which the default stride is a multiple."""
+"""The default stride is a multiple of this number of pixels."""
 
 _BAND_ROWS = 16
-"""Rows that are blended at once: with 100 queries, those of one window fit a CPU's cache."""
+"""Number of rows to blend at once: with 100 queries, these rows of a window fit a CPU's cache."""
 
 _BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 21}
-"""Pixels of the windows that are run as one batch, at least one window."""
+"""Maximum number of pixels in a batch of windows; a batch has at least one window."""
 
 Run = Callable[[list[Tensor]], Sequence[ImageLogits]]
-"""The network: some 3×h×w parts of an image, all of one size, to their logits."""
+"""The network: maps parts of an image, 3×h×w, all of one size, to their logits."""
 Band = tuple[slice, Tensor]
-"""The numbers of some rows, and their class scores, R×K×W."""
+"""R rows: the slice of their indices, and their class scores, R×K×W."""
 
 
 @dataclass(frozen=True)
@@ -65,35 +65,35 @@ class SlidingWindow:
     def of(
         cls, size: int, stride: int, *, panoptic_on: bool, instance_on: bool
     ) -> SlidingWindow | None:
-        """Make the window of a config; None if it is off.
+        """Create the window of a config; None if it is off.
 
         Raises:
-            ValueError: if a number is out of range, or results are on that windows cannot give;
-                names the keys.
+            ValueError: if a number is out of range, or a kind of result is on that windows cannot
+                give; the message names the keys.
         """
         if not size:
             if stride:
                 raise ValueError(
                     f"TEST.SLIDING_WINDOW.STRIDE is {stride}, but TEST.SLIDING_WINDOW.SIZE is 0, "
-                    "which means no windows: set the side of a window, or the stride to 0."
+                    "which means no windows: set SIZE to the side of a window, or STRIDE to 0."
                 )
             return None
         on = {"PANOPTIC_ON": panoptic_on, "INSTANCE_ON": instance_on}
         for key in (key for key, is_on in on.items() if is_on):
             raise ValueError(
-                f"TEST.SLIDING_WINDOW.SIZE is {size} and MODEL.MASK_FORMER.TEST.{key} True, but "
-                "windows give a semantic result only: parts of an object seen in two windows are "
-                f"not merged. Set MODEL.MASK_FORMER.TEST.{key} False, or the SIZE to 0."
+                f"TEST.SLIDING_WINDOW.SIZE is {size} and MODEL.MASK_FORMER.TEST.{key} is True, but "
+                "windows give a semantic result only, because parts of an object in two windows "
+                f"are not merged. Set MODEL.MASK_FORMER.TEST.{key} to False, or SIZE to 0."
             )
         return cls(size, stride)
 
     def covers(self, image: Sequence[int]) -> bool:
-        """Return True if an image of that height and width is one window."""
+        """Return True if an image of this height and width fits into one window."""
         return max(image) <= self.size
 
     @property
     def step(self) -> int:
-        """Stride in pixels."""
+        """The stride in pixels; unlike ``stride``, never 0."""
         default = max(round(2 * self.size / 3 / _GRANULE) * _GRANULE, _GRANULE)
         return self.stride or min(default, self.size)
 
@@ -107,7 +107,7 @@ class SlidingWindow:
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """List the starts of windows along an axis; the last is moved inwards, so that all fit."""
+    """List the starts of windows along an axis; the last window is moved inwards to fit."""
     last = length - size
     return [*range(0, last, stride), last] if last > 0 else [0]
 
@@ -115,10 +115,10 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
 def blend_weights(length: int, size: int, stride: int) -> Tensor:
     """Compute the weights of the pixels of each window along an axis: n×min(size, length), fp32.
 
-    They fall linearly towards the edges of a window, where the network has seen the least of the
-    surroundings and another window takes over, and sum to 1 at each pixel. A plain mean leaves
-    seams: on CamVid, with windows of 256, scores differ across a window's edge five times as much
-    as between other pixels, and 1.4 times with these weights; curves do no better.
+    They sum to 1 at each pixel, and fall linearly towards the edges of a window, where the network
+    sees the least context. A plain mean leaves seams: on CamVid, with windows of 256, scores differ
+    across a window's edge five times as much as between other neighbouring pixels; with these
+    weights, 1.4 times. Non-linear weights are no better.
     """
     size = min(size, length)
     starts = window_starts(length, size, stride)
@@ -135,18 +135,18 @@ def sliding_window_scores(
 ) -> Iterator[Band]:
     """Run the network on each window once, blend the class scores and resize them to the output.
 
-    The logits of a window are dropped when its last row is done, so no more than the windows of two
-    or three starts are held.
+    The logits of a window are dropped after its last row, so that at most two or three rows of
+    windows are held.
 
     Args:
         run: the network.
         image: 3×H×W.
         window: size and stride of the windows.
-        output_size: height and width of the result.
-        device: device of the network and the result.
+        output_size: height and width of the scores.
+        device: device of the network and the scores.
 
     Returns:
-        Bands from top to bottom; the caller may overwrite them. Scores are ≥ 0.
+        Bands of scores ≥ 0, from top to bottom; the caller may overwrite them.
     """
     blend = _blend_reference if is_reference() else _blend
     scores = blend(run, image, window, device)
@@ -156,7 +156,7 @@ def sliding_window_scores(
 def _blend_reference(
     run: Run, image: Tensor, window: SlidingWindow, device: torch.device
 ) -> Iterator[Band]:
-    """Blend the scores of one window after the other: all rows at once."""
+    """Blend the scores of one window after another. Yields all rows at once."""
     rows, columns = (
         list(zip(window.starts(length), window.weights(length, device), strict=True))
         for length in image.shape[-2:]
@@ -174,9 +174,9 @@ def _blend_reference(
 
 # Example: an image of 80 rows, windows of 64 with stride 48, bands of 16 rows. Windows start in
 # rows 0 and 16 (the second is moved inwards so that it ends in row 79):
-#     rows  0 … 15   the windows that start in row 0 are run, and give these rows alone
-#     rows 16 … 63   those that start in row 16 are run; both are blended
-#     rows 64 … 79   the first are dropped; the second give the rest
+#     rows  0 … 15   the windows that start in row 0 are run; only they cover these rows
+#     rows 16 … 63   the windows that start in row 16 are run; both are blended
+#     rows 64 … 79   the first windows are dropped; only the second cover these rows
 
 
 def _blend(run: Run, image: Tensor, window: SlidingWindow, device: torch.device) -> Iterator[Band]:
@@ -214,7 +214,7 @@ class _Window(NamedTuple):
     """Q×h×w, mask logits of the window's size."""
 
     def add(self, rows: slice, weight: Tensor, scores: Tensor) -> None:
-        """Add the window's share, in some of its rows, to R×K×W ``scores``."""
+        """Add the window's weighted scores in some of its rows to ``scores``, R×K×W."""
         band = self.masks.rows(rows.start, rows.stop).sigmoid().mul_(weight * self.weight)
         scores[:, :, self.left : self.left + band.shape[2]] += self.probability @ band
 
@@ -222,7 +222,7 @@ class _Window(NamedTuple):
 def _run_strip(
     run: Run, strip: Tensor, window: SlidingWindow, device: torch.device
 ) -> Iterator[_Window]:
-    """Run the windows that start in one row of the image, in batches."""
+    """Run the windows that start in the same row of the image, in batches."""
     height, width = strip.shape[-2], min(window.size, strip.shape[-1])
     lefts, weights = window.starts(strip.shape[-1]), window.weights(strip.shape[-1], device)
     pixels = _BATCH_PIXELS.get(device.type, _BATCH_PIXELS["cuda"])

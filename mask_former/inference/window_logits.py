@@ -21,14 +21,14 @@ __all__ = ["WindowLogits"]
 
 @dataclass(eq=False)
 class WindowLogits:
-    """The semantic result of an image from overlapping windows, their class scores blended.
+    """Semantic result of an image, blended from the class scores of overlapping windows.
 
-    The network is run when a result is computed, once for each window: the logits of a window take
-    2 to 6 MB, those of a large photo's windows together 1 GB and more. The map is kept, and asking
-    for it again runs nothing.
+    The network is run once for each window when a result is computed, because the logits take 2 to
+    6 MB per window, and 1 GB or more for all windows of a large photo. The semantic map is kept, so
+    that the network is not run for it again.
 
-    The blended scores are resized to the output. Mask logits cannot be, because the queries of each
-    window are others (``SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE`` has no effect).
+    Blended scores are resized to the output. Mask logits cannot be, because each window has its own
+    queries, so ``SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE`` has no effect.
     """
 
     image: Tensor
@@ -42,7 +42,7 @@ class WindowLogits:
     device: torch.device
     """Device of the network and the results."""
     reference_ops: bool = False
-    """Run the reference versions of inference: see :mod:`mask_former.ops.reference`."""
+    """Run the reference versions of the kernels: see :mod:`mask_former.ops.reference`."""
 
     def __post_init__(self) -> None:
         self._map: tuple[Tensor, Tensor] | None = None
@@ -62,7 +62,7 @@ class WindowLogits:
     def semantic_map(self) -> tuple[Tensor, Tensor]:
         """Find the best class of each pixel and its share of the sum of all classes' scores.
 
-        K×H×W is never held. The first call runs the network.
+        The first call runs the network; K×H×W is never held.
 
         Returns:
             H×W int64 and H×W fp32 in [0, 1], as :meth:`ImageLogits.semantic_map` returns them.
@@ -75,24 +75,24 @@ class WindowLogits:
         return ids.long(), shares.clone()
 
     def panoptic(self, **options: Any) -> NoReturn:
-        """Raise a ``ValueError``: windows give a semantic result only."""
+        """Raise a ``ValueError``, because windows give a semantic result only."""
         self._refuse("panoptic")
 
     def instances(self, **options: Any) -> NoReturn:
-        """Raise a ``ValueError``: windows give a semantic result only."""
+        """Raise a ``ValueError``, because windows give a semantic result only."""
         self._refuse("instance")
 
     def _refuse(self, kind: str) -> NoReturn:
         height, width = self.image.shape[-2:]
         raise ValueError(
-            f"There is no {kind} result of an image of {width}×{height} pixels with "
-            f"TEST.SLIDING_WINDOW.SIZE {self.window.size}: windows give a semantic result only. "
-            "Set TEST.SLIDING_WINDOW.SIZE to 0."
+            f"There is no {kind} result for an image of {width}×{height} pixels with "
+            f"TEST.SLIDING_WINDOW.SIZE {self.window.size}, because windows give a semantic result "
+            "only. Set TEST.SLIDING_WINDOW.SIZE to 0."
         )
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
-        """Set the precision of the network to ``TEST.AMP``'s, whatever the caller's autocast is."""
+        """Disable the caller's autocast, so that only ``TEST.AMP`` sets the network's precision."""
         autocast = torch.autocast(self.device.type, enabled=False)
         with torch.no_grad(), autocast, reference_ops(self.reference_ops):
             yield

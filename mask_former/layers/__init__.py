@@ -1,4 +1,4 @@
-"""Building blocks of the transformer: torch only."""
+"""Building blocks of the transformer, which depend on torch only."""
 
 from .mlp import MLP
 from .position_encoding import sine_position_encoding

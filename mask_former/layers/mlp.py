@@ -14,13 +14,13 @@ class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
-        """Args: widths in channels; ``num_layers`` counts the linear layers, at least 1."""
+        """Create ``num_layers`` (1 or more) linear layers; dimensions are in channels."""
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``… × in_dim`` to ``… × out_dim``."""
+        """Map ``… × in_dim`` to ``… × out_dim``."""
         *hidden, last = self.layers
         for layer in hidden:
             x = F.relu(layer(x))

@@ -10,9 +10,9 @@ from torch import Tensor
 __all__ = ["sine_position_encoding"]
 
 
-def _axis_code(length: int, channels: int, temperature: float, device: torch.device) -> Tensor:
-    """Encode one axis: ``length × channels``, sine (even) and cosine (odd) of (0, 2π]."""
-    # 1e-6 is DETR's guard against an empty axis; the weights were trained with it.
+def _axis_encoding(length: int, channels: int, temperature: float, device: torch.device) -> Tensor:
+    """Encode positions along one axis, in (0, 2π], by sines and cosines: ``length × channels``."""
+    # 1e-6 is DETR's guard against division by 0; the published weights were trained with it.
     position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
     position = position / (length + 1e-6) * (2 * math.pi)
     frequency = torch.arange(channels // 2, device=device, dtype=torch.float32)
@@ -31,8 +31,9 @@ def sine_position_encoding(
 ) -> Tensor:
     """Encode the position of every cell of a ``height × width`` map.
 
-    The first half of the channels encodes the row, the second half the column. Rows and columns
-    count from 1 and are scaled so that the last one is 2π, whatever the size of the map.
+    The first half of the channels encodes the row, the second half the column, each with sines in
+    even and cosines in odd channels. Rows and columns are counted from 1 and scaled so that the
+    last one is 2π, whatever the size of the map.
 
     Returns:
         ``channels × height × width``, float32, values in [-1, 1].
@@ -46,8 +47,8 @@ def sine_position_encoding(
             "change MODEL.MASK_FORMER.HIDDEN_DIM (or MODEL.SEM_SEG_HEAD.CONVS_DIM)."
         )
     device = torch.device(device)
-    rows = _axis_code(height, channels // 2, temperature, device)
-    columns = _axis_code(width, channels // 2, temperature, device)
+    rows = _axis_encoding(height, channels // 2, temperature, device)
+    columns = _axis_encoding(width, channels // 2, temperature, device)
     grid = torch.cat(
         (
             rows[:, None].expand(height, width, -1),

@@ -1,7 +1,7 @@
 """DETR's transformer (arXiv 2005.12872), batch first.
 
-Parameter names are those of the published weights (``self_attn.in_proj_weight``,
-``multihead_attn``, ``linear1``, ``norm1`` …), which is why the layers keep the names of torch.
+Submodules are named as in torch, because the published weights are: ``self_attn.in_proj_weight``,
+``multihead_attn``, ``linear1``, ``norm1`` …
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Attention(nn.MultiheadAttention):
         super().__init__(dim, heads, dropout=dropout, batch_first=True)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
-        """``query`` B×S×C, ``key`` and ``value`` B×T×C. Returns B×S×C."""
+        """Attend from ``query`` B×S×C to ``key`` and ``value`` B×T×C. Returns B×S×C."""
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
@@ -41,7 +41,7 @@ class _Attention(nn.MultiheadAttention):
 
 
 class _FeedForward(nn.Module):
-    """The two linear layers at the end of every transformer layer, and its dropout."""
+    """Base of the transformer layers: the feed-forward network at the end, and the dropout."""
 
     def __init__(self, dim: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
@@ -50,6 +50,7 @@ class _FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """Map ``… × dim`` to ``… × dim``."""
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
@@ -59,7 +60,7 @@ class TransformerEncoderLayer(_FeedForward):
     def __init__(
         self, dim: int, heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
     ) -> None:
-        """Args: ``pre_norm`` normalises the input of each block instead of its result."""
+        """Create the layer; ``pre_norm`` normalises the input of each block, not its output."""
         super().__init__(dim, feedforward_dim, dropout)
         self.self_attn = _Attention(dim, heads, dropout)
         self.norm1 = nn.LayerNorm(dim)
@@ -67,7 +68,7 @@ class TransformerEncoderLayer(_FeedForward):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        """``x`` B×S×C; ``position`` 1×S×C is added to queries and keys, never to values."""
+        """Encode ``x`` B×S×C; ``position`` 1×S×C is added to queries and keys, not to values."""
         if self.pre_norm:
             normed = self.norm1(x)
             with_position = normed + position
@@ -79,7 +80,7 @@ class TransformerEncoderLayer(_FeedForward):
 
 
 class TransformerDecoderLayer(_FeedForward):
-    """Self-attention among the queries, cross-attention to the map, feed-forward."""
+    """Self-attention among the queries, cross-attention to the feature map, and feed-forward."""
 
     def __init__(
         self, dim: int, heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
@@ -93,14 +94,14 @@ class TransformerDecoderLayer(_FeedForward):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, query_position: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
-        """Run one layer.
+        """Run one layer. Returns B×Q×C.
 
         Args:
-            x: B×Q×C, the queries' content.
+            x: B×Q×C, content of the queries.
             query_position: 1×Q×C, added to queries and keys of the self-attention and to the
                 queries of the cross-attention.
-            keys: B×S×C, the map with its positional encoding.
-            memory: B×S×C, the map without it: the values.
+            keys: B×S×C, the flattened map plus its positional encoding.
+            memory: B×S×C, the flattened map: the values.
         """
         if self.pre_norm:
             normed = self.norm1(x)
@@ -116,7 +117,7 @@ class TransformerDecoderLayer(_FeedForward):
 
 
 class _LayerStack(nn.Module):
-    """Layers of one kind in series, and a final norm or an identity."""
+    """A sequence of layers of one type, followed by a norm or an identity."""
 
     layer_type: type[nn.Module]
 
@@ -144,7 +145,7 @@ class _LayerStack(nn.Module):
 class TransformerEncoder(_LayerStack):
     """A stack of encoder layers; with ``pre_norm`` it ends in a norm.
 
-    As in DETR, that norm exists even without a layer before it, so weights of either kind fit.
+    As in DETR, that norm exists even with 0 layers, so that DETR's weights fit.
     """
 
     layer_type = TransformerEncoderLayer
@@ -170,7 +171,7 @@ class TransformerDecoder(_LayerStack):
         return True
 
     def forward(self, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        """Decode from zero query content.
+        """Decode the queries, whose content starts at 0.
 
         Args:
             query_position: Q×C, learned.
@@ -178,7 +179,7 @@ class TransformerDecoder(_LayerStack):
             position: 1×S×C, its positional encoding.
 
         Returns:
-            L×B×Q×C, the normalised state of the queries after each layer.
+            L×B×Q×C, normalised states of the queries after each layer.
         """
         keys = memory + position
         query_position = query_position[None]
@@ -191,7 +192,7 @@ class TransformerDecoder(_LayerStack):
 
 
 class Transformer(nn.Module):
-    """DETR's encoder and decoder; with ``decoder_layers=0`` it has the encoder only."""
+    """DETR's encoder and decoder; with ``decoder_layers=0`` only the encoder."""
 
     def __init__(
         self,
@@ -204,7 +205,11 @@ class Transformer(nn.Module):
         dropout: float,
         pre_norm: bool,
     ) -> None:
-        """Args: ``dim`` is the width in channels, ``dropout`` a probability."""
+        """Create the layers; ``dim`` is their width in channels, ``dropout`` a probability.
+
+        Raises:
+            ValueError: if ``dim`` is not a multiple of ``heads``.
+        """
         super().__init__()
         if dim % heads:
             raise ValueError(
@@ -219,11 +224,11 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def encode(self, feature_map: Tensor) -> Tensor:
-        """Encode a feature map B×C×h×w; the result has the same shape."""
+        """Encode a feature map B×C×h×w. Returns a map of the same shape."""
         return self._encode(feature_map)[0].transpose(1, 2).reshape(feature_map.shape)
 
     def _encode(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode a map B×C×h×w: its cells B×hw×C, and their positional encoding 1×hw×C."""
+        """Encode a map B×C×h×w. Returns its cells B×hw×C and the positional encoding 1×hw×C."""
         _, channels, height, width = feature_map.shape
         position = sine_position_encoding(height, width, channels, device=feature_map.device)
         position = position.to(feature_map.dtype).flatten(1).T[None]

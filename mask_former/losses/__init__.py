@@ -1,4 +1,4 @@
-"""Matching and losses: tensors in, tensors out; :mod:`.build` assembles them from a config."""
+"""Matching and losses on tensors; :mod:`.build` builds them from a config."""
 
 from .build import build_criterion, build_matcher
 from .criterion import SetCriterion

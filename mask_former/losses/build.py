@@ -1,4 +1,4 @@
-"""Assemble the criterion and its parts from a config; each part is registered by name."""
+"""Build the criterion and its parts, which are registered by name, from a config."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Loss(Protocol):
     """A set loss: see :mod:`mask_former.losses.set_losses`."""
 
     weights: Mapping[str, float]
-    """The default weight of each of its terms."""
+    """Weight of each term in the total loss, by name."""
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
-        """Compute the unweighted terms of a :class:`~.set_losses.MatchedBatch`, L values each."""
+        """Compute the unweighted terms, L values each, of a :class:`~.set_losses.MatchedBatch`."""
 
 
 def build_criterion(cfg: CfgNode) -> nn.Module:
     """Build the criterion that ``MODEL.MASK_FORMER.CRITERION_NAME`` names.
 
-    Its contract: ``criterion(outputs, targets, *, batch_counts=None)`` returns unweighted losses by
-    name, and ``criterion.loss_weights`` holds their weights.
+    ``criterion(outputs, targets, *, batch_counts=None)`` returns unweighted losses by name, and
+    ``criterion.loss_weights`` holds their weights.
 
     Raises:
-        KeyError: for an unknown name.
+        KeyError: if the name is not registered.
     """
     name = cfg.MODEL.MASK_FORMER.CRITERION_NAME
     return lookup(CRITERION_REGISTRY, name, "MODEL.MASK_FORMER.CRITERION_NAME")(cfg)
@@ -50,12 +50,15 @@ def build_criterion(cfg: CfgNode) -> nn.Module:
 def build_matcher(cfg: CfgNode, **shared: Any) -> nn.Module:
     """Build the matcher that ``MODEL.MASK_FORMER.MATCHER.NAME`` names.
 
-    Its contract: ``matcher(prediction, targets)`` returns a :class:`~mask_former.structures.Match`
-    for each image, and ``matcher.match_layers(predictions, targets)`` does so for each layer.
+    ``matcher(prediction, targets)`` returns a :class:`~mask_former.structures.Match` for each
+    image; ``matcher.match_layers(predictions, targets)`` returns such a list for each layer.
 
     Args:
         cfg: the config.
-        shared: ``mask_term`` and ``point_rule``, the objects that the losses read too.
+        shared: ``mask_term`` and ``point_rule``, which the losses use too.
+
+    Raises:
+        KeyError: if the name is not registered.
     """
     name = cfg.MODEL.MASK_FORMER.MATCHER.NAME
     return lookup(MATCHER_REGISTRY, name, "MODEL.MASK_FORMER.MATCHER.NAME")(cfg, **shared)
@@ -64,7 +67,10 @@ def build_matcher(cfg: CfgNode, **shared: Any) -> nn.Module:
 def build_losses(cfg: CfgNode) -> dict[str, Loss | Callable[[Any], dict[str, Tensor]]]:
     """Build the set losses that ``MODEL.MASK_FORMER.LOSSES`` names, by name.
 
-    A class is built from the config; a function is taken as it is.
+    A registered class is instantiated from the config; a registered function is used as is.
+
+    Raises:
+        KeyError: if a name is not registered.
     """
     entries = {
         name: lookup(LOSS_REGISTRY, name, "MODEL.MASK_FORMER.LOSSES")
@@ -79,8 +85,8 @@ def build_mask_term(cfg: CfgNode) -> MaskTerm:
     """Build the mask term that ``MODEL.MASK_FORMER.MASK_TERM`` names.
 
     Raises:
-        ValueError: for an unknown name, or for the focal term with interpolated targets, for which
-            it is not defined.
+        ValueError: if the name is unknown, or if targets are interpolated, for which the focal
+            term is not defined.
     """
     node = cfg.MODEL.MASK_FORMER
     if node.MASK_TERM not in MASK_TERMS:
@@ -90,18 +96,18 @@ def build_mask_term(cfg: CfgNode) -> MaskTerm:
         )
     if node.MASK_TERM == "focal" and node.TRAIN_NUM_POINTS and node.POINT_TARGETS == "bilinear":
         raise ValueError(
-            "MODEL.MASK_FORMER.MASK_TERM is 'focal', which needs targets of 0 and 1, and "
-            "POINT_TARGETS is 'bilinear', which gives shares: set MASK_TERM to 'cross_entropy' or "
-            "POINT_TARGETS to 'nearest'."
+            "MODEL.MASK_FORMER.MASK_TERM is 'focal', which needs targets of 0 and 1, but "
+            "POINT_TARGETS is 'bilinear', which gives fractions: set MASK_TERM to 'cross_entropy' "
+            "or POINT_TARGETS to 'nearest'."
         )
     return MASK_TERMS[node.MASK_TERM]()
 
 
 def build_point_rule(cfg: CfgNode) -> PointRule | None:
-    """Build the point rule; None if ``MODEL.MASK_FORMER.TRAIN_NUM_POINTS`` is 0: all pixels count.
+    """Build the point rule, or None for all pixels (``MODEL.MASK_FORMER.TRAIN_NUM_POINTS`` 0).
 
     Raises:
-        ValueError: for a value out of range; names its key.
+        ValueError: if a value is out of range; the message names its key.
     """
     node = cfg.MODEL.MASK_FORMER
     if not node.TRAIN_NUM_POINTS:

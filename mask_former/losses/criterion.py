@@ -1,4 +1,4 @@
-"""Match predictions and targets, then compute the losses of the matched set, layer by layer."""
+"""Match predictions to targets, then compute the losses of the matched pairs of each layer."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ class SetCriterion(nn.Module):
         mask_term: MaskTerm | None = None,
         point_rule: PointRule | None = None,
     ) -> None:
-        """
+        """Combine a matcher with losses.
+
         Args:
             num_classes: K, without "no object".
             matcher: solves the assignment of each layer; see
                 :func:`~mask_former.losses.build.build_matcher`.
-            no_object_weight: weight of "no object" in the cross-entropy; the classes weigh 1.
+            no_object_weight: weight of "no object" in the cross-entropy; that of the classes is 1.
             losses: set losses by name; None: classification and masks.
-            mask_term: the loss of a pixel; None: focal.
+            mask_term: per-pixel loss of masks; None: focal.
             point_rule: the points of the mask losses; None: all pixels.
         """
         super().__init__()
@@ -56,7 +57,7 @@ class SetCriterion(nn.Module):
         self.mask_term = mask_term or FocalTerm()
         self.point_rule = point_rule
         self.fixed_points: Tensor | None = None
-        """P×2 points in [0, 1]², used for every mask in place of random ones if not None."""
+        """P×2 points in [0, 1]² that replace the random points of every mask; None: random."""
         if losses is None:
             losses = {"labels": ClassificationLoss(), "masks": MaskLoss()}
         self.losses = dict(losses)
@@ -65,8 +66,8 @@ class SetCriterion(nn.Module):
             for loss in self.losses.values()
             for name, weight in getattr(loss, "weights", {}).items()
         }
-        """The weight of each term by its name without a layer's suffix; others weigh 1."""
-        # A buffer of this name is part of the published weights.
+        """Weight of each term by its name without a layer's suffix; that of other terms is 1."""
+        # The published weights contain a buffer of this name.
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
         self.register_buffer("empty_weight", weight)
@@ -93,19 +94,20 @@ class SetCriterion(nn.Module):
         """Compute the unweighted losses.
 
         Args:
-            outputs: the head's output.
-            targets: one for each image; their masks share one size. An image may have none.
-            batch_counts: the number of targets of each image of a larger batch on this rank that
-                this batch is a part of: losses are normalised over the larger batch, so those of
-                its parts add up to those of the whole. None: this batch is the whole.
+            outputs: output of the head.
+            targets: one dict per image, with masks of one size; N may be 0.
+            batch_counts: if this batch is a part of a larger one on this rank, the number of
+                targets of each image of the larger batch. Losses are then normalised over the
+                larger batch, so that the losses of its parts add up to its own. None: this is the
+                whole batch.
 
         Returns:
-            Scalars by name: the last layer's under the term's own name (``loss_ce``,
-            ``loss_mask``, ``loss_dice``), those of earlier layers with the suffix ``_0 … _{L-2}``.
+            Scalars by name: ``loss_ce``, ``loss_mask`` and ``loss_dice`` of the last layer, and
+            those of earlier layers with the suffixes ``_0 … _{L-2}``.
 
         Raises:
-            ValueError: if a label, the number of targets or the map of pixels that count does not
-                fit.
+            ValueError: if outputs and targets contradict each other: in the number of images or
+                classes, in a label, or in the size of masks or ``valid`` maps.
             NonFiniteError: if a matching cost is not finite; see the matcher.
         """
         self._check(outputs, targets)
@@ -137,18 +139,19 @@ class SetCriterion(nn.Module):
         if most > queries and not self._warned_of_surplus:
             self._warned_of_surplus = True
             logging.getLogger(__name__).warning(
-                f"An image has {most} targets, and MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is "
-                f"{queries}: {most - queries} of them are left out of the losses, and no result "
-                f"could contain them all. Set it to {most} or more. (This is logged once.)"
+                f"An image has {most} targets, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is "
+                f"{queries}: {most - queries} of them are left out of the losses, and no "
+                f"prediction can contain them all. Set the key to {most} or more. (This is logged "
+                "once.)"
             )
 
     def _average_num_targets(self, counts: Sequence[int]) -> Tensor:
         """Average the number of targets over the ranks, at least 1.
 
-        So images on ranks with few targets weigh no more than others. In evaluation mode only
-        this rank counts: ranks may have different numbers of validation batches.
+        Targets thus have the same weight on all ranks. In evaluation mode, use the number of this
+        rank, because ranks may have different numbers of validation batches.
         """
-        # full, not tensor: a GPU fills it in without waiting
+        # new_full, unlike new_tensor, does not synchronise with a GPU
         count = self.empty_weight.new_full((), sum(counts))
         if self.training and dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
@@ -156,29 +159,30 @@ class SetCriterion(nn.Module):
         return count.clamp(min=1)
 
     def _total_weight(self, outputs: Outputs, batch_counts: Sequence[int] | None) -> Tensor | None:
-        """Sum the cross-entropy's weights over the larger batch that this one is a part of."""
+        """Sum the weights of the cross-entropy over the larger batch; None without one."""
         if batch_counts is None:
             return None
         queries = outputs["pred_logits"].shape[1]
         matched = sum(min(count, queries) for count in batch_counts)
         unmatched = queries * len(batch_counts) - matched
-        return matched + self.empty_weight[-1] * unmatched  # classes weigh 1
+        return matched + self.empty_weight[-1] * unmatched  # the weight of a class is 1
 
     def _check(self, outputs: Outputs, targets: Sequence[Target]) -> None:
         images = len(outputs["pred_logits"])
         if len(targets) != images:
             raise ValueError(
-                f"{images} images were predicted, but there are {len(targets)} targets"
+                f"The outputs are of {images} images, but targets has {len(targets)} entries; give "
+                "one for each image."
             )
         sizes = {tuple(target["masks"].shape[-2:]) for target in targets}
         if len(sizes) > 1:
-            raise ValueError(f"All target masks of a batch must have one size, got {sorted(sizes)}")
+            raise ValueError(f"Masks of a batch must have one size, got {sorted(sizes)} (H, W).")
         self._check_valid(targets)
         classes = outputs["pred_logits"].shape[-1] - 1
         if classes != self.num_classes:
             raise ValueError(
-                f"The predictor has {classes} classes and the criterion {self.num_classes}; both "
-                "come from MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+                f"The predictor has {classes} classes and the criterion {self.num_classes}; build "
+                "both with the same MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
 
     def _check_valid(self, targets: Sequence[Target]) -> None:
@@ -187,14 +191,14 @@ class SetCriterion(nn.Module):
         for index, target in enumerate(targets):
             if "valid" not in target:
                 raise ValueError(
-                    f"Target {index} has no 'valid' map, but others have; give it to all targets "
-                    "of a batch or to none."
+                    f"Target {index} has no 'valid' map, but others of the batch have one; give "
+                    "it to all targets of a batch or to none."
                 )
             found, size = tuple(target["valid"].shape), tuple(target["masks"].shape[-2:])
             if found != size:
                 raise ValueError(
-                    f"The 'valid' map of target {index} is {found}, and its masks are {size}; both "
-                    "must have one size."
+                    f"The 'valid' map of target {index} is {found}, but its masks are {size} "
+                    "(H, W); both must have the same size."
                 )
 
 

@@ -1,7 +1,7 @@
-"""Losses and matching costs of masks, from sums over pixels.
+"""Losses and matching costs of masks, computed from sums over pixels.
 
-The mask term (focal loss or cross-entropy) is averaged over the pixels that count. The dice loss
-is that of V-Net (arXiv 1606.04797) with 1 added to numerator and denominator, as in DETR. All is
+The mask term (focal loss or cross-entropy) is averaged over the valid pixels. The dice loss is that
+of V-Net (arXiv 1606.04797) with 1 added to numerator and denominator, as in DETR. Everything is
 computed in fp32. The sums come from :mod:`mask_former.ops.mask_sums` and
 :mod:`mask_former.ops.pairwise_sums`.
 """
@@ -16,14 +16,14 @@ __all__ = ["dice_loss", "dice_of_sums", "mask_losses"]
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute ``1 - (2 Σpt + 1) / (Σp + Σt + 1)`` of each pair, with p = σ(logit).
+    """Compute ``1 - (2 Σpt + 1) / (Σp + Σt + 1)`` for each pair, with p = σ(logit).
 
     Args:
         logits: M×P, mask logits at P pixels.
-        targets: M×P, float, in [0, 1].
+        targets: M×P, float in [0, 1].
 
     Returns:
-        M, each in [0, 1).
+        M values in [0, 1).
     """
     probability = logits.float().sigmoid()
     overlap = (probability * targets).sum(1)
@@ -36,6 +36,6 @@ def dice_of_sums(overlap: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def mask_losses(sums: MaskSums) -> tuple[Tensor, Tensor]:
-    """Compute the mean mask term and the dice loss: M values each of matched pairs, R×N of all."""
+    """Compute the mean mask term and the dice loss: M each for matched pairs, R×N for all pairs."""
     dice = dice_of_sums(sums.overlap, sums.predicted, sums.target)
     return sums.term / sums.pixels, dice

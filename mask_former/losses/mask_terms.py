@@ -1,8 +1,8 @@
 """The mask term: the loss of one pixel of a mask, chosen by ``MODEL.MASK_FORMER.MASK_TERM``.
 
-The matcher and the losses read the same object, so that what is matched is what is trained. Each
-term has its plain formula and the pieces that :mod:`mask_former.ops.mask_sums` needs for its
-hand-written gradient; tests hold them together.
+The matcher and the losses use the same object, so that costs and losses agree. Each term has its
+plain formula and the pieces that :mod:`mask_former.ops.mask_sums` needs for its hand-written
+gradient; tests verify that both agree.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FocalTerm:
     """
 
     alpha: float = 0.25
-    """The weight of pixels inside a mask, in [0, 1]."""
+    """Weight of pixels inside a mask, in [0, 1]."""
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss of each element; targets are 0 or 1."""
@@ -50,7 +50,7 @@ class FocalTerm:
         return (1 - self.alpha) * values.sum(1) + (2 * self.alpha - 1) * inside
 
     def slope(self, entropy: Tensor, wrong: Tensor, right: Tensor, targets: Tensor) -> Tensor:
-        # d/ds [w q² softplus(s)] = w q² (2 (1 - q) softplus(s) + q), and w · ds/dx = 1 - α - t
+        # q = wrong: d/ds [w q² softplus(s)] = w q² (2 (1 - q) softplus(s) + q); w ds/dx = 1 - α - t
         slope = torch.addcmul(wrong, right, entropy, value=2).mul_(wrong)
         return slope.mul_(1 - self.alpha - targets)
 
@@ -70,9 +70,9 @@ class CrossEntropyTerm:
         return entropy.sum(1)
 
     def slope(self, entropy: Tensor, wrong: Tensor, right: Tensor, targets: Tensor) -> Tensor:
-        # d/ds softplus(s) = q, which the caller multiplies by, and ds/dx = 1 - 2t
+        # d/ds softplus(s) = wrong, by which the caller multiplies, and ds/dx = 1 - 2t
         return 1 - 2 * targets
 
 
 MASK_TERMS: dict[str, type[MaskTerm]] = {"focal": FocalTerm, "cross_entropy": CrossEntropyTerm}
-"""By the value of ``MODEL.MASK_FORMER.MASK_TERM``."""
+"""Mask terms by the value of ``MODEL.MASK_FORMER.MASK_TERM``."""

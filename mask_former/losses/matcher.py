@@ -30,17 +30,17 @@ def resize_targets(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize bool masks N×H×W to ``size`` (nearest): N×h×w, bool."""
     if not len(masks):
         return masks.new_zeros((0, *size))
-    # uint8 is the smallest type that nearest sampling takes, and the same bytes: nothing is copied.
+    # interpolate does not accept bool; a uint8 view of the same bytes needs no copy
     small = F.interpolate(masks[:, None].view(torch.uint8), size=size, mode="nearest")[:, 0]
     return small.view(torch.bool)
 
 
 @MATCHER_REGISTRY.register()
 class HungarianMatcher(nn.Module):
-    """Match each target to the query with the lowest cost, one query to one target.
+    """Assign the targets to different queries, with the lowest total cost.
 
-    The cost of a pair is ``-p(class) + mask_weight · mask term + dice_weight · dice``. If an image
-    has more targets than queries, the cheapest assignment leaves the surplus targets out.
+    The cost of a pair is ``-class_weight · p(class) + mask_weight · mask term + dice_weight ·
+    dice``. If an image has more targets than queries, the surplus targets stay unmatched.
     """
 
     @configurable
@@ -54,18 +54,19 @@ class HungarianMatcher(nn.Module):
         point_rule: PointRule | None = None,
         on_nonfinite: str = "raise",
     ) -> None:
-        """
+        """Set the terms of the cost and the points at which masks are compared.
+
         Args:
-            class_weight, mask_weight, dice_weight: the weight of each term of the cost.
-            mask_term: the cost of a pixel; None: focal.
-            point_rule: compare masks at that many random points, the same for everything in an
-                image. None: at all pixels of the prediction.
-            on_nonfinite: "raise" an error if a cost is NaN or infinite, or "sanitize": replace it
-                by a high one. ``num_sanitized`` counts those.
+            class_weight, mask_weight, dice_weight: weight of each term of the cost.
+            mask_term: per-pixel cost of masks; None: focal.
+            point_rule: compare masks at ``num_points`` random points, the same for all queries,
+                layers and targets of an image. None: at all pixels of the prediction.
+            on_nonfinite: "raise" an error if a cost is NaN or infinite, or "sanitize" it: replace
+                it by a high cost. ``num_sanitized`` counts the replaced costs.
 
         Raises:
-            ValueError: if all weights are 0, because every assignment would cost the same, or for
-                another ``on_nonfinite``.
+            ValueError: if all weights are 0, because all assignments would cost the same, or if
+                ``on_nonfinite`` is unknown.
         """
         super().__init__()
         if on_nonfinite not in ON_NONFINITE:
@@ -74,14 +75,17 @@ class HungarianMatcher(nn.Module):
                 f"{list(ON_NONFINITE)}."
             )
         if not (class_weight or mask_weight or dice_weight):
-            raise ValueError("All matching weights are 0: nothing would decide the assignment.")
+            raise ValueError(
+                "All matching weights are 0, so all assignments would cost the same: set "
+                "CLASS_WEIGHT, MASK_WEIGHT or DICE_WEIGHT of MODEL.MASK_FORMER above 0."
+            )
         self.class_weight = class_weight
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
         self.mask_term = mask_term or FocalTerm()
         self.point_rule = point_rule
         self.fixed_points: Tensor | None = None
-        """P×2 points in [0, 1]², used in place of random ones if not None."""
+        """P×2 points in [0, 1]² that replace the random points; None: random."""
         self.on_nonfinite = on_nonfinite
         self.num_sanitized = 0
 
@@ -103,14 +107,14 @@ class HungarianMatcher(nn.Module):
     def match_layers(
         self, layers: Sequence[Prediction], targets: Sequence[Target]
     ) -> list[list[Match]]:
-        """Match each layer on its own, sharing the work that they have in common.
+        """Match each layer separately, but share the common work.
 
         Targets are resized to the size of the predictions once, all layers of an image share one
         matrix product, and all costs are copied to the CPU together.
 
         Args:
             layers: L predictions.
-            targets: one for each of the B images.
+            targets: one dict for each of the B images.
 
         Returns:
             L lists of B matches.
@@ -123,7 +127,7 @@ class HungarianMatcher(nn.Module):
         parts = [
             target["labels"].to(cost.device) for target, cost in zip(targets, costs, strict=True)
         ]
-        # Labels are copied with the costs: checking them on a GPU would synchronise once more.
+        # Labels are copied with the costs, because checking them on a GPU would synchronise again.
         flat = torch.cat([part.flatten() for part in parts + costs]).cpu()
         labels_and_costs = flat.split([part.numel() for part in parts + costs])
         _check_labels(labels_and_costs[: len(targets)], layers[0]["pred_logits"].shape[-1] - 1)
@@ -144,7 +148,7 @@ class HungarianMatcher(nn.Module):
     def _handle_nonfinite(
         self, costs: np.ndarray, layers: Sequence[Prediction], image: int, target: Target
     ) -> None:
-        """Sanitize the costs of an image, L×Q×N, or raise an error that names the broken ones."""
+        """Sanitize the costs of an image, L×Q×N, or raise an error that names the broken terms."""
         count = (~np.isfinite(costs)).sum((1, 2))
         layer = int(count.argmax())
         which = (
@@ -157,16 +161,16 @@ class HungarianMatcher(nn.Module):
             raise NonFiniteError(
                 f"{which} (terms: {', '.join(broken) or 'their sum'}). The predictions are broken, "
                 "which usually means that training diverged: lower SOLVER.BASE_LR, or look for "
-                "broken images. MODEL.MASK_FORMER.MATCHER.ON_NONFINITE 'sanitize' matches "
-                "nevertheless.",
+                "broken images. MODEL.MASK_FORMER.MATCHER.ON_NONFINITE 'sanitize' replaces such "
+                "costs and continues.",
                 image=image,
             )
         before = self.num_sanitized
         self.num_sanitized += sanitize_costs(costs)
         if self.num_sanitized.bit_length() > before.bit_length():  # whenever it has doubled
             logging.getLogger(__name__).warning(
-                f"{which}; replaced by a high cost, as MODEL.MASK_FORMER.MATCHER.ON_NONFINITE is "
-                f"'sanitize'. {self.num_sanitized} were replaced so far."
+                f"{which}. They were replaced by a high cost, because MODEL.MASK_FORMER.MATCHER."
+                f"ON_NONFINITE is 'sanitize'; {self.num_sanitized} were replaced so far."
             )
 
     def _image_costs(self, layers: Sequence[Prediction], index: int, target: Target) -> Tensor:
@@ -177,9 +181,9 @@ class HungarianMatcher(nn.Module):
     def _cost_terms(
         self, layers: Sequence[Prediction], index: int, target: Target
     ) -> dict[str, Tensor]:
-        """Compute the weighted terms of the cost, each of its shape L×Q×N."""
+        """Compute the weighted terms of the cost, each L×Q×N."""
         logits = torch.stack([layer["pred_logits"][index] for layer in layers]).float()
-        # A label that is not a class is found later; here it must not stop a GPU.
+        # _check_labels reports wrong labels later; as an index they would crash a GPU's kernel.
         labels = target["labels"].to(logits.device).clamp(0, logits.shape[-1] - 1)
         classes = -self.class_weight * logits.softmax(-1)[..., labels]
         with torch.autocast(logits.device.type, enabled=False):
@@ -191,7 +195,7 @@ class HungarianMatcher(nn.Module):
         }
 
     def _mask_costs(self, maps: Sequence[Tensor], target: Target) -> tuple[Tensor, Tensor]:
-        """Compute mask term and dice, LQ×N, of L maps Q×h×w with the targets of one image."""
+        """Compare L maps Q×h×w with an image's targets: mask term and dice loss, each (L·Q)×N."""
         device = maps[0].device
         masks, valid = target["masks"].to(device), target.get("valid")
         if valid is not None:
@@ -213,12 +217,13 @@ class HungarianMatcher(nn.Module):
 
 
 def _check_labels(labels: Sequence[Tensor], num_classes: int) -> None:
-    # K would silently be trained as "no object".
-    for image, of_image in enumerate(labels):
-        wrong = {int(label) for label in of_image.tolist() if not 0 <= label < num_classes}
+    # The label K would silently be trained as "no object".
+    for image, image_labels in enumerate(labels):
+        wrong = {int(label) for label in image_labels.tolist() if not 0 <= label < num_classes}
         if wrong:
             raise ValueError(
                 f"The targets of image {image} of the batch have the labels {sorted(wrong)}, "
                 f"but class ids are 0 … {num_classes - 1}; set "
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the data's classes, or correct the data."
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES to the dataset's number of classes, or correct the "
+                "labels."
             )

@@ -7,7 +7,7 @@ import numpy as np
 __all__ = ["ON_NONFINITE", "NonFiniteError", "sanitize_costs"]
 
 ON_NONFINITE = ("raise", "sanitize")
-"""Values of ``MATCHER.ON_NONFINITE``: the treatment of costs that are NaN or infinite."""
+"""Values of ``MATCHER.ON_NONFINITE``: treatments of costs that are NaN or infinite."""
 
 
 class NonFiniteError(FloatingPointError, ValueError):
@@ -17,13 +17,13 @@ class NonFiniteError(FloatingPointError, ValueError):
     """
 
     def __init__(self, message: str, *, image: int | None = None) -> None:
-        """``image`` is the index in the batch of the image that caused it, if one did."""
+        """Create the error; ``image`` is the batch index of the image that caused it, if known."""
         super().__init__(message)
         self.image = image
 
 
 def sanitize_costs(costs: np.ndarray) -> int:
-    """Replace costs that are not finite, in place, by more than any other: they are chosen last.
+    """Replace non-finite costs, in place, by a value above all others, so they are chosen last.
 
     Returns:
         The number of costs that were replaced.

@@ -1,9 +1,9 @@
 """The point rule: mask losses and matching costs at sampled points instead of all pixels.
 
 PointRend (arXiv 1912.08193) chooses points where a prediction is uncertain, Mask2Former
-(arXiv 2112.01527, section 3.3) trains with them. Points are (x, y) in [0, 1] × [0, 1], the corners
-of the image; they come from torch's default generator. The matcher and the losses read the same
-:class:`PointRule`.
+(arXiv 2112.01527, section 3.3) trains with them. Points are (x, y), from (0, 0) at the top left
+corner of the image to (1, 1) at the bottom right; they are drawn with torch's default generator.
+The matcher and the losses use the same :class:`PointRule`.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ __all__ = ["PADDINGS", "TARGETS", "PointRule", "random_points", "uncertain_point
 PADDINGS = ("border", "zeros")
 TARGETS = ("nearest", "bilinear")
 _CERTAIN = 1e4
-"""The logit of cells that must not be chosen as uncertain."""
+"""Logit of cells that must not be chosen as uncertain."""
 _CANDIDATES = 1 << 22
-"""Candidates that are examined at a time: there are several for each chosen point."""
+"""Limit of the candidates that are examined at a time; each chosen point has several."""
 
 
 @dataclass(frozen=True)
 class PointRule:
-    """The number of points, their choice in the losses, and the reading of masks at them.
+    """Number of points, how the losses choose them, and how masks are sampled at them.
 
     Raises:
-        ValueError: for a value out of range; names its key.
+        ValueError: if a value is out of range; the message names its key.
     """
 
     num_points: int
-    """Points of an image in matching, and of each matched pair in the losses."""
+    """Number of points per image in matching, and per matched pair in the losses."""
     oversample_ratio: float = 3.0
-    """Random points that those of the losses are chosen from, × ``num_points``."""
+    """Number of random candidates per point from which the losses choose."""
     importance_sample_ratio: float = 0.75
-    """Share of the losses' points that are the most uncertain ones; the others are random."""
+    """Fraction of the losses' points that are the most uncertain candidates; others are random."""
     padding: str = "border"
-    """Outside the centres of the outermost cells a map continues ("border") or fades to 0 within
-    half a cell ("zeros", as in Mask2Former)."""
+    """Value of a map outside the centres of its outermost cells: that of the nearest cell
+    ("border"), or fading to 0 within half a cell ("zeros", as in Mask2Former)."""
     targets: str = "nearest"
-    """A target is the pixel that a point lies in ("nearest") or is interpolated between pixel
-    centres, with ``padding`` outside, and is then a share in [0, 1] ("bilinear")."""
+    """Value of a target at a point: that of the pixel around it ("nearest"), or, in [0, 1],
+    interpolated between pixel centres, with ``padding`` outside ("bilinear")."""
 
     def __post_init__(self) -> None:
-        share = self.importance_sample_ratio
+        fraction = self.importance_sample_ratio
         for key, value, fits, expected in (
             ("TRAIN_NUM_POINTS", self.num_points, self.num_points >= 1, "1 or more (0: no points)"),
             ("OVERSAMPLE_RATIO", self.oversample_ratio, self.oversample_ratio >= 1, "1 or more"),
-            ("IMPORTANCE_SAMPLE_RATIO", share, 0 <= share <= 1, "a share in [0, 1]"),
+            ("IMPORTANCE_SAMPLE_RATIO", fraction, 0 <= fraction <= 1, "a fraction in [0, 1]"),
             ("POINT_PADDING", self.padding, self.padding in PADDINGS, f"one of {PADDINGS}"),
             ("POINT_TARGETS", self.targets, self.targets in TARGETS, f"one of {TARGETS}"),
         ):
@@ -61,11 +61,11 @@ class PointRule:
                 raise ValueError(f"MODEL.MASK_FORMER.{key} is {value!r}, expected {expected}.")
 
     def read_logits(self, maps: Tensor, points: Tensor) -> Tensor:
-        """Read maps at points, bilinear between the centres of their cells.
+        """Sample maps at points, with bilinear interpolation between cell centres.
 
         Args:
-            maps: M×h×w, any float type.
-            points: M×P×2, each map's own; or P×2, the same for all maps.
+            maps: M×h×w, of any float type.
+            points: M×P×2, different for each map, or P×2, the same for all maps.
 
         Returns:
             M×P, fp32.
@@ -76,11 +76,11 @@ class PointRule:
         return point_sample(maps.float()[:, None], points, **options)[:, 0]
 
     def read_masks(self, masks: Tensor, points: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Read target masks at points.
+        """Sample target masks at points.
 
         Args:
             masks: N×H×W, bool.
-            points: P×2, the same for all masks; or, with ``indices``, M×P×2.
+            points: P×2, the same for all masks, or M×P×2 with ``indices``.
             indices: M, the index of the mask that each row of points belongs to.
 
         Returns:
@@ -92,9 +92,9 @@ class PointRule:
 
 
 def read_pixels(masks: Tensor, points: Tensor, indices: Tensor | None = None) -> Tensor:
-    """Look up the pixels that points lie in; arguments as :meth:`PointRule.read_masks`.
+    """Look up the pixels that contain points; see :meth:`PointRule.read_masks`.
 
-    Masks are never copied, not even as bool. Returns N×P or M×P, bool.
+    The masks are not copied. Returns N×P or M×P, bool.
     """
     height, width = masks.shape[-2:]
     columns = (points[..., 0] * width).long().clamp_(0, width - 1)
@@ -105,7 +105,7 @@ def read_pixels(masks: Tensor, points: Tensor, indices: Tensor | None = None) ->
 
 
 def random_points(count: int, device: torch.device) -> Tensor:
-    """Draw ``count × 2`` points, uniform."""
+    """Draw uniform random points in [0, 1)²: ``count × 2``."""
     return torch.rand(count, 2, device=device)
 
 
@@ -115,12 +115,12 @@ def uncertain_points(logits: Tensor, rule: PointRule, valid: Tensor | None = Non
 
     Args:
         logits: M×h×w, mask logits.
-        rule: how many.
+        rule: number of points and of candidates.
         valid: M×h×w, bool; cells where it is False are chosen as uncertain only if nothing else is
             left. None: all may be chosen.
 
     Returns:
-        M×P×2.
+        M×P×2, (x, y) in [0, 1].
     """
     if not len(logits):
         return logits.new_zeros(0, rule.num_points, 2)

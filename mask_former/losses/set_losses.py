@@ -2,8 +2,8 @@
 
 A set loss is called with a :class:`MatchedBatch`. It handles all supervised layers at once and
 returns its unweighted terms by name, each a tensor of L values, one for each layer. It is a class
-built from the config, with the ``weights`` of its terms; a function of a :class:`MatchedBatch` will
-do if it reads no config and its terms weigh 1. A new one needs one file and its name in
+that is built from the config and has the ``weights`` of its terms, or, if it needs no config and
+the weight of each term is 1, a function. To add a loss, write one file and list its name in
 ``MODEL.MASK_FORMER.LOSSES``.
 """
 
@@ -38,10 +38,9 @@ __all__ = ["ClassificationLoss", "MaskLoss", "MatchedBatch", "Pairs"]
 
 
 class Pairs(NamedTuple):
-    """The M matched pairs of all layers: layer by layer, image by image, queries ascending."""
+    """The M matched pairs of all layers as int64 indices, sorted by layer, image and query."""
 
     layer: Tensor
-    """int64, as the others."""
     image: Tensor
     query: Tensor
     target: Tensor
@@ -61,13 +60,13 @@ class MatchedBatch:
     num_targets: Tensor
     """Scalar: targets of the whole batch averaged over all ranks, at least 1."""
     class_weight: Tensor
-    """K+1: the weight of each class in the cross-entropy."""
+    """K+1: weight of each class in the cross-entropy."""
     mask_term: MaskTerm
-    """The loss of a pixel."""
+    """Per-pixel loss of masks."""
     point_rule: PointRule | None = None
     """The points of the mask losses; None: all pixels."""
     total_weight: Tensor | None = None
-    """Scalar: what the cross-entropy is divided by; None: the sum of this batch's weights."""
+    """Scalar: divisor of the cross-entropy; None: the sum of this batch's weights."""
     fixed_points: Tensor | None = None
     """P×2 points that replace the random ones of the mask losses."""
 
@@ -79,9 +78,9 @@ class MatchedBatch:
     @cached_property
     def sections(self) -> list[Section]:
         """The pairs of each layer and image."""
-        flat = [match for of_layer in self.matches for match in of_layer]
+        flat = [match for layer_matches in self.matches for match in layer_matches]
         table = torch.cat([torch.stack(match) for match in flat], dim=1)
-        table = table.to(self.device, non_blocking=True)  # one transfer, which nothing waits for
+        table = table.to(self.device, non_blocking=True)  # one asynchronous transfer
         parts = table.split([len(match.queries) for match in flat], dim=1)
         images = len(self.targets)
         return [Section(*divmod(i, images), *part) for i, part in enumerate(parts)]
@@ -91,10 +90,10 @@ class MatchedBatch:
         """The pairs of all layers in four tensors."""
         images = len(self.targets)
         counts = torch.tensor([len(section.queries) for section in self.sections])
-        numbers = torch.arange(len(counts)).repeat_interleave(counts)
+        layers_and_images = torch.arange(len(counts)).repeat_interleave(counts)
         sizes = torch.tensor([0, *(len(target["labels"]) for target in self.targets)])
-        in_batch = numbers % images
-        table = torch.stack([numbers // images, in_batch, sizes.cumsum(0)[in_batch]])
+        image = layers_and_images % images
+        table = torch.stack([layers_and_images // images, image, sizes.cumsum(0)[image]])
         layer, image, offset = table.to(self.device, non_blocking=True)
         query = torch.cat([section.queries for section in self.sections])
         target = torch.cat([section.targets for section in self.sections])
@@ -103,7 +102,7 @@ class MatchedBatch:
     @cached_property
     def pairs_per_layer(self) -> list[int]:
         """The number of pairs of each layer."""
-        return [sum(len(match.queries) for match in of_layer) for of_layer in self.matches]
+        return [sum(len(match.queries) for match in matches) for matches in self.matches]
 
     @cached_property
     def masks(self) -> list[Tensor]:
@@ -112,7 +111,7 @@ class MatchedBatch:
 
     @cached_property
     def valid(self) -> list[Tensor] | None:
-        """B tensors H×W, bool: the pixels that count; None: all do."""
+        """B tensors H×W, bool: the pixels to use; None: all."""
         if not any("valid" in target for target in self.targets):
             return None
         return [target["valid"].to(self.device) for target in self.targets]
@@ -126,8 +125,8 @@ class MatchedBatch:
 class ClassificationLoss:
     """Cross-entropy over all queries; the class of queries without a target is "no object".
 
-    It is a weighted mean: the sum of weighted terms over the sum of weights, in each rank's own
-    batch (all micro-batches of one optimizer step together).
+    It is a weighted mean: the sum of the weighted terms divided by the sum of the weights, over the
+    batch of one rank (all micro-batches of an optimizer step together).
     """
 
     @configurable
@@ -158,7 +157,7 @@ class ClassificationLoss:
 
 @LOSS_REGISTRY.register(name="masks")
 class MaskLoss:
-    """Mask term and dice of the matched pairs, at all pixels of the targets or at points.
+    """Mask term and dice loss of the matched pairs, over all pixels of the targets or over points.
 
     Both are summed over pairs and divided by ``num_targets``.
     """
@@ -188,7 +187,7 @@ class MaskLoss:
 
 
 def _sums_at_points(batch: MatchedBatch, rule: PointRule) -> MaskSums:
-    """Sum over the points of the M pairs, each with points of its own."""
+    """Sum over points of the M pairs; each pair has its own points."""
     _, image, query, _ = batch.pairs
     by_layer = zip(
         batch.layers,
@@ -202,20 +201,20 @@ def _sums_at_points(batch: MatchedBatch, rule: PointRule) -> MaskSums:
     counts = [len(section.queries) for section in batch.sections]
     targets = torch.cat(
         [
-            rule.read_masks(batch.masks[section.image], of_section, section.targets)
-            for section, of_section in zip(batch.sections, points.split(counts), strict=True)
+            rule.read_masks(batch.masks[section.image], own_points, section.targets)
+            for section, own_points in zip(batch.sections, points.split(counts), strict=True)
         ]
     )
     valid = None
     if batch.valid is not None:
         valid = read_pixels(torch.stack(batch.valid), points, image)
-    # The kernel's gradient is for targets 0 and 1.
+    # The hand-written gradient is only valid for targets 0 and 1.
     sum_points = point_mask_sums if targets.dtype == torch.bool else point_mask_sums_reference
     return sum_points(batch.mask_term, rule.read_logits(maps, points), targets, valid)
 
 
 def _points(batch: MatchedBatch, rule: PointRule, maps: Tensor, image: Tensor) -> Tensor:
-    """Choose the points of M maps: M×P×2."""
+    """Choose points for each of M maps, h×w, of the given images: M×P×2."""
     if batch.fixed_points is not None:
         return batch.fixed_points.to(maps).expand(len(maps), -1, -1)
     cells = None

@@ -1,4 +1,4 @@
-"""The model and its plug-ins, one file each; :mod:`mask_former.registries` finds them."""
+"""The model and its plug-ins, one per file; :mod:`mask_former.registries` discovers them."""
 
 from .deep_supervision import all_predictions
 

@@ -1,4 +1,4 @@
-"""Trade a backbone's activations for a second forward pass of each block (arXiv 1604.06174)."""
+"""Activation checkpointing: recompute a backbone's blocks to save memory (arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from .backbone.swin import SwinStage
 __all__ = ["checkpoint_activations"]
 
 _SERIES = (nn.Sequential, nn.ModuleList, BasicLayer, SwinStage)
-"""Modules that hold a series of blocks, and are not blocks themselves."""
+"""Containers of consecutive blocks, which are not blocks themselves."""
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:
     """Store only each block's input and recompute the block in the backward pass.
 
-    Gradients and the running statistics of norms do not change.
+    Gradients and the running statistics of norms are the same as without it.
 
     Raises:
-        ValueError: if no blocks are found.
+        ValueError: if the backbone has no blocks.
     """
     blocks = list(_blocks(backbone))
     if not blocks:
         raise ValueError(
             f"MODEL.ACTIVATION_CHECKPOINTING is True, but {type(backbone).__name__} has no series "
-            "of blocks to run again: set it to False."
+            "of blocks to recompute: set the key to False."
         )
     for block in blocks:
         block.forward = partial(_run, block, block.forward)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Find the modules of a series: residual or transformer blocks, but not single layers."""
+    """Yield the residual or transformer blocks of a module, but no single layers."""
     in_series = isinstance(module, (nn.Sequential, nn.ModuleList))
     for child in module.children():
         is_block = in_series and any(True for _ in child.children())
@@ -60,13 +60,13 @@ def _run(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
 def _contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the contexts of the first and the second forward pass."""
+    """Return the contexts in which the first and the second forward pass run."""
     return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep running statistics fixed: the second pass sees the same batch."""
+    """Keep running statistics fixed, because the second pass sees the same batch again."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in kept:

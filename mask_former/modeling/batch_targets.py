@@ -1,4 +1,4 @@
-"""From the examples of a mapper to the targets of a batch."""
+"""Conversion of a mapper's examples to the targets of a batch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def prepare_targets(
             (bool N×H×W or ``BitMasks``).
         size: (H, W) of the batch.
         device: the device of the targets.
-        mask_ignore: add ``valid`` (bool H×W), the map of pixels that count.
+        mask_ignore: add ``valid`` (bool H×W), the pixels that count in mask losses.
 
     Raises:
-        ValueError: if masks are larger than the batch's images, or with ``mask_ignore`` a
-            ``valid`` map is missing or of another size than the masks; names the image.
+        ValueError: if masks are larger than the batch, or if ``mask_ignore`` is True and a
+            ``valid`` map is missing or has another size than the masks.
     """
     targets = []
     for example in batched_inputs:
@@ -42,9 +42,9 @@ def prepare_targets(
         padding = (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2])
         if min(padding) < 0:
             raise ValueError(
-                f"{example.get('file_name', 'An image')}: its gt_masks are "
-                f"{tuple(masks.shape[-2:])} (height, width), larger than the batch's images "
-                f"{tuple(size)}; the mapper must transform both alike."
+                f"{example.get('file_name', 'An image')}: its gt_masks have size "
+                f"{tuple(masks.shape[-2:])} (height, width), larger than the padded batch, "
+                f"{tuple(size)}; the mapper must transform image and masks alike."
             )
         target = Target(labels=instances.gt_classes, masks=F.pad(masks.bool(), padding))
         if mask_ignore:
@@ -54,14 +54,14 @@ def prepare_targets(
 
 
 def _valid(example: dict[str, Any], masks: Tensor) -> Tensor:
-    """Return the map of pixels that count, H×W, bool, of the size of ``masks`` N×H×W."""
+    """Return the map of pixels that count, bool H×W, for ``masks`` N×H×W."""
     valid, size = example.get("valid"), tuple(masks.shape[-2:])
     if valid is None or tuple(valid.shape) != size:
         found = "it is missing" if valid is None else f"its size is {tuple(valid.shape)}"
         raise ValueError(
             f"{example.get('file_name', 'An image')}: MODEL.MASK_FORMER.MASK_IGNORE needs a "
-            f"'valid' map of size {size} (height, width) in the training example, and {found}. "
-            "The project's mappers make it where that key is True; add it to your own, or set "
+            f"'valid' map of size {size} (height, width) in the training example, but {found}. "
+            "The project's mappers add it if that key is True; let your mapper add it too, or set "
             "the key to False."
         )
     return valid.bool()

@@ -11,12 +11,12 @@ __all__ = ["DeeplySupervised", "all_predictions"]
 
 
 class DeeplySupervised(nn.Module):
-    """A module that predicts several times and returns all predictions if it is supervised so."""
+    """A module with several predictions, which returns all of them under deep supervision."""
 
     deep_supervision: bool
     """True if training supervises every prediction, not only the last."""
     predict_all_in_evaluation: bool = False
-    """Set by :func:`all_predictions`."""
+    """True inside :func:`all_predictions`."""
 
     @property
     def predicts_all(self) -> bool:
@@ -26,10 +26,10 @@ class DeeplySupervised(nn.Module):
 
 @contextmanager
 def all_predictions(model: nn.Module) -> Iterator[None]:
-    """Let a model in evaluation mode return the predictions that training supervises.
+    """Make a model in evaluation mode return all predictions that training supervises.
 
     Inside the context ``aux_outputs`` holds the earlier predictions, as in training mode; dropout
-    and norms behave as in evaluation.
+    and norms stay in evaluation mode.
     """
     modules = [module for module in model.modules() if isinstance(module, DeeplySupervised)]
     before = [module.predict_all_in_evaluation for module in modules]

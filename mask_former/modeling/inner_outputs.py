@@ -1,4 +1,4 @@
-"""The maps and states inside one forward pass, as data."""
+"""Intermediate feature maps and query states of one forward pass, as data."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ class InnerOutputs:
     input_size: tuple[int, int]
     """(H, W), pixels."""
     image_sizes: list[tuple[int, int]]
-    """(height, width) of each image in the input, at its top left; the rest is padding."""
+    """(height, width) of each image, which lies at the top left of the padded input."""
 
 
 def inner_outputs(
     model: nn.Module, images: Tensor | list[dict[str, Any]], *, grad: bool = False
 ) -> InnerOutputs:
-    """Run the network once, in evaluation mode, and keep what its parts return.
+    """Run the network once, in evaluation mode, and return what its parts computed.
 
-    Images are run whole, also if the model has a sliding window. Backbone, pixel decoder and
-    transformer decoder may be any that keep their contracts.
+    Images are processed whole, even if the model has a sliding window. Any backbone, pixel decoder
+    and transformer decoder that fulfil their contracts will do.
 
     Args:
         model: a model with ``preprocess()`` and a head with ``inner_outputs()``, such as a
-            :class:`~mask_former.MaskFormer`; its mode is left as it is.
+            :class:`~mask_former.MaskFormer`; its mode does not change.
         images: the model's input, one dict for each image with ``image`` 3×H×W; or one image 3×H×W
             or several B×3×H×W. Values 0 … 255 in the channel order of ``INPUT.FORMAT``.
-        grad: keep the graph, so that gradients reach the weights and the images.
+        grad: record the graph, so that gradients reach the weights and the images.
 
     Raises:
-        ValueError: for a model of another architecture or head, or a tensor of another shape.
+        ValueError: if the model lacks one of those methods, or a tensor has another shape.
     """
     head: Any = getattr(model, "sem_seg_head", None)
     if not (hasattr(model, "preprocess") and hasattr(head, "inner_outputs")):
@@ -92,7 +92,7 @@ def inner_outputs(
 
 
 def _examples(images: Tensor | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the batch as the model takes it."""
+    """Convert images to the list of dicts that the model takes."""
     if not isinstance(images, Tensor):
         return images
     if images.ndim not in (3, 4) or images.shape[-3] != 3:

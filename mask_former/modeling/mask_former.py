@@ -53,18 +53,19 @@ class MaskFormer(nn.Module):
         mask_ignore: bool = False,
         reference_ops: bool = False,
     ) -> None:
-        """
+        """Connect the parts.
+
         Args:
-            backbone: computes maps by name.
-            sem_seg_head: from backbone maps to :class:`~mask_former.structures.Outputs`; has
+            backbone: computes feature maps by name.
+            sem_seg_head: turns backbone maps into :class:`~mask_former.structures.Outputs`; has
                 ``num_classes``.
-            criterion: from outputs and targets to unweighted losses; has ``loss_weights``. See
-                :func:`~mask_former.losses.build_criterion`.
+            criterion: computes unweighted losses from outputs and targets; has ``loss_weights``.
+                See :func:`~mask_former.losses.build_criterion`.
             size_divisibility: images are padded to a multiple of it; negative: the backbone's.
-            pixel_mean, pixel_std: of each channel, in 0 … 255.
+            pixel_mean, pixel_std: mean and standard deviation of each channel, in 0 … 255.
             thing_ids: contiguous ids of the thing classes.
-            inference: the results to give, and how to compute them.
-            mask_ignore: leave unlabelled pixels and padding out of the mask losses; the ``valid``
+            inference: which results to return, and how to compute them.
+            mask_ignore: exclude unlabelled pixels and padding from the mask losses; the ``valid``
                 map of an example marks the labelled pixels.
             reference_ops: run the reference versions of losses and inference: see
                 :mod:`mask_former.ops.reference`.
@@ -122,9 +123,9 @@ class MaskFormer(nn.Module):
             batch_counts: see :meth:`losses`.
 
         Returns:
-            In training the weighted losses by name. Otherwise one dict for each image with, as
-            switched on, ``sem_seg`` (K×H×W), ``panoptic_seg`` (ids H×W, segments_info) and
-            ``instances``.
+            In training the weighted losses by name. Otherwise one dict for each image with the
+            enabled results: ``sem_seg`` (scores K×H×W), ``panoptic_seg`` (ids H×W, segments_info)
+            and ``instances``.
         """
         if self.training:
             return self.losses(batched_inputs, batch_counts)
@@ -137,8 +138,8 @@ class MaskFormer(nn.Module):
 
         Args:
             batched_inputs: as :meth:`forward` takes them in training.
-            batch_counts: the number of targets of each image of the larger batch that this batch
-                is a part of, for accumulated gradients; None: it is a batch of its own.
+            batch_counts: with accumulated gradients, the number of targets of each image in the
+                whole batch, of which this is a part; None if this is the whole batch.
         """
         images = self.preprocess(batched_inputs)
         outputs = self.network(images.tensor)
@@ -148,13 +149,13 @@ class MaskFormer(nn.Module):
         return {name: self._weight(name) * value for name, value in losses.items()}
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[SegmentationLogits]:
-        """Run the network; any result can be computed from what is returned, without another run.
+        """Run the network and return logits, from which any result can be computed.
 
         Args:
             batched_inputs: as :meth:`forward` takes them for inference.
 
         Returns:
-            With a sliding window, :class:`WindowLogits` for each image larger than it;
+            With a sliding window, :class:`WindowLogits` for each image larger than the window;
             :class:`ImageLogits` for all others, which are run as one batch.
 
         Raises:
@@ -178,11 +179,11 @@ class MaskFormer(nn.Module):
         return batch
 
     def network(self, images: Tensor) -> Outputs:
-        """Run backbone and head on B×3×H×W, in the precision of the caller's autocast."""
+        """Run backbone and head on B×3×H×W in the precision of the caller's autocast."""
         return self.sem_seg_head(self.backbone(images))
 
     def inference_precision(self) -> AbstractContextManager[Any]:
-        """Return the autocast of inference, which is that of the caller unless it is set."""
+        """Return the autocast context of ``TEST.AMP``; without it, the caller's stays active."""
         dtype = self.inference.dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
@@ -194,7 +195,7 @@ class MaskFormer(nn.Module):
         return prepare_targets(batched_inputs, size, self.device, self.mask_ignore)
 
     def _weight(self, name: str) -> float:
-        """Return the weight of a loss of any layer: ``loss_ce_0`` weighs as ``loss_ce``."""
+        """Return the weight of a loss of any layer: ``loss_ce_0`` has that of ``loss_ce``."""
         term, _, layer = name.rpartition("_")
         return self.criterion.loss_weights.get(term if layer.isdigit() else name, 1.0)
 
@@ -212,7 +213,7 @@ class MaskFormer(nn.Module):
         with self.inference_precision():
             outputs = self.network(images.tensor)
         height, width = images.tensor.shape[-2:]
-        of_each = outputs["pred_logits"], outputs["pred_masks"], images.image_sizes, examples
+        per_image = outputs["pred_logits"], outputs["pred_masks"], images.image_sizes, examples
         return [
             ImageLogits(
                 mask_cls,
@@ -223,7 +224,7 @@ class MaskFormer(nn.Module):
                 resize_before_inference=self.inference.resize_before_inference,
                 reference_ops=self.reference_ops,
             )
-            for mask_cls, mask_pred, size, example in zip(*of_each, strict=True)
+            for mask_cls, mask_pred, size, example in zip(*per_image, strict=True)
         ]
 
     def _windows(self, example: dict[str, Any]) -> WindowLogits:
@@ -240,7 +241,7 @@ class MaskFormer(nn.Module):
         )
 
     def _results(self, logits: SegmentationLogits) -> dict[str, Any]:
-        """Compute the results of one image that are switched on."""
+        """Compute the enabled results of one image."""
         settings = self.inference
         result: dict[str, Any] = {}
         if settings.semantic_on:
@@ -292,7 +293,7 @@ def _inference_settings(cfg: CfgNode) -> InferenceSettings:
 
 
 def _thing_ids(cfg: CfgNode) -> list[int]:
-    """Return the thing classes of the training data; none if its metadata names none."""
+    """Return the contiguous ids of the training data's thing classes; empty without metadata."""
     if not cfg.DATASETS.TRAIN:
         return []
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])

@@ -1,4 +1,4 @@
-"""Semantic segmentation as the mean over scales and flips (``TEST.AUG``), one view at a time."""
+"""Test-time augmentation (``TEST.AUG``) of semantic segmentation, one view at a time."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from mask_former.data.formats.readers import read_image
 
 __all__ = ["LazyDatasetMapperTTA", "SemanticSegmentorWithTTA"]
 
-# The transforms of a view that can be undone: the output size undoes resizing, and colours have no
-# position.
+# Transforms that can be undone on class scores: scores are resized to the output size anyway, and
+# changes of colour do not move pixels.
 _KNOWN_TRANSFORMS = (NoOpTransform, ResizeTransform, HFlipTransform, BlendTransform)
 
 
 class LazyDatasetMapperTTA(DatasetMapperTTA):
-    """detectron2's views, each made when it is requested instead of all at once."""
+    """detectron2's mapper, which makes each view when it is requested instead of all at once."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """
+        """Make the views of an image.
+
         Args:
             dataset_dict: ``image`` 3×H×W, 0 … 255; ``height`` and ``width`` of the output.
 
         Yields:
-            A copy for each of ``min_sizes``, and after it with ``flip`` its mirror image:
-            ``image`` resized, and ``transforms``, the ``TransformList`` that led to it.
+            A copy for each of ``min_sizes``, with ``flip`` followed by its mirror image:
+            ``image`` is resized, ``transforms`` is the ``TransformList`` that was applied.
         """
         for min_size in self.min_sizes:
             resize = DatasetMapperTTA(min_sizes=[min_size], max_size=self.max_size, flip=False)
@@ -53,11 +54,11 @@ class LazyDatasetMapperTTA(DatasetMapperTTA):
 
 
 class SemanticSegmentorWithTTA(nn.Module):
-    """A model whose semantic result is the mean of those of several views of the image.
+    """A wrapper that averages a model's semantic results over several views of an image.
 
     Class scores are averaged: MaskFormer's class×mask scores as they are, the logits of
-    detectron2's ``SemanticSegmentor`` after a softmax. One K×H×W sum is kept, however many views
-    there are.
+    detectron2's ``SemanticSegmentor`` after a softmax. Only one K×H×W sum is stored, however many
+    views there are.
     """
 
     def __init__(
@@ -67,17 +68,18 @@ class SemanticSegmentorWithTTA(nn.Module):
         tta_mapper: Callable[[dict[str, Any]], Iterable[dict[str, Any]]] | None = None,
         batch_size: int = 1,
     ) -> None:
-        """
+        """Wrap a model.
+
         Args:
-            cfg: its ``TEST.AUG`` describes the views, ``INPUT.FORMAT`` the channel order of files.
+            cfg: ``TEST.AUG`` describes the views, ``INPUT.FORMAT`` the channel order of files.
             model: returns ``sem_seg``; it is not changed, and its other results are ignored.
-            tta_mapper: like ``DatasetMapperTTA(cfg)``; it may be a generator, such as the default,
-                :class:`LazyDatasetMapperTTA`. Its views may be resized, mirrored and recoloured.
-            batch_size: views that are run at once; only views of one size share a batch, because
+            tta_mapper: like ``DatasetMapperTTA(cfg)``, or a generator like the default,
+                :class:`LazyDatasetMapperTTA`. It may resize, mirror and recolour.
+            batch_size: views that are run at once; only views of equal size share a batch, because
                 padding changes results.
 
         Raises:
-            ValueError: if the model has no semantic result, or there are no views.
+            ValueError: if semantic results are off, there are no views, or ``batch_size`` < 1.
         """
         super().__init__()
         if isinstance(model, DistributedDataParallel):
@@ -89,7 +91,9 @@ class SemanticSegmentorWithTTA(nn.Module):
                 "model: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True, or TEST.AUG.ENABLED False."
             )
         if tta_mapper is None and not cfg.TEST.AUG.MIN_SIZES:
-            raise ValueError("TEST.AUG.MIN_SIZES is empty: name at least one shorter side.")
+            raise ValueError(
+                "TEST.AUG.MIN_SIZES is empty: list the shorter side of at least one view in pixels."
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
         self.model = model
@@ -100,20 +104,21 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """
+        """Compute the mean scores of each image.
+
         Args:
-            batched_inputs: one dict for each image: ``file_name``, the original image, or else
-                ``image`` 3×H×W, values 0 … 255 in the channel order of ``INPUT.FORMAT``;
-                optionally the output's ``height`` and ``width``, else the image's own. If both
-                exist, the file counts: the ``image`` of a test loader is already resized.
+            batched_inputs: one dict for each image: ``file_name`` of the original image, or
+                ``image`` 3×H×W, values 0 … 255 in the channel order of ``INPUT.FORMAT``. With both,
+                the file is used, because the ``image`` of a test loader is already resized.
+                ``height`` and ``width`` of the output are optional; default: the image's own.
 
         Returns:
             One dict for each image with ``sem_seg``, scores K×height×width.
 
         Raises:
             FileNotFoundError: if the file is missing.
-            ValueError: for a damaged file, an image without ``file_name`` and ``image``, a view
-                whose transforms cannot be undone, or in training mode.
+            ValueError: for a damaged file, an example without ``file_name`` and ``image``, a view
+                whose transforms cannot be undone, or a model in training mode.
         """
         if self.model.training:
             raise ValueError("Test-time augmentation is for inference: call .eval() on the model.")
@@ -143,18 +148,18 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     def _scores(self, inputs: list[dict[str, Any]]) -> Iterator[Tensor]:
         """Yield the class scores K×height×width of each input: probabilities or sums of them."""
-        predict: Any = getattr(self.model, "predict", None)  # it computes no other result
+        predict: Any = getattr(self.model, "predict", None)  # skips the model's other results
         if predict is not None:
             yield from (logits.semantic_scores() for logits in predict(inputs))
             return
         results = self.model(inputs)[::-1]
-        while results:  # so that none is alive when the next view is run
+        while results:  # pop them, so that none occupies memory when the next view is run
             scores = results.pop()["sem_seg"]
             yield scores.softmax(dim=0) if isinstance(self.model, SemanticSegmentor) else scores
             del scores
 
     def _original(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Return ``image`` before any resizing, and ``height`` and ``width`` of the output."""
+        """Return the original ``image``, and ``height`` and ``width`` of the output."""
         if "file_name" in example:
             image = self._read(example["file_name"])
         elif "image" in example:
@@ -176,8 +181,8 @@ class SemanticSegmentorWithTTA(nn.Module):
             pixels = read_image(file_name, "file_name", self.image_format)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"There is no image {file_name} (`file_name`), which test-time augmentation starts "
-                "from; leave `file_name` out to start from the tensor `image`."
+                f"There is no image {file_name} (`file_name`), which test-time augmentation reads; "
+                "leave `file_name` out to use the tensor `image` instead."
             ) from error
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 

@@ -1,16 +1,16 @@
-"""Index of the largest of several maps at each pixel, and by how much it leads.
+"""Index of the largest of several maps at each pixel, and whether it leads by a margin.
 
-Reference: :func:`argmax_with_margin_reference`, ``argmax`` and a comparison. Fast:
-:func:`argmax_with_margin`, in steps that a CPU's vector units take.
+Reference: :func:`argmax_with_margin_reference`, ``max`` and a comparison. Fast:
+:func:`argmax_with_margin`, in operations that a CPU vectorises.
 
-Saves: about three quarters of the time of ``argmax`` along an axis that is not the last, which on a
-CPU takes longer than the product the values came from (docs/performance.md, "What it is made of").
+Saves: about three quarters of the time of ``argmax`` along an axis that is not the last. On a CPU,
+that takes longer than the matrix product of the values (docs/performance.md, "Inference").
 """
 
 # Example: the values .5 .9 .85 of one pixel, with margin .1: the threshold is .9 - .1 = .8.
-#     sign(value - threshold)   -1 1 1   sum 1: not alone (alone, it would be 1 - 1 - 1 = 2 - 3)
-#     · 3 - index               -3 2 1   the largest, 2, is of the first near one
-#     -2 mod 3                  1        its index; not alone, so index 2 is within the margin too
+#     sign(value - threshold)   -1 1 1   sum 1: not alone (a lone value gives 1 - 1 - 1 = 2 - 3)
+#     · 3 - index               -3 2 1   the largest, 2, belongs to the first value near the best
+#     -2 mod 3                  1        its index; not alone, because index 2 is near, too
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["argmax_with_margin", "argmax_with_margin_reference"]
 
 
 def argmax_with_margin_reference(values: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Find the largest value by the formula; see :func:`argmax_with_margin`."""
+    """Find the largest value by comparison; see :func:`argmax_with_margin`."""
     best, index = values.max(1)
     near = values >= best[:, None] - margin
     return index, near.sum(1) == 1
@@ -36,11 +36,11 @@ def argmax_with_margin(values: Tensor, margin: float = 0.0) -> tuple[Tensor, Ten
 
     Args:
         values: R×N×W.
-        margin: 0 or more. Without one, only the index is meaningful.
+        margin: 0 or more. If it is 0, only the index is meaningful.
 
     Returns:
-        R×W int64 and R×W bool. If the bool is True, the index is that of the largest value; if
-        not, that of a value within the margin of it (with margin 0: the first of equal values).
+        R×W int64 and R×W bool. If the bool is True, the index is that of the largest value;
+        otherwise that of a value within the margin of it (with margin 0: the first largest).
     """
     if is_reference():
         return argmax_with_margin_reference(values, margin)
@@ -48,5 +48,5 @@ def argmax_with_margin(values: Tensor, margin: float = 0.0) -> tuple[Tensor, Ten
     index = torch.arange(count, dtype=values.dtype, device=values.device)[:, None]
     near = values.sub_(values.amax(1, keepdim=True) - margin).sign_()  # 1 or 0; -1 elsewhere
     alone = near.sum(1) <= 2 - count
-    best = near.mul_(count).sub_(index).amax(1)  # of the first near one
-    return best.neg_().long().remainder_(count), alone
+    first = near.mul_(count).sub_(index).amax(1)  # of the first value near the best
+    return first.neg_().long().remainder_(count), alone

@@ -1,19 +1,19 @@
-"""Full-size masks that are computed a band of rows at a time.
+"""Full-size masks, computed one band of rows at a time.
 
 Reference: :class:`WholeMasks`, ``F.interpolate``, crop and sigmoid on whole tensors. Fast:
-:class:`LazyMasks`, which notes the steps and computes the rows that are asked for. Bilinear
-resizing is linear along each axis, so however many steps there are, rows are mixed once, by the
-product of the steps' matrices; only the few columns' steps run one after the other, on source rows.
+:class:`LazyMasks`, which records the steps and computes only the rows that are read. Bilinear
+resizing is a linear map along each axis, so rows are computed by the product of the matrices of all
+steps, which is one matrix; columns are resized step by step, but only in the few source rows.
 :func:`as_masks` chooses between them.
 
-Saves: Q×H×W, which is never held, and the time to write and read it: panoptic inference with 100
-queries takes a fifth of the time, semantic inference 0.6 (docs/performance.md, "Inference").
+Saves: the memory of Q×H×W and the time to write and read it. With 100 queries, panoptic inference
+takes a fifth of the time, semantic inference 0.6 (docs/performance.md, "Inference").
 """
 
 # Example: 2 rows of logits resized to 4, cropped to 3, resized to 6. Each step is a matrix:
 #     2 → 4: [[1, 0], [.75, .25], [.25, .75], [0, 1]]   crop: its first 3 rows   3 → 6: a 6×3 one
-# Their product is one 6×2 matrix. Rows 0 … 2 of the result read its first 3 rows times the source
-# rows whose weights are not all 0: nothing of 4 or 3 rows is ever computed.
+# Their product is one 6×2 matrix. Rows 0 … 2 of the output are its first 3 rows times the source
+# rows whose weights are not all 0; the intermediate maps of 4 and 3 rows are never computed.
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ __all__ = ["LazyMasks", "WholeMasks", "as_masks", "resize_axis", "resize_bands"]
 
 Size = tuple[int, int]
 Step = tuple[int, int]
-"""Along one axis: the length to resize to, and the length that is kept (the rest is cropped)."""
+"""Along one axis: the length to resize to, and the length to keep (the remainder is cropped)."""
 Band = tuple[slice, Tensor]
-"""Some rows of maps: their numbers, and R×N×W."""
+"""R rows of N maps: the slice of their indices, and their values R×N×W."""
 
 _BAND_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
-"""Limit of the elements of a band. On a CPU the few tensors of a band have to fit its cache."""
+"""Maximum elements of a band. On a CPU, the few tensors of a band have to fit the cache."""
 
 _LARGEST = 1e30
-"""Stands for ±∞ among logits: ∞ times an interpolation weight of 0 would be nan."""
+"""Replacement for infinite logits, because ∞ times an interpolation weight of 0 would be nan."""
 
 
 def as_masks(masks: Tensor | LazyMasks | WholeMasks) -> LazyMasks | WholeMasks:
-    """Wrap Q×h×w mask logits, unless they are wrapped already; see :func:`is_reference`."""
+    """Wrap Q×h×w mask logits, if needed, in the class that :func:`is_reference` selects."""
     if not isinstance(masks, Tensor):
         return masks
     return WholeMasks(masks) if is_reference() else LazyMasks(masks)
 
 
 def resize_axis(x: Tensor, steps: Sequence[Step]) -> Tensor:
-    """Resize (linear, pixel centers at half) and crop the last axis of N×C×L, step by step."""
+    """Resize (linear, ``align_corners=False``) and crop the last axis of N×C×L, step by step."""
     for length, kept in steps:
         if length != x.shape[-1]:
             x = F.interpolate(x, length, mode="linear", align_corners=False)
@@ -61,13 +61,10 @@ def resize_axis(x: Tensor, steps: Sequence[Step]) -> Tensor:
 
 
 class WholeMasks:
-    """Q×H×W maps, fp32, resized and cropped as whole tensors; methods are those of LazyMasks."""
+    """Q×H×W maps, fp32, as whole tensors; for the methods see :class:`LazyMasks`."""
 
     def __init__(self, maps: Tensor) -> None:
-        """
-        Args:
-            maps: Q×H×W, of any floating-point type.
-        """
+        """Convert maps, Q×H×W, of any floating-point type."""
         self.maps = maps.float()
         self.size: Size = (maps.shape[-2], maps.shape[-1])
         self.dtype, self.device = self.maps.dtype, maps.device
@@ -107,16 +104,17 @@ class WholeMasks:
 
 
 class LazyMasks:
-    """Q×H×W maps, fp32: resized, cropped, put through a sigmoid, but only computed by the row."""
+    """Q×H×W maps, fp32: resizing, crop and sigmoid are recorded, and run when rows are read."""
 
     def __init__(
         self, source: Tensor | LazyMasks, rows: Sequence[Step] = (), columns: Sequence[Step] = ()
     ) -> None:
-        """
+        """Record the steps from a source to the maps.
+
         Args:
             source: Q×h×w logits of any floating-point type and memory layout; or lazy logits, whose
                 probabilities are resized.
-            rows, columns: the steps from h to H and from w to W.
+            rows, columns: steps from h to H and from w to W.
         """
         self.source = source
         self._steps = tuple(rows), tuple(columns)
@@ -133,17 +131,17 @@ class LazyMasks:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the source; whatever is computed is fp32."""
+        """The type of the source; all computed values are fp32."""
         return self.source.dtype
 
     @property
     def requires_grad(self) -> bool:
-        """True if the source asks for a gradient."""
+        """True if the source requires a gradient."""
         return self.source.requires_grad
 
     @property
     def device(self) -> torch.device:
-        """The device of the source and the results."""
+        """The device of the source and of computed values."""
         return self.source.device
 
     def resize(self, size: Size | None) -> LazyMasks:
@@ -166,7 +164,7 @@ class LazyMasks:
         return LazyMasks(self.source, *steps)
 
     def sigmoid(self) -> LazyMasks:
-        """Turn logits into probabilities; a later resize is one of the probabilities."""
+        """Convert logits to probabilities; later steps apply to the probabilities."""
         return LazyMasks(self)
 
     def __getitem__(self, queries: Tensor) -> LazyMasks:
@@ -175,9 +173,9 @@ class LazyMasks:
         return LazyMasks(self.source[queries], *self._steps)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Compute rows ``start … stop-1`` of all masks: R×Q×W, fp32, contiguous.
+        """Compute rows ``start … stop - 1`` of all masks: R×Q×W, fp32, contiguous.
 
-        It may share the memory of the source: do not write into it.
+        They may share the memory of the source: do not write into them.
         """
         rows, columns = self._steps
         if not len(self):
@@ -188,13 +186,13 @@ class LazyMasks:
         read = self._read(first, last)
         if isinstance(self.source, Tensor):
             read = read.clamp(-_LARGEST, _LARGEST)
-        return _mix(self._row_matrix[start:stop, first:last], resize_axis(read, columns))
+        return _multiply(self._row_matrix[start:stop, first:last], resize_axis(read, columns))
 
     def bands(self, channels: int = 0) -> Iterator[Band]:
-        """Compute all rows, a cache-sized band at a time.
+        """Compute all rows, in bands that fit the cache.
 
         Args:
-            channels: number of maps that the caller computes from Q, if it may be more.
+            channels: number of maps that the caller computes from a band, if it may exceed Q.
         """
         limit = _BAND_ELEMENTS.get(self.device.type, _BAND_ELEMENTS["cuda"])
         step = max(1, limit // max(1, max(len(self), channels) * self.size[1]))
@@ -203,7 +201,7 @@ class LazyMasks:
             yield slice(start, stop), self.rows(start, stop)
 
     def at(self, y: Tensor, x: Tensor) -> Tensor:
-        """Compute single pixels, n row and n column indices: n×Q, fp32."""
+        """Compute single pixels, given n row and n column indices: n×Q, fp32."""
         assert isinstance(self.source, Tensor)
         (row, row_weight), (column, column_weight) = (
             _taps(matrix, index)
@@ -216,7 +214,7 @@ class LazyMasks:
         return (weight.view(len(y), 1, -1) @ logits)[:, 0]
 
     def tensor(self) -> Tensor:
-        """Compute all of them at once: Q×H×W."""
+        """Compute all masks at once: Q×H×W."""
         return self.rows(0, self.size[0]).transpose(0, 1)
 
     def _read(self, first: int, last: int) -> Tensor:
@@ -227,7 +225,7 @@ class LazyMasks:
 
     @cached_property
     def _logits_by_cell(self) -> Tensor:
-        """hw×Q, fp32, so that the logits of all masks at one cell are adjacent."""
+        """The source as hw×Q, fp32: the logits of all masks at one cell are adjacent."""
         assert isinstance(self.source, Tensor)
         cells = self.source.flatten(1).T.float().contiguous()
         return cells.clamp(-_LARGEST, _LARGEST)
@@ -249,13 +247,13 @@ class LazyMasks:
 def resize_bands(
     bands: Iterable[Band], size: Size, output_size: Size, max_rows: int
 ) -> Iterator[Band]:
-    """Resize maps (bilinear) whose bands come from top to bottom, holding few of their rows.
+    """Resize maps (bilinear) that arrive in bands, from top to bottom; only a few rows are held.
 
     Args:
-        bands: maps of ``size``, fp32; no row is missing or comes twice.
+        bands: bands of maps of ``size``, fp32; each row occurs exactly once.
         size: (h, w).
         output_size: (H, W).
-        max_rows: limit of the rows of a band of the result.
+        max_rows: maximum number of rows of an output band.
     """
     if is_reference():
         whole = WholeMasks(torch.cat([band for _, band in bands]).transpose(0, 1))
@@ -278,35 +276,35 @@ def resize_bands(
                 stop += 1
             source = slice(first[done], last[stop - 1])
             wide = resize_axis(held[source.start - held_from : source.stop - held_from], columns)
-            yield slice(done, stop), _mix(matrix[done:stop, source], wide)
+            yield slice(done, stop), _multiply(matrix[done:stop, source], wide)
             done = stop
         if done < output_size[0]:
             needed_from = min(first[done], rows.stop)
             held, held_from = held[needed_from - held_from :], needed_from
 
 
-def _mix(matrix: Tensor, rows: Tensor) -> Tensor:
-    """Mix R rows, R×N×W, by an S×R matrix: S×N×W."""
+def _multiply(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Multiply R rows, R×N×W, by an S×R matrix: S×N×W."""
     return (matrix @ rows.reshape(rows.shape[0], -1)).view(matrix.shape[0], *rows.shape[1:])
 
 
 def _axis_matrix(length: int, steps: Sequence[Step], device: torch.device) -> Tensor:
-    """L'×L: the weights with which each cell of the resized axis mixes those of the source."""
+    """Compute the weights of L source cells in each of the L' cells of the resized axis: L'×L."""
     basis = torch.eye(length, device=device)[None]
     return resize_axis(basis, steps)[0].T.contiguous()
 
 
 def _spans(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the first source cell that each row of a resizing matrix mixes, and the last plus 1.
+    """Find the first source cell that each row of a resizing matrix uses, and the last plus 1.
 
-    Both rise from row to row.
+    Neither decreases from row to row.
     """
-    mixed = (matrix != 0).int()
-    return mixed.argmax(1), matrix.shape[1] - mixed.flip(1).argmax(1)
+    used = (matrix != 0).int()
+    return used.argmax(1), matrix.shape[1] - used.flip(1).argmax(1)
 
 
 def _taps(matrix: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the source cells that rows of a resizing matrix mix, and their weights: both n×taps."""
+    """Find the source cells that rows of a resizing matrix use, and their weights: both n×taps."""
     first, last = _spans(matrix)
     taps = int((last - first).max())
     cells = first.clamp(max=matrix.shape[1] - taps)[index, None]

@@ -4,7 +4,7 @@ Plain version: upsample the logits of every pair to the size of the targets and 
 (:func:`dense_mask_sums_reference`), or sum over points (:func:`point_mask_sums_reference`).
 Fast version: :func:`dense_mask_sums` upsamples a few rows of a few pairs at a time, and again in
 the backward pass; :func:`point_mask_sums` has a hand-written gradient.
-It saves all M×H×W tensors, three of which autograd would keep (docs/performance.md).
+They avoid all M×H×W tensors, of which autograd would keep three (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -35,36 +35,37 @@ __all__ = [
 ]
 
 _BAND = 32
-"""Rows of a full-size mask that are computed at a time on a CPU, from the few they lie between."""
+"""Rows of full-size masks that a CPU computes at a time, from a few rows of the logits."""
 _CERTAINLY_OUTSIDE = -1e4
-"""A logit whose sigmoid, and every term of it outside a mask, is exactly 0 in fp32."""
+"""Logit whose sigmoid, and whose mask term outside a mask, are exactly 0 in fp32."""
 
 
 class MaskTerm(Protocol):
-    """The loss of one pixel: its plain formula, and what the kernels need of it.
+    """Per-pixel loss of masks: its plain formula, and the pieces that the kernels need.
 
-    With s = x outside a mask and s = -x inside it, ``wrong`` = σ(s) is the probability of the
-    wrong answer, ``right`` = 1 - wrong, and ``entropy`` = softplus(s) the cross-entropy.
+    With s = x for a logit x outside a mask and s = -x inside it, ``wrong`` = σ(s) is the
+    probability of the wrong side, ``right`` = 1 - wrong, and ``entropy`` = softplus(s) the
+    cross-entropy.
     """
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss of each element, given targets in [0, 1]: the plain formula."""
 
     def outside_and_more(self, logits: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the loss outside a mask, and by how much it is larger inside."""
+        """Compute each element's loss if the target is 0, and its increase if the target is 1."""
 
     def total(self, entropy: Tensor, wrong: Tensor, targets: Tensor) -> Tensor:
         """Sum the loss over the last axis, for targets 0 or 1; may overwrite ``entropy``."""
 
     def slope(self, entropy: Tensor, wrong: Tensor, right: Tensor, targets: Tensor) -> Tensor:
-        """Compute the derivative of the loss of each element, for targets 0 or 1.
+        """Compute the derivative of each loss with respect to its logit, divided by ``wrong``.
 
-        It is divided by ``wrong``, by which the caller multiplies.
+        Targets are 0 or 1. The caller multiplies by ``wrong``.
         """
 
 
 class MaskSums(NamedTuple):
-    """Sums over the pixels that count; t is the target, p = σ(logit). M values of matched pairs."""
+    """Sums over valid pixels, with target t and p = σ(logit): M values for M matched pairs."""
 
     term: Tensor
     """Σ of the mask term."""
@@ -75,7 +76,7 @@ class MaskSums(NamedTuple):
     target: Tensor
     """Σ t."""
     pixels: Tensor | int
-    """The number of pixels that count, at least 1: one number, or one for each pair."""
+    """Number of valid pixels, at least 1: one number, or one for each pair."""
 
 
 class Section(NamedTuple):
@@ -86,28 +87,28 @@ class Section(NamedTuple):
     queries: Tensor
     """int64, all different."""
     targets: Tensor
-    """int64, of the same length: the index in its image of the target of each query."""
+    """int64, of the same length: index, within the image, of each query's target."""
 
 
 def tile_elements(device: torch.device) -> int:
-    """Return how many elements of a large tensor are worked on at a time.
+    """Return the number of elements of a large tensor to process at a time.
 
-    On a CPU each thread's share of a few such tiles fits its cache; on a GPU they are large enough
-    to fill it, and small compared with its memory.
+    On a CPU, each thread's part of a few such tiles fits its cache; on a GPU, a tile occupies all
+    cores and is small compared with the memory.
     """
     return torch.get_num_threads() << 17 if device.type == "cpu" else 1 << 22
 
 
 def to_float(masks: Tensor) -> Tensor:
-    """Convert bool masks to fp32; several times as fast on a CPU as ``masks.float()``."""
+    """Convert bool masks to fp32; on a CPU several times as fast as ``masks.float()``."""
     return masks.view(torch.uint8).float()
 
 
 def leave_out(logits: Tensor, valid: Tensor) -> Tensor:
     """Replace mask logits so that they add nothing to any sum where ``valid`` is False.
 
-    They become "certainly outside" there: with a target that is 0 there too, every mask term, dice
-    term and gradient is exactly 0. ``valid`` is bool and is broadcast.
+    They become "certainly outside": if the targets are 0 there, too, every mask term, dice term and
+    gradient is exactly 0. ``valid`` is bool and is broadcast.
     """
     return logits.masked_fill(~valid, _CERTAINLY_OUTSIDE)
 
@@ -115,8 +116,8 @@ def leave_out(logits: Tensor, valid: Tensor) -> Tensor:
 def softplus(logits: Tensor, other: Tensor) -> Tensor:
     """Compute ``log(1 + exp x)``, given ``other = σ(-x)``, within 1e-6 of ``F.softplus`` in fp32.
 
-    It is ``-log σ(-x)``, and ``x`` itself where σ(-x) underflows: 5 times as fast on a CPU, where
-    torch has vector code for ``log`` and none for ``log1p``.
+    Computed as ``-log σ(-x)``, or ``x`` where σ(-x) underflows. This is 5 times as fast on a CPU,
+    where torch vectorises ``log`` but not ``log1p``.
     """
     tiny = torch.finfo(other.dtype).tiny
     return torch.maximum(other.clamp(min=tiny).log_().neg_(), logits)
@@ -131,19 +132,19 @@ def dense_mask_sums(
 ) -> MaskSums:
     """Sum over all pixels of the targets, with logits upsampled (bilinear) to their size.
 
-    A few rows of a few pairs are upsampled at a time, and again in the backward pass: nothing but
-    the logits themselves is kept for it.
+    A few rows of a few pairs are upsampled at a time, and again in the backward pass, for which
+    only the logits are kept.
 
     Args:
         term: the mask term.
-        logits: L tensors B×Q×h×w, mask logits of each layer, of any float type.
-        masks: B tensors N×H×W, bool, the targets of each image; one H×W for all.
+        logits: mask logits of the L layers, B×Q×h×w each, of any float type.
+        masks: targets of the B images, N×H×W each, bool; H×W is the same for all.
         sections: the matched pairs, M in all.
-        valid: B tensors H×W, bool; pixels where it is False do not count. None: all count.
+        valid: B tensors H×W, bool: the pixels to use. None: all.
 
     Returns:
         Sums of the M pairs in the order of ``sections``. Every tensor of ``logits`` gets a
-        gradient, also if it has no pair.
+        gradient, even if it has no pairs.
     """
     if is_reference():
         return dense_mask_sums_reference(term, logits, masks, sections, valid)
@@ -151,7 +152,7 @@ def dense_mask_sums(
     rows, columns = _bands(height, size[0], logits[0]), _bands(width, size[1], logits[0])
     plan = _Plan(term, sections, masks, valid, rows, columns)
     total, predicted, overlap, area = _DenseSums.apply(plan, *logits)
-    return MaskSums(total, predicted, overlap, area, plan.counted_pixels())
+    return MaskSums(total, predicted, overlap, area, plan.count_pixels())
 
 
 def dense_mask_sums_reference(
@@ -179,19 +180,19 @@ def dense_mask_sums_reference(
 def point_mask_sums(
     term: MaskTerm, logits: Tensor, masks: Tensor, valid: Tensor | None = None
 ) -> MaskSums:
-    """Sum over points, with a gradient that keeps the logits and the targets and nothing else.
+    """Sum over points; only the logits and targets are kept for the backward pass.
 
     Args:
         term: the mask term.
         logits: M×P, fp32, mask logits of M pairs at P points each.
-        masks: M×P, bool, the targets there.
-        valid: M×P, bool; points where it is False do not count. None: all count.
+        masks: M×P, bool, targets at these points.
+        valid: M×P, bool: the points to use. None: all.
     """
     if is_reference():
         return point_mask_sums_reference(term, logits, masks, valid)
     pixels: Tensor | int = logits.shape[1]
     if valid is not None:
-        logits, masks, pixels = leave_out(logits, valid), masks & valid, _at_least_one(valid)
+        logits, masks, pixels = leave_out(logits, valid), masks & valid, _count_valid(valid)
     total, predicted, overlap, area = _PointSums.apply(term, logits, masks)
     return MaskSums(total, predicted, overlap, area, pixels)
 
@@ -199,7 +200,7 @@ def point_mask_sums(
 def point_mask_sums_reference(
     term: MaskTerm, logits: Tensor, targets: Tensor, valid: Tensor | None = None
 ) -> MaskSums:
-    """Compute :func:`point_mask_sums` by the formulas; ``targets`` may be shares in [0, 1]."""
+    """Compute :func:`point_mask_sums` by the formulas; ``targets`` may be fractions in [0, 1]."""
     targets = targets.to(logits.dtype)
     weights = torch.ones_like(targets) if valid is None else valid.to(targets.dtype)
     probability = logits.sigmoid()
@@ -208,37 +209,37 @@ def point_mask_sums_reference(
         (weights * probability).sum(1),
         (weights * probability * targets).sum(1),
         (weights * targets).sum(1),
-        logits.shape[1] if valid is None else _at_least_one(valid),
+        logits.shape[1] if valid is None else _count_valid(valid),
     )
 
 
-def _at_least_one(valid: Tensor) -> Tensor:
-    """M×P, bool, to the number of points that count in each row, at least 1."""
+def _count_valid(valid: Tensor) -> Tensor:
+    """Count the points to use in each row of M×P, bool; at least 1."""
     return valid.sum(1).clamp(min=1)
 
 
-# Why bands are enough: with 2 grid rows for 8 full rows (factor 4), full row 3 has its centre at
-# (3 + 0.5) / 4 - 0.5 = 0.375 grid rows, so it is 0.625 · row 0 + 0.375 · row 1; rows 0 and 1 lie
-# above the first centre and are row 0 itself. The band of full rows 2 and 3 is thus a 2×2 matrix,
-# [[0.875, 0.125], [0.625, 0.375]], times the two grid rows, and its transpose is the gradient.
+# Example of a band: with 2 grid rows for 8 full rows (factor 4), full row 3 has its centre at
+# (3 + 0.5) / 4 - 0.5 = 0.375 grid rows, so it is 0.625 · grid row 0 + 0.375 · grid row 1; full rows
+# 0 and 1 lie above the first centre and equal grid row 0. The band of full rows 2 and 3 is thus the
+# matrix [[0.875, 0.125], [0.625, 0.375]] times the two grid rows; its transpose gives the gradient.
 
 
 class _Band(NamedTuple):
-    """Some rows (or columns) of the full size, interpolated linearly between those of the grid."""
+    """Some rows (or columns) of full-size masks, interpolated between those of the logits' grid."""
 
     full: slice
     grid: slice
     """The rows of the grid that they lie between."""
     matrix: Tensor
-    """full × grid, the weight of each."""
+    """full × grid, the interpolation weights."""
 
 
 def _bands(source: int, size: int, like: Tensor) -> list[_Band]:
-    """Write ``F.interpolate`` along one axis as matrices; transposed they are its gradient.
+    """Write ``F.interpolate`` along one axis as matrices; their transposes give its gradient.
 
     On a CPU, products with them are several times as fast as the backward pass of the
-    interpolation, provided that the axis is cut into bands: each row depends on two rows of the
-    grid only.
+    interpolation, provided that the axis is cut into bands, because each row depends on only two
+    rows of the grid.
     """
     basis = torch.eye(source, dtype=_full_precision(like), device=like.device)[None]
     matrix = F.interpolate(basis, size, mode="linear", align_corners=False)[0].T
@@ -246,7 +247,7 @@ def _bands(source: int, size: int, like: Tensor) -> list[_Band]:
     bands = []
     for start in range(0, size, step):
         stop = min(start + step, size)
-        # one more on either side than the formula gives, in case it is rounded differently
+        # one row more on either side than by the formula, in case F.interpolate rounds otherwise
         grid = slice(
             max(0, int((start + 0.5) * source / size - 0.5) - 1),
             int((stop - 0.5) * source / size - 0.5) + 3,
@@ -273,7 +274,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """The pairs to compare, in parts and bands: the same walk forward and backward."""
+    """The pairs to compare, in parts and bands, which forward and backward pass iterate over."""
 
     term: MaskTerm
     sections: Sequence[Section]
@@ -298,7 +299,7 @@ class _Plan:
                 first = pairs.stop
 
     def tile(self, part: _Part, band: _Band) -> tuple[Tensor, Tensor]:
-        """Upsample a band: logits and targets, both pairs × pixels of the band."""
+        """Upsample a band. Returns logits and targets, both pairs × pixels of the band."""
         logits = band.matrix @ part.wide[:, band.grid]
         masks = self.masks[part.section.image][part.targets, band.full]
         if self.valid is not None:
@@ -306,8 +307,8 @@ class _Plan:
             logits, masks = leave_out(logits, valid), masks & valid
         return logits.flatten(1), to_float(masks.flatten(1)).to(logits.dtype)
 
-    def counted_pixels(self) -> Tensor | int:
-        """Count the pixels that count: one number, or one for each of the M pairs."""
+    def count_pixels(self) -> Tensor | int:
+        """Count the pixels to use, at least 1: one number, or one for each of the M pairs."""
         if self.valid is None:
             return self.masks[0].shape[-2] * self.masks[0].shape[-1]
         counts = [valid.sum().clamp(min=1) for valid in self.valid]
@@ -315,7 +316,7 @@ class _Plan:
 
 
 class _DenseSums(torch.autograd.Function):
-    """Σ term, Σp, Σpt and Σt of each pair at full size: 4×M."""
+    """Autograd function for Σ term, Σp, Σpt and Σt of each pair at full size: 4×M."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *logits: Tensor) -> Tensor:
@@ -333,7 +334,7 @@ class _DenseSums(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         plan, logits = ctx.plan, ctx.saved_tensors
         gradients = [torch.zeros_like(layer) for layer in logits]
-        with torch.autocast(upstream.device.type, enabled=False):  # a caller's own, too
+        with torch.autocast(upstream.device.type, enabled=False):  # the caller's may be on
             for part in plan.parts(logits):
                 wide = torch.zeros_like(part.wide)
                 for band in plan.rows:
@@ -350,7 +351,7 @@ class _DenseSums(torch.autograd.Function):
 
 
 class _PointSums(torch.autograd.Function):
-    """The same four sums of M×P logits and bool targets; keeps the two and nothing else."""
+    """Autograd function for the same sums of M×P logits and bool targets; saves only these two."""
 
     @staticmethod
     def forward(ctx: Any, term: MaskTerm, logits: Tensor, masks: Tensor) -> Tensor:
@@ -365,12 +366,13 @@ class _PointSums(torch.autograd.Function):
         return None, _sums_gradient(ctx.term, logits, to_float(masks), upstream[:3, :, None]), None
 
 
-# Both sides of a mask are one formula, because only s = ±x enters it. For example, x = 2 outside a
-# mask (t = 0) and x = -2 inside (t = 1) are equally wrong: s = 2, wrong = 0.88, entropy = 2.13.
+# One formula serves both sides of a mask, because it depends only on s = ±x. For example, x = 2
+# outside a mask (t = 0) and x = -2 inside (t = 1) are equally wrong: s = 2, wrong = 0.88, and
+# entropy = 2.13.
 
 
 def _wrong(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute wrong, right and the entropy: see :class:`MaskTerm`."""
+    """Compute ``wrong``, ``right`` and ``entropy``: see :class:`MaskTerm`."""
     wrong_logits = torch.addcmul(logits, logits, targets, value=-2)
     right = wrong_logits.neg().sigmoid_()
     entropy = softplus(wrong_logits, right)
@@ -387,9 +389,9 @@ def _sums(term: MaskTerm, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _sums_gradient(term: MaskTerm, logits: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
-    """Compute the gradient of M×P logits, given those of Σ term, Σp and Σpt (3×M×1)."""
-    of_term, of_predicted, of_overlap = upstream
+    """Compute the gradient for M×P logits, given those for Σ term, Σp and Σpt (3×M×1)."""
+    term_grad, predicted_grad, overlap_grad = upstream
     wrong, right, entropy = _wrong(logits, targets)
-    slope = term.slope(entropy, wrong, right, targets).mul_(of_term)
+    slope = term.slope(entropy, wrong, right, targets).mul_(term_grad)
     # dp/dx = wrong · right on either side of a mask
-    return slope.addcmul_(torch.addcmul(of_predicted, of_overlap, targets), right).mul_(wrong)
+    return slope.addcmul_(torch.addcmul(predicted_grad, overlap_grad, targets), right).mul_(wrong)

@@ -1,8 +1,8 @@
-"""Sums over the pixels of every prediction with every target, from which matching costs are made.
+"""Sums over the pixels of every prediction and target, from which matching costs are computed.
 
-Plain version: the formulas for one target after the other (:func:`pairwise_mask_sums_reference`).
+Plain version: the formulas for one target after another (:func:`pairwise_mask_sums_reference`).
 Fast version: one matrix product for each tile of pixels gives both terms of all pairs
-(:func:`pairwise_mask_sums`). It saves all R×P and N×P tensors in fp32 (docs/performance.md).
+(:func:`pairwise_mask_sums`). It avoids all R×P and N×P tensors in fp32 (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def pairwise_mask_sums(
     Args:
         term: the mask term.
         logits: mask logits at P pixels, in parts R₁×P, R₂×P, … of any float type.
-        targets: N×P, bool, or shares of the pixel in [0, 1], fp32.
-        valid: P, bool; pixels where it is False do not count. None: all count.
+        targets: N×P, bool, or fractions in [0, 1], fp32.
+        valid: P, bool: the pixels to use. None: all.
 
     Returns:
         Sums in fp32, for R = R₁ + R₂ + … predictions and N targets: ``term`` and ``overlap`` R×N,
@@ -74,17 +74,17 @@ def pairwise_mask_sums(
 def pairwise_mask_sums_reference(
     term: MaskTerm, logits: Sequence[Tensor], targets: Tensor, valid: Tensor | None = None
 ) -> MaskSums:
-    """Compute :func:`pairwise_mask_sums` by the formulas, one target after the other."""
+    """Compute :func:`pairwise_mask_sums` by the formulas, one target after another."""
     x = torch.cat(list(logits)).float()
     counts = None if valid is None else valid.expand_as(x)
-    nothing = point_mask_sums_reference(term, x, torch.zeros_like(x), counts)
+    no_target = point_mask_sums_reference(term, x, torch.zeros_like(x), counts)
     columns = [
         point_mask_sums_reference(term, x, target.float().expand_as(x), counts)
         for target in targets
     ]
-    empty = [x.new_zeros(len(x), 0)]  # for a result without targets
+    empty = [x.new_zeros(len(x), 0)]  # because torch.cat needs a tensor
     total = torch.cat([*empty, *(column.term[:, None] for column in columns)], 1)
     overlap = torch.cat([*empty, *(column.overlap[:, None] for column in columns)], 1)
     weights = targets.float() if valid is None else targets.float() * valid
     counted = x.shape[1] if valid is None else valid.sum().clamp(min=1)
-    return MaskSums(total, nothing.predicted[:, None], overlap, weights.sum(1), counted)
+    return MaskSums(total, no_target.predicted[:, None], overlap, weights.sum(1), counted)

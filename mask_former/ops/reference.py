@@ -1,4 +1,4 @@
-"""One switch between the fast kernels of this folder and their plain reference versions.
+"""Switch between the fast kernels of this folder and their plain reference versions.
 
 ``MODEL.REFERENCE_OPS True`` sets it for a model. Modules that own a kernel (Swin's attention,
 timm's depthwise convolutions) read the key once, when they are built. Functions (losses, inference)
@@ -26,10 +26,10 @@ def reference_ops(enabled: bool = True) -> Iterator[None]:
     """Run the reference versions inside this context.
 
     A backward pass follows the choice of its forward pass, wherever it runs. Do not yield from a
-    generator inside this context: its caller would be in it, too.
+    generator inside this context, because its caller would be inside, too.
 
     Args:
-        enabled: False changes nothing, so a model without the switch respects a caller's.
+        enabled: False changes nothing, so that a model without the switch keeps a caller's state.
     """
     token = _REFERENCE.set(enabled or is_reference())
     try:

@@ -1,18 +1,19 @@
-"""Attention inside windows (Swin, arXiv 2103.14030), with queries, keys and values by window.
+"""Attention inside windows (Swin, arXiv 2103.14030).
 
-All three functions compute ``softmax(scale · q·kᵀ + bias + mask) · v`` with dropout on the weights.
+All three functions compute ``softmax(scale · q·kᵀ + bias + mask) · v`` of each window, with dropout
+on the weights.
 Reference: :func:`attend_reference`. Fast: :func:`attend_batched` on a CPU, :func:`attend_fused` on
 a GPU.
 
 Saves: :func:`attend_batched` adds the mask to the few windows at the edges instead of all, and
-starts the product from the bias; a CPU's fused attention is slower than both for windows of 49
+starts the product from the bias. On a CPU, fused attention is slower than both for windows of 49
 tokens (docs/performance.md, "Window attention").
 """
 
-# Example: 2 images of 9 windows; the roll put tokens of two sides of the map into the 5 windows at
-# the bottom and on the right. attend_reference adds an 18×1×N×N mask to the logits of all 18
-# windows. In a WindowLayout these 5 come last in each image: attend_batched adds the 5×1×N×N
-# edge mask to windows 4 … 8 and 13 … 17, and leaves the others alone.
+# Example: 2 images of 9 windows each; after the roll, the 5 windows at the bottom and on the right
+# hold tokens from opposite sides of the map. attend_reference adds an 18×1×N×N mask to the logits
+# of all 18 windows. In a WindowLayout these 5 come last in each image: attend_batched adds the
+# 5×1×N×N edge mask to windows 4 … 8 and 13 … 17 only.
 
 from __future__ import annotations
 
@@ -35,14 +36,14 @@ def attend_reference(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """Attend step by step, by the formula.
+    """Compute attention by the formula, step by step.
 
     Args:
-        query, key, value: (B·W)×heads×N×D.
+        query, key, value: (B·W)×heads×N×D, sorted by window.
         bias: 1×heads×N×N, by the relative position of two tokens in a window.
         layout: source of the mask.
         scale: factor of the products of queries and keys.
-        dropout: probability with which an attention weight is dropped.
+        dropout: probability of dropping an attention weight.
 
     Returns:
         (B·W)×heads×N×D.
@@ -64,7 +65,7 @@ def attend_batched(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """Attend by two batched products; see :func:`attend_reference`."""
+    """Compute attention by two batched products; see :func:`attend_reference`."""
     shape = query.shape
     query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
     start = bias.expand(shape[0], -1, -1, -1).reshape(-1, *bias.shape[-2:])
@@ -87,7 +88,7 @@ def attend_fused(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """Attend by torch's fused kernel; see :func:`attend_reference`."""
+    """Compute attention by torch's fused kernel; see :func:`attend_reference`."""
     if layout.mask is not None:
         bias = bias + layout.mask.to(bias.dtype)
     bias = bias.expand(len(query), -1, -1, -1)

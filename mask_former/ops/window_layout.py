@@ -1,10 +1,10 @@
 """Cut maps of tokens into shifted windows and join them again (Swin, arXiv 2103.14030).
 
-Reference: :class:`PlainLayout`, the paper's pad, roll and partition, a copy each; it is also what
-``torch.compile`` turns into good code. Fast: :class:`WindowLayout`. Padding, roll, partition and
-the split into heads are all permutations of rows, so their product is one table of row numbers:
-tokens are read and written once on the way in, and once on the way back. :class:`OpenLayout`
-computes such tables inside a graph whose sizes are open (``torch.export``).
+Reference: :class:`PlainLayout`, which pads, rolls and partitions as in the paper, with a copy for
+each step; ``torch.compile`` turns it into good code, too. Fast: :class:`WindowLayout`. Padding,
+roll, partition and the split into heads are all permutations of rows, so together they are one
+table of row indices: tokens are copied once into the windows and once back. :class:`OpenLayout`
+computes such tables inside a graph with dynamic sizes (``torch.export``).
 
 Saves: ten of the twelve copies of a window attention (docs/performance.md, "Window attention").
 """
@@ -12,8 +12,8 @@ Saves: ten of the twelve copies of a window attention (docs/performance.md, "Win
 # Example: one map of 2×3 tokens, windows of 2×2 tokens, no shift, one head. "." is padding.
 #     0 1 2        0 1 | 2 .      window 0 holds the tokens 0 1 3 4,
 #     3 4 5   →    3 4 | 5 .      window 1 holds the tokens 2 . 5 .
-# rows = 0 1 3 4 2 . 5 .  (which token each slot reads)
-# back = 0 1 4 2 3 6      (in which slot each token is found again)
+# rows = 0 1 3 4 2 . 5 .  (the token that each slot reads)
+# back = 0 1 4 2 3 6      (the slot that holds each token)
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _MASKED = -100.0
-"""Added to the attention logits of token pairs that only the roll made neighbors (Swin's)."""
+"""Swin's value, added to the attention logits of token pairs from opposite sides of the map."""
 
 
 # The reference
@@ -59,7 +59,7 @@ class PlainLayout:
     """(B·W)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
 
     def cut(self, x: Tensor) -> Tensor:
-        """Cut B×HW×C into (B·W)×N×C; padding on the right and at the bottom is 0."""
+        """Cut B×HW×C into (B·W)×N×C; pad with 0 on the right and at the bottom."""
         height, width, size, shift = self.height, self.width, self.size, self.shift
         x = F.pad(x.unflatten(1, (height, width)), (0, 0, 0, -width % size, 0, -height % size))
         if shift:
@@ -81,7 +81,7 @@ class PlainLayout:
 def plain_layout(
     batch: int, height: int, width: int, size: int, shift: int, device: torch.device
 ) -> PlainLayout:
-    """Describe ``batch`` maps of ``height`` × ``width`` tokens in windows of ``size``²."""
+    """Build a layout for ``batch`` maps of ``height`` × ``width`` tokens, windows of ``size``²."""
     mask = _shift_mask(height, width, size, shift, device) if shift else None
     if mask is not None:
         mask = mask[:, None].repeat(batch, 1, 1, 1)
@@ -89,7 +89,7 @@ def plain_layout(
 
 
 def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
-    """W×N×N: -100 for pairs of tokens that the roll brought together from two sides of the map."""
+    """Build the mask W×N×N: -100 for token pairs from opposite sides of the map, otherwise 0."""
     tall, wide = -(-height // size) * size, -(-width // size) * size
     row, column = (
         _side(torch.arange(n, device=device), n, size, shift)[None, :] for n in (tall, wide)
@@ -100,7 +100,7 @@ def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.de
 
 
 def _side(at: Tensor, end: int, size: int, shift: int) -> Tensor:
-    """The side of the rolled map, 0 … 2, that positions along an axis of length ``end`` are of."""
+    """Compute the side of the rolled map, 0 … 2, of positions along an axis of length ``end``."""
     return (at >= end - size).long() + (at >= end - shift)
 
 
@@ -109,9 +109,9 @@ def _side(at: Tensor, end: int, size: int, shift: int) -> Tensor:
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """B maps of H×W tokens in W windows of N tokens each, as tables of row numbers.
+    """B maps of H×W tokens in W windows of N tokens each, as tables of row indices.
 
-    A row is one head's part of a token. Windows that need a mask come last within an image.
+    A row is one head's part of a token. Windows that need a mask come last in an image.
     """
 
     batch: int
@@ -120,11 +120,11 @@ class WindowLayout:
     """W, windows of an image."""
     rows: Tensor
     """3·B·W·heads·N: the row of the projected tokens (B·H·W·3·heads rows) that each slot reads;
-    slots of padding read any."""
+    padding slots read any row."""
     padding: Tensor
-    """The slots that are padding."""
+    """Indices of the padding slots."""
     back: Tensor
-    """B·H·W·heads: the row of the windows that each row of the map is read from."""
+    """B·H·W·heads: the row of the windows that holds each row of the map."""
     rows_back: Tensor
     """B·H·W·3·heads: the inverse of ``rows``."""
     edge_mask: Tensor
@@ -144,11 +144,11 @@ class WindowLayout:
 def window_layout(
     batch: int, height: int, width: int, heads: int, size: int, shift: int, device: torch.device
 ) -> WindowLayout:
-    """Compute the tables of ``batch`` maps of ``height`` × ``width`` tokens, once for each size.
+    """Compute the tables of ``batch`` maps of ``height`` × ``width`` tokens; cached.
 
     Args:
-        batch, height, width: size of the maps.
-        heads: attention heads, into which a token is split.
+        batch, height, width: number of maps, and their size in tokens.
+        heads: number of attention heads, into which a token is split.
         size: side of a window, in tokens.
         shift: tokens by which the map is rolled up and left.
         device: device of the tables.
@@ -166,7 +166,7 @@ def window_layout(
 def _tables(
     token: Tensor, mask: Tensor, batch: int, tokens: int, heads: int, device: torch.device
 ) -> WindowLayout:
-    """Tables from ``token``, W×N: the token of an image in each slot, -1 for padding."""
+    """Build the tables from ``token``, W×N: index of an image's token in each slot, or -1."""
     image, head = torch.arange(batch), torch.arange(heads)
     # rows: part (q, k, v) × image × window × head × slot
     slots = token[None, None, :, None] + image[None, :, None, None, None] * tokens
@@ -176,7 +176,7 @@ def _tables(
     rows = rows.flatten()
     rows_back = torch.empty(batch * tokens * 3 * heads, dtype=torch.long)
     rows_back[rows[~padding]] = (~padding).nonzero().flatten()
-    # The inverse of the first third, counted from its own start, finds attended tokens again.
+    # Attended tokens have the order of the queries, the first third of rows: invert that.
     back = rows_back.view(batch * tokens, 3, heads)[:, 0].flatten()
     return WindowLayout(
         batch=batch,
@@ -194,9 +194,9 @@ def to_windows(projected: Tensor, bias: Tensor | None, layout: WindowLayout, hea
 
     Args:
         projected: B×HW×3C, the projected tokens.
-        bias: 3C, that projection's bias: what padding, being zeros, is projected to.
+        bias: 3C, bias of the projection, to which the zeros of padding are projected.
         layout: tables of B maps.
-        heads: attention heads; C is divided among them.
+        heads: number of attention heads; C is divided among them.
 
     Returns:
         3×(B·W)×heads×N×(C/heads).
@@ -211,14 +211,14 @@ def to_windows(projected: Tensor, bias: Tensor | None, layout: WindowLayout, hea
 
 
 def from_windows(attended: Tensor, layout: WindowLayout) -> Tensor:
-    """Bring (B·W)×heads×N×D, by window and head, back to the maps: (B·HW)×(heads·D)."""
+    """Move (B·W)×heads×N×D, sorted by window and head, back to maps: (B·HW)×(heads·D)."""
     _, heads, _, width = attended.shape
     rows = _FromWindows.apply(attended.reshape(-1, width), layout)
     return rows.view(-1, heads * width)
 
 
 class _ToWindows(torch.autograd.Function):
-    """Read rows by table. The gradient reads by the inverse table; autograd's would scatter."""
+    """Gather rows by table. The gradient gathers by the inverse table; autograd's would scatter."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
@@ -242,7 +242,7 @@ class _ToWindows(torch.autograd.Function):
 
 
 def _bias_rows(layout: WindowLayout, parts: int) -> Tensor:
-    """Index, among the ``3·heads`` rows of the bias, of the row that each slot of padding holds."""
+    """Find the row of the bias, among its ``3·heads`` rows, that each padding slot holds."""
     heads = parts // 3
     size = layout.edge_mask.shape[-1]
     part = layout.padding // (len(layout.rows) // 3)
@@ -263,22 +263,22 @@ class _FromWindows(torch.autograd.Function):
         return rows, None
 
 
-# Inside a graph whose sizes are open
+# For graphs with dynamic sizes
 
 
 @dataclass(frozen=True)
 class OpenLayout:
     """Tables of whole tokens, with windows in the order of the map; used as :class:`PlainLayout`.
 
-    A graph of open sizes cannot be cut by ``view``: the exporter would have to prove that the
-    sizes divide. Indices need no proof.
+    With dynamic sizes, maps cannot be cut by ``view``, because the exporter would have to prove
+    that the sizes are divisible. Indexing needs no proof.
     """
 
     size: int
     rows: Tensor
-    """B·W·N: the token (of B·H·W) that each slot reads; slots of padding read any."""
+    """B·W·N: the token (of B·H·W) that each slot reads; padding slots read any token."""
     padding: Tensor
-    """B·W·N bools."""
+    """B·W·N, bool: True for padding slots."""
     back: Tensor
     """B·H·W: the slot of each token."""
     mask: Tensor | None
@@ -298,7 +298,7 @@ class OpenLayout:
 def open_layout(
     batch: int, height: int, width: int, size: int, shift: int, device: torch.device
 ) -> OpenLayout:
-    """Compute the tables by arithmetic alone: no step asks for a size or splits a product of sizes.
+    """Compute the tables by arithmetic that never needs the value of a size or its factors.
 
     Sizes may be symbols (``torch.export``) or tensors (``torch.jit.trace``).
     """
@@ -330,6 +330,6 @@ def open_layout(
 
 
 def _divide(x: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """Quotient and remainder; ONNX has no ``%`` by a number that is not known yet."""
+    """Compute quotient and remainder, because ONNX has no ``%`` by a dynamic number."""
     quotient = x // by
     return quotient, x - quotient * by

@@ -13,7 +13,7 @@ __all__ = ["MaskModel", "as_mask_model"]
 
 
 class MaskModel(Protocol):
-    """A model as the predictor uses it; :class:`mask_former.MaskFormer` is one."""
+    """Interface of models in the predictor; :class:`mask_former.MaskFormer` implements it."""
 
     thing_ids: frozenset[int]
     """Contiguous ids of the thing classes."""
@@ -24,10 +24,10 @@ class MaskModel(Protocol):
 
 
 class _PixelModelAdapter:
-    """A per-pixel model behind the interface of :class:`MaskModel`."""
+    """Adapter of a per-pixel model to the interface :class:`MaskModel`."""
 
     thing_ids: frozenset[int] = frozenset()
-    inference = InferenceSettings()  # the semantic result alone
+    inference = InferenceSettings()  # only the semantic result
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""The output of the network for one image, from which any result is made."""
+"""The output of the network for one image, from which its results are computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["ImageOutput", "check_kinds"]
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """The output of the network for one image; results are made of it without a forward pass."""
+    """The network's output for one image; results are computed from it without a forward pass."""
 
     image: NDArray[np.uint8]
     """H×W×3, RGB."""
@@ -42,20 +42,20 @@ class ImageOutput:
         overlap_threshold: float | None = None,
         topk: int | None = None,
     ) -> Result:
-        """Make the results, at the image's own size.
+        """Compute the results, at the size of the image.
 
         Args:
-            kinds: of "panoptic", "instance" and "semantic", whether the config turns them on or
-                not; None: those that it turns on.
-            object_mask_threshold: class probability that a panoptic segment needs, in [0, 1]; None:
+            kinds: One or more of "panoptic", "instance" and "semantic", whether the config turns
+                them on or not; None: those that it turns on.
+            object_mask_threshold: Class probability that a panoptic segment needs, in [0, 1]; None:
                 the config's.
-            overlap_threshold: share of its own mask that a panoptic segment must win, in [0, 1];
+            overlap_threshold: Share of its own mask that a panoptic segment must win, in [0, 1];
                 None: the config's.
-            topk: number of (query, class) pairs that the instance result starts from, 1 or more;
+            topk: Number of (query, class) pairs that the instance result starts from, 1 or more;
                 None: the config's.
 
         Raises:
-            ValueError: for an unknown kind, one that the model cannot give, or a value out of its
+            ValueError: If a kind is unknown, the model cannot compute it, or a value is out of its
                 range.
         """
         given = {
@@ -68,7 +68,7 @@ class ImageOutput:
             for name, value in given.items()
         }
         _check_options(options)
-        found = {kind: self._make(kind, options) for kind in self._kinds(kinds)}
+        found = {kind: self._compute(kind, options) for kind in self._kinds(kinds)}
         semantic, scores = found.get("semantic", (None, None))
         return Result(
             image=self.image,
@@ -85,12 +85,12 @@ class ImageOutput:
             return check_kinds(kinds)
         if not self.defaults.kinds:
             raise ValueError(
-                "The config turns on no result: give kinds=, or set one of MODEL.MASK_FORMER.TEST."
+                "The config turns on no result: give kinds=…, or set one of MODEL.MASK_FORMER.TEST."
                 "{SEMANTIC,PANOPTIC,INSTANCE}_ON."
             )
         return self.defaults.kinds
 
-    def _make(self, kind: str, options: Mapping[str, Any]) -> Any:
+    def _compute(self, kind: str, options: Mapping[str, Any]) -> Any:
         thing_ids = self.classes.thing_ids
         if kind == "semantic":
             ids, scores = self.logits.semantic_map()
@@ -109,7 +109,7 @@ def check_kinds(kinds: Sequence[str] | str) -> tuple[str, ...]:
     """Return the kinds of results, each once.
 
     Raises:
-        ValueError: for an unknown kind, or none at all.
+        ValueError: If a kind is unknown, or there is none.
     """
     asked = (kinds,) if isinstance(kinds, str) else tuple(dict.fromkeys(kinds))
     unknown = [kind for kind in asked if kind not in RESULTS]
@@ -130,6 +130,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
 @cache  # logged once
 def _warn_no_thing_classes() -> None:
     logging.getLogger(__name__).warning(
-        "No class is known to be a thing: in the panoptic result all segments of a class are one. "
-        "In Python, from_pretrained(…, things=[…]) names the classes whose objects are separated."
+        "No class is known to be a thing: panoptic results merge all segments of a class. To "
+        "separate the objects of some classes, use from_pretrained(…, things=[…]) in Python."
     )

@@ -27,7 +27,7 @@ _EXPECTED = "expected H×W×3 (RGB) or H×W"
 
 
 class LoadedImage(NamedTuple):
-    """An image as the predictor uses it."""
+    """An image in the form that the predictor uses."""
 
     pixels: NDArray[np.uint8]
     """H×W×3, RGB."""
@@ -39,13 +39,13 @@ def load_image(image: ImageLike) -> LoadedImage:
     """Convert an image to RGB pixels of 8 bits; grey images get three equal channels.
 
     Args:
-        image: a path to a file that Pillow reads (turned upright according to its EXIF data); a
-            PIL image, likewise; a numpy array H×W×3 (RGB) or H×W, uint8 or uint16; or a torch
+        image: A path to a file that Pillow reads, or a PIL image (both are turned upright according
+            to their EXIF data); a numpy array H×W×3 (RGB) or H×W, uint8 or uint16; or a torch
             tensor 3×H×W (RGB) or H×W, uint8.
 
     Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is not an image, or has another shape, type or range of values.
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is not an image, or has another shape, type or range of values.
     """
     if isinstance(image, str | os.PathLike):
         return LoadedImage(read_image(Path(image).expanduser()), os.fspath(image))
@@ -65,11 +65,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image file with Pillow, upright (EXIF), with 16 bits reduced to 8.
 
     Returns:
-        H×W×3, RGB.
+        Pixels H×W×3, RGB.
 
     Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is not an image, or a damaged one.
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is not an image, or is damaged.
     """
     with image_errors(f"{path}:"):
         return read_pixels(path.read_bytes(), "RGB")
@@ -80,7 +80,7 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode[0] not in "IF":
         return np.array(upright.convert("RGB"))
     pixels = np.asarray(upright)  # Pillow would clip values deeper than 8 bits
-    if image.format:  # it comes from a file, which has its depth
+    if image.format:  # it comes from a file, which defines its bit depth
         try:
             return deep_to_8_bit(pixels, deep_bits(image))
         except ValueError as error:
@@ -96,7 +96,7 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
 def _from_tensor(image: Tensor) -> NDArray[np.uint8]:
     shape = tuple(image.shape)
     if image.ndim == 3 and shape[0] != 3:
-        hint = "image.permute(2, 0, 1)" if shape[2] == 3 else "3 channels, RGB"
+        hint = "use image.permute(2, 0, 1)" if shape[2] == 3 else "3 channels, RGB"
         raise ValueError(f"The tensor has shape {shape}; expected 3×H×W: {hint}.")
     pixels = image.detach().cpu().numpy()
     return _from_array(pixels.transpose(1, 2, 0) if image.ndim == 3 else pixels)
@@ -105,11 +105,11 @@ def _from_tensor(image: Tensor) -> NDArray[np.uint8]:
 def _from_array(image: NDArray[Any]) -> NDArray[np.uint8]:
     if image.ndim == 3 and image.shape[2] != 3:
         shape = "×".join(map(str, image.shape))
-        hints = {1: "image[..., 0]", 4: "image[..., :3] leaves out the fourth channel"}
+        hints = {1: ": use image[..., 0]", 4: ": use image[..., :3] to drop the fourth channel"}
         hint = hints.get(image.shape[2], "")
         if image.shape[0] == 3:
-            hint = "image.transpose(1, 2, 0)"
-        raise ValueError(f"The array is {shape}; {_EXPECTED}{': ' if hint else '.'}{hint}")
+            hint = ": use image.transpose(1, 2, 0)"
+        raise ValueError(f"The array is {shape}; {_EXPECTED}{hint}.")
     if image.ndim not in (2, 3):
         found = "×".join(map(str, image.shape)) or "a single value"
         hint = "; give several images as a list" if image.ndim == 4 else ""
@@ -128,9 +128,9 @@ def _about_values(image: NDArray[Any]) -> str:
     low, high = image.min(), image.max()
     found = f"The image holds {image.dtype} values from {low:g} to {high:g}; expected uint8"
     if image.dtype.kind == "f" and low >= 0 and high <= 1:
-        return f"{found} in 0 … 255: (255 * image).round(), then as uint8."
+        return f"{found} in 0 … 255: use (255 * image).round(), converted to uint8."
     if image.dtype.kind in "iuf" and low >= 0 and high <= 255:
-        return f"{found}: image.round() as uint8, if 0 is black and 255 is white."
+        return f"{found}: use image.round(), converted to uint8, if 0 is black and 255 is white."
     if image.dtype.kind == "b":
         return f"{found} in 0 … 255."
-    return f"{found} in 0 … 255 (or uint16). The predictor normalises it: give it unnormalised."
+    return f"{found} in 0 … 255 (or uint16). Do not normalise the image: the predictor does."

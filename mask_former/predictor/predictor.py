@@ -1,4 +1,4 @@
-"""From a checkpoint to results in Python: :class:`MaskFormerPredictor`."""
+"""Prediction in Python, from a checkpoint to results: :class:`MaskFormerPredictor`."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class MaskFormerPredictor:
         """Build the model and load its weights.
 
         Args:
-            cfg: names the model, its weights (``MODEL.WEIGHTS``), the device, the input size
+            cfg: Config of the model, its weights (``MODEL.WEIGHTS``), the device, the input size
                 (``INPUT.MIN_SIZE_TEST``, ``INPUT.MAX_SIZE_TEST``) and the channel order.
-            classes: names, colours and things of the K classes; None: those in the metadata of the
-                config's datasets.
-            weights: the model's weights; None: those of ``MODEL.WEIGHTS``.
+            classes: The K classes with their names, colours and things; None: those in the metadata
+                of the config's datasets.
+            weights: The model's weights; None: those of ``MODEL.WEIGHTS``.
 
         Raises:
-            OSError, ValueError: if the weights cannot be read or do not fit the model, or the
+            OSError, ValueError: If the weights cannot be read or do not fit the model, or the
                 number of ``classes`` is not K.
         """
         cfg = resolve_device(cfg)
@@ -90,26 +90,25 @@ class MaskFormerPredictor:
         """Load the model of a checkpoint.
 
         Args:
-            path_or_url: a checkpoint (``.pth``, ``.safetensors``, ``.pkl``) or its URL; the output
-                folder of a training; another folder of a checkpoint, with or without a
-                ``config.yaml``; the folder of a ``transformers`` MaskFormer; a config file that
-                names its weights; or the name of a model that comes with the code, such as
+            path_or_url: A checkpoint (``.pth``, ``.safetensors``, ``.pkl``) or its URL; the output
+                folder of a training run; another folder with one checkpoint, with or without a
+                ``config.yaml``; the folder of a ``transformers`` MaskFormer; a config file with
+                ``MODEL.WEIGHTS``; or the name of a model that comes with the code, such as
                 "camvid_semantic".
-            config_file: needed for a checkpoint that does not carry what inference needs, such as
-                third-party ones and those of older trainings; otherwise it replaces what the
-                checkpoint carries.
-            device: such as "cpu" or "cuda:1"; None: the config's, or, if the checkpoint carries the
-                config, a GPU if there is one.
-            opts: KEY VALUE … on top of the config, such as
+            config_file: Config for a checkpoint that contains none, such as a third-party one or
+                one of an older version; otherwise it replaces the config in the checkpoint.
+            device: Device, such as "cpu" or "cuda:1"; None: that of the config file, or, with the
+                config in the checkpoint, a GPU if there is one.
+            opts: Keys and values that override the config, such as
                 ``("INPUT.MIN_SIZE_TEST", 800, "TEST.SLIDING_WINDOW.SIZE", 1024)``.
-            things: names or ids of the classes whose objects get segments of their own in panoptic
+            things: Names or ids of the classes whose objects get segments of their own in panoptic
                 results, and that instance results contain; None: those of the checkpoint or config.
 
         Raises:
-            FileNotFoundError: if the file, folder or model is missing.
-            OSError: if a URL cannot be fetched.
-            KeyError: for an unknown key of ``opts`` or class of ``things``.
-            ValueError: if a file is broken, or config and weights do not fit each other.
+            FileNotFoundError: If the file, folder or model is missing.
+            OSError: If a URL cannot be downloaded.
+            KeyError: If a key of ``opts`` or a class of ``things`` is unknown.
+            ValueError: If a file is damaged, or config and weights do not fit each other.
         """
         found = find_pretrained(
             path_or_url, config_file=config_file, device=device, opts=opts, things=things
@@ -118,7 +117,7 @@ class MaskFormerPredictor:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of results that the config turns on, the richest first."""
+        """Kinds of results that the config turns on, in the order panoptic, instance, semantic."""
         return self._network.inference.kinds
 
     @overload
@@ -139,14 +138,17 @@ class MaskFormerPredictor:
         """Compute the results of an image, or of each image of a list.
 
         Args:
-            image: an image, or a list or tuple of images.
-            batch_size: the most images in one forward pass; see :meth:`stream`.
-            options: ``kinds``, ``object_mask_threshold``, ``overlap_threshold``, ``topk``: see
+            image: An image, or a list or tuple of images.
+            batch_size: Largest number of images in one forward pass; see :meth:`stream`.
+            options: ``kinds``, ``object_mask_threshold``, ``overlap_threshold``, ``topk``; see
                 :meth:`ImageOutput.result`.
 
+        Returns:
+            A result, or a list of one result for each image.
+
         Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: for something that is not an image, or a wrong option.
+            FileNotFoundError: If a file is missing.
+            ValueError: If an image or option is not valid.
         """
         if isinstance(image, list | tuple):
             return list(self.stream(image, batch_size=batch_size, **options))
@@ -161,17 +163,17 @@ class MaskFormerPredictor:
         batch_size: int = 1,
         **options: Any,
     ) -> Iterator[Result]:
-        """Compute results in the order of the images, as they are asked for, in constant memory.
+        """Yield results lazily, in the order of the images and in constant memory.
 
         Args:
-            images: any number of images; ``batch_size`` of them are taken at a time.
-            kinds, options: see :meth:`ImageOutput.result`.
-            batch_size: the most images in one forward pass. Only images of one size at the network
-                share a pass: padding to a larger one would change their results.
+            images: Any number of images; ``batch_size`` of them are taken at a time.
+            kinds, options: See :meth:`ImageOutput.result`.
+            batch_size: Largest number of images in one forward pass. Only images with the same size
+                at the network share a pass, because more padding would change their results.
 
         Raises:
-            FileNotFoundError, ValueError: as a call. Images after a bad one are not reached: if
-                some may be bad, call the predictor for each image.
+            FileNotFoundError, ValueError: See :meth:`__call__`. A bad image ends the iteration; if
+                some images may be bad, call the predictor for each image.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more.")
@@ -191,20 +193,20 @@ class MaskFormerPredictor:
                 yield output.result(kinds, **options)
 
     def logits(self, image: ImageLike) -> ImageOutput:
-        """Run one forward pass and return its output, from which results are made at any threshold.
+        """Run one forward pass and return its output, to compute results at several thresholds.
 
         Raises:
-            FileNotFoundError, ValueError: as a call.
+            FileNotFoundError, ValueError: See :meth:`__call__`.
         """
         return self._forward([load_image(image)])[0]
 
     def inner_outputs(self, image: ImageLike) -> InnerOutputs:
-        """Run one image and keep what each part of the network returns.
+        """Run the network on one image and return the outputs of each of its parts.
 
         See :mod:`mask_former.modeling.inner_outputs`.
 
         Raises:
-            FileNotFoundError, ValueError: as a call.
+            FileNotFoundError, ValueError: See :meth:`__call__`.
         """
         from mask_former.modeling.inner_outputs import inner_outputs
 
@@ -239,5 +241,5 @@ def _check_number(classes: Classes, cfg: CfgNode) -> None:
     if len(classes.names) != expected:
         raise ValueError(
             f"classes: found {len(classes.names)}, the model has {expected} "
-            "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
+            "(MODEL.SEM_SEG_HEAD.NUM_CLASSES); the numbers must be equal."
         )

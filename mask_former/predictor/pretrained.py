@@ -35,13 +35,13 @@ __all__ = ["Pretrained", "find_pretrained"]
 
 
 class Pretrained(NamedTuple):
-    """A model that can be built."""
+    """A resolved model: its config, classes and weights."""
 
     cfg: CfgNode
     """Checked and frozen config; ``MODEL.WEIGHTS`` names the source of the weights."""
     classes: Classes
     weights: dict[str, Tensor] | None = None
-    """Weights of the model; None: those of the file ``MODEL.WEIGHTS``."""
+    """Weights of the model; None: they are in the file ``MODEL.WEIGHTS``."""
 
 
 class _Request(NamedTuple):
@@ -71,7 +71,7 @@ def find_pretrained(
     opts: Sequence[Any] = (),
     things: Sequence[str | int] | None = None,
 ) -> Pretrained:
-    """Find the model; see :meth:`mask_former.MaskFormerPredictor.from_pretrained`."""
+    """Resolve a source; see :meth:`mask_former.MaskFormerPredictor.from_pretrained`."""
     request = _Request(
         os.fspath(source),
         None if config_file is None else os.fspath(config_file),
@@ -79,12 +79,12 @@ def find_pretrained(
         list(opts),
         things,
     )
-    for meaning in _MEANINGS:
-        if meaning.matches(request):
-            return meaning.resolve(request)
+    for kind in _SOURCE_KINDS:
+        if kind.matches(request):
+            return kind.resolve(request)
     raise FileNotFoundError(
         f"There is no checkpoint or folder {source}, and no model of that name comes with the "
-        f"code; there are: {', '.join(packaged_models()) or 'none'}.{_hub_hint(request.source)}"
+        f"code, only {', '.join(packaged_models()) or 'none'}.{_hub_hint(request.source)}"
     )
 
 
@@ -92,14 +92,14 @@ def _hub_hint(source: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return ""
     return (
-        " A model of the Hugging Face Hub is downloaded first: "
-        f"hf download {source} --local-dir FOLDER; then give FOLDER."
+        " For a model of the Hugging Face Hub, first run "
+        f"`hf download {source} --local-dir FOLDER`; then give FOLDER."
     )
 
 
 def _from_huggingface(request: _Request) -> Pretrained:
     settings, weights, names = read_huggingface_folder(request.path)
-    cfg = _finished(settings, request, request.source, request.source)
+    cfg = _complete(settings, request, request.source, request.source)
     return Pretrained(cfg, _with_things(classes_of(cfg, names), request.things), weights)
 
 
@@ -114,7 +114,7 @@ def _from_config(request: _Request) -> Pretrained:
     config_file = str(request.path)
     weights = read_cfg(config_file, list(request.opts)).MODEL.WEIGHTS
     if not weights:
-        raise ValueError(f"{config_file} names no MODEL.WEIGHTS: give the checkpoint instead.")
+        raise ValueError(f"{config_file} has no MODEL.WEIGHTS: set it, or give the checkpoint.")
     weights = download(weights) if "://" in weights else weights
     return _from_checkpoint(request._replace(config_file=config_file), weights)
 
@@ -131,23 +131,27 @@ def _from_model_zoo(request: _Request) -> Pretrained:
     return _from_checkpoint(request, str(packaged_models()[request.source]))
 
 
-class _Meaning(NamedTuple):
-    """A kind of source, and the function that finds its model."""
+class _SourceKind(NamedTuple):
+    """A kind of source: a function that recognises it, and one that resolves it."""
 
     matches: Callable[[_Request], bool]
     resolve: Callable[[_Request], Pretrained]
 
 
-_MEANINGS = (
-    # With a config file, a folder of transformers is the folder of a checkpoint.
-    _Meaning(lambda r: r.config_file is None and is_huggingface_folder(r.path), _from_huggingface),
-    _Meaning(lambda r: r.path.is_dir(), _from_folder),
-    _Meaning(lambda r: r.path.suffix in (".yaml", ".yml"), _from_config),
-    _Meaning(lambda r: "://" in r.source, _from_url),
-    _Meaning(lambda r: r.file.is_file(), _from_file),
-    _Meaning(lambda r: r.source in packaged_models(), _from_model_zoo),
+def _is_huggingface(request: _Request) -> bool:
+    """Recognise a folder of transformers; with a config file, it is only that of a checkpoint."""
+    return request.config_file is None and is_huggingface_folder(request.path)
+
+
+_SOURCE_KINDS = (
+    _SourceKind(_is_huggingface, _from_huggingface),
+    _SourceKind(lambda r: r.path.is_dir(), _from_folder),
+    _SourceKind(lambda r: r.path.suffix in (".yaml", ".yml"), _from_config),
+    _SourceKind(lambda r: "://" in r.source, _from_url),
+    _SourceKind(lambda r: r.file.is_file(), _from_file),
+    _SourceKind(lambda r: r.source in packaged_models(), _from_model_zoo),
 )
-"""The meanings of a source, in the order in which they are tried."""
+"""Kinds of sources, in the order in which they are tried."""
 
 
 def _from_checkpoint(request: _Request, weights: str) -> Pretrained:
@@ -162,10 +166,10 @@ def _from_checkpoint(request: _Request, weights: str) -> Pretrained:
             settings = carried.settings
         else:
             raise ValueError(
-                f"{weights} does not carry its config and classes, as checkpoints of others and of "
-                "older trainings do not. Give the config that it was trained with: config_file=."
+                f"{weights} has no config and classes, because other code or an older version of "
+                "this one wrote it. Give the config that it was trained with: config_file=…."
             )
-        cfg = _finished(settings, request, weights, config_file or weights)
+        cfg = _complete(settings, request, weights, config_file or weights)
     if carried is not None and len(carried.classes.names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
         classes = carried.classes
     else:
@@ -176,18 +180,18 @@ def _from_checkpoint(request: _Request, weights: str) -> Pretrained:
 def _carried(
     extras: Mapping[str, Any], weights: str, config_file: str | None
 ) -> InferenceData | None:
-    """Read the config and classes that a checkpoint carries; a config file replaces broken ones."""
+    """Read a checkpoint's config and classes; with a config file, damaged ones give None."""
     try:
         return read_inference_data(extras, weights)
     except ValueError as error:
         if config_file is None:
             raise
-        logging.getLogger(__name__).warning(f"Only {config_file} is used: {error}")
+        logging.getLogger(__name__).warning(f"Only {config_file} is used, because {error}")
         return None
 
 
 def _settings_of(config_file: str, *, tables: bool) -> dict[str, Any]:
-    """Read from a config file the settings of inference, the device, and the datasets' tables."""
+    """Read the inference settings, the device and, if ``tables``, the dataset tables of a file."""
     cfg = read_cfg(config_file, [])
     settings = inference_settings(cfg)
     settings["MODEL"]["DEVICE"] = cfg.MODEL.DEVICE
@@ -196,7 +200,7 @@ def _settings_of(config_file: str, *, tables: bool) -> dict[str, Any]:
     return settings
 
 
-def _finished(settings: Mapping[str, Any], request: _Request, weights: str, source: str) -> CfgNode:
+def _complete(settings: Mapping[str, Any], request: _Request, weights: str, source: str) -> CfgNode:
     """Complete the config with weights, device and options; check and freeze it."""
     cfg = cfg_from_settings(settings, request.opts, source)
     cfg.MODEL.WEIGHTS = weights
@@ -215,7 +219,7 @@ def _check_device(device: str) -> None:
     if device.startswith("cuda"):
         index, count = torch.device(device).index or 0, torch.cuda.device_count()
         if index >= count:
-            raise ValueError(f"device={device!r}, but torch sees {count} GPUs: device='cpu'.")
+            raise ValueError(f"device={device!r}, but torch sees {count} GPUs: use device='cpu'.")
 
 
 def _with_things(classes: Classes, things: Sequence[str | int] | None) -> Classes:
@@ -227,7 +231,7 @@ def _with_things(classes: Classes, things: Sequence[str | int] | None) -> Classe
     for thing in things:
         index = ids_by_name.get(thing, -1) if isinstance(thing, str) else thing
         if index not in ids_by_name.values():
-            near = difflib.get_close_matches(str(thing), classes.names) or classes.names[:8]
-            raise KeyError(f"things: there is no class {thing!r}; near it: {', '.join(near)}.")
+            known = difflib.get_close_matches(str(thing), classes.names) or classes.names[:8]
+            raise KeyError(f"things: there is no class {thing!r}; there are: {', '.join(known)}.")
         ids.add(index)
     return replace(classes, is_thing=[i in ids for i in range(len(classes.names))])

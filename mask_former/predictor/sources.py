@@ -1,4 +1,4 @@
-"""Find the checkpoint in a folder, behind a URL, or among the models that come with the code."""
+"""Find a checkpoint in a folder, at a URL, or among the models that come with the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["checkpoint_in", "download", "is_huggingface_folder", "packaged_model
 
 _SUFFIXES = (".pth", ".safetensors", ".pkl")
 _TRAINING_CHECKPOINTS = ("model_final.pth", "last_checkpoint", "model_best.pth")
-"""The first that exists is taken; ``last_checkpoint`` holds the name of a file."""
+"""The first that exists is used; ``last_checkpoint`` contains the name of a checkpoint."""
 _ROOT = Path(__file__).resolve().parents[1]
 _MODEL_ZOO = (_ROOT / "model_zoo", _ROOT.parent / "model_zoo")
 """The folder is inside the package in a wheel, and next to it in the repository."""
@@ -28,10 +28,10 @@ def packaged_models() -> dict[str, Path]:
 
 
 def download(url: str) -> str:
-    """Fetch a URL, and return its local copy followed by the query of the URL.
+    """Download a URL, and return the path of its local copy followed by the URL's query.
 
     Raises:
-        OSError: if it cannot be fetched.
+        OSError: If it cannot be downloaded.
     """
     plain, mark, query = url.partition("?")
     parts = urlparse(plain)
@@ -41,25 +41,25 @@ def download(url: str) -> str:
     try:
         local = PathManager.get_local_path(plain, **options)
         if not os.path.isfile(local):
-            raise OSError("addresses of this kind are unknown")
+            raise OSError("URLs of this kind are not supported")
     except (OSError, ValueError) as error:  # ValueError: not a URL
         raise OSError(f"{url} cannot be fetched: {error}") from error
     return f"{local}{mark}{query}"
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """Choose the checkpoint in a folder: that of a training, or the only one.
+    """Choose the checkpoint in a folder: one that training wrote, or the only one.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if there are several, and none is named like that of a training.
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If there are several, and none has a name that training writes.
     """
     for name in _TRAINING_CHECKPOINTS:
         file = folder / name
         if name == "last_checkpoint" and file.is_file():
             file = folder / file.read_text(encoding="utf-8").strip()
         if file.is_file():
-            logging.getLogger(__name__).info(f"{folder}: taking {file.name}.")
+            logging.getLogger(__name__).info(f"{folder}: using {file.name}.")
             return file
     files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
     if not files:
@@ -70,7 +70,7 @@ def checkpoint_in(folder: Path) -> Path:
     if len(files) > 1:
         raise ValueError(
             f"{folder} has {len(files)} checkpoints ({', '.join(file.name for file in files[:5])}"
-            f"{', …' if len(files) > 5 else ''}): name the one that is meant."
+            f"{', …' if len(files) > 5 else ''}): give one of them."
         )
     return files[0]
 

@@ -19,15 +19,15 @@ def load_trained_model(cfg: CfgNode, weights: Mapping[str, Tensor] | None = None
     """Build the model of a config and load all its weights, in evaluation mode.
 
     Args:
-        cfg: config of the model.
-        weights: the model's weights; ``MODEL.WEIGHTS`` is then only their name in messages. None:
-            those of the file ``MODEL.WEIGHTS``.
+        cfg: Config of the model.
+        weights: The model's weights; ``MODEL.WEIGHTS`` is then only their name in messages. None:
+            the weights in the file ``MODEL.WEIGHTS``.
 
     Raises:
-        FileNotFoundError: if ``MODEL.WEIGHTS`` is a file that is missing.
-        OSError: if it is a URL that cannot be fetched.
-        ValueError: if it is not set, is broken, or lacks weights of the model, as the weights of a
-            backbone do: parameters left random would give random masks.
+        FileNotFoundError: If the file ``MODEL.WEIGHTS`` is missing.
+        OSError: If it is a URL that cannot be downloaded.
+        ValueError: If it is not set, is damaged, or lacks weights of the model, as the weights of a
+            backbone do; with random parameters, the masks would be random.
     """
     cfg, source = resolve_device(cfg), cfg.MODEL.WEIGHTS
     if weights is not None:
@@ -35,7 +35,7 @@ def load_trained_model(cfg: CfgNode, weights: Mapping[str, Tensor] | None = None
         Checkpointer(model, whole=True).load_weights(weights, source)
         return model.eval()
     if not source:
-        raise ValueError("MODEL.WEIGHTS is not set: give the checkpoint of a trained model.")
+        raise ValueError("MODEL.WEIGHTS is not set: set it to a trained model's checkpoint.")
     if "://" not in source and not os.path.isfile(source.partition("?")[0]):
         raise FileNotFoundError(f"There is no checkpoint {source} (MODEL.WEIGHTS).")
     model = build_model(cfg)

@@ -1,4 +1,4 @@
-"""Results of images: as arrays, as drawings, and in files that other programs read."""
+"""Results of images as arrays, as drawings, and as files for other programs."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class ResultArrays:
     panoptic: PanopticResult | None = None
     instances: InstanceResult | None = None
     file_name: str | None = None
-    """The image's file; None if it was not read from one."""
+    """File of the image; None if it was not read from a file."""
 
     def __post_init__(self) -> None:
         size = self.image.shape[:2]
@@ -97,7 +97,10 @@ class ResultArrays:
             shapes["instances"] = self.instances.masks.shape[1:]
         for name, shape in shapes.items():
             if shape != size:
-                raise ValueError(f"The image is {size} (H, W), but its {name} result is {shape}.")
+                raise ValueError(
+                    f"The image is {size} (H, W), but its {name} result is {shape}; expected the "
+                    "same size."
+                )
 
     @property
     def kinds(self) -> list[str]:
@@ -115,11 +118,11 @@ class ResultArrays:
         Args:
             kind: One of :attr:`kinds`.
             threshold: Minimum in [0, 1] for the score of an instance or for a pixel's semantic
-                score; the rest is not painted. Default: ``INSTANCE_THRESHOLD`` for instances, 0 for
-                pixels. It does not apply to panoptic results: the model has applied its own.
+                score; others are not painted. Default: ``INSTANCE_THRESHOLD`` for instances, 0 for
+                pixels. Panoptic results ignore it, because the model has applied its own threshold.
 
         Raises:
-            ValueError: if the result is missing, or the semantic scores that a threshold needs.
+            ValueError: if the result is missing, or the semantic scores for a threshold are.
         """
         if kind == "panoptic" and self.panoptic is not None:
             return panoptic_overlay(*self.panoptic, self.classes)
@@ -179,11 +182,13 @@ class ResultArrays:
 
     def _kind(self, kind: str | None) -> str:
         if kind is None and not self.kinds:
-            raise ValueError("The result is empty: neither panoptic, nor instance, nor semantic.")
+            raise ValueError(
+                "The result is empty: it has no panoptic, instance or semantic result to draw."
+            )
         return kind or self.kinds[0]
 
     def _legend(self, overlay: Overlay, kind: str) -> list[LegendRow]:
-        """Make a row for each painted class, by descending area."""
+        """Build a row for each painted class, by descending area."""
         areas = np.bincount(overlay.ids.ravel(), minlength=len(overlay.regions) + 1)[1:]
         rows = []
         for class_id in sorted(set(overlay.class_ids)):

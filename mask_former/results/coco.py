@@ -1,7 +1,7 @@
 """Results in COCO's panoptic and instance formats (https://cocodataset.org/#format-results).
 
-Category ids in the files are the dataset's if ``category_ids`` is given; otherwise a class's
-category id is its contiguous id plus 1.
+Category ids in the files are those of the dataset if ``category_ids`` is given; otherwise they are
+the contiguous ids plus 1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def resolve_category_ids(classes: Classes, category_ids: Mapping[int, int] | Non
 
 
 def categories(classes: Classes, ids: CategoryIds) -> list[dict[str, Any]]:
-    """Return COCO's ``categories``: id, name, isthing and color of each class with an id."""
+    """Build COCO's ``categories``: id, name, isthing and color of each class with an id."""
     return category_entries(
         Category(data["name"], i, data["color"], data["isthing"])
         for i, data in zip(ids, classes.to_data(), strict=True)

@@ -1,4 +1,4 @@
-"""Convert a model's output, torch tensors and detectron2's ``Instances``, to numpy arrays."""
+"""Conversion of a model's output, torch tensors and ``Instances``, to numpy arrays."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def from_detectron2(
     """Convert the output of a detectron2 model for one image.
 
     Args:
-        results: Any of ``sem_seg`` (K×H×W, not negative if the semantic scores are to be used),
+        results: Any of ``sem_seg`` (K×H×W scores, which must be ≥ 0 for valid semantic scores),
             ``panoptic_seg`` (H×W ids and segments_info) and ``instances``, on any device.
         image: H×W×3, RGB.
         classes: The K classes.
-        file_name: The image's file.
+        file_name: File of the image.
 
     Raises:
         ValueError: if the size of a result differs from the image's.
@@ -51,7 +51,7 @@ def from_detectron2(
 
 
 def _semantic_arrays(scores: Tensor) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Best class of each pixel and its share of the sum of all scores, 0 where that is 0."""
+    """Find the best class of each pixel and its share of the sum of scores; 0 if the sum is 0."""
     class_ids, best = best_class(scores)
     total = scores.sum(0, dtype=torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
     return class_ids.int().cpu().numpy(), (best.float() / total).cpu().numpy()

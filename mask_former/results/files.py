@@ -31,24 +31,24 @@ class DrawOptions(TypedDict, total=False):
 
 
 def is_image_suffix(suffix: str) -> bool:
-    """Return True if Pillow writes files with this suffix, such as ".png"."""
+    """Return True if Pillow can write files with this suffix, such as ".png"."""
     return Image.registered_extensions().get(suffix.lower()) in Image.SAVE
 
 
 def save_overlay(result: ResultArrays, path: Path, kind: str | None, options: DrawOptions) -> None:
     """Write the drawing atomically, in the format of the path's suffix."""
     drawing = Image.fromarray(result.draw(kind, **options))
-    form = Image.registered_extensions()[path.suffix.lower()]
-    settings = {"compress_level": 3} if form == "PNG" else {"quality": 95}
-    replace_file(path, lambda part: drawing.save(part, format=form, **settings))
+    file_format = Image.registered_extensions()[path.suffix.lower()]
+    settings = {"compress_level": 3} if file_format == "PNG" else {"quality": 95}
+    replace_file(path, lambda part: drawing.save(part, format=file_format, **settings))
 
 
 def save_semantic(result: ResultArrays, path: Path) -> None:
     """Write class ids as a PNG, atomically.
 
-    With up to 255 classes the file has 8 bits and the classes' colours as its palette, so that
-    viewers show colours and readers get ids; 255 means "no class". With more classes it has 16
-    bits, in grey, and 65535 means "no class".
+    With up to 255 classes, the file has 8 bits per pixel and the classes' colours as its palette,
+    so that viewers show colours and readers get ids; 255 means "no class". With more classes, it
+    has 16 bits per pixel, in grey, and 65535 means "no class".
 
     Raises:
         ValueError: if there is no semantic result.
@@ -66,7 +66,7 @@ def save_semantic(result: ResultArrays, path: Path) -> None:
 
 
 def missing_result(format_name: str, kind: str, result: ResultArrays) -> ValueError:
-    """Make the error for a format whose result is missing."""
+    """Create the error for a format whose result is missing."""
     return ValueError(
         f"The format {format_name!r} needs a {kind} result; {result.file_name or 'the image'} "
         f"has {result.kinds}: ask the model for it (`kinds`), or leave the format out."

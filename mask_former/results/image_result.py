@@ -1,4 +1,4 @@
-"""The result of one image: its arrays, which can be drawn, and written to a file or a folder."""
+"""The result of one image, which can be drawn, and written to a file or a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Result(ResultArrays):
         """Write the result; each file is written atomically.
 
         Args:
-            path: a file, whose suffix decides its format (.png, .jpg, …: the drawn image; .npz:
+            path: a file, whose suffix determines its format (.png, .jpg, …: the drawn image; .npz:
                 all arrays; .json: COCO's instance results; .png with the format "semantic-png":
                 class ids), or a folder, which is created.
             formats: names from :data:`mask_former.results.FORMATS`; the default for a folder is
@@ -41,7 +41,7 @@ class Result(ResultArrays):
         fitting = [] if path.is_dir() else _formats_of(path.suffix.lower())
         if not fitting and not formats and path.suffix and not path.is_dir():
             raise ValueError(
-                f"{path} is not a folder, and its suffix is not one that can be written: expected "
+                f"{path} is not a folder, and results cannot be written with its suffix: expected "
                 "an image (.png, .jpg, …), .npz or .json. To write a folder of this name, give the "
                 f"formats, from {', '.join(FORMATS)}."
             )

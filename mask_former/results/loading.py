@@ -27,11 +27,13 @@ def load_npz(path: str | Path, image: NDArray[np.uint8] | None = None) -> Result
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if the file is damaged or not a result, or the image has another size.
+        ValueError: if the file is damaged or not a result, or if the image has another size.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: expected a file of Result.save(….npz).")
+        raise FileNotFoundError(
+            f"{path} is missing: expected a file that Result.save(….npz) wrote."
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -49,7 +51,7 @@ def load_npz(path: str | Path, image: NDArray[np.uint8] | None = None) -> Result
 def _result(arrays: Arrays, image: NDArray[np.uint8], width: int) -> Result:
     classes = Classes.from_data(json.loads(str(arrays["classes"])))
     semantic = panoptic = instances = None
-    shares = arrays.get("semantic_scores")
+    semantic_scores = arrays.get("semantic_scores")
     if "semantic" in arrays:
         semantic = arrays["semantic"].astype(np.int32)
     if "panoptic_ids" in arrays:
@@ -62,4 +64,4 @@ def _result(arrays: Arrays, image: NDArray[np.uint8], width: int) -> Result:
         boxes, scores = arrays["instance_boxes"], arrays["instance_scores"]
         instances = InstanceResult(masks, boxes, scores, class_ids, names)
     file_name = str(arrays["file_name"]) if "file_name" in arrays else None
-    return Result(image, classes, semantic, shares, panoptic, instances, file_name)
+    return Result(image, classes, semantic, semantic_scores, panoptic, instances, file_name)

@@ -22,7 +22,7 @@ Arrays = dict[str, NDArray[Any]]
 def save_npz(result: ResultArrays, path: Path, kinds: Collection[str] | None = None) -> None:
     """Write a result without its image, atomically.
 
-    The file holds these arrays; those of results that do not exist are left out:
+    The file holds these arrays; those of missing results are left out:
 
     =================== ==================================================================
     size                height and width of the image
@@ -41,7 +41,7 @@ def save_npz(result: ResultArrays, path: Path, kinds: Collection[str] | None = N
     Args:
         result: The result to write.
         path: A file name that ends in .npz.
-        kinds: Kinds of results to write. Default: all that exist.
+        kinds: Kinds of results to write. Default: all existing ones.
     """
     chosen = result.kinds if kinds is None else kinds
     arrays: Arrays = {
@@ -79,5 +79,5 @@ def _small(ids: NDArray[np.int32]) -> NDArray[Any]:
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:  # to a path, numpy would append .npz
+    with path.open("wb") as file:  # numpy would append .npz to a path
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

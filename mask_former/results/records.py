@@ -1,4 +1,4 @@
-"""Append-only JSON Lines with one record per image, merged at the end of a run.
+"""Append-only JSON Lines files with one record per image, merged at the end of a run.
 
 A folder ``records`` has a file for each format and process, with a JSON line ``[NAME, RECORD]`` for
 each image. Lines are only appended, so a run that is killed loses at most one image.
@@ -15,7 +15,7 @@ __all__ = ["RecordFile", "RecordIndex"]
 
 
 class RecordFile:
-    """Record file that one process appends to."""
+    """Record file to which one process appends."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 class RecordIndex:
-    """Positions of all records of a format, by the name of the image."""
+    """Positions of all records of a format, by image name."""
 
     def __init__(self, folder: Path, format_name: str) -> None:
         self._positions: dict[str, tuple[Path, int]] = {}

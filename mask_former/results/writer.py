@@ -23,7 +23,7 @@ __all__ = ["ResultWriter", "merge_records"]
 
 CATEGORIES = "categories.json"
 _RECORDED = {"panoptic-coco": "panoptic.json", "instances-coco": "instances.json"}
-"""Formats that collect all images in one JSON file, with its name."""
+"""Formats that collect all images in one JSON file, and the name of that file."""
 
 
 class ResultWriter:
@@ -31,7 +31,7 @@ class ResultWriter:
 
     The files of each format:
 
-    - ``overlay``: ``overlay/NAME.png``, with several kinds ``overlay/NAME_KIND.png``.
+    - ``overlay``: ``overlay/NAME.png``, or ``overlay/NAME_KIND.png`` for several kinds.
     - ``semantic-png``: ``semantic/NAME.png``, class ids; see :func:`.files.save_semantic`.
     - ``panoptic-coco``: ``panoptic/NAME.png`` and ``panoptic.json`` (``images``, ``annotations``,
       ``categories``), COCO panoptic format.
@@ -40,8 +40,8 @@ class ResultWriter:
 
     Category ids are those of ``category_ids``, by default the contiguous ids plus 1;
     ``categories.json`` next to COCO's files lists them. Every file is written atomically. Records
-    for the JSON files are kept in ``records/``, and :meth:`close` merges them; a folder can be
-    continued with more images later. Several processes can write into one folder, each with its own
+    for the JSON files are kept in ``records/``, and :meth:`close` merges them; more images can be
+    added to a folder later. Several processes can write into one folder, each with its own
     ``part``; :func:`merge_records` must then be called once, at the end.
 
     Args:
@@ -50,7 +50,7 @@ class ResultWriter:
         kinds: Kinds of results for ``overlay`` and ``npz``. Default: the richest kind for
             ``overlay``, all kinds for ``npz``.
         category_ids: Category id of the dataset by contiguous class id.
-        part: Name of this process's records, such as its rank, if several write into the folder.
+        part: Name of this process's records, such as its rank, if several processes write.
         drawing: Options of the drawings.
 
     Raises:
@@ -214,7 +214,7 @@ def merge_records(folder: str | Path, formats: Iterable[str] = tuple(_RECORDED))
 
 
 def _panoptic_json(index: RecordIndex, folder: Path) -> Iterator[str]:
-    """Yield the JSON's text in pieces, because it may not fit into memory."""
+    """Yield the JSON text in pieces, because it may not fit into memory."""
     yield '{"images": ['
     yield from _joined(record["image"] for record in index.records())
     yield '], "annotations": ['

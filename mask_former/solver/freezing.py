@@ -36,7 +36,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for name in frozen:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(f"{_KEY} is {list(patterns)}, which leaves nothing to train.")
+        raise ValueError(
+            f"{_KEY} is {list(patterns)}, which leaves nothing to train: remove a pattern."
+        )
     norms = _frozen_norms(model, patterns, frozen)
     # Before each forward pass, because detectron2 calls train() on the model after evaluations.
     model.register_forward_pre_hook(lambda *_: _set_eval_mode(norms))

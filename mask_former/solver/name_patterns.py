@@ -1,4 +1,4 @@
-"""Patterns of parameter names, as configs write them."""
+"""Patterns of parameter names in configs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def matching(pattern: str, names: Collection[str], key: str) -> list[str]:
     Args:
         pattern: Pattern of a config.
         names: Names of a model's parameters.
-        key: Config key, for the error message.
+        key: Config key of the pattern, for the error message.
 
     Raises:
-        ValueError: If there are none. The message lists similar names.
+        ValueError: If it matches none. The message lists similar names.
     """
     found = [name for name in names if lies_below(name, pattern)]
     if not found:

@@ -1,4 +1,4 @@
-"""Optimizer with learning rate and weight decay by parameter, and clipping of the gradient."""
+"""Optimizers with learning rates and weight decays by parameter, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POSITION_BIASES = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Parameter]]:
-    """Yield the name of the module, the own name, the module and the parameter, each once."""
+    """Yield each trained parameter once: name of its module, own name, module, parameter."""
     seen = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -67,7 +67,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _multipliers(entries: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
-    """Return the product of the factors for each parameter that a pattern matches."""
+    """Compute the product of the factors of each parameter that a pattern matches."""
     key = "SOLVER.LR_MULTIPLIERS"
     multipliers: dict[str, float] = {}
     for entry in entries:
@@ -90,8 +90,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW or SGD (``SOLVER.OPTIMIZER``), whose ``step()`` clips the gradient first.
 
     With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" the gradient's norm over all parameters is
-    clipped to ``CLIP_VALUE``; ``optimizer.gradient_norm`` is its value before. The other types are
-    detectron2's.
+    clipped to ``CLIP_VALUE``; ``optimizer.gradient_norm`` is the norm before clipping. The other
+    types are detectron2's.
 
     Raises:
         ValueError: If the optimizer is unknown.

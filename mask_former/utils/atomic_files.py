@@ -44,13 +44,13 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """Find the system's error in a chain of errors; torch raises its own on top of it."""
+    """Find the operating system's error in a chain of errors; torch raises its own from it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def save_torch(content: Any, path: Path) -> None:
-    """Save with torch through a Python file, whose errors name the reason."""
+    """Save with torch into a Python file object, whose errors name the reason."""
     with path.open("wb") as file:
         torch.save(content, file)

@@ -18,7 +18,7 @@ Color = tuple[int, int, int]
 """RGB values, 0 … 255."""
 
 _GOLDEN = 0.618034
-"""Golden ratio: any number of its multiples, modulo 1, are spread evenly."""
+"""Golden ratio: its first n multiples, modulo 1, are spread evenly for any n."""
 
 
 def spread_color(index: int) -> Color:
@@ -42,9 +42,9 @@ _OKABE_ITO: tuple[Color, ...] = (
 def colorblind_color(index: int) -> Color:
     """Return colour number ``index`` of a sequence for people with any colour vision.
 
-    Each colour can be distinguished from the few before and after it. The first eight are those
+    Each colour is distinct from the few before and after it. The first eight are those
     of Okabe and Ito (*Color Universal Design*, 2008). Each further group of eight mixes them with
-    white or, every second time, black, because there are no more hues to choose from.
+    white or, every second time, black, because there are no further distinct hues.
     """
     color, group = _OKABE_ITO[index % 8], index // 8
     if group == 0:

@@ -9,7 +9,7 @@ __all__ = ["few", "message_of", "one_line"]
 
 
 def message_of(error: BaseException) -> str:
-    """Return the text of an error; ``str`` would put that of a ``KeyError`` in quotes."""
+    """Return the text of an error; ``str`` would put quotes around that of a ``KeyError``."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
@@ -19,6 +19,6 @@ def one_line(error: BaseException) -> str:
 
 
 def few(values: Iterable[Any], most: int = 8) -> str:
-    """Write values as the text of a list, with at most the first ``most`` of them."""
+    """Format values as a list that shows only the first ``most`` of them."""
     listed = [value.item() if hasattr(value, "item") else value for value in values]
     return f"{listed[:most]} and {len(listed) - most} more" if len(listed) > most else str(listed)

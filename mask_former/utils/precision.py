@@ -1,4 +1,4 @@
-"""Number formats of mixed precision, as configs name them."""
+"""Data types of mixed precision, as named in configs."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def amp_dtype(node: Any, key: str) -> torch.dtype | None:
     if not node.ENABLED:
         return None
     if node.DTYPE not in _DTYPES:
-        raise ValueError(f"{key}.DTYPE is {node.DTYPE!r}; it must be in {list(_DTYPES)}.")
+        raise ValueError(f"{key}.DTYPE is {node.DTYPE!r}; expected one of {list(_DTYPES)}.")
     return _DTYPES[node.DTYPE]

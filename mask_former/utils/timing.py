@@ -24,8 +24,8 @@ def interleave(
 
     Args:
         steps: The functions to compare; :func:`timed` makes one that returns its seconds.
-        rounds: Number of rounds that are collected.
-        warmup: Number of rounds before them that are not.
+        rounds: Number of rounds whose values are collected.
+        warmup: Number of rounds before them whose values are discarded.
         after_round: Called after every round, for example to update a progress bar.
 
     Returns:
@@ -47,11 +47,11 @@ def timed(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] | None = None,
 ) -> Callable[[], float]:
-    """Make a function that runs a step and returns the seconds that it took.
+    """Make a function that runs a step and returns the time that it took, in seconds.
 
     Args:
         step: The function to time.
-        device: The device it runs on; the clock is read when a GPU is idle.
+        device: The device it runs on; a GPU is synchronised before the clock is read.
         clock: Returns seconds, such as ``time.process_time``. Default: ``time.perf_counter``.
     """
     clock = clock or time.perf_counter

@@ -48,10 +48,10 @@ _ALLOWED_GLOBALS = {
     ("numpy.core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
 }
-"""Functions and classes that pickles of arrays and containers call, in any pickle protocol."""
+"""Functions and classes that pickles of arrays and containers call, in all pickle protocols."""
 
 _NUMPY_CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
-"""Package of the functions above in this numpy; a file may name that of the other version."""
+"""Package of these functions in the installed numpy; files may name that of another version."""
 
 CLASS_NAMES = "class_names"
 """Key of the class names in a checkpoint."""
@@ -66,7 +66,7 @@ _OLD_PIXEL_DECODER = re.compile(
 
 
 class _RefusedError(Exception):
-    """A file that would run code when it is loaded; the argument names the code."""
+    """A file would run code when it is loaded; the argument names the code."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -140,13 +140,13 @@ def read_extras(path: str | Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path, lazy: bool = False) -> Any:
-    is_zip = zipfile.is_zipfile(path)  # torch wrote another format before version 1.6
+    is_zip = zipfile.is_zipfile(path)  # torch before 1.6 wrote another format
     if is_zip and not lazy:
         _check_sums(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and lazy)
     except pickle.UnpicklingError as error:
-        # The rest of torch's text advises to load the file all the same.
+        # The rest of torch's message advises to load the file nevertheless.
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found and not (is_zip or _are_pickles_whole(path)):
             raise EOFError("it ends too early") from error
@@ -164,7 +164,7 @@ def _read_torch(path: Path, lazy: bool = False) -> Any:
 def _are_pickles_whole(path: Path) -> bool:
     """Check that the pickles at the start of a file are not cut off, perhaps inside a name."""
     with path.open("rb") as file:
-        for _ in range(5):  # in a file of torch before 1.6; the data of the tensors follow
+        for _ in range(5):  # as many as torch before 1.6 wrote; the data of the tensors follow
             if not file.peek(1):
                 return True
             try:
@@ -207,7 +207,7 @@ def _read_safetensors(path: Path) -> Any:
     if INFERENCE in metadata:
         try:
             content[INFERENCE] = json.loads(metadata[INFERENCE])
-        except ValueError:  # written by another program; its reader reports that
+        except ValueError:  # of another program; the reader of this entry reports that
             content[INFERENCE] = metadata[INFERENCE]
     return content
 
@@ -296,7 +296,7 @@ def write_weights(
 
 
 def _detectron2_pkl(weights: Mapping[str, Tensor], extras: Mapping[str, Any]) -> bytes:
-    """Pickle weights as detectron2 does; it takes a file without an author for Caffe2's."""
+    """Pickle weights as detectron2 does, which treats a file without an author as Caffe2's."""
     arrays = {name: value.numpy() for name, value in weights.items()}
     return pickle.dumps({"model": arrays, "__author__": "mask_former", **extras})
 
@@ -309,8 +309,8 @@ def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> d
 
     Args:
         weights: Names to values of any type.
-        keep: Names that stay unchanged: those of the model, because a user's head may use the old
-            names.
+        keep: Names that stay unchanged, such as those of the model, because a user's head may use
+            the old names.
     """
     while weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}

@@ -31,7 +31,7 @@ __all__ = [
 CELL = 360
 """Longer side of an image on the contact sheet, in pixels."""
 TEXT, GAP = 15, 8
-"""Size of letters and width of the gaps between images, in pixels."""
+"""Height of letters and width of the gaps between images, in pixels."""
 
 
 class Hatch(NamedTuple):
@@ -46,7 +46,7 @@ VOID, PADDING = Hatch(128, 255, 1), Hatch(0, 96, -1)
 
 
 def hatch(pixels: NDArray[np.uint8], where: NDArray[np.bool_], style: Hatch) -> None:
-    """Draw a half-transparent pattern on pixels (H×W×3, in place) where a mask (H×W) is true."""
+    """Draw a half-transparent pattern on an image (H×W×3, in place) where a mask (H×W) is True."""
     y, x = np.ogrid[: where.shape[0], : where.shape[1]]
     lines = (x + style.slope * y) % 10 < 2
     gray = np.where(lines, style.line, style.ground).astype(np.uint8)[..., None]
@@ -54,7 +54,7 @@ def hatch(pixels: NDArray[np.uint8], where: NDArray[np.bool_], style: Hatch) -> 
 
 
 def paint(example: Example, factor: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Resize an image by a factor and draw it without and with its targets: h×w×3, RGB, each."""
+    """Resize an image by a factor; return it without and with its targets, each h×w×3, RGB."""
     height, width = example.padding.shape
     h, w = max(1, round(height * factor)), max(1, round(width * factor))
     rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
@@ -69,7 +69,7 @@ def paint(example: Example, factor: float) -> tuple[NDArray[np.uint8], NDArray[n
 
 
 def sheet_cell(example: Example) -> NDArray[np.uint8]:
-    """Draw an example with its targets at the size of a cell of the sheet: h×w×3, RGB."""
+    """Draw an example with its targets at the size of a sheet's cell: h×w×3, RGB."""
     return paint(example, CELL / max(example.padding.shape))[1]
 
 

@@ -1,4 +1,4 @@
-"""Examples to draw: as a dataset's files hold them, or as the data pipeline feeds the model."""
+"""Examples to draw, from a dataset's files or from the data pipeline of the model."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Example:
     areas: list[int]
     """N areas, in pixels."""
     padding: NDArray[np.bool_]
-    """H×W, true for pixels that the mapper added."""
+    """H×W, True for pixels that the mapper added."""
     has_targets: bool = True
-    """False for test images, which the model gets without targets."""
+    """False for evaluation, in which the model gets no targets."""
 
     @property
     def void(self) -> NDArray[np.bool_]:
-        """H×W, true for pixels of the image that belong to no target."""
+        """H×W, True for pixels of the image that belong to no target."""
         return (self.overlay.ids == 0) & ~self.padding & self.has_targets
 
 
@@ -60,7 +60,7 @@ def annotated_example(record: Record, classes: Classes, dataset: str) -> Example
     Args:
         record: The image's dataset dict.
         classes: The K classes.
-        dataset: Name of the dataset, whose metadata has the ignore label.
+        dataset: Name of the dataset, whose metadata contains the ignore label.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: if the annotation is missing or damaged.
@@ -86,7 +86,7 @@ def _panoptic(
     check_same_size(image, record["file_name"], ids, file)
     things = [info.get("isthing", True) for info in infos]
     overlay = _overlay_of_map(ids, range(1, len(infos) + 1), class_ids, things, classes)
-    return _crowds_named(overlay, infos), class_ids
+    return _mark_crowds(overlay, infos), class_ids
 
 
 def _semantic(
@@ -112,7 +112,7 @@ def _instances(
     for mask, annotation in zip(masks, annotations, strict=True):
         where = f"{record['file_name']}: annotation {annotation.get('id', '')}"
         mask[:] = decode_segmentation(annotation.get("segmentation"), size, where)
-    return _crowds_named(mask_overlay(masks, class_ids, classes), annotations), class_ids
+    return _mark_crowds(mask_overlay(masks, class_ids, classes), annotations), class_ids
 
 
 _READERS = {
@@ -130,7 +130,7 @@ def _checked_classes(infos: Sequence[Record], classes: Classes, where: str) -> l
     return class_ids
 
 
-def _crowds_named(overlay: Overlay, infos: Sequence[Record]) -> Overlay:
+def _mark_crowds(overlay: Overlay, infos: Sequence[Record]) -> Overlay:
     """Add "(crowd)" to the labels of crowds, which training leaves out."""
     regions = [
         region._replace(label=f"{region.label} (crowd)") if info.get("iscrowd", 0) else region
@@ -160,7 +160,7 @@ def _with_masks(
     classes: Classes,
     size: tuple[int, ...],
 ) -> Example:
-    """Make an example from masks N×H×W and an image H×W×3, which is padding outside ``size``."""
+    """Build an example from masks N×H×W and an image H×W×3 that is padded outside ``size``."""
     padding = np.ones(image.shape[:2], bool)
     padding[: size[0], : size[1]] = False
     areas = masks.sum((1, 2)).tolist()
@@ -169,7 +169,7 @@ def _with_masks(
 
 def _masks_of(instances: Instances) -> tuple[list[int], NDArray[np.bool_]]:
     """Return class ids (N) and masks (N×H×W) of training instances."""
-    if not len(instances):  # then detectron2 adds no masks
+    if not len(instances):  # detectron2 adds masks only to instances
         return [], np.zeros((0, *instances.image_size), bool)
     masks = instances.gt_masks
     masks = masks.tensor if isinstance(masks, BitMasks) else masks
@@ -182,10 +182,10 @@ class ModelInputs:
     Args:
         cfg: A config, with ``INPUT.DATASET_MAPPER_NAME``.
         classes: The K classes.
-        is_train: Use the mapper of training; otherwise that of evaluation, without targets.
+        is_train: Use the training mapper; otherwise that of evaluation, without targets.
 
     Raises:
-        KeyError: if no mapper of the config's name is registered.
+        KeyError: if the mapper that the config names is not registered.
     """
 
     def __init__(self, cfg: CfgNode, classes: Classes, is_train: bool) -> None:
@@ -209,7 +209,7 @@ class ModelInputs:
         return transforms
 
     def __call__(self, record: Record) -> Example:
-        """Read, augment and pad an image; raises the errors of the mapper."""
+        """Read, augment and pad an image. Errors of the mapper are passed on."""
         example = self.mapper(record)
         image = example["image"].numpy().transpose(1, 2, 0)
         image = np.ascontiguousarray(image[..., ::-1] if self.is_bgr else image)
@@ -219,7 +219,7 @@ class ModelInputs:
             labels = example["sem_seg"].numpy()
             present = np.setdiff1d(labels, [ignore_label_of(self.datasets)])
             targets = present.tolist(), labels == present[:, None, None]
-        else:  # the model does not read a label map in evaluation
+        else:  # in evaluation, the model does not use a label map
             nothing = Overlay(np.zeros(image.shape[:2], np.int32), [])
             return Example(image, nothing, [], [], nothing.ids > 0, has_targets=False)
         return _with_masks(image, *targets, self.classes, self.size or image.shape[:2])

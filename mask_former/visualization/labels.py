@@ -1,4 +1,4 @@
-"""Labels on an image: each in a box of its region's colour, where the region is widest."""
+"""Labels on an image, each in a box of its region's colour where the region is widest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _THUMBNAIL = 320
 
 
 def outlines(ids: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
-    """Mark the pixels (H×W) with another id within ``width`` to their right or below."""
+    """Mark the pixels (H×W) whose id differs from that ``width`` pixels to the right or below."""
     lines = np.zeros(ids.shape, bool)
     lines[:, :-width] |= ids[:, width:] != ids[:, :-width]
     lines[:-width] |= ids[width:] != ids[:-width]
@@ -29,7 +29,7 @@ def outlines(ids: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
 
 
 class _Position(NamedTuple):
-    """Position where a region is widest, in pixels."""
+    """Position where a region is widest; lengths in pixels, area in square pixels."""
 
     region: int
     x: float
@@ -75,7 +75,7 @@ def place_labels(
     """Place labels where they cover little of their region and no other label.
 
     Args:
-        ids: H×W; region ``i`` has the name and colour ``names[i - 1]``, and 0 has none.
+        ids: H×W; id ``i`` has the name and colour ``names[i - 1]``, and 0 has none.
         names: Names, and the colours of their boxes.
 
     Returns:
@@ -117,9 +117,7 @@ def draw_labels(
     for text, color, box in labels:
         left, top = int(box[0]), int(box[1])
         window = pixels[top : int(box[3]) + 2, left : int(box[2]) + 2]
-        patch = Image.fromarray(
-            window
-        )  # a copy of this part only: copying a large image would be slow
+        patch = Image.fromarray(window)  # a copy; of the whole image, it would be slow
         pen = ImageDraw.Draw(patch)
         x, y = box[0] - left, box[1] - top
         pen.rounded_rectangle((x, y, box[2] - left, box[3] - top), margin, fill=color)
@@ -133,7 +131,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, which comes with matplotlib and has more than ASCII; ``size`` in pixels."""
+    """Load DejaVu Sans from matplotlib, which covers more than ASCII; ``size`` in pixels."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -1,4 +1,4 @@
-"""Legends: one line with a swatch, a name and a share of the pixels per class, in columns."""
+"""Legends: a line with swatch, name and share of the pixels for each class, in columns."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def add_legend(image: NDArray[np.uint8], rows: Sequence[LegendRow]) -> NDArray[n
 
     Args:
         image: H×W×3, RGB.
-        rows: Rows of the legend; without any, the image is returned as it is.
+        rows: Rows of the legend; if empty, the image is returned unchanged.
 
     Returns:
         (H + …)×W×3 or H×(W + …)×3, RGB, with the image at the top left; if the image is smaller

@@ -1,8 +1,8 @@
-"""Results drawn over an image: colours, outlines and names.
+"""Drawings of results over an image: colours, outlines and names.
 
 Each kind of result becomes an :class:`Overlay`, an id map with a colour and a label for each id;
 :func:`draw` paints it. The colour of a class is the dataset's; each instance of a thing has its own
-shade, so that neighbours differ. A drawing depends only on the result.
+shade, so that neighbours differ. Drawings are deterministic.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Overlay:
-    """Regions to paint: a map of their ids, and their labels and colours."""
+    """Regions to paint: a map of ids, with a label and a colour for each id."""
 
     ids: NDArray[np.int32]
-    """H×W; 0 is left unpainted, ``i`` belongs to ``regions[i - 1]``."""
+    """H×W; id ``i`` belongs to ``regions[i - 1]``, and 0 is not painted."""
     regions: list[Region]
     class_ids: list[int] = field(default_factory=list)
     """Class of each region, for a legend; empty if no legend is drawn."""
@@ -103,7 +103,7 @@ def mask_overlay(
     classes: Classes,
     scores: Sequence[float | None] | None = None,
 ) -> Overlay:
-    """Make one region for each mask; small masks cover large ones, then earlier ones later ones.
+    """Make one region for each mask; small masks cover large ones, and earlier cover later ones.
 
     Args:
         masks: N×H×W; they may overlap.
@@ -129,7 +129,7 @@ def draw(
 ) -> NDArray[np.uint8]:
     """Paint regions over an image, with outlines and labels.
 
-    Regions that are too small or too thin for their label get none.
+    Regions that are too small or too thin for their label are not labelled.
 
     Args:
         image: H×W×3, RGB.
@@ -144,7 +144,10 @@ def draw(
         ValueError: if the sizes of image and overlay differ.
     """
     if image.shape[:2] != overlay.ids.shape:
-        raise ValueError(f"The image is {image.shape[:2]} (H, W), the result {overlay.ids.shape}.")
+        raise ValueError(
+            f"The image is {image.shape[:2]} (H, W), but the result is {overlay.ids.shape}; "
+            "expected the same size."
+        )
     ids = overlay.ids
     if scale > 1:
         height, width = image.shape[:2]
@@ -167,7 +170,7 @@ def _painted(ids: NDArray[np.int32], regions: Sequence[Region]) -> NDArray[np.ui
     """Return the colour of each pixel's region, H×W×3; black where there is no region."""
     table = np.zeros((len(regions) + 1, 4), np.uint8)
     table[1:, :3] = [region.color for region in regions] or np.zeros((0, 3))
-    # one look-up of four bytes per pixel takes a fifth of the time of three of one byte
+    # one look-up of four bytes per pixel takes a fifth of the time of three of one byte each
     colors = table.view(np.uint32)[:, 0].take(ids)
     rgba = colors.view(np.uint8).reshape(*ids.shape, 4)
     rgb: Any = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)

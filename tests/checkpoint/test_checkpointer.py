@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, and every format that weights come in is read."""
+"""Checkpoints are written atomically, and weights are read from every supported format."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def content(folder):
 # Saving
 
 
-def test_what_was_saved_is_loaded(tmp_path):
+def test_a_saved_checkpoint_is_loaded(tmp_path):
     Checkpointer(small_model(2.0), str(tmp_path)).save("a", iteration=7)
     assert {path.name for path in tmp_path.iterdir()} == {"a.pth", "last_checkpoint"}
     model = small_model(0.0)
@@ -54,8 +54,8 @@ def test_the_pointer_names_the_last_checkpoint(tmp_path):
         assert checkpointer.get_checkpoint_file() == str(tmp_path / f"{name}.pth")
 
 
-def half_then(error):
-    """A ``torch.save`` that writes half a file and fails."""
+def failing_save(error):
+    """Return a ``torch.save`` that writes a partial file and raises ``error``."""
 
     def save(data, file):
         file.write(b"half of a checkpoint")
@@ -68,17 +68,17 @@ def half_then(error):
     "error", [OSError(28, "No space left on device"), RuntimeError("broken"), KeyboardInterrupt()]
 )
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_a_save_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, error, name):
+def test_a_failed_save_changes_no_file(tmp_path, monkeypatch, error, name):
     checkpointer = Checkpointer(small_model(1.0), str(tmp_path))
     checkpointer.save("a")
     before = content(tmp_path)
-    monkeypatch.setattr(torch, "save", half_then(error))
+    monkeypatch.setattr(torch, "save", failing_save(error))
     with pytest.raises(type(error)):
         checkpointer.save(name)
     assert content(tmp_path) == before
 
 
-def test_a_checkpoint_is_in_its_place_before_the_pointer_names_it(tmp_path, monkeypatch):
+def test_a_checkpoint_exists_before_the_pointer_names_it(tmp_path, monkeypatch):
     checkpointer = Checkpointer(small_model(1.0), str(tmp_path))
     checkpointer.save("a")
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_in_its_place_before_the_pointer_names_it(tmp_path, monk
     assert (tmp_path / "b.pth").exists() and checkpointer.get_checkpoint_file().endswith("a.pth")
 
 
-def test_nothing_is_seen_of_a_file_before_it_is_whole(tmp_path):
+def test_a_file_is_replaced_only_when_complete(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -103,7 +103,7 @@ def test_nothing_is_seen_of_a_file_before_it_is_whole(tmp_path):
     assert content(tmp_path) == {"file": b"new"}
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+def test_a_file_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
@@ -112,14 +112,14 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace"]
 
 
-def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_a_killed_run_are_removed(tmp_path):
     for name in (".model_0000001.pth.17.part", ".last_checkpoint.17.part", "a.pth", ".hidden"):
         (tmp_path / name).write_text("")
     remove_parts(tmp_path)
     assert set(content(tmp_path)) == {"a.pth", ".hidden"}
 
 
-def test_only_the_process_that_saves_writes(tmp_path):
+def test_a_process_that_does_not_save_to_disk_writes_nothing(tmp_path):
     Checkpointer(small_model(1.0), str(tmp_path), save_to_disk=False).save("a")
     assert content(tmp_path) == {}
 
@@ -135,7 +135,7 @@ def test_safetensors_in_half_precision_are_loaded(tmp_path):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_a_pkl_with_names_of_torch_needs_no_author(tmp_path):
+def test_a_pkl_with_torch_names_needs_no_author_entry(tmp_path):
     model = small_model(0.0)
     Checkpointer(model).load(write_pkl(tmp_path / "x.pkl", {"model": arrays(2.0)}))
     assert values(model) == {2.0}
@@ -151,8 +151,8 @@ def arrays(value):
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def test_a_pkl_of_the_model_zoo_with_matching_heuristics_is_matched_by_suffix(tmp_path):
-    # The file's names lack the prefix that the model has: heuristics find it.
+def test_a_model_zoo_pkl_with_matching_heuristics_is_matched_by_suffix(tmp_path):
+    # The names in the file lack the model's prefix, which the heuristics add.
     model = nn.ModuleDict({"backbone": small_model(0.0), "other": nn.Linear(1, 1, bias=False)})
     nn.init.zeros_(model["other"].weight)
     data = {"model": arrays(2.0), "__author__": "me", "matching_heuristics": True}
@@ -160,7 +160,7 @@ def test_a_pkl_of_the_model_zoo_with_matching_heuristics_is_matched_by_suffix(tm
     assert values(model["backbone"]) == {2.0} and values(model["other"]) == {0.0}
 
 
-def test_without_the_heuristics_names_must_be_the_same(tmp_path):
+def test_without_matching_heuristics_names_must_be_equal(tmp_path):
     model = nn.ModuleDict({"backbone": small_model(0.0)})
     data = {"model": arrays(2.0), "__author__": "me"}
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_without_the_heuristics_names_must_be_the_same(tmp_path):
     assert values(model) == {0.0}
 
 
-def test_the_heuristics_may_be_asked_for_behind_the_name(tmp_path):
+def test_matching_heuristics_can_be_requested_after_the_path(tmp_path):
     model = nn.ModuleDict({"backbone": small_model(0.0)})
     torch.save({"model": small_model(2.0).state_dict()}, tmp_path / "x.pth")
     Checkpointer(model).load(f"{tmp_path / 'x.pth'}?matching_heuristics=True")
@@ -178,7 +178,7 @@ def test_the_heuristics_may_be_asked_for_behind_the_name(tmp_path):
 
 
 @pytest.mark.parametrize("blobs", [False, True])
-def test_a_pkl_of_caffe2_is_converted(tmp_path, cfg, blobs):
+def test_a_caffe2_pkl_is_converted(tmp_path, cfg, blobs):
     cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
     model = nn.ModuleDict({"backbone": build_backbone(cfg)})
@@ -233,7 +233,7 @@ def test_a_missing_file_is_an_error_that_names_it_and_the_next_load_works(tmp_pa
     assert values(model) == {2.0}
 
 
-def test_a_pointer_to_a_file_that_is_gone_is_an_error_that_names_it(tmp_path):
+def test_a_pointer_to_a_missing_file_is_an_error_that_names_it(tmp_path):
     checkpointer = Checkpointer(small_model(0.0), str(tmp_path))
     checkpointer.save("a")
     (tmp_path / "a.pth").unlink()
@@ -245,11 +245,11 @@ def test_a_pointer_to_a_file_that_is_gone_is_an_error_that_names_it(tmp_path):
 
 
 def records(caplog):
-    """What the project itself has said."""
+    """Return the log records of the project's loggers."""
     return [record for record in caplog.records if record.name.startswith("mask_former")]
 
 
-def test_loading_is_one_record_and_detectron2_does_not_repeat_it(tmp_path, caplog):
+def test_loading_logs_one_record_that_detectron2_does_not_repeat(tmp_path, caplog):
     weights = small_model(2.0).state_dict()
     weights["first.bias"], weights["fc.weight"] = torch.zeros(7), torch.zeros(1)
     del weights["second.bias"]
@@ -269,7 +269,7 @@ def test_loading_is_one_record_and_detectron2_does_not_repeat_it(tmp_path, caplo
     assert all("Loading from" in message for message in others)
 
 
-def test_what_fits_altogether_is_no_warning(tmp_path, caplog):
+def test_a_file_that_fits_completely_is_logged_without_a_warning(tmp_path, caplog):
     torch.save(small_model(2.0).state_dict(), tmp_path / "x.pth")
     with caplog.at_level("INFO"):
         Checkpointer(small_model(0.0)).load(str(tmp_path / "x.pth"))
@@ -278,7 +278,7 @@ def test_what_fits_altogether_is_no_warning(tmp_path, caplog):
     assert record.message == f"{tmp_path / 'x.pth'}: loaded 4 of the model's 4 tensors."
 
 
-def test_a_file_of_which_less_than_half_fits_changes_nothing(tmp_path):
+def test_a_file_with_less_than_half_fitting_is_refused_and_changes_nothing(tmp_path):
     weights = {**small_model(2.0).state_dict(), **{f"x{i}": torch.zeros(1) for i in range(5)}}
     torch.save(weights, tmp_path / "x.pth")
     model = small_model(0.0)
@@ -291,7 +291,7 @@ def test_a_file_of_which_less_than_half_fits_changes_nothing(tmp_path):
     assert values(model) == {2.0}
 
 
-def test_a_backbone_alone_fits_a_model_of_which_it_is_a_small_part(tmp_path):
+def test_backbone_weights_are_loaded_into_a_much_larger_model(tmp_path):
     model = nn.ModuleDict(
         {"backbone": small_model(0.0), "head": nn.ModuleList([nn.Linear(1, 1) for _ in range(20)])}
     )
@@ -309,7 +309,7 @@ def test_a_whole_model_needs_a_file():
     assert Checkpointer(small_model(0.0)).load("") == {}
 
 
-def test_the_momentum_of_caffe2_does_not_count(tmp_path, cfg):
+def test_caffe2_momentum_is_not_counted_as_unused_weights(tmp_path, cfg):
     model = nn.ModuleDict({"stem": nn.ModuleDict({"conv1": nn.Conv2d(3, 4, 3, bias=False)})})
     weights = np.full((4, 3, 3, 3), 2.0, np.float32)
     data = {"conv1_w": weights, "conv1_w_momentum": weights, "x_momentum": weights}
@@ -317,14 +317,14 @@ def test_the_momentum_of_caffe2_does_not_count(tmp_path, cfg):
     assert values(model) == {2.0}
 
 
-def test_a_file_without_a_state_dict_is_named(tmp_path):
+def test_the_error_for_a_file_without_a_state_dict_names_it(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth does not hold a state dict: .* found epoch"):
         Checkpointer(small_model(0.0)).load(str(tmp_path / "x.pth"))
 
 
 class Versioned(nn.Linear):
-    """A module that mends weights of before its version 2."""
+    """A module that converts weights saved before its version 2."""
 
     _version = 2
 
@@ -349,13 +349,13 @@ def test_versions_of_modules_are_kept(tmp_path, keeps_versions):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A model, and a file of its weights."""
+    """The config of a model, and its weights."""
     config, weights = write_tiny_model(tmp_path_factory.mktemp("model"))
     cfg = load_cfg(str(config))
     return cfg, torch.load(weights, weights_only=True)["model"]
 
 
-def test_an_early_checkpoint_is_loaded_whole(tiny, tmp_path, caplog):
+def test_an_early_checkpoint_is_loaded_completely(tiny, tmp_path, caplog):
     cfg, weights = tiny
     old = {k.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): v for k, v in weights.items()}
     assert old.keys() != weights.keys()
@@ -367,7 +367,7 @@ def test_an_early_checkpoint_is_loaded_whole(tiny, tmp_path, caplog):
     assert [record.levelname for record in records(caplog)] == ["INFO"]
 
 
-def test_the_weight_of_no_object_is_the_configs_and_no_complaint(tiny, tmp_path, caplog):
+def test_the_no_object_weight_comes_from_the_config_without_a_warning(tiny, tmp_path, caplog):
     cfg, weights = tiny
     for value in (torch.full((5,), 7.0), torch.full((9,), 7.0), None):
         changed = {k: v for k, v in weights.items() if k != "criterion.empty_weight"}
@@ -391,7 +391,7 @@ def test_a_whole_model_is_loaded_from_each_format(tiny, tmp_path, suffix):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_the_model_of_the_zoo_is_loaded_whole(caplog):
+def test_the_model_zoos_checkpoint_is_loaded_completely(caplog):
     config = ROOT / "model_zoo" / "camvid_semantic.yaml"
     cfg = load_cfg(str(config), ["MODEL.DEVICE", "cpu"])
     with caplog.at_level("INFO"):
@@ -400,10 +400,10 @@ def test_the_model_of_the_zoo_is_loaded_whole(caplog):
     assert record.levelname == "INFO"
 
 
-# Names of classes
+# Class names and inference data
 
 
-def test_the_names_of_the_classes_are_saved_and_given_back(tmp_path):
+def test_class_names_are_saved_and_returned(tmp_path):
     model = small_model(1.0)
     Checkpointer(model, str(tmp_path), class_names=("sky", "road")).save("a")
     Checkpointer(model, str(tmp_path)).save("b")
@@ -411,7 +411,7 @@ def test_the_names_of_the_classes_are_saved_and_given_back(tmp_path):
     assert "class_names" not in Checkpointer(model).load(str(tmp_path / "b.pth"))
 
 
-def test_what_inference_needs_is_saved_with_the_model_and_given_back(tmp_path):
+def test_inference_data_is_saved_with_the_model_and_returned(tmp_path):
     model, data = small_model(1.0), {"config": "MODEL: {}", "classes": [{"name": "sky"}]}
     Checkpointer(model, str(tmp_path), inference=data).save("a")
     assert Checkpointer(model).load(str(tmp_path / "a.pth"))["inference"] == data

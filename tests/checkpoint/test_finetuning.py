@@ -1,4 +1,4 @@
-"""Classes are carried over by name, "no object" always, and queries are cut or repeated."""
+"""Fine-tuning matches classes by name, keeps "no object", and cuts or repeats queries."""
 
 import logging
 
@@ -18,17 +18,17 @@ CLASS = PREDICTOR + "class_embed."
 QUERIES = PREDICTOR + "query_embed.weight"
 OLD = ["sky", "road", "car", "bicyclist"]
 NEW = ["dog", "Car ", "sky", "cat", "tree"]
-SOURCES = [None, 2, 0, None, None]  # of NEW in OLD
+SOURCES = [None, 2, 0, None, None]  # indices of NEW in OLD
 
 MetadataCatalog.get("finetuning_old").stuff_classes = OLD
 MetadataCatalog.get("finetuning_new").stuff_classes = NEW
 
 
 ROWS = ParameterRows({CLASS + "weight": 1, CLASS + "bias": 1}, (QUERIES,))
-"""Those of MaskFormer's head."""
+"""The parameter rows of MaskFormer's head."""
 PER_PIXEL_ROWS = ParameterRows({PREDICTOR + "weight": 0})
 QUERY_ROWS = ParameterRows({**ROWS.classes, QUERIES: 0}, (QUERIES,))
-"""Those of a head with one query for each class."""
+"""The parameter rows of a head with one query per class."""
 
 
 # Names
@@ -41,8 +41,8 @@ QUERY_ROWS = ParameterRows({**ROWS.classes, QUERIES: 0}, (QUERIES,))
         (["wall"], ["sky", "wall, building"], [1]),
         (["Wall, brick"], ["wall"], [0]),
         (["building"], ["wall, building"], [None]),
-        (["wall", "wall, brick"], ["wall, brick", "wall"], [1, 0]),  # the whole name goes first
-        (["screen"], ["screen, projector", "screen, door"], [None]),  # which of them?
+        (["wall", "wall, brick"], ["wall, brick", "wall"], [1, 0]),  # exact matches win
+        (["screen"], ["screen, projector", "screen, door"], [None]),  # ambiguous
         (["screen, a", "screen, b"], ["screen"], [None, None]),
         (["a"], ["a", "A"], [0]),
         ([], ["a"], []),
@@ -79,14 +79,14 @@ def test_queries_are_cut_or_repeated(count):
     assert all(torch.equal(row, file[QUERIES][i % 6]) for i, row in enumerate(found))
 
 
-def test_the_same_classes_and_queries_stay_as_they_are():
+def test_equal_classes_and_queries_are_unchanged():
     file = weights_of(4, 6, 0)
     found, notes = Finetuning(OLD).adapt(file, weights_of(4, 6, 1), OLD, ROWS)
     assert found.keys() == file.keys() and all(torch.equal(found[k], file[k]) for k in file)
     assert notes == ["classes: 4 of 4 carried over by name."]
 
 
-def test_as_many_classes_of_other_names_are_not_the_same():
+def test_equally_many_classes_with_other_names_are_matched_by_name():
     file, model = weights_of(4, 6, 0), weights_of(4, 6, 1)
     found = Finetuning(["a", "road", "b", "c"]).adapt(file, model, OLD, ROWS)[0][CLASS + "bias"]
     old, new = file[CLASS + "bias"], model[CLASS + "bias"]
@@ -102,7 +102,7 @@ def test_without_names_only_no_object_is_carried_over(names, classes):
     assert ("FINETUNE_CLASSES_FROM" in notes[0]) is (names is None)
 
 
-def test_a_1x1_convolution_to_classes_has_no_row_for_no_object():
+def test_a_per_pixel_class_layer_has_no_row_for_no_object():
     name = PREDICTOR + "weight"
     file, model = {name: torch.randn(4, 3, 1, 1)}, {name: torch.randn(5, 3, 1, 1)}
     found = Finetuning(NEW).adapt(file, model, OLD, PER_PIXEL_ROWS)[0][name]
@@ -110,21 +110,21 @@ def test_a_1x1_convolution_to_classes_has_no_row_for_no_object():
     assert torch.equal(found, torch.stack(rows))
 
 
-def test_one_query_a_class_follows_its_class():
+def test_with_one_query_per_class_queries_follow_their_class():
     file, model = {QUERIES: torch.randn(4, 3)}, {QUERIES: torch.randn(5, 3)}
     found = Finetuning(NEW).adapt(file, model, OLD, QUERY_ROWS)[0][QUERIES]
     rows = [model[QUERIES][0], file[QUERIES][2], file[QUERIES][0], *model[QUERIES][3:]]
     assert torch.equal(found, torch.stack(rows))
 
 
-def test_queries_of_a_classifying_file_have_no_class_in_a_model_that_does_not_classify():
+def test_queries_are_not_matched_by_class_if_only_the_file_classifies_masks():
     file, model = weights_of(4, 6, 0), {QUERIES: torch.randn(5, 3)}
     assert torch.equal(
         Finetuning(NEW).adapt(file, model, OLD, QUERY_ROWS)[0][QUERIES], file[QUERIES][:5]
     )
 
 
-def test_what_is_given_is_not_changed():
+def test_inputs_are_not_modified():
     file, model = weights_of(4, 6, 0), weights_of(5, 3, 1)
     copies = [{name: value.clone() for name, value in side.items()} for side in (file, model)]
     Finetuning(NEW).adapt(file, model, OLD, ROWS)
@@ -132,18 +132,18 @@ def test_what_is_given_is_not_changed():
         assert all(torch.equal(side[name], copy[name]) for name in copy)
 
 
-def test_the_dataset_of_the_checkpoint_names_classes_that_it_does_not():
+def test_a_dataset_names_the_classes_of_a_checkpoint_without_names():
     file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
     adapt = Finetuning(NEW, "finetuning_old").adapt
     by_dataset = adapt(file, model, None, ROWS)[0]
     by_file = adapt(file, model, OLD, ROWS)[0]
     assert all(torch.equal(by_dataset[name], by_file[name]) for name in file)
-    # What the file says itself goes first.
+    # Names in the checkpoint take precedence.
     own = adapt(file, model, ["dog", "x", "y", "z"], ROWS)[0][CLASS + "bias"]
     assert own[0] == file[CLASS + "bias"][0] and own[1] == model[CLASS + "bias"][1]
 
 
-def test_names_that_are_not_as_many_as_the_classes_are_refused():
+def test_a_number_of_names_other_than_that_of_the_classes_is_refused():
     file, model = weights_of(4, 6, 0), weights_of(5, 6, 1)
     with pytest.raises(ValueError, match=r"'finetuning_new', which has no list of 4 classes"):
         Finetuning(NEW, "finetuning_new").adapt(file, model, None, ROWS)
@@ -151,7 +151,7 @@ def test_names_that_are_not_as_many_as_the_classes_are_refused():
         Finetuning(NEW).adapt(file, model, OLD[:3], ROWS)
 
 
-def test_a_dataset_that_is_not_registered_is_named_with_those_near_it(cfg):
+def test_the_error_for_an_unregistered_dataset_lists_similar_names(cfg):
     cfg.MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM = "finetuning_odl"
     assert Finetuning.from_config(cfg) is None  # FINETUNE is off
     cfg.MODEL.MASK_FORMER.FINETUNE = True
@@ -166,7 +166,7 @@ def test_a_dataset_that_is_not_registered_is_named_with_those_near_it(cfg):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A config, and a checkpoint of 4 classes and 6 queries that names its classes."""
+    """A config, and a checkpoint with 4 classes, their names and 6 queries."""
     config, weights = write_tiny_model(tmp_path_factory.mktemp("model"))
     content = torch.load(weights, weights_only=True)
     torch.save({**content, "class_names": OLD}, weights)
@@ -174,7 +174,7 @@ def tiny(tmp_path_factory):
 
 
 def load(tiny, *opts, save_dir="", **options):
-    """A model with 5 classes and 9 queries that has loaded the checkpoint, and what it was."""
+    """Load the checkpoint into a model of 5 classes and 9 queries; return it and its old state."""
     settings = {"SEM_SEG_HEAD.NUM_CLASSES": 5, "MASK_FORMER.NUM_OBJECT_QUERIES": 9}
     words = [str(word) for key, value in settings.items() for word in (f"MODEL.{key}", value)]
     cfg = load_cfg(str(tiny[0]), [*words, "DATASETS.TRAIN", "('finetuning_new',)", *opts])
@@ -186,7 +186,7 @@ def load(tiny, *opts, save_dir="", **options):
     return model, before
 
 
-def test_a_model_of_other_classes_and_queries_takes_over_all_it_can(tiny, caplog):
+def test_a_model_with_other_classes_and_queries_takes_over_all_that_fits(tiny, caplog):
     with caplog.at_level(logging.INFO):
         model, before = load(tiny, "MODEL.MASK_FORMER.FINETUNE", "True")
     saved, found = torch.load(tiny[1], weights_only=True)["model"], model.state_dict()
@@ -201,7 +201,7 @@ def test_a_model_of_other_classes_and_queries_takes_over_all_it_can(tiny, caplog
     assert "queries repeated from 6 to 9" in caplog.text
 
 
-def test_without_it_they_begin_anew_and_the_log_names_the_key(tiny, caplog):
+def test_without_finetune_class_layer_and_queries_are_new_and_the_log_names_the_key(tiny, caplog):
     model, before = load(tiny)
     found = model.state_dict()
     assert all(
@@ -211,16 +211,16 @@ def test_without_it_they_begin_anew_and_the_log_names_the_key(tiny, caplog):
     assert f"{CLASS}weight: (5, 16), the model has (6, 16)" in caplog.text
 
 
-def test_what_is_resumed_is_not_fine_tuned_again(tiny, tmp_path):
+def test_a_resumed_run_is_not_fine_tuned_again(tiny, tmp_path):
     first, _ = load(tiny, "MODEL.MASK_FORMER.FINETUNE", "True")
-    # Without names a fine-tuning would begin the class layer anew.
+    # Without names, another fine-tuning would reset the class layer.
     Checkpointer(first, str(tmp_path)).save("model_0000001")
     resumed, _ = load(tiny, "MODEL.MASK_FORMER.FINETUNE", "True", save_dir=tmp_path)
     found, expected = resumed.state_dict(), first.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_classes_of_as_many_but_other_names_are_not_taken_for_the_same_silently(tiny, caplog):
+def test_the_same_number_of_classes_with_other_names_is_a_warning(tiny, caplog):
     keys = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "6"]
     load(tiny, *keys, class_names=["road", "sky", "car", "bicyclist"])
     assert "have other names or another order: set MODEL.MASK_FORMER.FINETUNE True" in caplog.text

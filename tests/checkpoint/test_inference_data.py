@@ -1,4 +1,4 @@
-"""A checkpoint carries what inference needs, as plain data and without the paths of a machine."""
+"""Checkpoints hold the data that inference needs, as plain data without local paths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.helpers.tiny_trainer import TinyTrainer
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
-    """Of a model that somebody trained somewhere."""
+    """The config of a model trained with paths and settings that must not be published."""
     config, weights = write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True)
     words = ["MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", "/home/someone/output"]
     words += ["MODEL.MASK_FORMER.FINETUNE", "True", "DATASETS.CHECK", "off"]
@@ -35,7 +35,7 @@ def cfg(tmp_path_factory):
     return load_cfg(str(config), words)
 
 
-def test_what_is_carried_gives_the_keys_of_inference_their_values_back(cfg):
+def test_inference_data_restores_the_keys_that_inference_reads(cfg):
     data = read_inference_data({"inference": inference_data(cfg)}, "x.pth")
     found = cfg_from_settings(data.settings, [], "x.pth")
     for node in ("BACKBONE", "SWIN", "SEM_SEG_HEAD", "RESNETS", "PIXEL_MEAN", "PIXEL_STD"):
@@ -51,32 +51,32 @@ def _plain(node):
     return yaml.safe_load(node.dump()) if hasattr(node, "dump") else list(node)
 
 
-def test_it_is_plain_data_in_a_pth_and_in_json(cfg, tmp_path):
+def test_inference_data_is_plain_data_in_a_pth_and_in_json(cfg, tmp_path):
     data = inference_data(cfg)
     torch.save(data, tmp_path / "x.pth")
     assert torch.load(tmp_path / "x.pth", weights_only=True) == data
     assert json.loads(json.dumps(data)) == data
 
 
-def test_the_classes_are_carried_with_names_colours_and_things(cfg):
+def test_classes_are_stored_with_names_colours_and_things(cfg):
     classes = read_inference_data({"inference": inference_data(cfg)}, "x.pth").classes
     assert classes.names == NAMES and [list(color) for color in classes.colors] == COLORS
     assert classes.thing_ids == [2, 3]
 
 
-def test_paths_devices_and_what_only_training_reads_stay_behind(cfg):
+def test_paths_devices_and_training_keys_are_not_stored(cfg):
     text = json.dumps(inference_data(cfg))
     for word in ("/home/someone", "tiny.pth", "secret", "DEVICE", "SOLVER", "OUTPUT_DIR", "TABLES"):
         assert word not in text, word
 
 
-def test_what_is_carried_is_the_same_after_a_round_through_it(cfg):
+def test_inference_settings_survive_a_round_trip(cfg):
     settings = inference_settings(cfg)
     again = inference_settings(cfg_from_settings(settings, [], "x"))
     assert again == settings
 
 
-def test_what_a_foreign_entry_says_of_weights_paths_and_devices_is_not_taken(cfg):
+def test_weights_paths_and_devices_of_a_foreign_entry_are_ignored(cfg):
     data = inference_data(cfg)
     settings = yaml.safe_load(data["config"])
     settings["MODEL"] |= {"WEIGHTS": "/etc/passwd", "DEVICE": "cuda:7", "COMPILE": True}
@@ -103,19 +103,19 @@ def test_a_checkpoint_without_the_entry_has_none():
         ({"classes": None}, "Classes|NoneType"),
     ],
 )
-def test_a_broken_entry_names_the_file_the_fault_and_the_way_out(cfg, change, message):
+def test_the_error_for_a_broken_entry_names_the_file_the_fault_and_the_fix(cfg, change, message):
     entry = {**inference_data(cfg), **change}
     with pytest.raises(ValueError, match=rf"(?s)^x\.pth: .*({message}).*config_file="):
         read_inference_data({"inference": entry}, "x.pth")
 
 
 @pytest.mark.parametrize("entry", ["text", 3, ["a"], {}, {"config": "MODEL: {}"}])
-def test_an_entry_of_something_else_is_refused(entry):
+def test_an_entry_of_another_type_is_refused(entry):
     with pytest.raises(ValueError, match=r"^x\.pth: its 'inference' entry.*config_file="):
         read_inference_data({"inference": entry}, "x.pth")
 
 
-def test_the_classes_are_those_of_the_training_data_before_the_test_data(cfg):
+def test_classes_come_from_the_training_data_or_else_the_test_data(cfg):
     MetadataCatalog.get("other_classes_test").set(stuff_classes=["a", "b", "c", "d"])
     changed = cfg.clone()
     changed.defrost()
@@ -127,7 +127,7 @@ def test_the_classes_are_those_of_the_training_data_before_the_test_data(cfg):
     assert classes_of(changed).names == ["class 0", "class 1", "class 2", "class 3"]
 
 
-def test_classes_of_another_number_are_not_taken_and_a_warning_says_so(cfg, caplog):
+def test_a_class_list_of_another_length_is_ignored_with_a_warning(cfg, caplog):
     MetadataCatalog.get("two_lists").set(stuff_classes=["a", "b", "c"], thing_classes=["b"])
     changed = cfg.clone()
     changed.defrost()
@@ -140,7 +140,7 @@ def test_classes_of_another_number_are_not_taken_and_a_warning_says_so(cfg, capl
     assert classes_of(changed, ["x", "y"]).known_names == ["x", "y"]
 
 
-def test_the_names_in_a_checkpoint_are_taken_where_no_dataset_has_names(cfg):
+def test_the_names_in_a_checkpoint_are_used_if_no_dataset_has_names(cfg):
     assert classes_of(cfg, ["a", "b", "c", "d"]).names == NAMES
     changed = cfg.clone()
     changed.defrost()
@@ -150,9 +150,7 @@ def test_the_names_in_a_checkpoint_are_taken_where_no_dataset_has_names(cfg):
     assert classes_of(changed).known_names is None
 
 
-def test_export_tensorboard_predictor_checkpoint_and_fine_tuning_name_the_same_classes(
-    tmp_path, monkeypatch
-):
+def test_all_parts_of_the_project_name_the_same_classes(tmp_path, monkeypatch):
     monkeypatch.setattr(TinyTrainer, "loaders", [], raising=False)
     names = {"trained_on": ["sky", "car"], "tested_on": ["dog", "cat"]}
     for dataset, listed in names.items():

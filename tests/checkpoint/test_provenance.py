@@ -1,4 +1,4 @@
-"""A checkpoint says where it comes from, as plain data, with git and without."""
+"""Checkpoints record their provenance as plain data, with git and without it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def package(folder):
 
 
 @pytest.mark.subprocess
-def test_git_gives_the_commit_and_whether_the_code_differs_from_it(tmp_path):
+def test_git_state_has_the_commit_and_whether_the_code_differs_from_it(tmp_path):
     folder = package(tmp_path)
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
@@ -37,7 +37,7 @@ def test_git_gives_the_commit_and_whether_the_code_differs_from_it(tmp_path):
 
 
 @pytest.mark.subprocess
-def test_a_package_that_lies_untracked_in_a_repository_is_not_of_it(tmp_path):
+def test_an_untracked_package_in_a_repository_has_no_git_state(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "m")
     assert git_state(package(tmp_path)) is None
@@ -51,7 +51,7 @@ def test_without_a_repository_and_without_git_there_is_no_state(tmp_path, monkey
     assert git_state(folder) is None
 
 
-def test_every_checkpoint_has_seeds_and_versions(config, tmp_path, monkeypatch):
+def test_every_checkpoint_holds_seeds_and_versions(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")  # no git
     train(config("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1))
     for name in ("model_0000000", "model_final"):
@@ -63,11 +63,11 @@ def test_every_checkpoint_has_seeds_and_versions(config, tmp_path, monkeypatch):
         assert {"python", "detectron2", "numpy"} < found["versions"].keys()
 
 
-def test_a_seed_that_was_not_set_is_known_all_the_same(config, tmp_path):
+def test_a_random_seed_is_recorded_too(config, tmp_path):
     cfg = config("SOLVER.MAX_ITER", 1)
     cfg.defrost()
     cfg.SEED = -1
-    torch.manual_seed(1234)  # as detectron2 draws one
+    torch.manual_seed(1234)  # stands in for detectron2's random seed
     train(cfg)
     content = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
     assert content["metadata"]["seed"] == -1 and content["metadata"]["initial_seed"] == 1234

@@ -1,4 +1,4 @@
-"""What of a file fits a model is counted, named and judged."""
+"""Comparison of a file's weights with a model's: counts, names, and a minimum share that fits."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def zeros(**shapes):
 MODEL = zeros(backbone__a=(2,), backbone__b=(3,), head__class=(4, 5), head__mask=(6,), extra=(1,))
 
 
-def test_every_name_has_one_fate():
+def test_every_tensor_is_loaded_reshaped_missing_or_unused():
     fit = compare(zeros(backbone__a=(2,), head__class=(9, 5), fc__weight=(1,)), MODEL)
     assert fit.loaded == ["backbone.a"]
     assert fit.reshaped == {"head.class": ((9, 5), (4, 5))}
@@ -22,7 +22,7 @@ def test_every_name_has_one_fate():
     assert not fit.is_complete and compare(MODEL, MODEL).is_complete
 
 
-def test_the_summary_says_what_became_of_each():
+def test_the_summary_lists_the_outcome_of_every_tensor():
     file = zeros(backbone__a=(2,), backbone__b=(3,), head__class=(9, 5), fc__w=(1,), fc__b=(1,))
     assert compare(file, MODEL).summary("x.pth", ["A hint."]).splitlines() == [
         "x.pth: loaded 2 of the model's 5 tensors.",
@@ -41,13 +41,13 @@ def test_a_complete_fit_is_one_line():
     assert compare(MODEL, MODEL).summary("x.pth") == "x.pth: loaded 5 of the model's 5 tensors."
 
 
-def test_long_lists_are_cut():
+def test_long_lists_are_shortened():
     file = {f"w{i}": torch.zeros(1) for i in range(100)}
     lines = compare({**MODEL, **file}, MODEL).summary("x").splitlines()
     assert len(lines) < 20 and lines[-1] == "    … and 88 more"
 
 
-def test_a_module_of_which_nothing_else_is_there_is_named_once():
+def test_names_are_grouped_by_module_unless_other_parts_of_it_fit():
     names = ["head.a.w", "head.a.b", "body.new.w", "body.old.extra", "single"]
     assert grouped(names, ["body.old.w"]) == [
         "head.* (2)",
@@ -58,7 +58,7 @@ def test_a_module_of_which_nothing_else_is_there_is_named_once():
 
 
 @pytest.mark.parametrize("unused, fits", [(0, True), (1, True), (2, True), (3, False), (50, False)])
-def test_a_file_must_fit_by_half(unused, fits):
+def test_at_least_half_of_a_file_must_fit(unused, fits):
     file = zeros(backbone__a=(2,), backbone__b=(3,))
     fit = compare({**file, **{f"foreign{i}": torch.zeros(1) for i in range(unused)}}, MODEL)
     if fits:
@@ -68,9 +68,9 @@ def test_a_file_must_fit_by_half(unused, fits):
         fit.check_share("x.pth")
 
 
-def test_what_has_another_shape_does_not_fit():
+def test_tensors_of_another_shape_do_not_fit():
     file = {name: torch.zeros(7, 7) for name in MODEL}
-    with pytest.raises(ValueError, match=r"0 of its 5 .*\(backbone\.a \(7, 7\) for \(2,\), .*size"):
+    with pytest.raises(ValueError, match=r"0 of its 5 .*backbone\.a \(7, 7\), not \(2,\), .*size"):
         compare(file, MODEL).check_share("x.pth")
 
 
@@ -84,7 +84,7 @@ def test_what_has_another_shape_does_not_fit():
         ("transformer.weight", "to another model"),
     ],
 )
-def test_the_likely_reason_is_told(name, advice):
+def test_the_error_suggests_a_fix_for_the_likely_reason(name, advice):
     with pytest.raises(ValueError, match=advice.replace("?", r"\?")):
         compare({name: torch.zeros(2)}, MODEL).check_share("x.pth")
 

@@ -1,4 +1,4 @@
-"""tools/check_dataset.py: what it prints and returns, of data that are sound and that are not."""
+"""tools/check_dataset.py: output and exit code for valid and for broken datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEIGHT, WIDTH, COUNT = 40, 64, 6
 
 @pytest.fixture
 def data(tmp_path):
-    """Six images whose left half is sky, whose right half is road; a stripe is ignored."""
+    """Write six images, left half sky, right half road, with an ignored stripe at the top."""
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -39,7 +39,7 @@ def output(capsys):
     return capsys.readouterr().out.splitlines()
 
 
-def test_sound_data_end_with_the_fitting_config_and_exit_code_0(data, capsys):
+def test_a_valid_dataset_gives_matching_config_lines_and_exit_code_0(data, capsys):
     assert run(data) == 0
     lines = output(capsys)
     assert lines[-1] == "6 images: 0 errors, 0 notes"
@@ -50,7 +50,7 @@ def test_sound_data_end_with_the_fitting_config_and_exit_code_0(data, capsys):
     assert config["INPUT"]["DATASET_MAPPER_NAME"] == "mask_former_semantic"
 
 
-def test_the_table_counts_images_and_shares_by_class_and_by_other_labels(data, capsys):
+def test_the_table_has_images_and_share_of_each_class_and_of_other_labels(data, capsys):
     run(data)
     rows = [line.split() for line in output(capsys)]
     assert ["0", "sky", "6", "45.000%"] in rows and ["1", "road", "6", "45.000%"] in rows
@@ -69,7 +69,7 @@ def test_errors_are_listed_by_file_and_the_exit_code_is_1(data, capsys):
     assert lines[-1] == "5 images: 2 errors, 0 notes"
 
 
-def test_an_empty_label_file_is_one_error_line_and_the_rest_is_checked(data, capsys):
+def test_a_broken_file_is_one_error_line_and_the_others_are_checked(data, capsys):
     (data / "labels/1.png").write_bytes(b"")
     (data / "images/2.png").write_bytes((data / "images/2.png").read_bytes()[:70])
     assert run(data) == 1
@@ -81,7 +81,7 @@ def test_an_empty_label_file_is_one_error_line_and_the_rest_is_checked(data, cap
     assert lines[-1] == "6 images: 2 errors, 0 notes"
 
 
-def test_notes_alone_are_no_error(data, capsys):
+def test_notes_alone_give_exit_code_0(data, capsys):
     (data / "classes.txt").write_text("sky\nroad\nbus\n")
     assert run(data) == 0
     lines = output(capsys)
@@ -89,7 +89,7 @@ def test_notes_alone_are_no_error(data, capsys):
     assert lines[-1] == "6 images: 0 errors, 1 notes"
 
 
-def test_many_findings_are_cut_short_but_not_what_they_say_together(data, capsys):
+def test_a_long_list_of_findings_is_cut_but_their_summary_is_kept(data, capsys):
     (data / "classes.txt").write_text("sky\n")
     report = data / "report.json"
     assert run(data, "--show", 2, "--json-report", report) == 1
@@ -103,7 +103,7 @@ def test_many_findings_are_cut_short_but_not_what_they_say_together(data, capsys
     assert content["labels"]["1"] == 6 * 32 * 36
 
 
-def test_several_processes_find_the_same(data, capsys):
+def test_several_processes_give_the_same_output(data, capsys):
     (data / "images/2.png").write_bytes(b"no image")
     assert run(data) == 1
     alone = output(capsys)
@@ -111,18 +111,18 @@ def test_several_processes_find_the_same(data, capsys):
     assert output(capsys) == alone
 
 
-def test_the_ignore_label_may_be_another(data, capsys):
+def test_the_ignore_label_can_be_set(data, capsys):
     assert run(data, "--ignore-label", 254) == 1
     assert any("255 be ignored? Then set it as the ignore label" in line for line in output(capsys))
 
 
-def test_values_may_stand_before_the_classes_names(data, capsys):
+def test_class_names_may_have_pixel_values(data, capsys):
     (data / "classes.txt").write_text("1: road\n0: sky\n")
     assert run(data) == 0
     assert ["0", "road", "6", "45.000%"] in [line.split() for line in output(capsys)]
 
 
-# The sheet
+# The contact sheet
 
 
 def colors_in(path):
@@ -138,7 +138,7 @@ def test_the_sheet_shows_the_images_with_their_labels(data, capsys):
     assert (10, 200, 30) not in colors_in(sheet)  # every pixel is painted or hatched
 
 
-def test_labels_that_are_no_class_are_drawn_too_and_what_is_broken_is_left_out(data, capsys):
+def test_unknown_labels_are_drawn_too_and_broken_images_are_left_out(data, capsys):
     (data / "classes.txt").write_text("sky\n")
     (data / "images/0.png").write_bytes(b"no image")
     assert run(data, "--sheet", data / "sheet.png") == 1
@@ -202,7 +202,7 @@ def test_a_registered_dataset_is_checked(data, capsys):
         (["--dataset", "x", "--workers", "0"], "--workers is 0"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options, expected, capsys):
+def test_options_that_do_not_fit_each_other_are_refused(options, expected, capsys):
     with pytest.raises(SystemExit, match="2"):
         check_dataset.main(options)
     assert expected in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_options_that_do_not_go_together_are_refused(options, expected, capsys):
         (["--images", "/a", "--labels", "/b", "--classes", "/c"], "is missing"),
     ],
 )
-def test_what_cannot_begin_is_one_line_and_exit_code_1(options, expected, capsys):
+def test_a_missing_input_is_an_error_of_one_line_and_exit_code_1(options, expected, capsys):
     assert check_dataset.main(options) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("check_dataset: ") and expected in line

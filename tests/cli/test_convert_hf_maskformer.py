@@ -1,4 +1,4 @@
-"""tools/convert_hf_maskformer.py: folders of transformers' MaskFormer to ours, and back."""
+"""tools/convert_hf_maskformer.py: conversion from transformers' MaskFormer to ours and back."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def run(*arguments: object) -> int:
 
 
 def to_theirs(folder: Path, output: Path) -> int:
+    """Convert a folder of ours to transformers; return the exit code."""
     return run("--to-hf", folder / "config.yaml", folder / "model.safetensors", "--output", output)
 
 
@@ -45,7 +46,7 @@ def load_ours(folder: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["Swin", "ResNet"])
-def test_a_folder_of_theirs_becomes_ours_and_comes_back_unchanged(kind, tmp_path, capsys):
+def test_a_folder_of_transformers_is_converted_and_converted_back_unchanged(kind, tmp_path, capsys):
     theirs = their_model(kind)
     folder = save_theirs(theirs, tmp_path / "theirs", size_divisor=0)
     assert run(folder, "--output", tmp_path / "ours") == 0
@@ -74,7 +75,7 @@ def test_a_folder_of_theirs_becomes_ours_and_comes_back_unchanged(kind, tmp_path
             assert new.get(key) == pytest.approx(old.get(key)), key
 
 
-def test_a_model_of_ours_becomes_theirs_and_comes_back_unchanged(tmp_path):
+def test_our_model_is_converted_to_transformers_and_converted_back_unchanged(tmp_path):
     config, weights = write_tiny_model(tmp_path)
     ours = load_trained_model(load_cfg(str(config), ["MODEL.WEIGHTS", str(weights)]))
     fill_weights(ours)
@@ -94,7 +95,7 @@ def test_a_model_of_ours_becomes_theirs_and_comes_back_unchanged(tmp_path):
         assert torch.equal(back[name], value), name
 
 
-def test_weights_in_half_precision_are_loaded_in_full_by_theirs(tmp_path):
+def test_transformers_loads_half_precision_weights_as_float32(tmp_path):
     config, weights = write_tiny_model(tmp_path)
     half = {
         name: value.half() if value.is_floating_point() else value
@@ -104,12 +105,12 @@ def test_weights_in_half_precision_are_loaded_in_full_by_theirs(tmp_path):
     assert run("--to-hf", config, tmp_path / "half.safetensors", "--output", tmp_path / "out") == 0
     theirs = load_theirs(tmp_path / "out")
     assert theirs.dtype == torch.float32
-    assert list(theirs.config.id2label.values()) == ["a", "b", "c", "d"]  # of the checkpoint first
+    assert list(theirs.config.id2label.values()) == list("abcd")  # as in the checkpoint
     query = half["sem_seg_head.predictor.query_embed.weight"]
     assert torch.equal(theirs.model.transformer_module.queries_embedder.weight, query.float())
 
 
-def test_the_dataset_says_what_things_are(tmp_path):
+def test_the_dataset_determines_the_thing_classes(tmp_path):
     config = small_config("ResNet")
     config.id2label = {index: f"class {index}" for index in range(133)}
     model = transformers.MaskFormerForInstanceSegmentation(config)
@@ -132,7 +133,7 @@ def test_the_dataset_says_what_things_are(tmp_path):
 
 
 def test_an_image_gives_the_same_labels_at_the_size_of_the_masks(tmp_path):
-    """Beyond it the two differ: theirs enlarges sums of class scores, ours the masks before."""
+    """At other sizes, results differ: transformers upsamples class scores, we upsample masks."""
     config, weights = write_tiny_model(tmp_path)
     assert run("--to-hf", config, weights, "--output", tmp_path) == 0
     theirs = load_theirs(tmp_path)
@@ -160,8 +161,8 @@ def folder(tmp_path):
 
 
 def fails(capsys, *arguments: object) -> str:
-    """The one line of an error."""
-    capsys.readouterr()  # what the preparation said
+    """Run the command, and return its error, which must be one line."""
+    capsys.readouterr()  # drop earlier output
     assert run(*arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("convert_hf_maskformer: ") and error.count("\n") == 1
@@ -183,7 +184,7 @@ def test_a_broken_config_is_named(folder, tmp_path, capsys):
     assert "config.json holds a list" in fails(capsys, folder, "--output", tmp_path / "ours")
 
 
-def test_another_model_is_refused(folder, tmp_path, capsys):
+def test_another_type_of_model_is_refused(folder, tmp_path, capsys):
     change_json(folder / "config.json", model_type="mask2former")
     error = fails(capsys, folder, "--output", tmp_path / "ours")
     assert f"{folder}: config.json: model_type is 'mask2former'" in error
@@ -206,7 +207,9 @@ def test_a_dataset_of_other_classes_and_an_unknown_one_are_refused(folder, tmp_p
     assert "There is no dataset 'ade21k'" in error
 
 
-def test_a_model_that_theirs_cannot_hold_is_refused_before_its_weights_are_read(tmp_path, capsys):
+def test_a_model_that_transformers_does_not_support_is_refused_before_weights_are_read(
+    tmp_path, capsys
+):
     config, weights = write_tiny_model(tmp_path)
     change_yaml(config, "SEM_SEG_HEAD", PIXEL_DECODER_NAME="TransformerEncoderPixelDecoder")
     error = fails(capsys, "--to-hf", config, weights, "--output", tmp_path / "theirs")
@@ -214,7 +217,7 @@ def test_a_model_that_theirs_cannot_hold_is_refused_before_its_weights_are_read(
     assert not (tmp_path / "theirs").exists()
 
 
-def test_class_names_may_be_given_where_nothing_has_them(tmp_path, capsys):
+def test_class_names_can_be_given_if_neither_config_nor_weights_have_them(tmp_path, capsys):
     config, weights = write_tiny_model(tmp_path)
     settings = yaml.safe_load(config.read_text())
     assert settings.pop("DATASETS")["TRAIN"] == [DATASET]

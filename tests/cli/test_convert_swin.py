@@ -1,4 +1,4 @@
-"""tools/convert_pretrained_swin_model_to_d2.py: a Swin's official weights become our backbone's."""
+"""tools/convert_pretrained_swin_model_to_d2.py: our backbone loads a Swin's official weights."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def build(cfg):
 
 @pytest.fixture(params=[False, True], ids=["", "ape"])
 def swin(request, cfg):
-    """A small Swin with random weights, its norms and its tables of positions included."""
+    """Build a small Swin with random weights, including norms and position biases."""
     cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
     swin = {"EMBED_DIM": 8, "DEPTHS": [2, 1, 3, 1], "NUM_HEADS": [1, 2, 2, 4], "WINDOW_SIZE": 4}
     if request.param:
@@ -33,10 +33,10 @@ def swin(request, cfg):
 
 
 def official(model):
-    """Its state dict as the official ImageNet checkpoints have it."""
+    """Return the state dict of a backbone in the format of the official ImageNet checkpoints."""
     weights = model["backbone"].state_dict()
     weights = {k: v for k, v in weights.items() if not k.startswith(tuple(OUT_NORMS))}
-    if "absolute_pos_embed" in weights:  # one row a patch, officially
+    if "absolute_pos_embed" in weights:  # officially 1×HW×C
         weights["absolute_pos_embed"] = weights["absolute_pos_embed"].flatten(2).mT
     weights["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 16, 16)
     for name, shape in (("norm", (64,)), ("head", (1000, 64))):
@@ -66,7 +66,7 @@ def test_the_printed_config_and_the_file_give_the_same_maps(swin, suffix, tmp_pa
     model = build(cfg)
     with caplog.at_level("INFO"):
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    # Nothing is missing but the norms of the maps, which ImageNet's weights do not have.
+    # Only the norms of the output maps are missing: classification does not use them.
     lines = caplog.records[-1].message.splitlines()
     count = len(model.state_dict())
     assert lines[0] == f"{output}: loaded {count - 8} of the model's {count} tensors."
@@ -82,7 +82,7 @@ def test_the_printed_config_and_the_file_give_the_same_maps(swin, suffix, tmp_pa
 
 
 @pytest.mark.parametrize("swin", [False], indirect=True)
-def test_each_mistake_gets_one_line_and_exit_code_1(swin, tmp_path, capsys):
+def test_each_mistake_is_an_error_of_one_line_and_exit_code_1(swin, tmp_path, capsys):
     weights = official(swin[1])
     files = {
         "good.pth": weights,
@@ -107,7 +107,7 @@ def test_each_mistake_gets_one_line_and_exit_code_1(swin, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("swin", [False], indirect=True)
-def test_the_official_file_itself_is_refused_with_the_tool_to_use(swin, tmp_path):
+def test_loading_an_official_file_is_an_error_that_names_the_tool(swin, tmp_path):
     torch.save({"model": official(swin[1])}, tmp_path / "swin.pth")
     with pytest.raises(ValueError, match=r"convert_pretrained_swin_model_to_d2\.py"):
         Checkpointer(swin[1]).load(str(tmp_path / "swin.pth"))

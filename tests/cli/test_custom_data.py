@@ -25,7 +25,7 @@ CONFIGS = ROOT / "configs" / "custom"
 
 @dataclass(frozen=True)
 class Command:
-    """The arguments of a command that matter here."""
+    """The relevant arguments of a command."""
 
     data: CustomData
     config_file: str
@@ -40,7 +40,7 @@ class Command:
 
 
 def parse(folder: Path, words: str, *opts: str, config: str = "semantic") -> Command:
-    """Parse ``words`` with `@` for the folder; results go to its `out`."""
+    """Parse ``words``, in which `@` stands for the folder; the output folder is its `out`."""
     parser = argparse.ArgumentParser()
     add_custom_data_arguments(parser)
     data = CustomData(**vars(parser.parse_args(words.replace("@", str(folder)).split())))
@@ -59,12 +59,12 @@ TRAIN = "--train-images @/i --train-labels @/l --classes @/classes.txt"
 VAL = "--val-images @/i --val-labels @/l"
 
 
-def test_without_such_arguments_nothing_happens_where_the_config_has_data(tmp_path: Path) -> None:
+def test_without_such_arguments_a_config_with_datasets_is_unchanged(tmp_path: Path) -> None:
     command = parse(tmp_path, "", "DATASETS.TRAIN", "('shapes_panoptic_train',)")
     assert command.use() == command.opts and not (tmp_path / "out").exists()
 
 
-def test_nothing_to_train_on_is_an_error_before_anything_is_built(tmp_path: Path) -> None:
+def test_a_missing_training_dataset_is_an_error_except_in_evaluation(tmp_path: Path) -> None:
     command = parse(tmp_path, "")
     with pytest.raises(ValueError, match=r"maskformer_semantic\.yaml: DATASETS\.TRAIN is empty"):
         command.use()
@@ -97,12 +97,12 @@ def test_without_validation_data_nothing_is_evaluated(semantic: Path) -> None:
     assert parse(semantic, TRAIN).cfg().DATASETS.TEST == ()
 
 
-def test_what_is_on_the_command_line_has_the_last_word(semantic: Path) -> None:
+def test_keys_on_the_command_line_take_precedence(semantic: Path) -> None:
     command = parse(semantic, TRAIN, "INPUT.DATASET_MAPPER_NAME", "detr_panoptic")
     assert command.cfg().INPUT.DATASET_MAPPER_NAME == "detr_panoptic"
 
 
-def test_instances_and_panoptic_data_choose_mapper_and_result(tmp_path: Path) -> None:
+def test_instance_and_panoptic_data_determine_mapper_and_results(tmp_path: Path) -> None:
     write_instances(tmp_path / "n")
     words = "--train-images @/n/i --train-json @/n/x.json --name inst"
     cfg = parse(tmp_path, words, config="instance").cfg()
@@ -139,7 +139,7 @@ def test_instances_and_panoptic_data_choose_mapper_and_result(tmp_path: Path) ->
         (f"{TRAIN} --ignore-label 255", "`ignore_label` is 255, the pixel value of a class"),
     ],
 )
-def test_arguments_that_do_not_go_together_are_named(
+def test_arguments_that_do_not_fit_each_other_are_named(
     semantic: Path, words: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -147,13 +147,13 @@ def test_arguments_that_do_not_go_together_are_named(
     assert not (semantic / "out").exists()
 
 
-def test_a_folder_that_is_not_there_is_named(semantic: Path) -> None:
+def test_a_missing_folder_is_named(semantic: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         parse(semantic, TRAIN.replace("@/l", "@/nowhere")).use()
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
-def test_each_custom_config_is_valid_and_opens_with_its_command(task: str) -> None:
+def test_each_custom_config_is_valid_and_starts_with_its_command(task: str) -> None:
     path = CONFIGS / f"maskformer_{task}.yaml"
     cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu"])
     validate(cfg)

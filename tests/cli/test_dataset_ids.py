@@ -1,4 +1,4 @@
-"""Classes and images get the ids that their dataset has, or an error with the reason."""
+"""Ids of classes and images are those of their dataset; otherwise there is an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ["sky", "road", "car"]
 
 @pytest.fixture
 def dataset():
-    """Registers a dataset by its records and metadata; returns its name."""
+    """Return a function that registers a dataset by records and metadata, and returns its name."""
     name = "dataset_ids_test"
 
     def register(records, **metadata):
@@ -31,7 +31,7 @@ def dataset():
 RECORDS = [{"file_name": f"/data/{f}", "image_id": i} for i, f in enumerate(["a.png", "b.png"])]
 
 
-def test_a_panoptic_dataset_has_ids_of_things_and_stuff(dataset):
+def test_ids_of_a_panoptic_dataset_are_those_of_things_and_stuff(dataset):
     things, stuff = {70: 2}, {5: 0, 9: 1}
     name = dataset(
         RECORDS, thing_dataset_id_to_contiguous_id=things, stuff_dataset_id_to_contiguous_id=stuff

@@ -1,4 +1,4 @@
-"""The panoptic quality of label maps is that of panopticapi where every class is one segment."""
+"""The panoptic quality of label maps equals panopticapi's with each class as one segment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATASET = "pq_test_val"
 
 
 def scene(generator, height=24, width=32):
-    """Labels (K: none) and a prediction that is right in parts: IoUs lie on both sides of ½."""
+    """Return labels (K: unlabelled) and a partly right prediction, with IoUs below and above ½."""
     labels = generator.integers(0, K - 1, (height // 8, width // 8)).repeat(8, 0).repeat(8, 1)
     prediction = np.roll(labels, generator.integers(-3, 4, 2), (0, 1))
     prediction[generator.random(labels.shape) < 0.2] = generator.integers(0, K - 1)
@@ -39,7 +39,7 @@ def scenes(number, seed=0):
 
 
 def panopticapi_result(images, folder):
-    """panopticapi on the same maps: every class one segment, id = class + 1, 0 where none is."""
+    """Run panopticapi on the same maps, each class one segment of id class + 1; 0 is unlabelled."""
     evaluation = pytest.importorskip("panopticapi.evaluation")
     annotations = []
     for index, pair in enumerate(images):
@@ -65,7 +65,7 @@ def panopticapi_result(images, folder):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_is_panopticapis_quality_with_every_class_one_segment(tmp_path, seed):
+def test_results_equal_panopticapis_with_each_class_as_one_segment(tmp_path, seed):
     images = scenes(12, seed)
     means, by_class = panopticapi_result(images, tmp_path)
     result = tool.evaluate(images, NAMES)
@@ -78,14 +78,14 @@ def test_it_is_panopticapis_quality_with_every_class_one_segment(tmp_path, seed)
             assert result[f"{metric}-{name}"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_segments_that_lie_half_and_more_on_unlabelled_pixels_are_as_in_panopticapi(tmp_path):
+def test_segments_that_are_half_or_more_unlabelled_count_as_in_panopticapi(tmp_path):
     void, sky, road, car = K, 0, 1, 2
     row = np.array
     images = [
-        # car: exactly half on void, which counts; then one pixel more, which does not
+        # car: exactly half of it on void counts as a false positive; one pixel more does not
         (row([[void, void, sky, sky, sky]]), row([[car, car, car, car, sky]])),
         (row([[void, void, void, sky, sky]]), row([[car, car, car, car, car]])),
-        # road: IoU ½ is no match; without the void pixel in the union it is 2 of 3
+        # road: an IoU of ½ does not match; without the void pixel in the union, IoU is ⅔
         (row([[road, road, sky, sky]]), row([[road, sky, sky, sky]])),
         (row([[road, road, void, sky]]), row([[road, road, road, road]])),
     ]
@@ -96,14 +96,14 @@ def test_segments_that_lie_half_and_more_on_unlabelled_pixels_are_as_in_panoptic
     assert result["RQ-road"] == pytest.approx(100 * by_class[road]["rq"], rel=1e-12)
 
 
-def test_labels_against_themselves_are_100_and_absent_classes_do_not_count():
+def test_perfect_predictions_score_100_and_absent_classes_do_not_count():
     images = [(labels, labels) for labels, _ in scenes(3)]
     result = tool.evaluate(images, NAMES)
     assert [result[metric] for metric in ("PQ", "SQ", "RQ")] == [100, 100, 100]
     assert result["classes"] == K - 1 and "PQ-never" not in result
 
 
-def test_without_a_labelled_pixel_there_is_nothing_to_evaluate():
+def test_a_dataset_without_a_labelled_pixel_is_refused():
     nothing = np.full((2, 2), K)
     with pytest.raises(ValueError, match="no labelled pixel"):
         tool.evaluate([(nothing, np.zeros((2, 2), int))], NAMES)
@@ -114,7 +114,7 @@ def test_without_a_labelled_pixel_there_is_nothing_to_evaluate():
 
 @pytest.fixture(params=[False, True], ids=["plain ids", "dataset ids"])
 def dataset(request, tmp_path):
-    """Three images, registered; their predictions by ``file_name``."""
+    """Register three images, and return their predictions by ``file_name``."""
     examples, predictions = [], {}
     for index, (labels, prediction) in enumerate(scenes(3)):
         stored = np.where(labels == K, 255, labels).astype(np.uint8)
@@ -134,7 +134,7 @@ def dataset(request, tmp_path):
 
 
 def write_json(predictions, folder):
-    """With detectron2's evaluator itself, which is not made to score here."""
+    """Write the predictions in the JSON format of detectron2's evaluator."""
     evaluator = SemSegEvaluator(DATASET, distributed=False)
     evaluator.reset()
     segments = []
@@ -168,7 +168,7 @@ def test_the_command_reads_detectron2s_json_and_folders(dataset, tmp_path, capsy
     assert numbers.split() == [*(f"{expected[m]:.2f}" for m in ("PQ", "SQ", "RQ")), "4"]
 
 
-def test_what_the_evaluator_wrote_of_a_model_is_read(dataset, tmp_path, monkeypatch, capsys):
+def test_a_file_that_detectron2s_evaluator_wrote_is_read(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("detectron2.evaluation.sem_seg_evaluation._CV2_IMPORTED", False)
     evaluator = SemSegEvaluator(
         DATASET,
@@ -203,7 +203,7 @@ def shrink(segments):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, expected",
     [
         (rename, ["no prediction for", "0.jpg", "9.jpg"]),
         (lambda segments: segments[0].update(category_id=77), ["0.jpg", "no category_id 77"]),
@@ -212,20 +212,20 @@ def shrink(segments):
         (shrink, ["0.jpg", "masks of [24, 32] and of [1, 2] (H, W)"]),
     ],
 )
-def test_mistakes_in_the_json_are_one_line(dataset, tmp_path, capsys, change, said):
+def test_a_mistake_in_the_json_is_an_error_of_one_line(dataset, tmp_path, capsys, change, expected):
     assert run(broken_json(dataset, tmp_path, change)) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    for words in said:
+    for words in expected:
         assert words in error
 
 
-def test_mistakes_in_files_are_one_line(dataset, tmp_path, capsys):
+def test_a_mistake_in_label_maps_is_an_error_of_one_line(dataset, tmp_path, capsys):
     folder = write_folder(dataset, tmp_path)
 
-    def fails_with(*said, predictions=folder):
+    def fails_with(*expected, predictions=folder):
         assert run(predictions) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert all(words in error for words in said), error
+        assert all(words in error for words in expected), error
 
     Image.fromarray(np.full((24, 32), 99, np.uint8)).save(folder / "0.png")
     fails_with("0.png has the labels [99]; expected 0 … 4, and 255")
@@ -240,7 +240,7 @@ def test_mistakes_in_files_are_one_line(dataset, tmp_path, capsys):
     fails_with("text.json is not a list of segments", predictions=tmp_path / "text.json")
 
 
-def test_unknown_and_unfit_datasets_are_one_line(tmp_path, capsys):
+def test_an_unknown_or_unsuitable_dataset_is_an_error_of_one_line(tmp_path, capsys):
     assert tool.main(["--dataset", "no_such", "--predictions", str(tmp_path)]) == 1
     assert "no dataset 'no_such'" in capsys.readouterr().err
     assert tool.main(["--dataset", "coco_2017_val", "--predictions", str(tmp_path)]) == 1

@@ -1,4 +1,4 @@
-"""tools/export.py writes what an application needs, and says what it leaves out."""
+"""tools/export.py writes the files that an application needs, and reports what it omits."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def run(folder: Path, *arguments: str, weights: str | None = None) -> int:
     config, checkpoint = write_tiny_model(folder)
     content = torch.load(checkpoint, weights_only=True)
     for name, weight in content["model"].items():
-        if "mask_embed.layers.2" in name:  # logits of a trained model's size, not in the hundreds
+        if "mask_embed.layers.2" in name:  # logits as large as a trained model's
             weight.mul_(0.01)
     torch.save(content, checkpoint)
     words = ["--config-file", str(config), "--output", str(folder / "graphs"), *arguments]
     return export.main([*words, "MODEL.WEIGHTS", str(checkpoint) if weights is None else weights])
 
 
-def test_the_graphs_come_with_what_an_application_must_know(tmp_path, capsys):
+def test_the_graphs_come_with_the_facts_that_an_application_needs(tmp_path, capsys):
     size = ["--size", "64", "96"]
     assert run(tmp_path, "--format", "torchscript", "--dynamic", "--verify", *size) == 0
     out = capsys.readouterr().out
@@ -52,7 +52,7 @@ def _name(path: Path) -> str:
     return path.name
 
 
-def test_a_graph_that_says_something_else_is_an_error(tmp_path, capsys, monkeypatch):
+def test_a_graph_with_other_outputs_than_the_model_is_an_error(tmp_path, capsys, monkeypatch):
     def off(model, name):
         eager = reference(model, name)
         return lambda image: tuple(output + 1 for output in eager(image))
@@ -65,7 +65,7 @@ def test_a_graph_that_says_something_else_is_an_error(tmp_path, capsys, monkeypa
     assert "DIFFERENT" in output.out and "the graphs differ from the model" in output.err
 
 
-def test_random_weights_must_be_asked_for_and_are_called_so(tmp_path, capsys, caplog):
+def test_random_weights_need_an_option_and_are_reported(tmp_path, capsys, caplog):
     size = ["--size", "64", "64", "--format", "torchscript"]
     assert run(tmp_path, *size, weights="") == 1
     assert "MODEL.WEIGHTS is not set" in capsys.readouterr().err
@@ -74,15 +74,13 @@ def test_random_weights_must_be_asked_for_and_are_called_so(tmp_path, capsys, ca
 
 
 @pytest.mark.parametrize("size", [["100", "64"], ["32", "64"]])
-def test_a_size_that_the_network_cannot_take_is_refused_with_one_that_it_can(
-    size, tmp_path, capsys
-):
+def test_an_invalid_size_is_refused_with_a_valid_one(size, tmp_path, capsys):
     assert run(tmp_path, "--size", *size) == 1
     error = capsys.readouterr().err
     assert "multiples of 32" in error and f"{max(-(-int(size[0]) // 32) * 32, 64)} × 64" in error
 
 
-def test_what_is_not_exported_is_named(tmp_path, caplog):
+def test_settings_that_are_not_exported_are_named(tmp_path, caplog):
     config, _ = write_tiny_model(tmp_path)
     opts = ["TEST.SLIDING_WINDOW.SIZE", "64", "TEST.AUG.ENABLED", "True"]
     words = ["--config-file", str(config), "--output", str(tmp_path)]
@@ -105,17 +103,17 @@ def test_the_example_gives_the_models_class_map_without_torch(tmp_path):
     pytest.importorskip("onnxruntime")
     assert run(tmp_path, "--size", "64", "96") == 0
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels).resize((90, 64), Image.Resampling.BICUBIC)
-    picture.save(tmp_path / "picture.png")
-    paths = [str(tmp_path / name) for name in ("graphs", "picture.png", "classes.png")]
+    photo = Image.fromarray(pixels).resize((90, 64), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.png")
+    paths = [str(tmp_path / name) for name in ("graphs", "photo.png", "classes.png")]
     example = str(ROOT / "demo" / "onnx_example.py")
     code = EXAMPLE.format(arguments=paths, example=example)
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    # the model on the same picture, 64 × 90 padded to 64 × 96
+    # the model on the same image, 64×90 padded to 64×96
     cfg = load_cfg(str(tmp_path / "tiny.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "tiny.pth")])
     model = load_trained_model(cfg)
-    image = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+    image = torch.from_numpy(np.asarray(photo).transpose(2, 0, 1).copy())
     with torch.no_grad():
         padded = model.pixel_mean.expand(3, 64, 96).clone()
         padded[:, :, :90] = image

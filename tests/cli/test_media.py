@@ -1,4 +1,4 @@
-"""Images and videos of any origin are found, read and written, or refused with a reason."""
+"""Images and videos of any format are found, read and written, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ cv2 = pytest.importorskip("cv2")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images a.jpg, b.PNG, notes.txt, a hidden file, and sub/c.png."""
+    """Write images a.jpg, b.PNG and sub/c.png, a hidden image, and notes.txt."""
     (tmp_path / "sub").mkdir()
     for name in ("b.PNG", "a.jpg", "sub/c.png", ".hidden.png"):
         Image.new("RGB", (8, 6)).save(tmp_path / name)
@@ -32,12 +32,12 @@ def names(files):
 # Finding
 
 
-def test_a_folder_stands_for_the_images_in_it(folder):
+def test_a_folder_is_replaced_by_its_images(folder):
     files, problems = find_images([str(folder)])
     assert names(files) == ["a.jpg", "b.PNG"] and not problems
 
 
-def test_globs_stand_for_what_they_match_and_folders_among_it_for_their_images(folder):
+def test_a_glob_is_replaced_by_the_files_and_the_images_of_folders_that_it_matches(folder):
     assert names(find_images([f"{folder}/*.jpg"])[0]) == ["a.jpg"]
     assert names(find_images([f"{folder}/**/*.png"])[0]) == ["c.png"]
     assert names(find_images([f"{folder}/s*"])[0]) == ["c.png"]
@@ -48,12 +48,12 @@ def test_a_file_that_is_named_like_a_glob_is_that_file(folder):
     assert names(find_images([f"{folder}/a[1].jpg"])[0]) == ["a[1].jpg"]
 
 
-def test_each_file_comes_once_in_the_order_of_the_inputs(folder):
+def test_each_file_is_listed_once_in_the_order_of_the_inputs(folder):
     files, problems = find_images([f"{folder}/notes.txt", f"{folder}/*.jpg", str(folder)])
     assert names(files) == ["notes.txt", "a.jpg", "b.PNG"] and not problems
 
 
-def test_recursive_looks_into_subfolders_but_not_into_hidden_ones(folder):
+def test_recursive_includes_subfolders_but_not_hidden_ones(folder):
     (folder / ".cache").mkdir()
     Image.new("RGB", (8, 6)).save(folder / ".cache" / "d.png")
     files, problems = find_images([str(folder)], recursive=True)
@@ -61,7 +61,7 @@ def test_recursive_looks_into_subfolders_but_not_into_hidden_ones(folder):
     assert names(find_images([f"{folder}/s*"], recursive=True)[0]) == ["c.png"]
 
 
-def test_what_stands_for_nothing_gets_a_line_that_names_it(folder):
+def test_each_input_without_an_image_gets_a_line_that_names_it(folder):
     (folder / "empty").mkdir()
     inputs = [f"{folder}/{name}" for name in ("missing.jpg", "*.gif", "empty")]
     files, problems = find_images(inputs)
@@ -79,7 +79,7 @@ def test_what_stands_for_nothing_gets_a_line_that_names_it(folder):
 
 
 def scene(height=24, width=36):
-    """An RGB image of smooth colours, no two sides alike."""
+    """Return an RGB image of smooth colours whose four sides differ."""
     y, x = np.mgrid[:height, :width]
     return np.stack([255 * y // height, 255 * x // width, 40 + 0 * x], -1).astype(np.uint8)
 
@@ -130,7 +130,7 @@ def test_cmyk_becomes_rgb(tmp_path):
     "orientation, turned",
     [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a))],
 )
-def test_a_photo_stands_upright_as_its_exif_states(tmp_path, orientation, turned):
+def test_a_photo_is_rotated_as_its_exif_tag_states(tmp_path, orientation, turned):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(scene()).save(tmp_path / "x.png", exif=exif)
@@ -154,7 +154,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".gif", ".tif", ".webp", ".ppm"])
 @pytest.mark.parametrize("how", ["empty", "text", "cut"])
-def test_a_file_that_is_not_a_complete_image_is_named_and_never_half_read(tmp_path, how, suffix):
+def test_a_file_that_is_not_a_complete_image_is_refused_by_name(tmp_path, how, suffix):
     path = tmp_path / f"x{suffix}"
     damage(path, how)
     reason = {"empty": "it is empty", "text": "Pillow does not recognise its format", "cut": ""}
@@ -172,7 +172,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def frames(count, height=48, width=64):
-    """Frames of one colour each."""
+    """Return frames of one colour each."""
     values = np.linspace(30, 220, count).astype(np.uint8)
     return [np.full((height, width, 3), (v, 100, 255 - v), np.uint8) for v in values]
 
@@ -186,7 +186,7 @@ def write_video(path, images, fps=12.5):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi"])
-def test_a_video_has_the_frames_size_and_speed_that_were_written(tmp_path, suffix):
+def test_a_video_that_was_written_is_read_with_its_frames_size_and_speed(tmp_path, suffix):
     written = frames(10)
     writer = write_video(tmp_path / f"x{suffix}", written)
     assert writer.path.is_file() and writer.num_frames == 10
@@ -197,16 +197,16 @@ def test_a_video_has_the_frames_size_and_speed_that_were_written(tmp_path, suffi
     assert len(read) == 10
     for one, other in zip(read, written, strict=True):
         assert one.shape == other.shape
-        assert np.abs(one.astype(int) - other).mean() < 10  # red and blue in their places
+        assert np.abs(one.astype(int) - other).mean() < 10  # red and blue are not swapped
 
 
-def test_frames_come_one_at_a_time(tmp_path):
+def test_frames_are_read_one_at_a_time(tmp_path):
     write_video(tmp_path / "x.avi", frames(5))
     reader = iter(VideoReader(str(tmp_path / "x.avi")))
     assert next(reader).shape == (48, 64, 3)
 
 
-def test_an_avi_is_written_where_opencv_cannot_write_an_mp4(tmp_path, monkeypatch):
+def test_an_avi_is_written_if_opencv_cannot_write_an_mp4(tmp_path, monkeypatch):
     real = cv2.VideoWriter
 
     def without_mp4(path, *args):
@@ -215,12 +215,12 @@ def test_an_avi_is_written_where_opencv_cannot_write_an_mp4(tmp_path, monkeypatc
     monkeypatch.setattr(cv2, "VideoWriter", without_mp4)
     writer = write_video(tmp_path / "x.mp4", frames(3))
     assert writer.path == tmp_path / "x.avi" and writer.path.stat().st_size > 0
-    # but never in place of a file that exists: it may be the one that is being read
-    with pytest.raises(ValueError, match=r"x\.mp4: OpenCV can write no video there"):
+    # an existing file is never replaced: it may be the video that is being read
+    with pytest.raises(ValueError, match=r"x\.mp4: OpenCV cannot write this video"):
         write_video(tmp_path / "x.mp4", frames(1))
 
 
-def test_a_video_that_breaks_off_is_an_error_after_its_last_frame(tmp_path):
+def test_a_truncated_video_is_an_error_after_its_last_frame(tmp_path):
     path = tmp_path / "x.avi"
     images = list(np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8))
     write_video(path, images)
@@ -233,21 +233,24 @@ def test_a_video_that_breaks_off_is_an_error_after_its_last_frame(tmp_path):
 
 
 def with_broken_frames(path, broken, count=20):
-    """An .avi of which some frames' data is zeros; the colour of a frame encodes its number."""
+    """Write an .avi in which the data of some frames is zeros; return the red value of each frame.
+
+    The colour of a frame encodes its index.
+    """
     write_video(path, frames(count))
     content = bytearray(path.read_bytes())
     movie = content.index(b"movi")
     starts = [match.end() for match in re.finditer(b"00dc", content[movie:])]
     for number in broken:
-        begin = movie + starts[number] + 4  # behind the size
+        begin = movie + starts[number] + 4  # after the size
         size = int.from_bytes(content[begin - 4 : begin], "little")
         content[begin : begin + size] = bytes(size)
     path.write_bytes(content)
     return [int(frame[0, 0, 0]) for frame in frames(count)]
 
 
-def read_on(reader):
-    """Index and red of every frame that is read, and the indices of those that raise."""
+def read_all(reader):
+    """Return index -> red value of the frames that are read, and the indices of broken ones."""
     whole, broken = {}, []
     while True:
         try:
@@ -264,23 +267,23 @@ def read_on(reader):
 @pytest.mark.parametrize("damaged", [[6], [6, 7, 8], [0], [3, 11]])
 def test_a_broken_frame_in_the_middle_is_reported_and_those_after_it_are_read(tmp_path, damaged):
     reds = with_broken_frames(tmp_path / "x.avi", damaged)
-    whole, broken = read_on(VideoReader(str(tmp_path / "x.avi")))
+    whole, broken = read_all(VideoReader(str(tmp_path / "x.avi")))
     assert broken == damaged
     assert sorted(whole) == [i for i in range(20) if i not in damaged]
     assert all(abs(red - reds[index]) < 8 for index, red in whole.items())
 
 
-def test_every_nth_frame_is_the_first_of_n_at_an_nth_of_the_speed(tmp_path):
+def test_every_n_reads_the_first_of_n_frames_at_an_nth_of_the_speed(tmp_path):
     reds = with_broken_frames(tmp_path / "x.avi", [4, 6])
     reader = VideoReader(str(tmp_path / "x.avi"), every_n=3)
     assert reader.num_frames == 7 and reader.fps == pytest.approx(12.5 / 3)
-    whole, broken = read_on(reader)
-    assert broken == [6]  # nobody has asked for the fourth
+    whole, broken = read_all(reader)
+    assert broken == [6]  # frame 4 is not needed
     assert list(whole) == [0, 3, 9, 12, 15, 18]
     assert all(abs(red - reds[index]) < 8 for index, red in whole.items())
 
 
-def test_a_frame_of_another_size_is_refused_and_not_left_out(tmp_path):
+def test_a_frame_of_another_size_is_an_error(tmp_path):
     writer = write_video(tmp_path / "x.avi", frames(2))
     with pytest.raises(ValueError, match=r"x\.avi: a frame is 32×24 pixels, those before it 64×48"):
         writer.write(frames(1, 24, 32)[0])
@@ -295,7 +298,7 @@ def test_a_file_that_is_not_a_video_is_named(tmp_path):
 
 
 def test_a_missing_camera_is_named():
-    with pytest.raises(ValueError, match="camera 97: not there"):
+    with pytest.raises(ValueError, match="camera 97: not found"):
         VideoReader(97)
 
 
@@ -303,14 +306,14 @@ def test_a_missing_camera_is_named():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a screen")
-def test_without_a_screen_a_window_is_an_error_with_the_remedy(monkeypatch):
+def test_a_window_without_a_screen_is_an_error_with_the_fix(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ValueError, match=r"no display.*--output"):
         Window("title")
 
 
-def test_an_opencv_without_windows_is_an_error_with_the_remedy(monkeypatch):
+def test_an_opencv_without_windows_is_an_error_with_the_fix(monkeypatch):
     def fails(*args):
         raise cv2.error("not implemented")
 
@@ -323,7 +326,7 @@ def test_an_opencv_without_windows_is_an_error_with_the_remedy(monkeypatch):
 @pytest.mark.parametrize(
     "key, goes_on", [(-1, True), (ord("x"), True), (ord("q"), False), (27, False)]
 )
-def test_a_window_shows_rgb_and_ends_with_q_or_escape(monkeypatch, key, goes_on):
+def test_a_window_shows_rgb_and_closes_on_q_or_escape(monkeypatch, key, goes_on):
     shown = []
     monkeypatch.setenv("DISPLAY", ":0")
     for name, function in {

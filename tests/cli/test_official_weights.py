@@ -1,4 +1,4 @@
-"""Weights in the form the official ones are published in are loaded whole, and evaluate."""
+"""Weights in the formats of the published ones are loaded completely, and can be evaluated."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def datasets(tmp_path_factory):
 
 
 def random_weights(shapes, seed=0):
-    """Name -> array. Signals neither die nor explode on their way through them."""
+    """Draw an array for each name, scaled so that activations neither vanish nor explode."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in shapes.items():
@@ -53,29 +53,29 @@ def random_weights(shapes, seed=0):
             values *= np.sqrt(2 / np.prod(shape[1:]), dtype=np.float32)
         elif name.endswith(("norm.weight", "running_var")):
             values = 1 + 0.1 * np.abs(values)
-        elif name == "criterion.empty_weight":  # of the losses: 1 a class, and that of "no object"
+        elif name == "criterion.empty_weight":  # class weights of the loss, "no object" last
             values = np.array([1.0] * (shape[0] - 1) + [0.1], dtype=np.float32)
         weights[name] = values
     return weights
 
 
 def write_official(path, weights):
-    """As detectron2's model zoo has it: a pickle of arrays, which says who wrote it."""
+    """Write a file like detectron2's model zoo: a pickle of arrays, with its author."""
     path.write_bytes(pickle.dumps({"model": weights, "__author__": "MaskFormer"}))
 
 
 def predictions_of(output):
-    """(class, mask) of all segments of the semantic result, which tell more than its scores."""
+    """Return (class, mask) of all semantic segments, which are a stricter check than metrics."""
     segments = json.loads((output / "inference" / "sem_seg_predictions.json").read_text())
     return [(segment["category_id"], segment["segmentation"]["counts"]) for segment in segments]
 
 
-# The published model itself
+# The published model
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """The weights of the published R50 by name, and the file that holds them."""
+    """Return random weights with the names and shapes of the published R50, and their file."""
     facts = ROOT / "tests" / "golden" / "published_state_dicts.json.gz"
     shapes = json.loads(gzip.decompress(facts.read_bytes()))[MASKFORMER]
     path = tmp_path_factory.mktemp("weights") / "model_final.pkl"
@@ -84,7 +84,7 @@ def published(tmp_path_factory):
     return weights, path
 
 
-def test_every_weight_of_the_published_model_comes_from_the_file_and_none_is_left_over(published):
+def test_every_weight_of_the_published_model_is_loaded_from_the_file(published):
     weights, path = published
     model = build_model(load_cfg(str(config_path(MASKFORMER)), ["MODEL.DEVICE", "cpu"]))
     Checkpointer(model).load(str(path))
@@ -105,9 +105,9 @@ def test_the_published_model_evaluates_on_the_command_line(published, datasets, 
     assert len({category for category, _ in predictions_of(output)}) > 1
 
 
-# The same weights in every form
+# The same weights in every format
 
-FORMS = (".pkl", ".pth", ".safetensors")
+FORMATS = (".pkl", ".pth", ".safetensors")
 
 
 def write(path: Path, weights) -> None:
@@ -123,12 +123,12 @@ def write(path: Path, weights) -> None:
 @pytest.fixture(scope="module")
 def outputs(datasets, tmp_path_factory):
     """(config, file) -> the output folder of its evaluation; "other.pkl" has other weights."""
-    folder = tmp_path_factory.mktemp("forms")
+    folder = tmp_path_factory.mktemp("formats")
     outputs, runs = {}, {}
     for config in (MASKFORMER, PER_PIXEL):
         model = build_model(load_cfg(str(config_path(config)), pairs(SMALL)))
         shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-        names = [*(f"same{form}" for form in FORMS), "other.pkl"]
+        names = [*(f"same{suffix}" for suffix in FORMATS), "other.pkl"]
         for name in names:
             output = folder / config / name
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +143,8 @@ def outputs(datasets, tmp_path_factory):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("config", [MASKFORMER, PER_PIXEL])
-def test_every_form_of_the_same_weights_gives_the_same_results(outputs, config):
-    first, *others = (outputs[config, f"same{form}"] for form in FORMS)
+def test_every_format_of_the_same_weights_gives_the_same_results(outputs, config):
+    first, *others = (outputs[config, f"same{suffix}"] for suffix in FORMATS)
     check_done(first)
     assert results_of(first)[DATASET]["sem_seg"]["mIoU"] is not None
     assert len({category for category, _ in predictions_of(first)}) > 1

@@ -1,4 +1,4 @@
-"""Every result has a file of its own, and no input is ever replaced."""
+"""Every result gets its own file, and no input is ever replaced."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ONE = ["semantic"]
 
 
 def plan(inputs, output, kinds=ONE, suffixes=DRAWN_IMAGE_SUFFIXES):
-    """The files of each input."""
+    """List the output files of each input, by kind of result."""
     plan = plan_outputs([Path(one) for one in inputs], kinds, str(output), suffixes)
     return [plan.files(name) for name in plan.names]
 
 
-def test_a_folder_is_made_and_outputs_have_the_names_of_the_inputs(tmp_path):
+def test_the_folder_is_created_and_outputs_have_the_names_of_the_inputs(tmp_path):
     outputs = plan(["in/a.jpg", "b.tif"], tmp_path / "new" / "out")
     assert outputs == [{"semantic": tmp_path / "new" / "out" / f"{name}.png"} for name in "ab"]
     assert (tmp_path / "new" / "out").is_dir()
@@ -42,7 +42,7 @@ def test_inputs_of_one_name_get_outputs_of_different_names(tmp_path):
     assert len({name.lower() for name in names}) == 5
 
 
-def test_one_input_may_be_written_to_a_file(tmp_path):
+def test_the_output_of_one_input_may_be_a_file(tmp_path):
     file = tmp_path / "new" / "x.JPG"
     assert plan(["a.png"], file) == [{"semantic": file}] and file.parent.is_dir()
     video = plan(["a.mov"], tmp_path / "x.avi", suffixes=DRAWN_VIDEO_SUFFIXES)
@@ -63,7 +63,7 @@ def test_one_file_for_several_results_is_refused(tmp_path, inputs, kinds):
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "notes.txt"])
-def test_what_is_neither_a_folder_nor_an_image_is_refused(tmp_path, name):
+def test_an_output_that_is_neither_a_folder_nor_an_image_is_refused(tmp_path, name):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=f"{name} is neither a folder nor a file"):
         plan(["a.jpg"], tmp_path / name)
@@ -80,7 +80,7 @@ def test_an_input_is_never_replaced(tmp_path, monkeypatch, output):
             plan([file], tmp_path / output)
 
 
-# Results in folders of their own
+# Folders of saved results
 
 
 def test_names_are_the_paths_within_the_folder():
@@ -94,14 +94,14 @@ def test_files_that_would_share_a_name_are_refused(other):
         list(relative_names([Path("in/a.jpg"), Path("in", other)], Path("in")))
 
 
-def test_inputs_may_lie_next_to_the_folders_of_results_but_not_in_them(tmp_path):
+def test_inputs_may_be_next_to_the_folders_of_results_but_not_in_them(tmp_path):
     check_apart([tmp_path / "a.png", tmp_path.parent / "b.png"], tmp_path)
     for inside in (tmp_path / "semantic" / "a.png", tmp_path / "x" / ".." / "semantic" / "b.png"):
         with pytest.raises(ValueError, match=r"The input .* lies in a subfolder of --output"):
             check_apart([inside], tmp_path)
 
 
-def test_a_file_is_not_a_folder_of_results(tmp_path):
+def test_a_file_instead_of_a_folder_of_results_is_refused(tmp_path):
     (tmp_path / "notes").write_text("mine")
     for name in ("notes", "x.png"):
         with pytest.raises(ValueError, match=f"{name} is a file; all formats but overlay need"):

@@ -1,4 +1,4 @@
-"""demo.py draws and saves images and videos, with one line for each that cannot be drawn."""
+"""demo/demo.py draws and saves images and videos, with one line for each that fails."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SCRIPT = ROOT / "demo" / "demo.py"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Paths of a config that turns every result on, and of weights."""
+    """Write a config that turns on every result, and weights; return both paths."""
     return write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True, INSTANCE_ON=True)
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """Keep pytest's logging."""
+    """Prevent the command from replacing pytest's logging."""
     monkeypatch.setattr(predict, "setup_logger", lambda **kwargs: None)
 
 
 class Log(logging.Handler):
-    """Keeps what is logged."""
+    """A handler that keeps all records."""
 
     def __init__(self):
         super().__init__(logging.INFO)
@@ -67,7 +67,7 @@ def log():
 
 @pytest.fixture
 def run(log, tiny, tmp_path, monkeypatch):
-    """Runs the demo on the tiny model in an empty folder; returns the exit code."""
+    """Return a function that runs the demo on the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, config=tiny[0], opts=()):
@@ -80,7 +80,7 @@ def run(log, tiny, tmp_path, monkeypatch):
 
 @pytest.fixture
 def predictions(monkeypatch):
-    """The predictor, with its options, of every call from here on."""
+    """Return a list to which every prediction adds its predictor and its options."""
     calls, call = [], MaskFormerPredictor.__call__
 
     def note(self, images, **options):
@@ -104,7 +104,7 @@ def pixels(path):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-# What is drawn
+# Drawings
 
 
 def test_an_image_is_drawn_and_the_last_line_names_the_folder(run, log):
@@ -129,7 +129,7 @@ def test_small_images_are_drawn_upsampled(run):
 @pytest.mark.parametrize(
     "on, kind", [("PSI", "panoptic"), ("SI", "instance"), ("S", "semantic"), ("PS", "panoptic")]
 )
-def test_the_richest_result_that_the_config_turns_on_is_drawn(run, log, on, kind):
+def test_by_default_the_result_with_the_most_information_is_drawn(run, log, on, kind):
     make_image("a.png")
     opts = []
     for letter, name in {"P": "PANOPTIC", "S": "SEMANTIC", "I": "INSTANCE"}.items():
@@ -138,7 +138,7 @@ def test_the_richest_result_that_the_config_turns_on_is_drawn(run, log, on, kind
     assert f" {kind} segment" in log.lines()[-2]
 
 
-def test_kinds_that_are_asked_for_get_one_drawing_each(run):
+def test_each_requested_kind_gets_its_own_drawing(run):
     make_image("a.png")
     assert run("--input", "a.png", "--kinds", "semantic", "panoptic", "instance") == 0
     names = sorted(path.name for path in Path("output/demo").iterdir())
@@ -156,7 +156,7 @@ def test_a_config_that_turns_on_no_result_is_an_error(run, log):
     assert "--kinds" in log.errors[0]
 
 
-def test_what_is_below_the_threshold_is_not_drawn(run):
+def test_segments_below_the_threshold_are_not_drawn(run):
     make_image("a.png", size=(420, 420))
     kinds = ["panoptic", "instance", "semantic"]
     for threshold in (0, 1):
@@ -166,7 +166,7 @@ def test_what_is_below_the_threshold_is_not_drawn(run):
             assert changed > 0.1 if threshold == 0 else changed == 0, (kind, threshold, changed)
 
 
-def test_the_threshold_is_the_models_for_panoptic_results(run, predictions):
+def test_for_panoptic_results_the_threshold_is_that_of_the_model(run, predictions):
     make_image("a.png")
     run("--input", "a.png")
     run("--input", "a.png", "--confidence-threshold", "0.3")
@@ -187,16 +187,16 @@ def test_names_come_from_the_dataset_of_the_config(run, predictions):
     assert DATASET == "tiny_model_val"
 
 
-def test_names_of_another_number_of_classes_are_not_taken_and_the_log_reports_it(run, log):
+def test_class_names_of_another_number_are_ignored_with_a_warning(run, log):
     make_image("a.png")
     other = "('camvid_sem_seg_val',)"
     assert run("--input", "a.png", opts=["DATASETS.TEST", other, "DATASETS.TRAIN", other]) == 0
     [mismatch, unnamed] = log.lines(logging.WARNING)
     assert "camvid_sem_seg_val': 11" in mismatch
-    assert "Nothing names the model's 4 classes" in unnamed
+    assert "names of the model's 4 classes are unknown" in unnamed
 
 
-# Where it goes
+# Output files
 
 
 def test_without_output_drawings_go_to_output_demo(run, log):
@@ -222,7 +222,7 @@ def test_images_of_one_name_do_not_replace_each_other(run):
 
 
 @pytest.mark.parametrize("output, reason", [(".", "would replace"), ("x.jpg", "is one file")])
-def test_an_output_that_will_not_do_is_an_error_before_anything_is_drawn(run, log, output, reason):
+def test_an_unusable_output_is_an_error_before_anything_is_drawn(run, log, output, reason):
     images = [make_image(f"{name}.png") for name in "ab"]
     before = [image.read_bytes() for image in images]
     assert run("--input", *images, "--output", output) == 2
@@ -230,10 +230,10 @@ def test_an_output_that_will_not_do_is_an_error_before_anything_is_drawn(run, lo
     assert [image.read_bytes() for image in images] == before
 
 
-# What goes wrong
+# Errors
 
 
-def test_files_that_are_not_images_get_one_line_each_and_the_rest_is_drawn(run, log):
+def test_files_that_are_not_images_get_one_line_each_and_the_others_are_drawn(run, log):
     make_image("in/a.png")
     make_image("in/z.jpg")
     Path("in/text.jpg").write_text("hello\n")
@@ -250,10 +250,8 @@ def test_files_that_are_not_images_get_one_line_each_and_the_rest_is_drawn(run, 
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_an_image_that_the_model_fails_on_does_not_end_the_others(
-    run, log, monkeypatch, batch_size
-):
-    """Nor does it take those of its batch with it."""
+def test_an_image_that_the_model_fails_on_does_not_end_the_run(run, log, monkeypatch, batch_size):
+    """The other images of its batch are drawn, too."""
     for name, width in (("a", 48), ("b", 64), ("c", 48)):
         make_image(f"{name}.png", size=(width, 64))
     call = MaskFormerPredictor.__call__
@@ -271,8 +269,8 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_others(
     assert log.lines()[-1] == "2 of 3 inputs drawn, 1 failed: output/demo"
 
 
-def test_inputs_that_are_all_bad_need_no_model(run, log):
-    assert run("--input", "none.png", config="tiny.yaml") == 2  # there is no such config
+def test_if_all_inputs_are_missing_no_model_is_loaded(run, log):
+    assert run("--input", "none.png", config="tiny.yaml") == 2  # this config is missing, too
     log.records.clear()
     assert run("--input", "none.png", opts=["MODEL.WEIGHTS", "none.pth"]) == 1
     assert log.errors == ["none.png: no such file or folder"]
@@ -290,7 +288,9 @@ def test_inputs_that_are_all_bad_need_no_model(run, log):
         (["MODEL.MASK_FORMER.HIDDEN_DIM", "many"], "MODEL.MASK_FORMER.HIDDEN_DIM"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_one_line_and_exit_code_2(run, log, opts, reason):
+def test_a_model_that_cannot_be_built_is_an_error_of_one_line_and_exit_code_2(
+    run, log, opts, reason
+):
     make_image("a.png")
     Path("text.pth").write_text("hello\n")
     assert run("--input", "a.png", opts=opts) == 2
@@ -299,7 +299,7 @@ def test_a_model_that_cannot_be_had_is_one_line_and_exit_code_2(run, log, opts, 
 
 
 @pytest.mark.parametrize("content", [None, "MODEL: [1,", "MODEL:\n  NONE: 1\n"])
-def test_a_config_that_cannot_be_read_is_one_line_and_exit_code_2(run, log, content):
+def test_a_config_that_cannot_be_read_is_an_error_of_one_line_and_exit_code_2(run, log, content):
     make_image("a.png")
     if content:
         Path("x.yaml").write_text(content)
@@ -331,8 +331,7 @@ def test_wrong_usage_is_reported(capsys, arguments, reason):
 
 
 @pytest.mark.subprocess
-def test_the_script_itself_ends_with_the_exit_code_and_without_a_traceback(tiny, tmp_path):
-    """In a process of its own, as people run it."""
+def test_the_script_ends_with_the_exit_code_and_without_a_traceback(tiny, tmp_path):
     make_image(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_text("text")
     command = [sys.executable, SCRIPT, "--config-file", tiny[0], "--input", "in", "--output", "out"]
@@ -369,7 +368,7 @@ def test_a_video_becomes_a_video_of_the_same_size_length_and_speed(run, log):
     assert log.lines()[-1] == "in/drive.avi: 6 frames drawn: out/drive.mp4"
 
 
-def test_each_kind_gets_a_video_of_its_own(run):
+def test_each_kind_gets_its_own_video(run):
     make_video("drive.avi", count=2)
     assert (
         run("--video-input", "drive.avi", "--output", "o", "--kinds", "semantic", "panoptic") == 0
@@ -380,7 +379,7 @@ def test_each_kind_gets_a_video_of_its_own(run):
 
 @pytest.mark.parametrize("batch_size, expected", [(1, "rprprp"), (2, "rrprp")])
 def test_frames_are_drawn_as_they_are_read(run, monkeypatch, batch_size, expected):
-    """So that a video of any length fits into memory."""
+    """A video of any length must fit into memory."""
     order = []
     call, read = MaskFormerPredictor.__call__, VideoReader.__next__
 
@@ -400,7 +399,7 @@ def test_frames_are_drawn_as_they_are_read(run, monkeypatch, batch_size, expecte
     assert "".join(order) == expected
 
 
-def test_a_video_that_breaks_off_is_drawn_as_far_as_it_goes_with_exit_code_1(run, log):
+def test_a_truncated_video_is_drawn_up_to_its_last_frame_with_exit_code_1(run, log):
     make_video("drive.avi", count=12, size=(200, 200))
     content = Path("drive.avi").read_bytes()
     Path("drive.avi").write_bytes(content[: len(content) // 2])
@@ -414,17 +413,17 @@ def test_a_video_that_breaks_off_is_drawn_as_far_as_it_goes_with_exit_code_1(run
     [
         (["--video-input", "none.mp4"], "none.mp4: no such file"),
         (["--video-input", "text.mp4"], "text.mp4: not a video"),
-        (["--webcam", "97"], "camera 97: not there"),
+        (["--webcam", "97"], "camera 97: not found"),
     ],
 )
-def test_a_missing_video_or_camera_is_one_line(run, log, source, reason):
+def test_a_missing_video_or_camera_is_an_error_of_one_line(run, log, source, reason):
     Path("text.mp4").write_text("hello\n")
     assert run(*source, "--output", "out") == 2
     assert len(log.errors) == 1 and reason in log.errors[0]
 
 
 @pytest.mark.parametrize("source", [["--video-input", "drive.avi"], ["--input", "a.png", "--show"]])
-def test_where_no_window_can_be_shown_the_error_has_the_remedy(run, log, monkeypatch, source):
+def test_the_error_about_a_window_that_cannot_be_shown_has_the_fix(run, log, monkeypatch, source):
     import cv2
 
     def fails(*args):
@@ -457,7 +456,7 @@ def test_images_are_shown_until_the_user_quits(run, log, monkeypatch):
     assert log.lines()[-1] == "2 of 3 inputs drawn"
 
 
-def test_ctrl_c_ends_a_camera_in_good_order_and_a_video_with_exit_code_1(run, monkeypatch):
+def test_ctrl_c_ends_a_camera_with_exit_code_0_and_a_video_with_exit_code_1(run, monkeypatch):
     call = MaskFormerPredictor.__call__
     drawn = []
 
@@ -481,7 +480,7 @@ def test_ctrl_c_ends_a_camera_in_good_order_and_a_video_with_exit_code_1(run, mo
 # Saved results, long inputs
 
 
-def test_every_format_lies_in_a_folder_of_its_own_next_to_the_drawings(run, log):
+def test_each_format_has_its_own_folder_next_to_the_drawings(run, log):
     make_image("in/a.png", size=(72, 64))
     make_image("in/deep/a.png", seed=1)
     formats = "overlay,semantic-png,panoptic-coco,instances-coco,npz"
@@ -501,8 +500,8 @@ def test_every_format_lies_in_a_folder_of_its_own_next_to_the_drawings(run, log)
     assert log.lines()[-1] == "2 of 2 inputs done: out"
 
 
-def test_what_is_saved_is_what_is_computed(run, predictions):
-    """The panoptic result that the config turns on costs nothing where nobody asks for it."""
+def test_only_the_results_that_are_saved_are_computed(run, predictions):
+    """A panoptic result that the config turns on must cost nothing if it is not requested."""
     make_image("a.png")
     for save, kinds, expected in (
         ("semantic-png", [], ["semantic"]),
@@ -517,7 +516,7 @@ def test_what_is_saved_is_what_is_computed(run, predictions):
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
-def test_batches_save_what_single_images_save(run, batch_size):
+def test_batches_save_the_same_results_as_single_images(run, batch_size):
     for index, size in enumerate([(64, 64), (80, 64), (64, 64), (64, 64), (80, 64)]):
         make_image(f"in/{index}.png", seed=index, size=size)
     save = ["--input", "in", "--save", "semantic-png,panoptic-coco"]
@@ -541,7 +540,7 @@ def test_a_file_cannot_hold_several_formats(run, log):
     assert "x.png is a file" in log.errors[0]
 
 
-def test_every_nth_file_is_taken(run, log):
+def test_every_n_draws_every_nth_file(run, log):
     for index in range(5):
         make_image(f"in/{index}.png")
     assert run("--input", "in", "--every-n", "2", "--output", "out") == 0
@@ -549,7 +548,7 @@ def test_every_nth_file_is_taken(run, log):
     assert log.lines()[-1] == "3 of 3 inputs drawn: out"
 
 
-def test_subfolders_are_looked_into_where_that_is_asked_for(run, log):
+def test_subfolders_are_included_on_request(run, log):
     make_image("in/deep/er/a.png")
     assert run("--input", "in", "--output", "out") == 1
     assert "--recursive" in log.errors[0]
@@ -567,8 +566,7 @@ def test_a_palette_changes_colours_and_a_legend_adds_a_panel(run):
     assert legend.size > plain.size and (legend[:400, :400] == plain).mean() > 0.99
 
 
-def test_weights_alone_will_do(log, tmp_path, monkeypatch):
-    """A folder with its config will do, too."""
+def test_a_folder_with_weights_and_config_is_enough(log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     write_tiny_model(Path("mine"), PANOPTIC_ON=True)
@@ -580,11 +578,11 @@ def test_weights_alone_will_do(log, tmp_path, monkeypatch):
     assert "There is no checkpoint or folder none" in log.errors[0]
 
 
-def test_a_newcomer_needs_no_option_but_the_input(log, tmp_path, monkeypatch):
+def test_the_input_is_the_only_required_option(log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_image("a.png", size=(240, 180))
     assert predict.main(["--input", "a.png", "--device", "cpu"]) == 0
-    assert "taking camvid_semantic" in log.lines()[0] and " semantic segment" in log.lines()[-2]
+    assert "using camvid_semantic" in log.lines()[0] and " semantic segment" in log.lines()[-2]
     assert Path("output/demo/a.png").is_file()
 
 
@@ -594,14 +592,14 @@ def break_frames(path, numbers):
     movie = content.index(b"movi")
     ends = [match.end() for match in re.finditer(b"00dc", content[movie:])]
     for number in numbers:
-        begin = movie + ends[number] + 4  # behind the size
+        begin = movie + ends[number] + 4  # after the size
         size = int.from_bytes(content[begin - 4 : begin], "little")
         content[begin : begin + size] = bytes(size)
     Path(path).write_bytes(content)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_broken_frames_are_reported_and_passed_over(run, log, batch_size):
+def test_broken_frames_are_reported_and_skipped(run, log, batch_size):
     make_video("drive.avi", count=20)
     break_frames("drive.avi", [4, 10])
     options = ["--output", "out", "--save", "overlay,semantic-png", "--batch-size", batch_size]
@@ -635,7 +633,7 @@ def test_a_frame_that_the_model_fails_on_does_not_end_the_video(run, log, monkey
     assert len(list(VideoReader("out/drive.mp4"))) == 4
 
 
-def test_every_nth_frame_makes_a_video_of_the_same_duration(run, log):
+def test_a_video_of_every_nth_frame_has_the_same_duration(run, log):
     make_video("drive.avi", count=7)
     options = ["--every-n", "3", "--output", "out", "--save", "overlay,semantic-png"]
     assert run("--video-input", "drive.avi", *options) == 0

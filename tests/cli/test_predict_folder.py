@@ -1,4 +1,4 @@
-"""predict_folder.py: shares of a folder, restarts, processes that are lost."""
+"""tools/predict_folder.py: several processes, restarts, and processes that are killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = ["a", "b", "c", "sub/a", "sub/d"]
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """A fork has no other threads of torch's."""
+    """Use one thread, because torch's thread pool does not survive a fork."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,7 +41,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The options that name the model."""
+    """Write a tiny model; return the options that name it."""
     folder = tmp_path_factory.mktemp("model")
     config, weights = write_tiny_model(folder, PANOPTIC_ON=True, INSTANCE_ON=True)
     return ["--config-file", str(config), "--opts", "MODEL.WEIGHTS", str(weights)]
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny):
-    """A folder with `in`, five images, and `whole`, their results from one process."""
+    """Return a folder with five images in `in`, and their results from one process in `whole`."""
     folder = tmp_path_factory.mktemp("data")
     for number, name in enumerate(NAMES):
         squares = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
@@ -64,7 +64,7 @@ def folder(tmp_path_factory, tiny):
 
 @pytest.fixture
 def images(folder, tmp_path, monkeypatch):
-    """A copy of the images, `in`, in the current folder."""
+    """Copy the images to `in` in the current folder."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder / "in", "in")
     return Path("in")
@@ -72,7 +72,7 @@ def images(folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def undisturbed(folder, images):
-    """The files that one process writes for the images."""
+    """Return the content of all files that one process writes for the images."""
     return content(folder / "whole")
 
 
@@ -91,7 +91,7 @@ def run_one(arguments, rank, count, port, before):
 
 
 def run(arguments, count=1, before=None):
-    """The exit codes of so many processes; forked, as imports would take seconds."""
+    """Run ``count`` processes and return their exit codes; forks save seconds of imports."""
     context, port = multiprocessing.get_context("fork"), free_port()
     processes = [
         context.Process(target=run_one, args=(arguments, rank, count, port, before))
@@ -105,7 +105,7 @@ def run(arguments, count=1, before=None):
 
 
 def content(folder):
-    """Contents of the files of a folder, except the records."""
+    """Return the content of all files of a folder, except the records."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
@@ -129,7 +129,7 @@ def test_every_format_is_saved_under_the_names_of_the_images(undisturbed):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_save_what_one_saves(undisturbed, tiny, count):
+def test_several_processes_save_the_same_files_as_one(undisturbed, tiny, count):
     assert run(words(tiny), count) == [0] * count
     assert content("out") == undisturbed
     shares = [len(path.read_text().splitlines()) for path in Path("out/records").glob("pan*")]
@@ -150,7 +150,7 @@ def test_existing_results_are_skipped(folder, undisturbed, tiny):
 
 
 def dies_at(call):
-    """Ends the process as `kill -9` does, in the middle of writing, on rank 0 only."""
+    """Return a function that makes rank 0 kill itself (SIGKILL) while it writes a file."""
 
     def before(rank):
         if rank == 0:
@@ -191,19 +191,19 @@ def plant(call):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("call", ["record", "npz"])
-def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
+def test_a_run_that_was_killed_continues_and_ends_like_an_undisturbed_one(
     undisturbed, tiny, call, count
 ):
     codes = run(words(tiny), count, dies_at(call))
     assert codes[0] == -signal.SIGKILL
     assert 0 < len(list(Path("out/semantic").rglob("[!.]*.png"))) < 5
-    # its part may be another's now
+    # with another number of processes, each gets another share
     assert run(words(tiny), 3 - count) == [0] * (3 - count)
     found = {name: one for name, one in content("out").items() if not name.endswith(".part")}
     assert found == undisturbed
 
 
-def test_a_process_that_is_lost_loses_its_share_only(undisturbed, tiny):
+def test_a_process_that_is_killed_only_loses_its_own_share(undisturbed, tiny):
     assert run(words(tiny), 2, dies_at("record")) == [-signal.SIGKILL, 1]
     saved = {
         a["file_name"] for a in json.loads(Path("out/panoptic.json").read_text())["annotations"]
@@ -213,7 +213,7 @@ def test_a_process_that_is_lost_loses_its_share_only(undisturbed, tiny):
     assert saved == {"a", "b", "sub/a"}
 
 
-def test_a_broken_image_is_reported_and_all_else_is_saved(images, tiny, capfd):
+def test_a_broken_image_is_reported_and_all_others_are_saved(images, tiny, capfd):
     (images / "b.png").write_text("text")
     assert run(words(tiny), 2) == [1, 1]
     printed = capfd.readouterr().out
@@ -225,16 +225,16 @@ def test_a_broken_image_is_reported_and_all_else_is_saved(images, tiny, capfd):
     assert kept == {f"{name}.png" for name in NAMES if name != "b"}
 
 
-def test_other_options_are_refused_for_what_was_begun(images, tiny, capfd):
+def test_continuing_a_run_with_other_options_is_refused(images, tiny, capfd):
     assert run(words(tiny, save="semantic-png")) == [0]
     assert run(["--confidence-threshold", "0.9", *words(tiny, save="semantic-png")]) == [2]
-    assert "was begun with --confidence-threshold None, now it is 0.9" in capfd.readouterr().out
+    assert "was started with --confidence-threshold None, now it is 0.9" in capfd.readouterr().out
     assert run(words(tiny, save="overlay")) == [0]  # more of the same results
 
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """In this process the log stays pytest's."""
+    """Prevent the command from replacing pytest's logging."""
     monkeypatch.setattr(predict_folder, "setup_logger", lambda **kwargs: None)
 
 
@@ -250,7 +250,7 @@ def quiet(monkeypatch):
         (["--input", "in", "--output", "out", "--coco-json", "x.json"], "x.json"),
     ],
 )
-def test_what_will_not_do_is_one_line_and_exit_code_2(
+def test_unusable_arguments_are_an_error_of_one_line_and_exit_code_2(
     images, tiny, arguments, reason, caplog, quiet
 ):
     Path("empty").mkdir()
@@ -278,7 +278,7 @@ def test_it_runs_under_torchrun(folder, undisturbed, tiny, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "5 images done, 0 skipped, 0 failed: out" in done.stdout
     assert set(content("out")) == set(undisturbed)
-    for name in NAMES:  # the names of the classes are not known to other processes than this
+    for name in NAMES:  # new processes do not know this one's class names, so JSONs differ
         found, expected = (
             np.asarray(Image.open(base / "semantic" / f"{name}.png"))
             for base in (Path("out"), folder / "whole")

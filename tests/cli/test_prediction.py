@@ -1,4 +1,4 @@
-"""Arguments become a predictor with its plug-ins, and the results that they ask for."""
+"""Arguments of a command determine the predictor, its plug-ins and the results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(config), str(weights)
 
 
-def test_arguments_are_values_that_do_not_change() -> None:
+def test_arguments_are_hashable_and_cannot_be_changed() -> None:
     model, results = arguments("--save", "npz,overlay", "--opts", "SEED", "1")
     assert model.opts == ("SEED", "1") and results.save == ("npz", "overlay")
     assert hash(model) == hash(arguments("--opts", "SEED", "1")[0])
@@ -45,7 +45,7 @@ def test_arguments_are_values_that_do_not_change() -> None:
         model.device = "cuda"  # type: ignore[misc]
 
 
-def test_a_palette_colours_the_results_and_leaves_the_predictor_as_it_is(
+def test_a_palette_changes_the_results_but_not_the_predictor(
     tiny: tuple[str, str],
 ) -> None:
     model, results = arguments(
@@ -61,7 +61,7 @@ def test_a_palette_colours_the_results_and_leaves_the_predictor_as_it_is(
 
 @pytest.fixture
 def plugged(tmp_path: Path, tiny: tuple[str, str]) -> Iterator[list[str]]:
-    """The words that name a model with a part of a plug-in, ``finest_map.py``, not loaded yet."""
+    """Return arguments for a model that needs the plug-in ``finest_map.py``, not yet loaded."""
     plugin, weights = tmp_path / "finest_map.py", str(tmp_path / "x.pth")
     plugin.write_text(FINEST_MAP_DECODER)
     opts = ["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FinestMapDecoder"]

@@ -1,4 +1,4 @@
-"""Published weights are those of the checkpoint, halved, and nothing else."""
+"""A published file has the checkpoint's weights in half precision, and what inference needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path: Path, **weights: torch.Tensor) -> Path:
     return path
 
 
-def test_floats_are_halved_integers_kept_and_the_optimizer_left_behind(tmp_path):
+def test_floats_become_half_precision_integers_are_kept_and_the_optimizer_is_dropped(tmp_path):
     weight, count = torch.randn(3, 4), torch.tensor(9)
     output = tmp_path / "new" / "weights.safetensors"
     source = checkpoint(tmp_path, weight=weight, count=count)
@@ -33,7 +33,7 @@ def test_floats_are_halved_integers_kept_and_the_optimizer_left_behind(tmp_path)
     assert torch.equal(content["model"]["count"], count)
 
 
-def test_a_value_beyond_half_precision_is_refused_and_may_be_kept(tmp_path, capsys):
+def test_a_value_beyond_half_precision_is_refused_unless_precision_is_kept(tmp_path, capsys):
     source = checkpoint(tmp_path, weight=torch.tensor([1e6]))
     output = tmp_path / "weights.safetensors"
     assert publish_weights.main([str(source), str(output)]) == 1
@@ -42,12 +42,12 @@ def test_a_value_beyond_half_precision_is_refused_and_may_be_kept(tmp_path, caps
     assert read_checkpoint(output)["model"]["weight"].item() == 1e6
 
 
-def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
+def test_a_missing_checkpoint_is_an_error_that_names_it(tmp_path, capsys):
     assert publish_weights.main([str(tmp_path / "no.pth"), str(tmp_path / "w.safetensors")]) == 1
     assert "no.pth" in capsys.readouterr().err
 
 
-def test_the_names_of_the_classes_go_with_the_weights(tmp_path):
+def test_class_names_are_published_with_the_weights(tmp_path):
     source, output = checkpoint(tmp_path, weight=torch.zeros(1)), tmp_path / "w.safetensors"
     content = torch.load(source, weights_only=True)
     torch.save({**content, "class_names": ["wall, building", "sky"]}, source)
@@ -55,7 +55,7 @@ def test_the_names_of_the_classes_go_with_the_weights(tmp_path):
     assert read_checkpoint(output)["class_names"] == ["wall, building", "sky"]
 
 
-def test_the_averaged_weights_are_taken_where_they_are_asked_for(tmp_path, capsys):
+def test_averaged_weights_are_published_on_request(tmp_path, capsys):
     trained, averaged = torch.zeros(2), torch.ones(2)
     source, output = checkpoint(tmp_path, **{"a.weight": trained}), tmp_path / "w.safetensors"
     assert publish_weights.main([str(source), str(output), "--ema"]) == 1
@@ -72,14 +72,14 @@ def test_the_averaged_weights_are_taken_where_they_are_asked_for(tmp_path, capsy
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A config, and the checkpoint of its training."""
+    """Write a config and a checkpoint as training writes it; return both paths."""
     config, weights = write_tiny_model(tmp_path, PANOPTIC_ON=True)
     whole, cfg = tmp_path / "whole.pth", load_cfg(str(config))
     write_weights(read_checkpoint(weights)["model"], whole, NAMES, inference_data(cfg))
     return config, whole
 
 
-def test_what_inference_needs_goes_with_the_weights(tiny, tmp_path, capsys):
+def test_config_and_classes_are_published_with_the_weights(tiny, tmp_path, capsys):
     whole, output = tiny[1], tmp_path / "w.safetensors"
     assert publish_weights.main([str(whole), str(output)]) == 0
     assert "--config-file" not in capsys.readouterr().out
@@ -89,12 +89,12 @@ def test_what_inference_needs_goes_with_the_weights(tiny, tmp_path, capsys):
     assert found.cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
     expected = read_checkpoint(whole)["model"]
     for name, value in load_trained_model(found.cfg).state_dict().items():
-        if not name.startswith("criterion."):  # the config's
+        if not name.startswith("criterion."):  # built from the config
             kept = expected[name].half() if value.is_floating_point() else expected[name]
             assert torch.equal(value, kept.to(value.dtype)), name
 
 
-def test_a_config_file_gives_an_older_checkpoint_what_inference_needs(tiny, tmp_path, capsys):
+def test_a_config_file_adds_config_and_classes_to_an_older_checkpoint(tiny, tmp_path, capsys):
     config, whole = tiny
     older, output = tmp_path / "older.pth", tmp_path / "w.safetensors"
     write_weights(read_checkpoint(whole)["model"], older)
@@ -106,7 +106,7 @@ def test_a_config_file_gives_an_older_checkpoint_what_inference_needs(tiny, tmp_
     assert content["class_names"] == NAMES
 
 
-def test_broken_data_is_not_given_away(tiny, tmp_path, capsys):
+def test_a_damaged_inference_entry_is_not_published(tiny, tmp_path, capsys):
     content = torch.load(tiny[1], weights_only=True)
     torch.save({**content, "inference": "text"}, tiny[1])
     output = tmp_path / "w.safetensors"

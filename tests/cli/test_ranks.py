@@ -1,4 +1,4 @@
-"""Every item is some process's, and no more than one's."""
+"""Items are distributed over processes, each to exactly one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from mask_former.cli.ranks import Ranks
 
 
-def test_without_variables_there_is_one_process_and_it_waits_for_none():
+def test_without_environment_variables_there_is_one_process_that_does_not_wait():
     ranks = Ranks.from_environment({})
     assert (ranks.rank, ranks.count, ranks.share([1, 2, 3])) == (0, 1, [1, 2, 3])
     done = []
@@ -17,7 +17,7 @@ def test_without_variables_there_is_one_process_and_it_waits_for_none():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
-def test_shares_are_all_items_once_and_differ_by_one_at_most(count):
+def test_shares_have_every_item_once_and_their_sizes_differ_by_at_most_one(count):
     items = list(range(10))
     shares = [Ranks(rank, count).share(items) for rank in range(count)]
     assert sorted(item for share in shares for item in share) == items

@@ -1,4 +1,4 @@
-"""A run of any length takes the memory of one batch, and images that fail are counted."""
+"""A run of any length needs the memory of one batch, and images that fail are counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAME = (48, 64, 3)
 
 
 def by_brightness(images):
-    """Results of images: the stub of a model."""
+    """Return results of images, in place of a model."""
     return [
         Result(image, CLASSES, semantic=(image[..., 0] > 99).astype(np.int32)) for image in images
     ]
@@ -34,7 +34,7 @@ def items(count, broken=()):
 
 
 class Used(list):
-    """Takes the results of a run; notes the names."""
+    """A list of the names of the items whose results it has received."""
 
     def __call__(self, item, result, seconds):
         assert (result.image == int(item.name)).all() and seconds >= 0
@@ -43,7 +43,7 @@ class Used(list):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
-def test_broken_items_do_not_count_in_a_batch_and_the_order_stays(batch_size, caplog):
+def test_broken_items_do_not_count_in_a_batch_and_the_order_is_kept(batch_size, caplog):
     batches = []
 
     def predict(images):
@@ -58,7 +58,7 @@ def test_broken_items_do_not_count_in_a_batch_and_the_order_stays(batch_size, ca
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_what_the_model_fails_on_is_found_by_trying_one_by_one(batch_size):
+def test_a_failed_batch_is_repeated_image_by_image(batch_size):
     def fails_on_3(images):
         if any(image[0, 0, 0] == 3 for image in images):
             raise RuntimeError("out of memory")
@@ -69,7 +69,7 @@ def test_what_the_model_fails_on_is_found_by_trying_one_by_one(batch_size):
     assert used == [0, 1, 2, 4, 5] and (run.done, run.failed) == (5, 1)
 
 
-def test_what_cannot_be_used_has_failed_and_the_others_are_used(caplog):
+def test_a_result_that_cannot_be_saved_counts_as_failed_and_the_others_are_saved(caplog):
     def full_disk(item, result, seconds):
         if item.name == "1":
             raise OSError("no space left")
@@ -80,7 +80,7 @@ def test_what_cannot_be_used_has_failed_and_the_others_are_used(caplog):
     assert (run.done, run.failed) == (3, 1) and caplog.messages == ["item 1: no space left"]
 
 
-def test_the_user_may_end_it_and_no_more_is_read_than_a_batch():
+def test_the_user_can_stop_a_run_and_at_most_one_more_batch_is_read():
     read = []
 
     def noted():
@@ -93,7 +93,7 @@ def test_the_user_may_end_it_and_no_more_is_read_than_a_batch():
     assert run.done == 3 and len(read) == 4
 
 
-def test_a_mistake_in_the_code_is_not_a_broken_item():
+def test_a_bug_is_raised_instead_of_counted_as_a_broken_item():
     def mistaken(images):
         raise TypeError("a bug")
 
@@ -101,7 +101,7 @@ def test_a_mistake_in_the_code_is_not_a_broken_item():
         PredictionRun(mistaken).over(items(1), Used())
 
 
-def test_files_are_read_when_their_turn_comes(tmp_path):
+def test_files_are_read_one_at_a_time(tmp_path):
     for index in range(3):
         Image.fromarray(np.full(FRAME, index, np.uint8)).save(tmp_path / f"{index}.png")
     files = read_files((tmp_path / f"{index}.png", f"{index}") for index in range(3))
@@ -121,7 +121,7 @@ def test_a_video_among_the_files_is_named_with_the_option_for_videos(tmp_path):
 
 
 class Peak:
-    """Saves a result and notes the largest memory of every 50 items, in bytes."""
+    """Saves results, and records the peak of memory (bytes) of every 50 items."""
 
     def __init__(self, writer):
         self.writer, self.count, self.peaks = writer, 0, []
@@ -136,7 +136,7 @@ class Peak:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, batch_size):
+def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path, batch_size):
     pytest.importorskip("cv2")
     writer = VideoWriter(tmp_path / "x.avi", 10)
     for index in range(300):

@@ -1,4 +1,4 @@
-"""tools/train_net.py: trains, survives a kill, evaluates, alone and as two processes."""
+"""tools/train_net.py trains, resumes after a kill, and evaluates, in one or two processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TINY = {
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 16,
     "MODEL.MASK_FORMER.DEC_LAYERS": 1,
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 8,
-    # The model is sure of nothing, and its results shall not be empty.
+    # The model is hardly trained, so its confidence is low; its results must not be empty.
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.01,
     "MODEL.MASK_FORMER.MASK_WEIGHT": 1.0,
     "MODEL.MASK_FORMER.DICE_WEIGHT": 5.0,
@@ -53,20 +53,20 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """The variables of a process that sees a small shapes dataset."""
+    """Write a small shapes dataset; return the variables of a process that finds it."""
     root = tmp_path_factory.mktemp("datasets")
     generate(root / "shapes_panoptic", Settings(num_train=8, num_val=4))
     return train_net_runs.environment(root)
 
 
 def command(output, *options, launcher=(), **settings):
-    """Of tools/train_net.py on the tiny model; ``A__B=1`` sets the key ``A.B``."""
+    """List the words of a tools/train_net.py command; ``A__B=1`` sets the key ``A.B``."""
     keys = {name.replace("__", "."): value for name, value in settings.items()}
     return [*launcher, *arguments(CONFIG, output, *options, settings={**TINY, **keys})]
 
 
 def run(*arguments, cwd, environment, **keywords):
-    """Run to the end; returns what was said."""
+    """Run a command to its end, and return its output."""
     return train_net_runs.run(command(*arguments, **keywords), cwd=cwd, environment=environment)
 
 
@@ -86,12 +86,17 @@ def kill_in_the_middle(output, cwd, environment):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert second.exists(), "it never came to a checkpoint"
+    assert second.exists(), "the training ended or timed out before its second checkpoint"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, environment):
-    """The output folder of a run that was killed and resumed, and what it had before that."""
+    """Kill a run and resume it.
+
+    Returns:
+        Its output folder; before resuming, the names of its files and the last checkpoint; and
+        the output of the resumed run.
+    """
     folder = tmp_path_factory.mktemp("trained")
     output = folder / "output"
     kill_in_the_middle(output, folder, environment)
@@ -102,7 +107,7 @@ def trained(tmp_path_factory, environment):
 
 
 def assert_plain_numbers(results):
-    """``{dataset: {task: {metric: number or null}}}``"""
+    """Assert that results are ``{dataset: {task: {metric: number or null}}}``."""
     assert list(results) == [DATASET]
     assert list(results[DATASET]) == ["panoptic_seg"]
     metrics = results[DATASET]["panoptic_seg"]
@@ -113,12 +118,12 @@ def assert_plain_numbers(results):
 
 
 def metrics_of(output):
-    """The lines of metrics.json that tell of a training step."""
+    """Return the lines of metrics.json that belong to training steps."""
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     return [line for line in lines if "total_loss" in line]
 
 
-def test_a_killed_run_leaves_whole_checkpoints_and_no_final_one(trained):
+def test_a_killed_run_leaves_complete_checkpoints_and_no_final_one(trained):
     output, before, last, _ = trained
     assert "model_final.pth" not in before and "results.json" not in before
     assert last in before
@@ -127,7 +132,7 @@ def test_a_killed_run_leaves_whole_checkpoints_and_no_final_one(trained):
             assert "model" in torch.load(output / name, weights_only=True)
 
 
-def test_resuming_goes_on_from_the_last_checkpoint_to_the_same_number_of_iterations(trained):
+def test_resuming_continues_from_the_last_checkpoint_to_the_same_number_of_iterations(trained):
     output, _, last, log = trained
     start = int(last.removeprefix("model_").removesuffix(".pth")) + 1
     assert 0 < start < ITERATIONS and start % CHECKPOINT_PERIOD == 0
@@ -136,7 +141,7 @@ def test_resuming_goes_on_from_the_last_checkpoint_to_the_same_number_of_iterati
     assert final["iteration"] == ITERATIONS - 1
     assert metrics_of(output)[-1]["iteration"] == ITERATIONS - 1
     steps = {int(state["step"]) for state in optimizer_state(final).values()}
-    assert steps == {ITERATIONS}  # of the optimizer, which the checkpoint carried over
+    assert steps == {ITERATIONS}  # the optimizer's state is restored from the checkpoint
 
 
 def optimizer_state(checkpoint):
@@ -163,7 +168,7 @@ def test_training_lowers_the_loss(trained):
 
 
 def segments_of(output):
-    """(image, class) and score of every segment that was found, in the order of the images."""
+    """Return (image, class) of every predicted segment, in the order of images, and the scores."""
     content = json.loads((output / "inference" / "predictions.json").read_text())
     images = sorted(content["annotations"], key=lambda image: image["image_id"])
     segments = [(image["image_id"], s) for image in images for s in image["segments_info"]]
@@ -172,7 +177,7 @@ def segments_of(output):
 
 
 def assert_same_results(one, two):
-    """Metrics of so weak a model may all be 0, so its segments are compared too."""
+    """Compare metrics and segments, because all metrics of so weak a model may be 0."""
     assert results_of(one) == results_of(two)
     (where, scores), (expected_where, expected_scores) = segments_of(one), segments_of(two)
     assert len(where) > 4 and where == expected_where
@@ -187,7 +192,9 @@ def test_eval_only_gives_the_results_of_the_training(trained, environment, tmp_p
     assert not list(output.glob("*.pth"))
 
 
-def test_eval_only_refuses_a_model_of_which_a_part_would_be_random(trained, environment, tmp_path):
+def test_eval_only_refuses_weights_that_would_leave_a_part_of_the_model_random(
+    trained, environment, tmp_path
+):
     content = torch.load(trained[0] / "model_final.pth", weights_only=True)
     content["model"].pop("sem_seg_head.predictor.query_embed.weight")
     torch.save(content, tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""tools/train_net.py on own data, and once more from the config that it leaves."""
+"""tools/train_net.py on a custom dataset, and again from the config that it writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = {
 }
 
 
-def test_one_command_trains_on_own_data_and_its_config_alone_repeats_it(tmp_path: Path) -> None:
+def test_one_command_trains_on_a_custom_dataset_and_its_config_repeats_it(tmp_path: Path) -> None:
     write_semantic_folder(tmp_path, (0, 255), count=3)
     (tmp_path / "classes.txt").write_text("255: dog\n0: ground\n")
     first, again, evaluated = (tmp_path / name for name in ("first", "again", "evaluated"))
@@ -61,14 +61,14 @@ def test_one_command_trains_on_own_data_and_its_config_alone_repeats_it(tmp_path
     assert kept["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 2
 
 
-def test_one_command_trains_and_evaluates_on_a_json_of_instances_and_on_a_panoptic_one(
+def test_one_command_trains_and_evaluates_on_an_instance_json_and_on_a_panoptic_json(
     tmp_path: Path,
 ) -> None:
     write_instances(tmp_path / "n")
     write_panoptic(tmp_path / "p")
     words = {"instance": "--{0}-images n/i --{0}-json n/x.json"}
     words["panoptic"] = "--{0}-images p/i --{0}-json p/x.json --{0}-panoptic p/p"
-    # The model is sure of nothing, and its results shall not be empty.
+    # The model is hardly trained, so its confidence is low; its results must not be empty.
     unsure = {"OBJECT_MASK_THRESHOLD": 0.0, "OVERLAP_THRESHOLD": 0.0}
     settings = {**SMALL, **{f"MODEL.MASK_FORMER.TEST.{k}": v for k, v in unsure.items()}}
     runs = {}

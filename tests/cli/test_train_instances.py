@@ -1,4 +1,4 @@
-"""tools/train_net.py on objects: trained as instances, and measured beside panoptic results."""
+"""tools/train_net.py on instances: instance training, and instance results of panoptic models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.train_net_runs import (
 pytestmark = pytest.mark.subprocess
 
 INSTANCES_ON = {"MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
-# The model is sure of nothing, and what it finds shall not be none, nor stuff alone.
+# The model is hardly trained, so its confidence is low; its results must include things.
 UNSURE = {"MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0, "TEST.DETECTIONS_PER_IMAGE": 1000}
 SMALL = {
     **SMALL_RUN,
@@ -36,14 +36,14 @@ SMALL = {
 }
 BOTH = {"panoptic_seg", "bbox", "segm"}
 COCO_PANOPTIC = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
-RUNS = {  # name: config, settings, dataset that is measured, tasks
+RUNS = {  # name: config, settings, evaluated dataset, tasks
     "instances": (
         "shapes/maskformer_instance_tiny.yaml",
         {**TINY, "SOLVER.MAX_ITER": 2},
         "shapes_instances_val",
         {"bbox", "segm"},
     ),
-    "beside": (
+    "panoptic": (
         "shapes/maskformer_panoptic_tiny.yaml",
         {**TINY, "SOLVER.MAX_ITER": 2, **INSTANCES_ON, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True},
         "shapes_panoptic_val",
@@ -55,7 +55,7 @@ RUNS = {  # name: config, settings, dataset that is measured, tasks
         "coco_2017_val",
         {"bbox", "segm"},
     ),
-    "coco_beside": (
+    "coco_panoptic": (
         COCO_PANOPTIC,
         {**SMALL, **INSTANCES_ON, **UNSURE},
         "coco_2017_val_panoptic",
@@ -65,7 +65,7 @@ RUNS = {  # name: config, settings, dataset that is measured, tasks
 
 
 def write_coco(root):
-    """COCO in miniature, its instances the things of its panoptic annotations."""
+    """Write COCO in miniature; its instances are the things of its panoptic annotations."""
     coco_panoptic(root, np.random.default_rng(0))
     annotations = root / "coco" / "annotations"
     for split in ("train2017", "val2017"):
@@ -88,7 +88,7 @@ def outputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_objects_are_trained_on_and_measured(name, outputs):
+def test_instances_are_trained_and_evaluated(name, outputs):
     _, _, dataset, tasks = RUNS[name]
     check_done(outputs / name)
     results = results_of(outputs / name)

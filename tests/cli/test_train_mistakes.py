@@ -1,4 +1,4 @@
-"""A user's mistake is one line and exit code 2; bugs and failed trainings keep their traceback."""
+"""A user's mistake gives one line and exit code 2; bugs and failed trainings, a traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A config on an empty dataset, and a plug-in next to it."""
+    """Write a config with an empty dataset, and a plug-in next to it."""
     DatasetCatalog.register(DATASET, list)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the command sets it; restored after the test
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_mistake_is_an_error_of_one_line(
     config: Path, words: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,4 @@
-"""A model with a part of the user's own is trained, and what needs the part names it."""
+"""A model with a user's plug-in is trained; its checkpoint and config name the plug-in."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = {
 }
 
 
-def test_its_checkpoint_and_config_are_refused_without_the_plugin_and_accepted_with_it(
+def test_checkpoint_and_config_are_refused_without_the_plugin_and_accepted_with_it(
     tmp_path: Path,
 ) -> None:
     write_semantic_folder(tmp_path, (0, 255))

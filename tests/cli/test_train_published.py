@@ -1,4 +1,4 @@
-"""Each published dataset, in miniature: tools/train_net.py trains two steps on it and evaluates."""
+"""tools/train_net.py trains two steps on each published dataset in miniature, and evaluates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.helpers.train_net_runs import (
 pytestmark = pytest.mark.subprocess
 
 CROP_64 = {"INPUT.CROP.SIZE": (64, 64), "INPUT.SIZE_DIVISIBILITY": 64}
-# The model is sure of nothing, and its segments shall not be none.
+# The model is hardly trained, so its confidence is low; it must find segments.
 UNSURE = {
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.01,
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
@@ -44,13 +44,13 @@ PANOPTIC = {f"{name}{of}" for name in ("PQ", "SQ", "RQ") for of in ("", "_th", "
 
 @dataclass(frozen=True)
 class Case:
-    """A published config and what its small run must leave."""
+    """A published config, and the expected results of its small run."""
 
     config: str
     dataset: str
     tasks: dict[str, set[str]]  # task -> metrics that must be numbers
     settings: dict[str, Any] = field(default_factory=dict)
-    labels: str = ""  # the label maps that mIoU is measured on, below the folder of all datasets
+    labels: str = ""  # folder of the ground truth of mIoU, below the folder of all datasets
     losses: set[str] = field(default_factory=lambda: MASK_LOSSES)
 
 
@@ -126,7 +126,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs(datasets, tmp_path_factory):
-    """Config -> the output folder of its run."""
+    """Run all cases; return config -> output folder."""
     folder = tmp_path_factory.mktemp("runs")
     outputs = {case.config: folder / str(number) for number, case in enumerate(CASES)}
     words = {
@@ -137,7 +137,7 @@ def outputs(datasets, tmp_path_factory):
         )
         for case in CASES
     }
-    # One as the command that it is, the others in one process.
+    # One runs as a command of its own, the others in one process to save time.
     first = outputs[CASES[0].config]
     where = {"cwd": folder, "environment": environment(datasets)}
     run(words.pop(first), **where)
@@ -152,7 +152,7 @@ def output(case, outputs):
 
 
 @every_case()
-def test_two_steps_leave_their_losses_and_a_whole_checkpoint(case, output):
+def test_two_steps_write_their_losses_and_a_complete_checkpoint(case, output):
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     (step,) = (line for line in lines if "total_loss" in line)
     losses = {name: value for name, value in step.items() if name.startswith("loss_")}
@@ -163,7 +163,7 @@ def test_two_steps_leave_their_losses_and_a_whole_checkpoint(case, output):
 
 
 @every_case()
-def test_the_evaluation_measures_what_the_dataset_asks_for(case, output):
+def test_the_evaluation_has_the_metrics_of_the_dataset(case, output):
     results = results_of(output)
     assert list(results) == [case.dataset]
     assert set(results[case.dataset]) == set(case.tasks)
@@ -175,7 +175,7 @@ def test_the_evaluation_measures_what_the_dataset_asks_for(case, output):
 
 
 @every_case([case for case in CASES if case.labels])
-def test_the_classes_that_are_scored_are_those_of_the_label_maps(case, output, datasets):
+def test_the_scored_classes_are_those_of_the_label_maps(case, output, datasets):
     meta = MetadataCatalog.get(case.dataset)
     files = list((datasets / case.labels).iterdir())
     assert len(files) == COUNTS["val"]

@@ -1,4 +1,4 @@
-"""tools/visualize_data.py: one picture an image, with what is in no target marked, and a legend."""
+"""tools/visualize_data.py: a page for each image, with unlabelled pixels marked, and a legend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ HEIGHT, WIDTH, IGNORE = 40, 60, 255
 
 
 def make_example(**changes):
-    """Left: class 2 twice, right: class 0, then void; below: padding. A third car is empty."""
+    """Make an example: class 2 twice at the left, then class 0, then void; padding at the bottom.
+
+    A fourth target, of class 2, is empty.
+    """
     ids = np.zeros((50, 60), np.int32)
     ids[:20, :20], ids[20:40, :20], ids[:40, 20:45] = 1, 2, 3
     padding = np.zeros((50, 60), bool)
@@ -35,15 +38,15 @@ def make_example(**changes):
     return Example(image, Overlay(ids, regions), **fields)
 
 
-# Pictures
+# Pages
 
 
-def test_pixels_in_no_target_are_hatched_in_two_ways_and_the_others_painted():
+def test_void_and_padding_are_hatched_differently_and_targets_are_painted():
     example = make_example()
     plain, painted = visualize_data.paint(example, 1.0)
     assert (plain == 100).all()
     ids, inside = example.overlay.ids, np.zeros((50, 60), bool)
-    inside[5:38, 2:58] = True  # away from labels, outlines and the border
+    inside[5:38, 2:58] = True  # without labels, outlines and the border
     void = painted[inside & example.void]
     assert set(map(tuple, void.tolist())) == {(50 + 64,) * 3, (50 + 127,) * 3}
     padding = painted[42:]
@@ -59,7 +62,7 @@ def test_a_test_image_is_not_hatched():
 
 
 @pytest.mark.parametrize("factor", [0.5, 2, 3])
-def test_a_scaled_picture_keeps_each_pixel_where_it_was(factor):
+def test_scaling_keeps_the_position_of_each_pixel(factor):
     _, small = visualize_data.paint(make_example(), 1.0)
     _, scaled = visualize_data.paint(make_example(), factor)
     assert scaled.shape == (50 * factor, 60 * factor, 3)
@@ -79,11 +82,11 @@ def test_a_scaled_picture_keeps_each_pixel_where_it_was(factor):
         ((1024, 2048), 960 / 2048),
     ],
 )
-def test_small_images_are_enlarged_by_a_whole_factor_and_large_ones_reduced(size, factor):
+def test_small_images_are_upsampled_by_an_integer_factor_and_large_ones_downsampled(size, factor):
     assert visualize_data.page_factor(*size) == factor
 
 
-def test_the_legend_counts_targets_and_shares_of_the_pixels():
+def test_the_legend_has_the_number_of_targets_and_the_share_of_pixels_of_each_class():
     rows = visualize_data.legend_rows(make_example(), CLASSES)
     assert [row.name for row in rows] == ["sky", "car ×3 (1 empty)", "in no target", "padding"]
     assert [row.share for row in rows] == pytest.approx([x / 3000 for x in (1000, 800, 600, 600)])
@@ -93,7 +96,7 @@ def test_the_legend_counts_targets_and_shares_of_the_pixels():
     )
 
 
-def test_every_class_is_in_the_legend_however_many_there_are():
+def test_the_legend_has_all_classes_even_if_they_are_many():
     count = 60
     colors = [(4 * i, 255 - 4 * i, 7) for i in range(count)]
     classes = Classes(
@@ -114,8 +117,8 @@ def test_every_class_is_in_the_legend_however_many_there_are():
     assert set(colors) <= present
 
 
-def test_names_in_the_sheet_never_leave_their_cell():
-    cells = [("a name that is far too long for its small picture", np.zeros((30, 80, 3), np.uint8))]
+def test_names_in_the_sheet_do_not_extend_beyond_their_cell():
+    cells = [("a name that is far too long for its small image", np.zeros((30, 80, 3), np.uint8))]
     sheet = np.asarray(visualize_data.draw_sheet(cells * 3))
     margin, gap = visualize_data.GAP, slice(visualize_data.GAP + 80, 2 * visualize_data.GAP + 80)
     assert (sheet[:, :margin] == 255).all() and (sheet[:, gap] == 255).all()
@@ -126,7 +129,7 @@ def test_names_in_the_sheet_never_leave_their_cell():
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Ten images, two of them of the same name; the i-th is of gray 20·i and all of class i % 4."""
+    """Register ten images, two of the same name; the i-th one has gray 20·i and class i % 4."""
     records = []
     for i in range(10):
         folder = tmp_path / "images" / f"{i // 9}"
@@ -169,7 +172,7 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_there_is_one_picture_an_image_and_a_sheet(dataset, config, tmp_path, capsys):
+def test_a_page_for_each_image_and_a_sheet_are_written(dataset, config, tmp_path, capsys):
     output = tmp_path / "new" / "drawn"
     assert run("--config-file", config, "--output", output, "--num", 99, "--sheet") == 0
     expected = [f"{i}.png" for i in range(9)] + ["0_2.png", "contact_sheet.png"]
@@ -182,8 +185,8 @@ def test_the_images_are_spread_over_the_dataset(dataset, config, tmp_path):
     assert names_in(tmp_path / "out") == ["0.png", "0_2.png", "3.png", "6.png"]
 
 
-def picture(config, output, *options):
-    """Of the image of gray 80, whose class is the sky."""
+def page_of_sky(config, output, *options):
+    """Run the command; return the page of image 4, which has gray 80 and the class sky."""
     assert run("--config-file", config, "--output", output, "--num", 3, *options) == 0
     return np.asarray(Image.open(output / "4.png"))
 
@@ -191,30 +194,30 @@ def picture(config, output, *options):
 def test_a_seed_fixes_the_augmentation(dataset, config, tmp_path):
     jitter = ["INPUT.COLOR_AUG_SSD", "True"]
     one, same, other = (
-        picture(config, tmp_path / f"{index}", "--seed", seed, *jitter)
+        page_of_sky(config, tmp_path / f"{index}", "--seed", seed, *jitter)
         for index, seed in enumerate((1, 1, 2))
     )
     assert one.shape == same.shape and (one == same).all()
     assert one.shape != other.shape or (one != other).any()
 
 
-def test_the_annotation_is_drawn_over_the_image_on_disk_and_the_mappers_result_is_padded(
+def test_annotations_are_drawn_on_the_image_file_and_mapper_outputs_are_padded(
     dataset, config, tmp_path
 ):
     gap, top = visualize_data.GAP, visualize_data.TEXT + 3 * visualize_data.GAP
-    annotation = picture(config, tmp_path / "a", "--source", "annotation", "--split", "test")
+    annotation = page_of_sky(config, tmp_path / "a", "--source", "annotation", "--split", "test")
     width = WIDTH * round(visualize_data.page_factor(HEIGHT, WIDTH))
     inside = annotation[top + 5 : top + 100, gap + 5 : gap + width - 5]
     assert (inside == 80).all()
     legend = annotation[:, -200:].reshape(-1, 3).tolist()
     assert COLORS[0] in legend and COLORS[2] not in legend
-    fed = picture(config, tmp_path / "m")
+    mapped = page_of_sky(config, tmp_path / "m")
     side = 64 * round(visualize_data.page_factor(64, 64))
-    assert (fed[top + side - 5, gap + side - 5] == 128).all()
+    assert (mapped[top + side - 5, gap + side - 5] == 128).all()
 
 
-def test_what_evaluation_is_fed_has_no_targets(dataset, config, tmp_path):
-    page = picture(config, tmp_path / "t", "--split", "test")
+def test_pages_of_evaluation_inputs_have_no_targets(dataset, config, tmp_path):
+    page = page_of_sky(config, tmp_path / "t", "--split", "test")
     assert set(page[60:, 20:-20].reshape(-1).tolist()) <= {80, 255}
 
 
@@ -243,7 +246,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_drawn(
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"], "expected 0..1"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_1(
+def test_a_mistake_is_an_error_of_one_line_and_exit_code_1(
     dataset, config, tmp_path, options, expected, capsys
 ):
     assert run("--config-file", config, "--output", tmp_path / "out", *options) == 1

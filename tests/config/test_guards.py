@@ -1,5 +1,4 @@
-"""Mistakes are caught with a message that helps, the page of messages is kept, and what is no
-mistake is let pass."""
+"""Mistakes get a helpful message, the page of messages is up to date, and valid input passes."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ CONFIGS = ROOT / "configs"
 PUBLISHED = json.loads(
     gzip.decompress((CONFIGS.parent / "tests/golden/published_configs.json.gz").read_bytes())
 )["configs"]
-WHOLE = sorted(f for f in CONFIGS.rglob("*.yaml") if not f.name.startswith("Base-"))
+COMPLETE = sorted(f for f in CONFIGS.rglob("*.yaml") if not f.name.startswith("Base-"))
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind():
+def clean_up_planted_state():
     p.forget()
     yield
     p.forget()
@@ -48,8 +47,8 @@ def name_below_configs(file):
 # The table of mistakes
 
 
-def said(mistake, folder):
-    """The error's message, or the warnings."""
+def message_of(mistake, folder):
+    """Plant the mistake; return the message of its error, or its warnings."""
     if mistake.error is None:
         with p.warnings() as found:
             mistake.plant(folder)
@@ -63,24 +62,24 @@ def said(mistake, folder):
 def test_a_mistake_gets_its_message(name, tmp_path):
     mistake = MISTAKES[name]
     pattern = ".*".join(re.escape(part) for part in mistake.message.split("…"))
-    message = said(mistake, tmp_path)
+    message = message_of(mistake, tmp_path)
     assert re.fullmatch(pattern, message, re.DOTALL), message
 
 
-def test_there_are_at_least_30_each_of_its_own_name():
+def test_at_least_30_mistakes_have_distinct_names():
     assert len(MISTAKES) == sum(len(section) for section in SECTIONS.values()) >= 30
 
 
-def test_the_page_is_that_of_the_table():
+def test_the_documented_page_matches_the_table():
     assert PAGE.read_text(encoding="utf-8") == page(), (
         "run python -m tests.helpers.planted_mistakes"
     )
 
 
-# What is no mistake
+# Valid input
 
 
-@pytest.mark.parametrize("file", WHOLE, ids=name_below_configs)
+@pytest.mark.parametrize("file", COMPLETE, ids=name_below_configs)
 def test_every_config_passes_and_fits_its_datasets(file):
     cfg = resolve(file)
     with p.warnings() as found:
@@ -91,15 +90,15 @@ def test_every_config_passes_and_fits_its_datasets(file):
         check_registered(cfg)
 
 
-OWN = [file for file in WHOLE if name_below_configs(file) not in PUBLISHED]
+UNPUBLISHED = [file for file in COMPLETE if name_below_configs(file) not in PUBLISHED]
 
 
-@pytest.mark.parametrize("file", OWN, ids=name_below_configs)
-def test_our_own_configs_drop_masks_that_the_crop_has_emptied(file):
+@pytest.mark.parametrize("file", UNPUBLISHED, ids=name_below_configs)
+def test_unpublished_configs_drop_masks_emptied_by_the_crop(file):
     assert resolve(file).INPUT.MIN_MASK_AREA >= 1
 
 
-def test_keys_of_box_heads_are_let_pass_where_they_are_read(cfg):
+def test_keys_of_box_heads_are_accepted_where_they_are_used(cfg):
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NAME = "PanopticFPN", "SemSegFPNHead"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
     validate(cfg)
@@ -107,20 +106,20 @@ def test_keys_of_box_heads_are_let_pass_where_they_are_read(cfg):
     check_classes(cfg, [p.DATASET])
 
 
-def test_metadata_without_classes_is_let_pass(tmp_path):
+def test_metadata_without_classes_is_accepted(tmp_path):
     cfg = p.config(tmp_path)
     check_classes(cfg, ["planted_and_never_described"])
     MetadataCatalog.pop("planted_and_never_described")
 
 
 @pytest.mark.parametrize("rate, optimizer", [(1e-3, "ADAMW"), (0.1, "SGD")])
-def test_a_usual_rate_is_no_warning(tmp_path, rate, optimizer):
+def test_usual_learning_rates_give_no_warning(tmp_path, rate, optimizer):
     with p.warnings() as found:
         p.config(tmp_path, "SOLVER.BASE_LR", rate, "SOLVER.OPTIMIZER", optimizer)
     assert found == []
 
 
-def test_evaluation_alone_looks_at_the_classes_too(tmp_path):
+def test_evaluation_without_training_checks_the_classes_too(tmp_path):
     cfg = p.config(tmp_path, "DATASETS.TEST", "('camvid_sem_seg_val',)")
     with pytest.raises(ValueError, match=r"NUM_CLASSES is 4, but .* has 11 stuff_classes"):
         p.Trainer.test(cfg, torch.nn.Identity())
@@ -136,14 +135,14 @@ def broken_batch():
     return outputs, targets
 
 
-def test_the_error_names_image_layer_and_term():
+def test_the_error_for_nonfinite_costs_names_image_layer_and_term():
     outputs, targets = random_batch(layers=1, counts=(3, 4))
     broken = {name: value.clone() for name, value in outputs.items() if name != "aux_outputs"}
     broken["pred_logits"][1, 2] = float("nan")
-    whole = {name: value for name, value in outputs.items() if name != "aux_outputs"}
-    matcher = HungarianMatcher(0.0, 1.0, 1.0)  # 0 · NaN is NaN all the same
+    intact = {name: value for name, value in outputs.items() if name != "aux_outputs"}
+    matcher = HungarianMatcher(0.0, 1.0, 1.0)  # weight 0 does not hide NaN
     with pytest.raises(NonFiniteError, match=r"layer 2 of 3: 4 of 24 .*\(terms: class\)") as caught:
-        matcher.match_layers([whole, broken, whole], targets)
+        matcher.match_layers([intact, broken, intact], targets)
     assert caught.value.image == 1
     assert isinstance(caught.value, FloatingPointError) and isinstance(caught.value, ValueError)
 
@@ -154,7 +153,7 @@ def test_sanitized_costs_are_chosen_last_and_counted():
     with p.warnings() as found:
         matches = matcher(outputs, targets)
     for image, query in ((0, 4), (2, 1)):
-        # As if the broken query were not there.
+        # The match is the same as without the broken query.
         others = [index for index in range(6) if index != query]
         fewer = {
             name: outputs[name][image : image + 1, others] for name in ("pred_logits", "pred_masks")
@@ -165,7 +164,7 @@ def test_sanitized_costs_are_chosen_last_and_counted():
     assert len(found) == 2 and "7 were replaced so far" in found[1]
 
 
-def test_a_warning_of_mended_costs_comes_each_time_their_number_has_doubled():
+def test_a_warning_of_sanitized_costs_is_logged_whenever_their_number_has_doubled():
     outputs, targets = broken_batch()
     matcher = HungarianMatcher(1.0, 20.0, 1.0, on_nonfinite="sanitize")
     with p.warnings() as found:
@@ -174,7 +173,7 @@ def test_a_warning_of_mended_costs_comes_each_time_their_number_has_doubled():
     assert matcher.num_sanitized == 700 and len(found) == (700).bit_length() - 1
 
 
-def test_finite_costs_are_matched_alike_whichever_way():
+def test_on_nonfinite_does_not_change_the_matches_of_finite_costs():
     outputs, targets = random_batch(layers=1)
     ways = [
         [pairs_of(match) for match in HungarianMatcher(on_nonfinite=way)(outputs, targets)]
@@ -183,7 +182,7 @@ def test_finite_costs_are_matched_alike_whichever_way():
     assert ways[0] == ways[1]
 
 
-def test_the_key_reaches_the_matcher(tmp_path):
+def test_the_matcher_takes_on_nonfinite_from_the_config(tmp_path):
     key = "MODEL.MASK_FORMER.MATCHER.ON_NONFINITE"
     assert p.model(tmp_path).criterion.matcher.on_nonfinite == "raise"
     assert p.model(tmp_path, key, "sanitize").criterion.matcher.on_nonfinite == "sanitize"
@@ -203,7 +202,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_layer(value):
         assert str(caught.value) == f"The loss is not finite: {name}{where} is {value}."
 
 
-def test_the_weights_stay_as_they_were_and_the_batch_is_kept(tmp_path):
+def test_a_nonfinite_loss_keeps_the_weights_and_saves_the_batch(tmp_path):
     batch = [p.example(0, file_name="a.png"), p.example(0, file_name="b.png")]
     batch[0]["height"], batch[0]["image_id"] = 64, "a"
     loop = p.train_loop(tmp_path, batch)
@@ -234,31 +233,31 @@ def test_losses_are_read_from_a_gpu_once_a_step(tmp_path, monkeypatch):
     assert loop.model.training
 
 
-# More targets than queries, and none
+# More targets than queries, and no targets
 
 
-def test_more_targets_than_queries_are_told_of_once(tmp_path):
+def test_more_targets_than_queries_are_warned_about_once(tmp_path):
     with p.warnings() as found:
         p.train(tmp_path, [p.example(9)], [p.example(7)], [p.example(6)])
     assert len(found) == 1 and "has 9 targets" in found[0]
 
 
-def test_as_many_targets_as_queries_are_no_warning(tmp_path):
+def test_as_many_targets_as_queries_give_no_warning(tmp_path):
     with p.warnings() as found:
         p.train(tmp_path, [p.example(6)])
     assert found == []
 
 
-def test_a_batch_without_targets_teaches_no_object(tmp_path):
+def test_training_on_batches_without_targets_reduces_the_class_loss(tmp_path):
     model = p.model(tmp_path).train()
-    rate = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     batch = [p.example(0), p.example(0)]
     first = model(batch)
     for _ in range(5):
-        rate.zero_grad()
+        optimizer.zero_grad()
         losses = model(batch)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        rate.step()
+        optimizer.step()
     assert losses["loss_ce"] < first["loss_ce"]
     assert losses["loss_mask"] == losses["loss_dice"] == 0

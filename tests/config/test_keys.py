@@ -1,6 +1,6 @@
-"""Our own keys, and what ``validate`` finds before anything is built.
+"""Keys that the project adds, and the mistakes that ``validate`` finds before anything is built.
 
-That the published keys have the published defaults is in test_configs.py.
+The defaults of the published keys are checked in test_published_configs.py.
 """
 
 from types import SimpleNamespace
@@ -21,8 +21,8 @@ from mask_former.registries import (
     TRANSFORMER_DECODER_REGISTRY,
 )
 
-# Keys beside the published ones, with the values that leave published behaviour as it is.
-OURS = {
+# Keys besides the published ones, with the defaults that keep the published behaviour.
+ADDED_KEYS = {
     "LOGGERS": ["json", "tensorboard"],
     "INPUT.MIN_MASK_AREA": 0,
     "MODEL.EMA.ENABLED": False,
@@ -65,25 +65,25 @@ def value_of(cfg, key):
 
 @pytest.fixture
 def valid(cfg):
-    """A config that ``validate`` passes."""
+    """A config that ``validate`` accepts."""
     cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
     cfg.MODEL.SEM_SEG_HEAD.NAME = "MaskFormerHead"
     validate(cfg)
     return cfg
 
 
-def complaint(cfg, error):
+def message_of(cfg, error):
     with pytest.raises(error) as caught:
         validate(cfg)
     return str(caught.value)
 
 
-def test_keys_of_our_own_leave_published_behaviour_as_it_is():
+def test_added_keys_keep_the_published_behaviour_by_default():
     cfg = get_mask_former_cfg()
-    assert {key: value_of(cfg, key) for key in OURS} == OURS
+    assert {key: value_of(cfg, key) for key in ADDED_KEYS} == ADDED_KEYS
 
 
-def test_the_whole_config_is_detectron2s_then_deeplabs_then_ours():
+def test_the_config_combines_detectron2s_deeplabs_and_mask_formers_keys():
     cfg = get_cfg()
     add_deeplab_config(cfg)
     add_mask_former_config(cfg)
@@ -98,7 +98,7 @@ def test_two_configs_share_no_values():
     assert two == get_mask_former_cfg()
 
 
-def test_a_plugin_brings_its_own_keys(monkeypatch):
+def test_a_plugin_can_add_keys(monkeypatch):
     def add_config(cfg):
         cfg.MODEL.PLUGIN = CfgNode({"WIDTH": 3})
 
@@ -108,16 +108,16 @@ def test_a_plugin_brings_its_own_keys(monkeypatch):
 
 
 @pytest.mark.parametrize("key", REGISTERED)
-def test_an_unknown_name_is_told_the_known_ones(valid, key):
+def test_the_error_for_an_unknown_name_lists_the_known_ones(valid, key):
     valid.merge_from_list([key, "Unheard"])
-    text = complaint(valid, KeyError)
+    text = message_of(valid, KeyError)
     assert f"{key} is 'Unheard', which is not registered" in text
     assert [name for name, _ in REGISTERED[key] if repr(name) not in text] == []
 
 
-def test_an_unknown_loss_is_told_the_known_ones(valid):
+def test_the_error_for_an_unknown_loss_lists_the_known_ones(valid):
     valid.MODEL.MASK_FORMER.LOSSES = ["labels", "unheard"]
-    text = complaint(valid, KeyError)
+    text = message_of(valid, KeyError)
     assert "MODEL.MASK_FORMER.LOSSES is 'unheard', which is not registered" in text
     assert [name for name, _ in LOSS_REGISTRY if repr(name) not in text] == []
 
@@ -128,9 +128,9 @@ def set_crop(cfg, kind, size, side, enabled=True):
 
 
 @pytest.mark.parametrize("size", [[512, 640], [640, 512]])
-def test_a_crop_larger_than_the_side_it_is_padded_to_names_the_side_it_needs(valid, size):
+def test_the_error_for_a_crop_larger_than_its_padded_side_names_the_required_side(valid, size):
     set_crop(valid, "absolute", size, 512)
-    text = complaint(valid, ValueError)
+    text = message_of(valid, ValueError)
     assert f"INPUT.CROP.SIZE is {size}" in text
     assert "INPUT.SIZE_DIVISIBILITY = 512" in text
     assert "set INPUT.SIZE_DIVISIBILITY to 640" in text
@@ -145,7 +145,7 @@ def test_a_crop_larger_than_the_side_it_is_padded_to_names_the_side_it_needs(val
         ("relative", [0.9, 0.9], 512, True),
     ],
 )
-def test_any_other_crop_is_taken(valid, kind, size, side, enabled):
+def test_other_crops_are_accepted(valid, kind, size, side, enabled):
     set_crop(valid, kind, size, side, enabled)
     validate(valid)
 
@@ -157,16 +157,16 @@ def test_a_threshold_lies_between_0_and_1(valid, key):
         validate(valid)
     for value in (-0.1, 1.5, 80.0, float("nan")):
         valid.MODEL.MASK_FORMER.TEST[key] = value
-        text = complaint(valid, ValueError)
+        text = message_of(valid, ValueError)
         assert text == f"MODEL.MASK_FORMER.TEST.{key} is {value}; it must lie in [0, 1]."
 
 
-def test_the_sampling_of_points_must_make_sense_where_it_is_on(valid):
+def test_point_sampling_settings_are_checked_if_sampling_is_on(valid):
     valid.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 0.5
     validate(valid)
     valid.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
     text = "MODEL.MASK_FORMER.OVERSAMPLE_RATIO is 0.5, expected 1 or more."
-    assert complaint(valid, ValueError) == text
+    assert message_of(valid, ValueError) == text
     valid.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
     validate(valid)
 
@@ -179,9 +179,9 @@ def test_validating_changes_nothing(valid):
     assert valid == before
 
 
-def test_the_classes_of_a_checkpoint_are_of_use_in_fine_tuning_only(valid):
+def test_finetune_classes_from_requires_finetune(valid):
     valid.MODEL.MASK_FORMER.FINETUNE_CLASSES_FROM = "somewhere_train"
-    assert "'somewhere_train', but MODEL.MASK_FORMER.FINETUNE is False" in complaint(
+    assert "'somewhere_train', but MODEL.MASK_FORMER.FINETUNE is False" in message_of(
         valid, ValueError
     )
     valid.MODEL.MASK_FORMER.FINETUNE = True

@@ -1,4 +1,4 @@
-"""Config files and KEY VALUE become a checked config, and mistakes get a message that helps."""
+"""Config files and KEY VALUE pairs become a checked config; mistakes get a helpful message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEVICE = ["MODEL.DEVICE", "cpu"]
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a config file; returns its path."""
+    """A function that writes a config file and returns its path."""
 
     def write(content, name="x.yaml"):
         path = tmp_path / name
@@ -26,14 +26,14 @@ def write(tmp_path):
 
 @pytest.fixture
 def messages(caplog, monkeypatch):
-    """What the log says of the device."""
+    """A function that returns the log messages about the device."""
     monkeypatch.setattr(logging.getLogger("mask_former"), "propagate", True)
     caplog.set_level(logging.INFO, logger="mask_former")
     return lambda: [record.message for record in caplog.records if "DEVICE" in record.message]
 
 
-def with_gpu(monkeypatch, there):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+def with_gpu(monkeypatch, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
 
 
 # The device
@@ -53,21 +53,21 @@ def test_without_a_gpu_the_device_becomes_the_cpu_with_one_line_in_the_log(
     assert messages() == [f"MODEL.DEVICE is {device!r}, but there is no GPU: using the CPU."]
 
 
-@pytest.mark.parametrize("device, there", [("cuda", True), ("cpu", False), ("cpu", True)])
-def test_a_device_that_is_there_stays(cfg, monkeypatch, messages, device, there):
-    with_gpu(monkeypatch, there)
+@pytest.mark.parametrize("device, available", [("cuda", True), ("cpu", False), ("cpu", True)])
+def test_an_available_device_is_kept(cfg, monkeypatch, messages, device, available):
+    with_gpu(monkeypatch, available)
     cfg.MODEL.DEVICE = device
     assert resolve_device(cfg) is cfg
     assert (cfg.MODEL.DEVICE, messages()) == (device, [])
 
 
-def test_a_loaded_config_keeps_the_device_that_it_asks_for(monkeypatch, messages):
+def test_loading_a_config_does_not_change_its_device(monkeypatch, messages):
     with_gpu(monkeypatch, False)
     assert load_cfg("").MODEL.DEVICE == "cuda"
     assert messages() == []
 
 
-# What wins
+# Precedence
 
 
 def test_key_value_pairs_win_over_the_file_and_the_file_over_its_bases(write):
@@ -84,7 +84,7 @@ def test_a_loaded_config_is_frozen():
         load_cfg("", DEVICE).SEED = 3
 
 
-def test_values_are_read_as_literals_of_the_type_their_key_has():
+def test_values_are_parsed_as_literals_of_their_keys_type():
     opts = ["INPUT.MIN_SIZE_TRAIN", "(64, 96)", "SOLVER.BASE_LR", "1e-3", "MODEL.WEIGHTS", "a.pth"]
     cfg = load_cfg("", [*DEVICE, *opts])
     assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 96) and cfg.SOLVER.BASE_LR == 1e-3
@@ -103,12 +103,12 @@ def test_values_are_read_as_literals_of_the_type_their_key_has():
         ("SEED.FOO", "SEED"),
     ],
 )
-def test_an_unknown_key_value_is_a_key_error_with_near_names(key, near):
+def test_an_unknown_key_on_the_command_line_is_a_key_error_with_similar_names(key, near):
     with pytest.raises(KeyError, match=f"there is no config key {key}; did you mean.*{near}"):
         load_cfg("", [*DEVICE, key, "1"])
 
 
-def test_an_unknown_key_in_a_file_is_a_key_error_with_the_file_and_near_names(write):
+def test_an_unknown_key_in_a_file_is_a_key_error_with_the_file_and_similar_names(write):
     path = write("MODEL: {MASK_FORMER: {NUM_QUERIES: 5}}\nVERSION: 2\n")
     with pytest.raises(KeyError) as caught:
         load_cfg(path, DEVICE)
@@ -116,7 +116,7 @@ def test_an_unknown_key_in_a_file_is_a_key_error_with_the_file_and_near_names(wr
         assert text in caught.value.args[0]
 
 
-def test_a_key_that_resembles_nothing_is_a_key_error_too():
+def test_a_key_without_similar_names_is_a_key_error_too():
     with pytest.raises(KeyError, match="there is no config key QQQQQQ; "):
         load_cfg("", [*DEVICE, "QQQQQQ", "1"])
 
@@ -153,11 +153,11 @@ def test_an_odd_number_of_words_is_a_value_error_that_shows_them(opts):
         ("SEED: !!python/object/apply:os.getcwd []", "is not plain YAML: .*python/object"),
     ],
 )
-def test_a_file_that_is_no_yaml_mapping_is_a_value_error_that_names_it(write, content, found):
+def test_a_file_that_is_not_a_yaml_mapping_is_a_value_error_that_names_it(write, content, found):
     path = write(content, "wrong.yaml")
     with pytest.raises(ValueError, match=f"(?s)config file {path} {found}"):
         load_cfg(path, DEVICE)
-    # Also where it is the base of another.
+    # The same if it is the base of another file.
     with pytest.raises(ValueError, match=f"(?s)config file {path} {found}"):
         load_cfg(write("_BASE_: wrong.yaml\n"), DEVICE)
 
@@ -177,6 +177,6 @@ def test_a_missing_base_is_an_error_that_names_both_files(write, tmp_path, bases
         load_cfg(path, DEVICE)
 
 
-def test_a_config_that_contradicts_itself_is_refused():
+def test_a_config_with_an_invalid_value_is_refused():
     with pytest.raises(ValueError, match="OBJECT_MASK_THRESHOLD is 2"):
         load_cfg("", [*DEVICE, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "2.0"])

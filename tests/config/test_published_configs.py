@@ -1,4 +1,4 @@
-"""The published family under configs/, against the published facts that tests/golden/ carries."""
+"""The published configs under configs/, against the published facts in tests/golden/."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ every_published_config = pytest.mark.parametrize("path", PUBLISHED)
 
 
 def flatten(node, prefix=""):
-    """Nested dicts to {"A.B": value}; tuples become lists."""
+    """Flatten nested dicts to {"A.B": value}; tuples become lists."""
     values = {}
     for key, value in node.items():
         if isinstance(value, dict):
@@ -54,7 +54,7 @@ def flatten(node, prefix=""):
 
 
 def differences(found, expected):
-    """The entries in which two flat dicts differ: {key: (found, expected)}."""
+    """Return the entries in which two flat dicts differ, as {key: (found, expected)}."""
     return {
         key: (found.get(key, ABSENT), expected.get(key, ABSENT))
         for key in found.keys() | expected.keys()
@@ -69,7 +69,7 @@ def resolve(path):
 
 
 class LinspaceOnCpu(TorchFunctionMode):
-    """Swin reads its drop path rates out of a ``linspace``: that one needs memory."""
+    """A mode that keeps ``linspace`` off the meta device, because Swin reads its values."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -79,7 +79,7 @@ class LinspaceOnCpu(TorchFunctionMode):
 
 
 def bases_of(file):
-    """The files that a config names as its bases."""
+    """Return the files that a config names as its bases."""
     bases = yaml.safe_load(file.read_text(encoding="utf-8")).get("_BASE_", [])
     bases = [bases] if isinstance(bases, str) else bases
     return [(file.parent / base).resolve() for base in bases]
@@ -99,20 +99,20 @@ def name_below_configs(file):
 
 
 @pytest.mark.parametrize(
-    ("carried", "original"),
+    ("copy", "original"),
     [
         ("published_configs.json.gz", "configs.json"),
         ("published_results.json.gz", "published_results.json"),
         ("published_state_dicts.json.gz", "state_dicts.json.gz"),
     ],
 )
-def test_the_carried_facts_are_the_published_ones(carried, original):
+def test_the_copied_facts_equal_the_published_ones(copy, original):
     if not SPEC.is_dir():
-        pytest.skip(f"{SPEC} is not there; the copies in tests/golden are taken as they are")
-    assert read_json(GOLDEN / carried) == read_json(SPEC / original)
+        pytest.skip(f"{SPEC} does not exist; the copies in tests/golden are not compared")
+    assert read_json(GOLDEN / copy) == read_json(SPEC / original)
 
 
-def test_all_30_published_configs_are_there_and_each_other_file_is_a_base_of_one():
+def test_all_30_published_configs_exist_and_every_other_file_is_a_base_of_one():
     assert len(PUBLISHED) == len(RESULTS) == len(STATE_DICTS) == 30
     assert PUBLISHED.keys() == RESULTS.keys() == STATE_DICTS.keys()
     published = {CONFIGS / path for path in PUBLISHED}
@@ -121,7 +121,7 @@ def test_all_30_published_configs_are_there_and_each_other_file_is_a_base_of_one
     assert all(file.name.startswith("Base-") for file in set(FAMILY) - published)
 
 
-def test_our_keys_have_the_published_defaults_and_detectron2s_keep_their_own():
+def test_mask_former_keys_have_the_published_defaults_and_detectron2s_are_unchanged():
     detectron2 = get_cfg()
     add_deeplab_config(detectron2)
     expected = {**flatten(detectron2), **FACTS["defaults_added_to_detectron2"]}
@@ -164,7 +164,7 @@ def is_number(text):
 
 
 @pytest.mark.parametrize("file", FAMILY, ids=name_below_configs)
-def test_no_file_repeats_what_its_bases_say(file):
+def test_no_file_repeats_values_of_its_bases(file):
     inherited = {}
     for base in bases_of(file):
         inherited.update(flatten(get_cfg().load_yaml_with_base(str(base))))
@@ -173,7 +173,7 @@ def test_no_file_repeats_what_its_bases_say(file):
 
 
 @every_published_config
-def test_each_config_opens_with_paper_score_hardware_and_command(path):
+def test_each_config_starts_with_paper_score_hardware_and_command(path):
     text = (CONFIGS / path).read_text(encoding="utf-8")
     lines = text.splitlines()
     head = "\n".join(lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")])
@@ -188,7 +188,7 @@ def test_each_config_opens_with_paper_score_hardware_and_command(path):
         "arXiv 2107.06278",
         f"# {score}",
         f"# Hardware: {row['train mem (MB)']} MB of GPU memory in training; "
-        "the published table names no GPU",
+        "the published table does not name the GPU",
         f"# Cost: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images",
         f"# Command: python tools/train_net.py --config-file configs/{path} --num-gpus 8",
     ):
@@ -206,7 +206,7 @@ def test_each_model_has_the_published_parameter_and_buffer_names_and_shapes(path
     assert differences(found, STATE_DICTS[path]) == {}
 
 
-def test_a_dataset_that_is_not_registered_does_not_stop_the_build():
+def test_a_model_can_be_built_without_its_dataset_being_registered():
     cfg = resolve("ade20k-150/maskformer_R50_bs16_160k.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("nobody_registered_this",)

@@ -1,4 +1,4 @@
-"""Small integer maps and the masks made of them, against loops over pixels."""
+"""Integer maps and the masks made from them, compared with loops over pixels."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def masks_by_loop(index_map, indices):
     return masks
 
 
-def test_segment_ids_are_the_three_bytes_of_a_colour():
+def test_segment_ids_are_decoded_from_three_bytes():
     rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     rgb[0, 0] = 255
     ids = decode_segment_ids(rgb)
@@ -67,7 +67,7 @@ def test_masks_are_where_the_map_equals_the_index(dtype):
     rng = np.random.default_rng(0)
     values = np.array([0, 3, 7, 200, 255 if dtype == np.uint8 else 65535])
     index_map = rng.choice(values, (6, 9)).astype(dtype)
-    index_map[0] = 0  # so that 7 may be rare, and 5 is nowhere
+    index_map[0] = 0  # 7 may be rare; 5 never occurs
     indices = np.array([7, 5, 0, values[-1]])
     masks = masks_from_index_map(index_map, indices)
     assert masks.dtype == torch.bool
@@ -75,7 +75,7 @@ def test_masks_are_where_the_map_equals_the_index(dtype):
     assert torch.equal(masks_from_index_map(torch.tensor(index_map), torch.tensor(indices)), masks)
 
 
-def test_no_index_gives_no_mask():
+def test_without_indices_there_are_no_masks():
     masks = masks_from_index_map(np.zeros((4, 5), np.uint8), np.zeros(0, np.int64))
     assert masks.shape == (0, 4, 5) and masks.dtype == torch.bool
 
@@ -85,7 +85,7 @@ def test_masks_of_all_values_cover_each_pixel_once():
     assert (masks_from_index_map(index_map, np.arange(6)).sum(0) == 1).all()
 
 
-def test_maps_grow_on_the_right_and_at_the_bottom():
+def test_maps_are_padded_on_the_right_and_at_the_bottom():
     small = np.arange(6, dtype=np.uint8).reshape(2, 3)
     padded = pad_map(small, (4, 5), 255)
     assert padded.dtype == np.uint8
@@ -94,7 +94,7 @@ def test_maps_grow_on_the_right_and_at_the_bottom():
             assert padded[y, x] == (small[y, x] if y < 2 and x < 3 else 255)
 
 
-def test_a_map_takes_a_larger_type_only_where_the_padding_needs_it():
+def test_a_padded_map_has_a_larger_type_if_the_padding_value_needs_it():
     padded = pad_map(np.full((1, 1), 255, np.uint8), (1, 2), 65535)
     assert padded.dtype == np.uint16 and padded.tolist() == [[255, 65535]]
 
@@ -109,14 +109,14 @@ def segments():
     "min_area, kept",
     [(0, [40, 10, 30, 20]), (1, [40, 10, 20]), (2, [40, 10]), (3, [10]), (5, [])],
 )
-def test_segments_below_the_least_area_are_dropped(segments, min_area, kept):
+def test_segments_below_the_minimum_area_are_dropped(segments, min_area, kept):
     labels, masks = segments.targets((2, 4), min_area)
     assert labels.dtype == torch.int64 and labels.tolist() == kept
     indices = [label // 10 for label in kept]
     assert torch.equal(masks, masks_by_loop(segments.index_map, indices))
 
 
-def test_padding_belongs_to_no_segment(segments):
+def test_padding_is_outside_all_segments(segments):
     _, masks = segments.targets((3, 6))
     assert masks.shape == (4, 3, 6)
     assert torch.equal(masks[:, :2, :4], segments.targets((2, 4))[1])
@@ -124,7 +124,7 @@ def test_padding_belongs_to_no_segment(segments):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_valid_pixels_are_those_of_a_target(segments, dtype):
+def test_valid_pixels_are_those_of_targets(segments, dtype):
     some = SegmentMap(segments.index_map.astype(dtype), np.array([4, 2]), np.array([0, 1]), void=0)
     expected = [[0, 0, 0, 1, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
     assert some.valid_mask((3, 5)).tolist() == (np.array(expected) > 0).tolist()
@@ -140,7 +140,7 @@ def test_an_image_without_targets_has_empty_labels_and_masks(segments):
         assert masks.shape == (0, 3, 5) and masks.dtype == torch.bool
 
 
-def test_a_transform_acts_on_the_map_alone(segments):
+def test_a_transform_acts_only_on_the_map(segments):
     flipped = segments.transform(lambda index_map: index_map[:, ::-1])
     labels, masks = flipped.targets((2, 4))
     assert labels.tolist() == [40, 10, 30, 20]
@@ -155,7 +155,7 @@ def overlapping_instances(count=3):
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_instances_are_transformed_each_by_itself_and_padded_with_nothing(count):
+def test_each_instance_is_transformed_separately_and_padded_with_false(count):
     instances = overlapping_instances(count)
     flipped = instances.transform(np.fliplr)
     labels, masks = flipped.targets((6, 9))
@@ -166,7 +166,7 @@ def test_instances_are_transformed_each_by_itself_and_padded_with_nothing(count)
     assert not masks[:, 5:].any() and not masks[:, :, 7:].any()
 
 
-def test_instances_of_fewer_pixels_than_the_least_area_are_left_out():
+def test_instances_below_the_minimum_area_are_dropped():
     instances = overlapping_instances()
     instances.masks[1] = 0
     areas = instances.masks.sum((1, 2))
@@ -178,7 +178,7 @@ def test_instances_of_fewer_pixels_than_the_least_area_are_left_out():
     assert int(masks.sum((1, 2)).min()) >= least
 
 
-def test_a_crowd_and_padding_have_no_label_but_background_has():
+def test_crowds_and_padding_are_invalid_but_background_is_valid():
     instances = overlapping_instances()
     valid = instances.valid_mask((6, 9))
     for y in range(6):
@@ -190,7 +190,7 @@ def test_a_crowd_and_padding_have_no_label_but_background_has():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 6), (0, 3)])
-def test_values_are_counted_whether_there_is_a_last_pixel_without_a_partner_or_not(dtype, shape):
+def test_values_are_counted_for_even_and_odd_numbers_of_pixels(dtype, shape):
     map_ = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
     counts = count_values(map_)
     assert len(counts) == np.iinfo(dtype).max + 1

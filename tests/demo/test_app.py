@@ -1,4 +1,4 @@
-"""demo/app.py, without a browser: what the page keeps, refuses, shows and packs."""
+"""demo/app.py without a browser: sessions, uploads, results, downloads and the command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VISITOR = SimpleNamespace(session_hash="visitor1")
 
 @pytest.fixture(scope="module", autouse=True)
 def importable():
-    """`page` is imported as demo/app.py does, from its own folder."""
+    """Make `page` importable from its folder, as demo/app.py does."""
     sys.path.insert(0, str(DEMO))
     yield
     sys.path.remove(str(DEMO))
@@ -37,7 +37,7 @@ def importable():
 
 @pytest.fixture
 def part():
-    """Imports a file of demo/page."""
+    """Return a function that imports a module of demo/page."""
     return lambda name: importlib.import_module(f"page.{name}")
 
 
@@ -59,7 +59,7 @@ def predictor(tiny):
 
 @pytest.fixture
 def passes(predictor):
-    """Grows by one with each forward pass."""
+    """Return a list that grows by one with each forward pass."""
     seen = []
     hook = predictor.model.backbone.register_forward_hook(lambda *_: seen.append(1))
     yield seen
@@ -73,7 +73,7 @@ def settings(part):
 
 @pytest.fixture
 def page(part, predictor, tmp_path, monkeypatch):
-    """A page of one checkpoint; `page.warnings` holds the warnings for its visitor."""
+    """Build a page with one checkpoint; `page.warnings` has the warnings for its visitor."""
     gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
     models = part("models").Models(["tiny.pth"], lambda source: predictor, keep=1)
     limits = part("uploads").Limits(megapixels=1, frames=4)
@@ -112,7 +112,7 @@ def values(settings):
 # Sessions
 
 
-def test_a_session_keeps_its_last_value_only(part):
+def test_a_session_keeps_only_its_last_value(part):
     sessions = part("sessions").Sessions(capacity=2, lifetime=10)
     sessions.put("a", 1)
     sessions.put("a", 2)
@@ -122,7 +122,7 @@ def test_a_session_keeps_its_last_value_only(part):
     assert sessions.get("a") is None
 
 
-def test_the_session_that_was_not_used_for_longest_goes_first(part):
+def test_the_least_recently_used_session_is_dropped_first(part):
     sessions = part("sessions").Sessions(capacity=2, lifetime=10)
     sessions.put("a", 1)
     sessions.put("b", 2)
@@ -131,7 +131,7 @@ def test_the_session_that_was_not_used_for_longest_goes_first(part):
     assert [sessions.get(name) for name in "abc"] == [1, None, 3]
 
 
-def test_a_session_expires_without_use_and_not_with_it(part):
+def test_only_an_unused_session_expires(part):
     now = [0.0]
     sessions = part("sessions").Sessions(capacity=5, lifetime=10, clock=lambda: now[0])
     sessions.put("a", 1)
@@ -144,7 +144,7 @@ def test_a_session_expires_without_use_and_not_with_it(part):
     assert len(sessions) == 0
 
 
-def test_sessions_that_could_keep_nothing_are_refused(part):
+def test_a_capacity_of_0_is_refused(part):
     with pytest.raises(ValueError, match="capacity 0"):
         part("sessions").Sessions(capacity=0, lifetime=10)
 
@@ -152,7 +152,7 @@ def test_sessions_that_could_keep_nothing_are_refused(part):
 # Checkpoints
 
 
-def test_a_checkpoint_is_loaded_when_it_is_first_asked_for_and_few_are_kept(part):
+def test_a_checkpoint_is_loaded_on_first_use_and_few_are_kept(part):
     loaded = []
     models = part("models").Models(["a", "b", "c"], lambda s: loaded.append(s) or s.upper(), keep=2)
     assert models.names == ["a", "b", "c"] and not loaded
@@ -171,7 +171,7 @@ def test_an_unknown_checkpoint_is_an_error_that_lists_the_known_ones(part):
         part("models").Models([], str, keep=1)
 
 
-def test_checkpoints_of_one_name_are_called_by_their_folders(part):
+def test_checkpoints_of_one_name_are_distinguished_by_their_folders(part):
     names = part("models").display_names(["run/a/final.pth", "run/b/final.pth", "zoo"])
     assert names == ["a/final.pth", "b/final.pth", "zoo"]
     deep = part("models").display_names(["x/a/m.pth", "y/a/m.pth"])
@@ -180,7 +180,7 @@ def test_checkpoints_of_one_name_are_called_by_their_folders(part):
         part("models").display_names(["a.pth", "a.pth"])
 
 
-# What is dropped in
+# Uploads
 
 
 def test_an_image_and_a_video_are_distinguished_by_their_content(part, tmp_path):
@@ -200,14 +200,16 @@ def test_an_image_and_a_video_are_distinguished_by_their_content(part, tmp_path)
         ("clip.mp4", b"\0\0\0\x18ftypmp42" + bytes(90), "^clip.mp4 is neither .* MP4, WebM"),
     ],
 )
-def test_what_is_neither_is_refused_by_its_name(part, tmp_path, name, content, text):
+def test_a_file_that_is_neither_image_nor_video_is_refused_by_name(
+    part, tmp_path, name, content, text
+):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=text):
         part("uploads").is_video(path)
 
 
-def test_an_image_that_breaks_off_is_refused_by_its_name(part, tmp_path):
+def test_a_truncated_image_is_refused_by_name(part, tmp_path):
     uploads = part("uploads")
     path = make_image(tmp_path / "a.png", size=(500, 400))
     path.write_bytes(path.read_bytes()[:600])
@@ -245,7 +247,7 @@ def test_every_result_at_every_threshold_comes_from_one_forward_pass(
     assert len(passes) == 1
 
 
-def test_the_thresholds_act_as_in_the_predictor_and_the_drawing(part, predictor, settings):
+def test_the_thresholds_have_the_same_effect_as_in_the_predictor(part, predictor, settings):
     image = pixels()
     results = part("image_results").ImageResults(predictor.logits(image), "a")
     ids, segments = results.result(replace(settings, object_mask_threshold=0.3)).panoptic
@@ -316,7 +318,7 @@ def test_a_large_image_is_sent_at_a_size_that_fits_a_screen(part, predictor, set
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
-def test_the_archive_holds_what_is_shown(part, predictor, settings, tmp_path, kind):
+def test_the_archive_has_the_results_that_are_shown(part, predictor, settings, tmp_path, kind):
     image_results = part("image_results")
     results = image_results.ImageResults(predictor.logits(pixels()), "street")
     chosen = replace(settings, kind=kind)
@@ -328,7 +330,7 @@ def test_the_archive_holds_what_is_shown(part, predictor, settings, tmp_path, ki
     assert len(names) >= 3 and any(name.endswith(".npz") for name in names)
 
 
-def test_an_archive_of_nothing_is_refused(part, predictor, settings, tmp_path):
+def test_an_archive_of_results_that_are_not_shown_is_refused(part, predictor, settings, tmp_path):
     results = part("image_results").ImageResults(predictor.logits(pixels()), "a")
     with pytest.raises(ValueError, match="at least one of overlay, panoptic-coco"):
         results.pack(settings, ["semantic-png"], tmp_path)
@@ -337,7 +339,9 @@ def test_an_archive_of_nothing_is_refused(part, predictor, settings, tmp_path):
 # The page's handlers
 
 
-def test_an_image_is_analysed_once_and_redrawn_from_what_is_kept(page, passes, settings, tmp_path):
+def test_an_image_is_analysed_once_and_redrawn_from_the_kept_results(
+    page, passes, settings, tmp_path
+):
     upload = str(make_image(tmp_path / "a.png"))
     list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
     shown, line = page.show(VISITOR, *values(settings))
@@ -351,7 +355,7 @@ def test_an_image_is_analysed_once_and_redrawn_from_what_is_kept(page, passes, s
 def test_a_control_that_is_moved_while_the_network_runs_changes_nothing(
     page, predictor, settings, tmp_path, monkeypatch
 ):
-    """The drawing that follows takes it up."""
+    """The drawing after the forward pass uses the new value."""
     upload, logits, meanwhile = str(make_image(tmp_path / "a.png")), predictor.logits, []
 
     def slow(image):
@@ -364,7 +368,7 @@ def test_a_control_that_is_moved_while_the_network_runs_changes_nothing(
     assert "message" not in shown and not isinstance(line, str)
 
 
-def test_what_a_visitor_kept_is_not_shown_to_another(page, settings, tmp_path):
+def test_results_of_a_visitor_are_not_shown_to_another(page, settings, tmp_path):
     upload = str(make_image(tmp_path / "a.png"))
     list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
     other = SimpleNamespace(session_hash="other")
@@ -380,7 +384,7 @@ def test_a_bad_upload_is_answered_with_a_message(page, settings, tmp_path):
     assert shown["message"].startswith("notes.png is neither") and line == ""
 
 
-def test_after_a_bad_upload_nothing_of_the_last_image_is_left(page, settings, tmp_path):
+def test_a_bad_upload_drops_the_results_of_the_last_image(page, settings, tmp_path):
     upload = str(make_image(tmp_path / "a.png"))
     list(page.analyze(VISITOR, upload, "tiny.pth", *values(settings)))
     (tmp_path / "bad.png").write_bytes(b"")
@@ -409,7 +413,7 @@ def test_a_video_is_drawn_frame_by_frame_up_to_the_limit(page, passes, settings,
     assert video["value"].endswith("drive_panoptic.webm")
 
 
-def test_a_video_of_the_longest_length_is_not_reported_as_cut(page, settings, tmp_path):
+def test_a_video_of_the_maximum_length_is_not_reported_as_cut(page, settings, tmp_path):
     upload = str(make_video(tmp_path / "drive.avi", 4))
     *_, (_, _, line) = page.analyze(VISITOR, upload, "tiny.pth", *values(settings))
     assert "4 frames" in line and "--max-frames" not in line
@@ -436,24 +440,24 @@ def app(page):
     return load_script(DEMO / "app.py")
 
 
-def test_a_missing_checkpoint_ends_the_command_with_one_line(app, capsys, tmp_path):
+def test_a_missing_checkpoint_is_an_error_of_one_line(app, capsys, tmp_path):
     assert app.main(["--weights", str(tmp_path / "none.pth")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("app: ") and "none.pth" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("port", [None, 99999])
-def test_a_port_that_cannot_be_had_ends_the_command_with_one_line(app, tiny, capsys, port):
+def test_an_unavailable_port_is_an_error_of_one_line(app, tiny, capsys, port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = port or taken.getsockname()[1]
         options = ["--weights", str(tiny[1]), "--config-file", str(tiny[0]), "--device", "cpu"]
         assert app.main([*options, "--port", str(port)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"app: --host 127.0.0.1 --port {port} cannot be listened at")
+    assert error.startswith(f"app: The page cannot listen on --host 127.0.0.1 --port {port}")
     assert error.count("\n") == 1
 
 
-def test_the_first_of_the_checkpoints_is_loaded_and_the_zoo_follows_them(app, tiny):
+def test_the_first_checkpoint_is_loaded_and_the_model_zoo_is_listed_last(app, tiny):
     options = ["--weights", str(tiny[1]), "--config-file", str(tiny[0]), "--device", "cpu"]
     models = app.make_models(app.parse(options))
     assert models.names == ["tiny.pth", "camvid_panoptic", "camvid_semantic"]

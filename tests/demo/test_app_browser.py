@@ -1,4 +1,4 @@
-"""demo/app.py in a real browser: what a visitor sees and does.
+"""demo/app.py in a real browser.
 
 Needs Gradio and Playwright (requirements/app.txt) and a Chromium: $CHROMIUM, or one on the PATH.
 $APP_SCREENSHOTS names a folder for screenshots of the page.
@@ -44,7 +44,7 @@ FLAGS = [
     "--disable-sync",
 ]
 PATIENCE = 60_000
-"""Milliseconds: long, for a busy machine; nothing waits for longer than it must."""
+"""Time limit of each wait in milliseconds, long enough for a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def browser():
     names = ("chromium", "chromium-browser", "google-chrome")
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if not program:
-        pytest.skip("there is no Chromium on the PATH, and $CHROMIUM names none")
+        pytest.skip("no Chromium on the PATH, and $CHROMIUM is not set")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=FLAGS)
         yield browser
@@ -83,7 +83,7 @@ def predictors(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def passes(predictors):
-    """Grows by one with each forward pass."""
+    """Return a list that grows by one with each forward pass."""
     seen = []
     for predictor in predictors.values():
         predictor.model.backbone.register_forward_hook(lambda *_: seen.append(1))
@@ -92,7 +92,7 @@ def passes(predictors):
 
 @pytest.fixture(scope="module")
 def address(predictors, tmp_path_factory):
-    """The address of a page that accepts 1 megapixel, 3 frames and 2 waiting requests."""
+    """Launch a page with limits of 1 megapixel, 3 frames and 2 waiting requests."""
     sys.path.insert(0, str(DEMO))
     from page.handlers import Page
     from page.layout import build, launch
@@ -110,7 +110,7 @@ def address(predictors, tmp_path_factory):
 
 @pytest.fixture
 def tab(browser, address):
-    """The open page; `tab.hosts` are those that it asked for anything, `tab.faults` what failed."""
+    """Open the page; `tab.hosts` collects requested hosts, `tab.faults` JavaScript errors."""
     tab = browser.new_page(viewport={"width": 1280, "height": 800})
     tab.set_default_timeout(PATIENCE)
     tab.hosts, tab.faults = set(), []
@@ -164,9 +164,7 @@ def screenshot(tab, name):
         tab.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def test_an_image_is_dropped_in_and_the_sliders_act_without_a_second_forward_pass(
-    tab, image, passes
-):
+def test_an_image_is_uploaded_and_sliders_need_no_second_forward_pass(tab, image, passes):
     before = len(passes)
     upload(tab, image)
     line(tab, r"squares.png · 480×320 · one forward pass: .* · drawn in")
@@ -185,7 +183,7 @@ def test_an_image_is_dropped_in_and_the_sliders_act_without_a_second_forward_pas
 
 
 def test_pointing_at_a_region_shows_its_class_and_score(tab, image, predictors):
-    """In the middle of each region, where rounding does not matter."""
+    """Point at the middle of each region, where rounding does not matter."""
     upload(tab, image)
     line(tab, "forward pass")
     result = predictors["all"](image, kinds=["panoptic", "semantic"])
@@ -194,8 +192,8 @@ def test_pointing_at_a_region_shows_its_class_and_score(tab, image, predictors):
     assert len(segments) > 2
     for segment in segments:
         y, x = middle(result.panoptic.ids == segment["id"])
-        said = f"{names[segment['category_id']]} {100 * segment['score']:.0f}%"
-        assert hover(tab, x / 480, y / 320) == said
+        expected = f"{names[segment['category_id']]} {100 * segment['score']:.0f}%"
+        assert hover(tab, x / 480, y / 320) == expected
 
     tab.locator("#kind").get_by_label("Semantic").check()
     tab.locator("#viewer [data-kind=semantic]").wait_for()
@@ -209,7 +207,7 @@ def test_pointing_at_a_region_shows_its_class_and_score(tab, image, predictors):
 
 
 def middle(mask):
-    """(y, x) of the pixel that is farthest from the edge of a mask, at its centre."""
+    """Return (y, x), the centre of the pixel that is farthest from the edge of a mask."""
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(distance.argmax(), mask.shape)
     return y + 0.5, x + 0.5
@@ -233,7 +231,7 @@ def test_masks_are_downloaded_as_an_archive(tab, image):
         ("clip.mp4", bytes(100), "clip.mp4 is neither an image nor a video"),
     ],
 )
-def test_a_bad_file_gets_a_message_and_the_next_good_one_is_taken(
+def test_a_bad_file_gets_a_message_and_the_next_good_one_is_accepted(
     tab, image, tmp_path, name, content, text
 ):
     (tmp_path / name).write_bytes(content)
@@ -250,7 +248,7 @@ def test_a_huge_image_gets_a_message(tab, tmp_path):
     playwright.expect(tab.locator("#viewer .message")).to_contain_text("up to 1 million")
 
 
-def test_a_visitor_who_meets_a_full_queue_gets_a_message(
+def test_a_visitor_gets_a_message_if_the_queue_is_full(
     tab, browser, address, image, predictors, monkeypatch
 ):
     go, logits = threading.Event(), predictors["all"].logits

@@ -1,4 +1,4 @@
-"""The files of demo.py get the same scores from COCO's own code as a direct evaluation."""
+"""COCO's own code gives the files of demo/demo.py the same scores as a direct evaluation."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ from tests.helpers.tiny_model import tiny_settings
 DATASET, NUM_CLASSES, NUM_IMAGES = "shapes_panoptic_val", 12, 5
 
 
-class Whole(nn.Module):
-    """A backbone that hands on the images."""
+class Identity(nn.Module):
+    """A backbone that returns the images."""
 
     def forward(self, images):
         return images
 
 
 class NearlyRight(nn.Module):
-    """A head that knows the images of a split: masks moved, some of a wrong class, some lost."""
+    """A head that returns the ground truth of known images with errors.
+
+    Some masks are shifted, some have a wrong class, some are missing.
+    """
 
     def __init__(self, folder, mean, std):
         super().__init__()
@@ -83,7 +86,7 @@ class NearlyRight(nn.Module):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """The folder of the dataset, and the config of a model with its weights next to it."""
+    """Write a dataset, and next to it a config and weights; return the folder."""
     root = tmp_path_factory.mktemp("round_trip")
     generate(root / "shapes_panoptic", Settings(num_train=1, num_val=NUM_IMAGES))
     register_tables(root)
@@ -105,21 +108,21 @@ def scene(tmp_path_factory):
 
 
 def nearly_right(model, root):
-    model.backbone = Whole()
+    model.backbone = Identity()
     model.sem_seg_head = NearlyRight(root / "shapes_panoptic", model.pixel_mean, model.pixel_std)
     return model
 
 
 @pytest.fixture(scope="module")
 def direct(scene):
-    """The metrics of `train_net.py --eval-only`, by task."""
+    """Return the metrics of `train_net.py --eval-only`, by task."""
     cfg = load_cfg(str(scene / "tiny.yaml"), ["OUTPUT_DIR", str(scene / "eval")])
     return Trainer.test(cfg, nearly_right(MaskFormerPredictor(cfg).model, scene))
 
 
 @pytest.fixture
 def save(scene, tmp_path, monkeypatch):
-    """Runs demo.py on the images; returns the folder of what it has saved."""
+    """Return a function that runs demo/demo.py on the images and returns its output folder."""
     init = MaskFormerPredictor.__init__
 
     def nearly_right_one(self, *args, **kwargs):
@@ -139,13 +142,13 @@ def save(scene, tmp_path, monkeypatch):
 
 
 def ids_from(source, scene):
-    """The options that say whose ids are wanted."""
+    """Return the options for the ids of a registered dataset or of a JSON."""
     json_file = scene / "shapes_panoptic" / "panoptic_val.json"
     return {"dataset": ["--dataset", DATASET], "json": ["--coco-json", str(json_file)]}[source]
 
 
 @pytest.mark.parametrize("source", ["dataset", "json"])
-def test_saved_panoptic_results_score_as_a_direct_evaluation(scene, direct, save, source):
+def test_saved_panoptic_results_have_the_scores_of_a_direct_evaluation(scene, direct, save, source):
     folder = save(*ids_from(source, scene))
     base = scene / "shapes_panoptic"
     scores = pq_compute(
@@ -163,7 +166,7 @@ def test_saved_panoptic_results_score_as_a_direct_evaluation(scene, direct, save
 
 
 @pytest.mark.parametrize("source", ["dataset", "json"])
-def test_saved_instances_score_as_a_direct_evaluation(scene, direct, save, source):
+def test_saved_instances_have_the_scores_of_a_direct_evaluation(scene, direct, save, source):
     folder = save(*ids_from(source, scene))
     base = scene / "shapes_panoptic"
     panoptic = json.loads((base / "panoptic_val.json").read_text())
@@ -180,7 +183,7 @@ def test_saved_instances_score_as_a_direct_evaluation(scene, direct, save, sourc
             assert 100 * found == pytest.approx(direct[task][metric], abs=1e-9)
 
 
-def test_without_a_dataset_ids_are_counted_and_a_file_lists_them(save, scene):
+def test_without_a_dataset_ids_are_consecutive_and_the_json_lists_them(save, scene):
     folder = save()
     content = json.loads((folder / "panoptic.json").read_text())
     assert [image["file_name"] for image in content["images"]] == [
@@ -206,7 +209,9 @@ def test_without_a_dataset_ids_are_counted_and_a_file_lists_them(save, scene):
         ({"images": [{"id": 1}]}, "expected COCO's `images`, each with file_name and id"),
     ],
 )
-def test_a_json_of_other_classes_or_form_is_one_line(scene, save, tmp_path, change, reason, caplog):
+def test_a_json_with_other_classes_or_entries_is_refused(
+    scene, save, tmp_path, change, reason, caplog
+):
     content = json.loads((scene / "shapes_panoptic" / "panoptic_val.json").read_text())
     path = tmp_path / "x.json"
     path.write_text(json.dumps(content | change))

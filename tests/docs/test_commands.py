@@ -1,7 +1,7 @@
-"""Every command and every piece of code that the docs show is one that works.
+"""The commands and the code that the docs show work.
 
-Commands, in blocks and in backticks, are parsed by their own script's parser, configs are found,
-keys resolve; some of those that take seconds are run.
+The parser of its script parses each command, in a block or in backticks; configs and their keys
+must exist. Some commands that take seconds are run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROGRAMS = (
 COMMAND = re.compile(rf"\s*(?:[A-Z_0-9]+=\S+ )*(?:{'|'.join(map(re.escape, PROGRAMS))})\s")
 CODE = re.compile(r"`+([^`]+)`+")
 WITHOUT_COMMANDS = {
-    "CHANGELOG.md",  # what a release could do stays as it was written
+    "CHANGELOG.md",  # old entries show commands of their release
     *("docs/index.md", "docs/paper_to_code.md", "docs/predict.md", "docs/transformers.md"),
     *(name_of(page) for page in PAGES if page.parent.name == "api"),
     "tests/golden/README.md",
@@ -51,7 +51,7 @@ WITHOUT_COMMANDS = {
 
 
 def logical_lines(text: str) -> Iterator[str]:
-    """Lines with their continuations, without comments, with the block's own variables put in."""
+    """Yield lines with their continuations, without comments, with the block's variables set."""
     variables: dict[str, str] = {}
     for line in text.replace("\\\n", " ").splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).strip()
@@ -64,7 +64,7 @@ def logical_lines(text: str) -> Iterator[str]:
 
 
 def words_of(line: str) -> list[str]:
-    """A command's words; "[…]" around what may be left out and "…" for more of it go."""
+    """Split a command into words, without "[…]" around optional arguments and without "…"."""
     line = re.sub(r"(?<=\s)\[(?=--|KEY)|(?<=[\w.…])\](?=\s|$)", "", line)
     words = [word for word in shlex.split(line) if word not in ("…", "KEY", "VALUE")]
     while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=\S*", words[0]):  # variables of the environment
@@ -73,7 +73,7 @@ def words_of(line: str) -> list[str]:
 
 
 def lines_of(page: Path) -> Iterator[str]:
-    """The commands of a page: the lines of its blocks, and what its text has in backticks."""
+    """Yield the commands of a page: the lines of its blocks, and commands in backticks."""
     for block in blocks_of(page):
         if block.language in SHELL:
             yield from filter(words_of, logical_lines(block.text))
@@ -93,15 +93,16 @@ COMMANDS = list(
 
 
 def commands(*programs: str) -> list[tuple[str, list[str]]]:
+    """List (page, words) of all commands that run one of these programs."""
     return [(page, words) for page, line in COMMANDS if (words := words_of(line))[0] in programs]
 
 
 class Parsed(BaseException):
-    """Raised in the place of what a script would do once its arguments are parsed."""
+    """Raised after a script has parsed its arguments, so that it does nothing else."""
 
 
 def parse(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """What a script makes of its arguments; it does nothing else."""
+    """Let a script parse its arguments, without running it further."""
     original = argparse.ArgumentParser.parse_args
 
     def parse_args(self, *args, **options):
@@ -115,22 +116,22 @@ def parse(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
         return parsed.args[0]
     except SystemExit as error:
         pytest.fail(f"{script} refuses {shlex.join(arguments)} (exit code {error.code})")
-    pytest.fail(f"{script} has parsed nothing")
+    pytest.fail(f"{script} did not parse its arguments")
 
 
 def check_config(args: argparse.Namespace) -> None:
-    """The config file is there, if it is the project's; its keys and those given resolve."""
+    """Check that the config file exists if it is the project's, and that all keys are known."""
     name = str(getattr(args, "config_file", None) or "")
     if name.startswith(("configs/", "docs/", "model_zoo/")):
         assert (ROOT / name).is_file(), f"there is no {name}"
     else:
-        name = ""  # a placeholder, or a file of the user's own
+        name = ""  # a placeholder, or a user's file
     opts = [str(value) for value in getattr(args, "opts", None) or []]
     read_cfg(str(ROOT / name) if name else "", opts)
 
 
 def script_of(page: str, words: list[str]) -> tuple[str, list[str]]:
-    """The script that a command runs, and its arguments."""
+    """Return the script that a command runs, and its arguments."""
     if words[0] == "torchrun":
         args = get_args_parser().parse_args(words[1:])
         return args.training_script, args.training_script_args
@@ -144,13 +145,13 @@ SCRIPTS = [
 ]
 
 
-def test_each_page_gives_commands_but_for_those_known_to_have_none() -> None:
+def test_all_pages_except_those_listed_have_commands() -> None:
     assert len(SCRIPTS) > 60
     assert {name_of(page) for page in PAGES} - {page for page, _ in COMMANDS} == WITHOUT_COMMANDS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_command_stands_where_it_is_not_read(page: Path) -> None:
+def test_no_command_is_in_a_block_that_these_tests_do_not_read(page: Path) -> None:
     languages = {block.language for block in blocks_of(page) if block.language[:1] != "{"}
     assert languages <= SHELL | OTHER_LANGUAGES
     indented = re.findall(r"^(?: {4}|\t).+", text_of(page), re.MULTILINE)
@@ -167,13 +168,14 @@ def test_each_line_of_a_block_of_commands_is_a_command(page: str, line: str) -> 
     SCRIPTS,
     ids=[f"{page}: {shlex.join(words)}"[:120] for page, words in SCRIPTS],
 )
-def test_a_script_takes_what_the_docs_give_it(
+def test_a_script_accepts_the_arguments_in_the_docs(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, arguments = script_of(page, words)
     assert (ROOT / script).is_file(), f"{page}: there is no {script}"
     if not re.search("argparse|mask_former.cli", (ROOT / script).read_text(encoding="utf-8")):
-        assert not arguments or script.startswith(("datasets/", "demo/")), f"{script} takes nothing"
+        has_arguments = script.startswith(("datasets/", "demo/"))
+        assert not arguments or has_arguments, f"{script} has no arguments"
         if not script.startswith("datasets/"):
             return
     if script == "demo/app.py":
@@ -181,7 +183,7 @@ def test_a_script_takes_what_the_docs_give_it(
     check_config(parse(script, arguments, monkeypatch))
 
 
-def test_an_unknown_option_and_an_unknown_key_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_option_and_an_unknown_key_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(pytest.fail.Exception, match="refuses"):
         parse("tools/publish_weights.py", ["a", "b.safetensors", "--halve"], monkeypatch)
     args = argparse.Namespace(config_file="CONFIG", opts=["MODEL.NO_SUCH_KEY", "1"])
@@ -192,14 +194,14 @@ def test_an_unknown_option_and_an_unknown_key_are_noticed(monkeypatch: pytest.Mo
             check_config(argparse.Namespace(config_file=name, opts=[]))
 
 
-def test_modules_that_are_run_are_there() -> None:
+def test_modules_that_are_run_exist() -> None:
     modules = [(page, words[2]) for page, words in commands("python") if words[1] == "-m"]
     assert {page for page, _ in modules} >= {"CONTRIBUTING.md", "datasets/README.md"}
     for page, module in modules:
         assert importlib.util.find_spec(module), f"{page}: python -m {module}"
 
 
-def test_make_targets_are_there() -> None:
+def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for page, words in commands("make"):
         for target in (word for word in words[1:] if "=" not in word):
@@ -208,7 +210,7 @@ def test_make_targets_are_there() -> None:
             assert f"$({name})" in makefile, f"{page}: make {name}="
 
 
-def test_pip_is_given_extras_and_files_that_are_there() -> None:
+def test_pip_installs_extras_and_files_that_exist() -> None:
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     for page, words in commands("pip"):
         for extra in re.findall(r"\[([\w,-]+)\]", " ".join(words)):
@@ -219,7 +221,9 @@ def test_pip_is_given_extras_and_files_that_are_there() -> None:
 
 
 @pytest.mark.subprocess
-def test_slurm_script_is_bash_and_runs_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slurm_script_is_valid_bash_and_runs_a_valid_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     script = ROOT / "docs" / "examples" / "train.sbatch"
     subprocess.run(["bash", "-n", script], check=True)
     (line,) = [one for one in logical_lines(script.read_text()) if one.startswith("srun ")]
@@ -231,7 +235,7 @@ def test_slurm_script_is_bash_and_runs_what_is_there(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.page)
-def test_python_compiles_and_imports_what_is_there(block: Block) -> None:
+def test_python_code_compiles_and_imports_existing_names(block: Block) -> None:
     tree = ast.parse(block.text)
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or node.level:
@@ -249,11 +253,11 @@ def test_yaml_has_known_keys(block: Block) -> None:
     cfg.merge_from_other_cfg(type(cfg)(settings))
 
 
-# What takes seconds is run, as it stands on its page.
+# Commands that take seconds are run exactly as on their page.
 
 
 def write_files(folder: Path) -> None:
-    """What the commands below are given, each under the name that it has on their pages."""
+    """Write the input files of the commands below, with the names that the pages use."""
     for name in ("A", "B", "output/mine", "output/camvid_semantic", "model_zoo"):
         (folder / name).mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -288,7 +292,7 @@ def write_files(folder: Path) -> None:
     (folder / "model_zoo" / card.name).write_text(card.read_text())
 
 
-RUN = [  # the page, its command, what comes of it
+RUN = [  # page, command, a file that it writes
     ("README.md", "python tools/check_dataset.py --images A --labels B --classes classes.txt", ""),
     ("GETTING_STARTED.md", "python tools/doctor.py", ""),
     ("GETTING_STARTED.md", "python tools/analyze_model.py --config-file CONFIG --size 512", ""),
@@ -319,12 +323,12 @@ def test_a_cheap_command_works(
     page: str, command: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [" ".join(["python", *words[1:]]) for where, words in SCRIPTS if where == page]
-    assert command in shown, f"{page} no longer shows it: take another"
+    assert command in shown, f"{page} no longer shows this command: update RUN"
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     _, script, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
-    # it would tell later tests, too, on the standard output of this one
+    # detectron2's logger would keep writing to this test's standard output in later tests
     monkeypatch.setattr("detectron2.utils.logger.setup_logger", lambda **kwargs: None)
     try:
         with pytest.raises(SystemExit) as end:

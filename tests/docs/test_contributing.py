@@ -1,4 +1,4 @@
-"""What contributors and citers read holds together with the repository."""
+"""Pages and forms for contributors, and the citation, agree with the repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGES = (
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.stem)
-def test_an_issue_form_has_what_a_form_needs(form):
+def test_an_issue_form_has_the_required_entries(form):
     content = yaml.safe_load(form.read_text())
     assert {"name", "description", "body"} <= set(content)
     ids = [field["id"] for field in content["body"]]
@@ -29,7 +29,7 @@ def test_an_issue_form_has_what_a_form_needs(form):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_files_that_a_page_names_are_there(page):
+def test_the_files_that_a_page_names_exist(page):
     text = (ROOT / page).read_text()
     named = re.findall(
         r"\b((?:tests|tools|docs|mask_former|requirements|configs)/[\w./-]+\.\w+)", text
@@ -37,7 +37,7 @@ def test_the_files_that_a_page_names_are_there(page):
     assert not [name for name in named if not (ROOT / name).is_file()]
 
 
-def test_the_citation_names_the_paper_that_notice_names():
+def test_the_citation_and_the_notice_name_the_same_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     paper = citation["preferred-citation"]

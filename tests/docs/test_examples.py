@@ -55,7 +55,7 @@ def with_plugin(name: str) -> Callable[[type], type]:
 
 
 def step(cfg: CfgNode, batch: list[dict]) -> tuple[torch.nn.Module, dict, set[str]]:
-    """One step of training: the model, its losses, and the names of the parameters it moved."""
+    """Train for one step; return the model, its losses, and the names of changed parameters."""
     torch.manual_seed(0)
     model = build_model(cfg).train()
     optimizer = build_optimizer(cfg, model)
@@ -94,7 +94,7 @@ def test_the_pixel_decoder_is_built_and_learns(plugin: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["mask_size_loss"], indirect=True)
-def test_the_loss_is_logged_for_every_layer_and_makes_masks_smaller(plugin: ModuleType) -> None:
+def test_the_loss_has_a_value_for_every_layer_and_training_lowers_it(plugin: ModuleType) -> None:
     cfg = load("mask_size_loss")
     batch = [make_example(0), make_example(1)]
     model, losses, _ = step(cfg, batch)
@@ -161,7 +161,7 @@ def test_the_mapper_is_found_reads_its_key_and_trains(plugin: ModuleType, tmp_pa
         DatasetCatalog.pop("example_panoptic", None)
 
 
-# Each example passes the battery of its kind; the whole of it is these three lines.
+# Each example passes the battery of its kind, which takes these three lines.
 
 
 @with_plugin("conv_stages")

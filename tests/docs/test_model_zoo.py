@@ -1,4 +1,4 @@
-"""MODEL_ZOO.md and the files it speaks of keep in step."""
+"""MODEL_ZOO.md agrees with the files that it describes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ MODELS = sorted(path.stem for path in (ROOT / "model_zoo").glob("*.safetensors")
 
 
 def row_of(config: str) -> str:
+    """Return the only table row with a link to this config."""
     (row,) = [line for line in ZOO.splitlines() if line.startswith("|") and f"({config})" in line]
     return row
 
@@ -34,7 +35,7 @@ def test_every_published_model_has_one_row_with_its_scores_and_links(result):
     assert all(f"({link})" in row for link in result["download"]["links"])
 
 
-def test_every_link_to_a_file_leads_somewhere():
+def test_every_link_to_a_file_has_a_target():
     links = re.findall(r"\]\(((?!http)[^)#]+)", ZOO)
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
@@ -48,7 +49,7 @@ def test_every_model_that_comes_with_the_code_has_a_config_a_card_a_row_and_is_s
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_that_comes_with_the_code_carries_what_its_config_says(name):
+def test_every_model_that_comes_with_the_code_carries_the_settings_of_its_config(name):
     cfg = load_cfg(str(ROOT / "model_zoo" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
     carried = read_extras(ROOT / "model_zoo" / f"{name}.safetensors")["inference"]
     assert carried["classes"] == classes_of(cfg).to_data()

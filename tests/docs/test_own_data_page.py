@@ -1,4 +1,4 @@
-"""docs/own_data.md: what it shows is what the code takes."""
+"""docs/own_data.md: its tables, class files and code work."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ PAGE = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
 
 
 def block(language: str, start: str = "") -> str:
+    """Return the only fenced block of the page in this language that starts with a text."""
     blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
     (found,) = [text for text in blocks if text.startswith(start)]
     return found
 
 
-def test_the_table_of_the_page_is_one(tmp_path: Path) -> None:
+def test_the_table_of_the_page_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "pets.json"
     path.write_text(block("json"))
     table = read_table(path)
     assert table.label_map == {1: 0, 2: 1, 0: 255}
 
 
-def test_each_recipe_has_classes_that_can_be_read() -> None:
+def test_the_class_files_of_all_recipes_can_be_read() -> None:
     section = PAGE.split("### Which classes.txt")[1].split("\n\n")[1]
     rows = [row.split("|")[2] for row in section.splitlines()[2:]]
     recipes = [re.findall("`([^`]+)`", row) for row in rows]
@@ -55,12 +56,12 @@ def test_each_conversion_gives_a_label_map(
         Image.fromarray(np.array([pixels], np.uint8)).save(name)
     code = block("python", "import numpy")
     imports, *parts = re.split(r"(?m)^(?=# )", code)
-    (own,) = [text for text in parts if text.startswith(part)]
-    exec(imports + own, {})
+    (chosen,) = [text for text in parts if text.startswith(part)]
+    exec(imports + chosen, {})
     assert np.asarray(Image.open("label.png")).tolist() == [expected]
 
 
-def test_the_calls_of_the_page_are_there_and_make_the_config(
+def test_the_python_calls_of_the_page_exist_and_build_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in "ABCD":

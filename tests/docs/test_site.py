@@ -1,4 +1,4 @@
-"""The site: links lead somewhere, formulas have their lines, it builds without a warning."""
+"""The site: links have targets, formulas refer to lines of code, it builds without a warning."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and "`mask_f
 
 
 def anchors(page: Path) -> set[str]:
-    """What ``#…`` may name on a page: its headings as GitHub and the site write them."""
+    """Return the anchors (``#…``) of a page: its headings as GitHub and the site convert them."""
     headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_and_included_files_are_there(page: Path) -> None:
+def test_links_and_included_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in LINK.findall(text) if "://" not in link[0]]
     targets = [target for target, _ in links if target]
@@ -45,7 +45,7 @@ def test_links_and_included_files_are_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.split("|")[1].strip()[:60] for row in ROWS])
-def test_a_formula_stands_on_one_line(row: str) -> None:
+def test_a_formula_is_on_one_line_of_the_code(row: str) -> None:
     (match,) = paper_lines.ROW.findall(row)
     fragment, file = match
     line = paper_lines.line_of(fragment, file)
@@ -59,14 +59,14 @@ def test_the_page_has_the_formulas_of_each_part() -> None:
     assert {f"mask_former/losses/{name}.py" for name in ("matcher", "mask_losses")} <= files
 
 
-def test_code_that_is_gone_or_not_alone_is_an_error() -> None:
+def test_code_that_is_missing_or_ambiguous_is_an_error() -> None:
     with pytest.raises(ValueError, match="no line has `x = no such code`"):
         paper_lines.line_of("x = no such code", "mask_former/losses/matcher.py")
     with pytest.raises(ValueError, match=r"lines \[\d+, \d+"):
         paper_lines.line_of("return", "mask_former/losses/matcher.py")
 
 
-def test_pictures_are_small() -> None:
+def test_image_files_are_small() -> None:
     assert {path.name for path in (DOCS / "images").glob("*") if path.stat().st_size > 200e3} <= {
         "shapes_demo.png"
     }
@@ -74,7 +74,7 @@ def test_pictures_are_small() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the built site; a warning is an error."""
+    """Build the site, with warnings as errors, and return its folder."""
     for module in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(module, reason="make docs installs it (requirements/docs.txt)")
     folder = tmp_path_factory.mktemp("docs")
@@ -89,6 +89,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def html(site: Path, page: str) -> str:
+    """Read a built page."""
     return (site / page).with_suffix(".html").read_text(encoding="utf-8")
 
 
@@ -98,11 +99,11 @@ def test_the_site_has_all_pages_and_fetches_nothing(site: Path) -> None:
     assert "docs/index.html" in html(site, "index")
     fetched = re.compile(r'(?:<script[^>]+src|<link[^>]+rel="stylesheet"[^>]+href)="https?:')
     for page in PAGES:
-        assert not fetched.search(html(site, name_of(page))), "it works offline"
+        assert not fetched.search(html(site, name_of(page))), "the page must work offline"
 
 
 @pytest.mark.subprocess
-def test_the_api_pages_say_how_a_class_is_made_and_called(site: Path) -> None:
+def test_the_api_pages_document_how_a_class_is_created_and_called(site: Path) -> None:
     predict = html(site, "docs/api/predict")
     assert 'id="mask_former.predictor.MaskFormerPredictor.__call__"' in predict
     assert "<strong>weights</strong> – the model" in predict
@@ -114,7 +115,7 @@ def test_the_api_pages_say_how_a_class_is_made_and_called(site: Path) -> None:
 
 
 def public_names() -> dict[str, object]:
-    """What ``mask_former.__all__`` and the Python of the pages name, and the objects themselves."""
+    """Map the names in ``mask_former.__all__``, and those that the pages import, to objects."""
     names = {f"mask_former.{name}": getattr(mask_former, name) for name in mask_former.__all__}
     for block in blocks("python"):
         for node in ast.walk(ast.parse(block.text)):
@@ -133,6 +134,6 @@ def test_the_api_pages_have_every_public_name(site: Path) -> None:
     names = public_names()
     assert len(names) > 20
     missing = [name for name, it in names.items() if not any(it is found for found in documented)]
-    assert not missing, "docs/api has no entry of it"
+    assert not missing, "docs/api lacks these names"
     parts = {"modeling.pixel_decoder.build_pixel_decoder", "data.mappers.base.TrainingMapper"}
-    assert {f"mask_former.{part}" for part in parts} <= set(entries), "a part is built on it"
+    assert {f"mask_former.{part}" for part in parts} <= set(entries), "docs/extend.md needs them"

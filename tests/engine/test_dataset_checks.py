@@ -1,4 +1,4 @@
-"""Mistakes in the data stop a training before its first step; sound data change nothing."""
+"""Mistakes in the data stop training before its first step; valid data are left unchanged."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def check(cfg):
     return checked_training_set(cfg, mapper(cfg, is_train=True))
 
 
-def test_sound_data_are_handed_on_as_they_are_and_the_log_says_so(records, config, caplog):
+def test_valid_data_are_returned_unchanged_and_the_checks_are_logged(records, config, caplog):
     with caplog.at_level(logging.INFO, file_checks.__name__):
         assert check(config()) == records
     assert "DATASETS.TRAIN: the files of 50 images exist; the 20 images" in caplog.text
 
 
-def test_no_random_number_is_drawn(records, config):
+def test_checking_draws_no_random_number(records, config):
     cfg = config()
     np.random.seed(0)
     expected = np.random.rand()
@@ -82,47 +82,47 @@ def test_every_missing_file_is_found(records, config, number):
         check(config())
 
 
-def test_a_folder_that_is_gone_is_missing_files(records, config):
+def test_files_of_a_missing_folder_are_reported_as_missing(records, config):
     records[3]["file_name"] = "/nowhere/a.png"
     with pytest.raises(FileNotFoundError, match=r"/nowhere/a\.png"):
         check(config())
 
 
-def test_files_elsewhere_are_left_to_who_can_reach_them(records):
+def test_remote_files_are_not_checked(records):
     remote = [{"file_name": "s3://bucket/a.png"}]
     assert list(file_checks._missing_files(records + remote)) == []
 
 
-def spoil(record):
+def write_invalid_labels(record):
     Image.fromarray(np.full((SIZE, SIZE), 9, np.uint8)).save(record["sem_seg_file_name"])
 
 
 def test_wrong_labels_stop_training_with_the_mappers_message(records, config):
     for record in records[:25]:
-        spoil(record)
+        write_invalid_labels(record)
     expected = r"TRAIN: 10 of 20 images .*label_00\.png: found the class ids \[9\], expected 0\.\.3"
     with pytest.raises(ValueError, match=expected):
         check(config())
 
 
-def test_a_test_set_is_checked_too_before_training(records, config):
-    spoil(records[-1])
+def test_the_test_set_is_checked_before_training_too(records, config):
+    write_invalid_labels(records[-1])
     DatasetCatalog.remove(SETS[0])
     DatasetCatalog.register(SETS[0], lambda: records[:-1])
     with pytest.raises(ValueError, match=rf"TEST, '{SETS[1]}': 1 of 20 .*label_49\.png.*\[9\]"):
         check(config())
 
 
-def test_a_mapper_that_does_not_fit_the_dataset_is_found(records, config):
+def test_a_mapper_that_does_not_fit_the_dataset_is_refused(records, config):
     cfg = config("INPUT.DATASET_MAPPER_NAME", "mask_former_panoptic")
     with pytest.raises(ValueError, match=r"needs .*pan_seg_file_name.*mask_former_semantic"):
         check(cfg)
 
 
-def test_a_test_set_whose_metadata_tell_no_classes_is_looked_for_but_not_checked(
+def test_of_a_test_set_without_classes_only_the_existence_of_files_is_checked(
     records, config, caplog
 ):
-    spoil(records[-1])
+    write_invalid_labels(records[-1])
     del MetadataCatalog.get(SETS[1]).stuff_classes
     DatasetCatalog.remove(SETS[0])
     DatasetCatalog.register(SETS[0], lambda: records[:-1])
@@ -133,12 +133,12 @@ def test_a_test_set_whose_metadata_tell_no_classes_is_looked_for_but_not_checked
         check(config())
 
 
-def test_another_value_of_the_key_is_an_error(records, config):
+def test_an_unknown_value_of_the_key_is_an_error(records, config):
     with pytest.raises(ValueError, match=r"DATASETS\.CHECK is 'full', expected 'quick' or 'off'"):
         check(config("DATASETS.CHECK", "full"))
 
 
-def test_off_reads_nothing(records, config):
+def test_off_reads_no_file(records, config):
     for record in records:
         Path(record["file_name"]).unlink()
     assert check(config("DATASETS.CHECK", "off")) is None
@@ -149,7 +149,7 @@ def test_off_reads_nothing(records, config):
 
 def test_the_trainer_checks_before_its_first_step(records, config):
     for record in records:
-        spoil(record)
+        write_invalid_labels(record)
     with pytest.raises(ValueError, match=r"found the class ids \[9\].*tools/check_dataset\.py"):
         Trainer(config())
     Trainer(config("DATASETS.CHECK", "off"))

@@ -1,4 +1,4 @@
-"""Two processes with half the batch each learn what one process learns from the whole."""
+"""Two processes with half a batch each get the gradients of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mask_former.config.keys import get_mask_former_cfg
 
 pytestmark = [pytest.mark.subprocess, pytest.mark.usefixtures("one_thread")]
 
-SIZE = 64  # pixels: two cells of the coarsest map
+SIZE = 64  # pixels: two by two cells of the coarsest map
 
 
 def tiny_cfg():
-    """No norm of this model keeps or takes statistics of the batch, and nothing is dropped."""
+    """Return the config of a small model without batch statistics and without dropout."""
     cfg = get_mask_former_cfg()
     cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
@@ -42,7 +42,7 @@ def tiny_model():
 
 
 def make_batch(counts):
-    """An image for each number of targets; labels and masks are random."""
+    """Return one example per number of targets, with random labels and masks."""
     g = torch.Generator().manual_seed(1)
     batch = []
     for count in counts:
@@ -56,13 +56,13 @@ def make_batch(counts):
 
 
 def gradients(model, batch):
-    """By kind of loss ("class" and "mask") and parameter name, whatever wraps the model."""
+    """Return the gradients by kind of loss ("class" or "mask") and unwrapped parameter name."""
     found = {}
     for kind in ("class", "mask"):
         model.zero_grad()
         losses = model(batch)
         assert all(value.isfinite() for value in losses.values()), losses
-        # All losses, so that each parameter has a gradient; those of the other kind weigh nothing.
+        # Every loss takes part, so that each parameter has a gradient; the other kind has weight 0.
         weights = {name: float(("_ce" in name) == (kind == "class")) for name in losses}
         assert 0 < sum(weights.values()) < len(weights)
         sum(weights[name] * value for name, value in losses.items()).backward()
@@ -73,8 +73,8 @@ def gradients(model, batch):
 
 
 def gradients_on_rank(rank, counts, folder):
-    """What one of the processes below does: it writes down its gradients."""
-    torch.set_num_threads(1)  # a fork has no other threads of torch's
+    """Run one of the processes below: write its gradients to a file named by its rank."""
+    torch.set_num_threads(1)  # torch's thread pool does not survive a fork
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     model = create_ddp_model(tiny_model(), broadcast_buffers=False, device_ids=None)
     half = len(counts) // 2
@@ -84,7 +84,7 @@ def gradients_on_rank(rank, counts, folder):
 
 
 def one_and_two_processes(counts, folder):
-    # Forked, as a spawned process would spend seconds on its imports.
+    # Forked, because a spawned process would spend seconds on its imports.
     mp.start_processes(gradients_on_rank, (counts, folder), 2, start_method="fork")
     first, second = (torch.load(folder / f"{rank}.pth") for rank in range(2))
     for key, gradient in first.items():
@@ -93,12 +93,12 @@ def one_and_two_processes(counts, folder):
 
 
 def difference(one, two, kind):
-    """The largest difference of any element, relative to the largest gradient of its parameter."""
+    """Return the largest difference, relative to the largest gradient of its parameter."""
     worst = 0.0
     compared = 0
     for (of_kind, name), expected in one.items():
         scale = expected.abs().max().item()
-        if of_kind == kind and scale > 1e-7:  # of masks, the class head has none
+        if of_kind == kind and scale > 1e-7:  # mask losses have no gradient for the class head
             worst = max(worst, (two[kind, name] - expected).abs().max().item() / scale)
             compared += 1
     assert compared > 50
@@ -106,26 +106,26 @@ def difference(one, two, kind):
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 1, 4), (5, 0, 2, 3)])
-def test_two_processes_with_equally_many_targets_have_the_gradients_of_one(counts, tmp_path):
+def test_two_processes_with_equal_numbers_of_targets_have_the_gradients_of_one(counts, tmp_path):
     one, two = one_and_two_processes(counts, tmp_path)
     assert difference(one, two, "class") < 1e-3
     assert difference(one, two, "mask") < 1e-3
 
 
 @pytest.mark.parametrize("counts", [(5, 4, 1, 0), (3, 3, 0, 0)])
-def test_with_unequally_many_targets_the_class_loss_alone_differs(counts, tmp_path):
-    # It is normalised in each rank's own batch, as published.
+def test_with_unequal_numbers_of_targets_only_the_class_loss_differs(counts, tmp_path):
+    # The class loss is normalised over each rank's own batch, as published.
     one, two = one_and_two_processes(counts, tmp_path)
     assert difference(one, two, "mask") < 1e-3
     assert difference(one, two, "class") > 1e-2
 
 
 @pytest.mark.parametrize("counts", [(2, 1, 0, 0), (0, 0, 3, 1), (0, 0, 0, 0)])
-def test_a_rank_or_a_batch_without_any_target_learns_that_nothing_is_there(counts, tmp_path):
+def test_without_targets_on_a_rank_or_at_all_the_no_object_score_rises(counts, tmp_path):
     one, two = one_and_two_processes(counts, tmp_path)
     assert all(gradient.isfinite().all() for gradient in two.values())
     no_object = two["class", "sem_seg_head.predictor.class_embed.bias"][-1]
-    assert no_object < 0  # its score rises
+    assert no_object < 0  # a step increases the score
     if not any(counts):
         assert difference(one, two, "class") < 1e-3
         masks = [gradient for (kind, _), gradient in two.items() if kind == "mask"]

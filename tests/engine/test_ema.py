@@ -1,4 +1,4 @@
-"""The averaged weights are the average, are evaluated, saved and resumed."""
+"""Averaged weights are computed, evaluated, saved and resumed correctly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 def change(net):
-    """As a step does: weights move at random, statistics with the data."""
+    """Imitate a step: change the weights at random and the statistics with data."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -39,7 +39,7 @@ def change(net):
 
 
 @pytest.mark.parametrize("start", [0, 2])
-def test_the_average_is_that_of_a_plain_loop_and_whole_numbers_are_the_models(start):
+def test_the_average_matches_a_plain_loop_and_integers_are_copied(start):
     torch.manual_seed(0)
     net = Net()
     average = WeightAverage(net, decay=0.9, start_iter=start)
@@ -61,12 +61,12 @@ def test_the_average_is_that_of_a_plain_loop_and_whole_numbers_are_the_models(st
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 99.0])
-def test_a_decay_out_of_range_names_the_key(decay):
+def test_the_error_for_a_decay_out_of_range_names_the_key(decay):
     with pytest.raises(ValueError, match=r"MODEL.EMA.DECAY is .*\[0, 1\)"):
         WeightAverage(Net(), decay)
 
 
-def test_the_average_is_a_model_of_its_own_with_activation_checkpointing_too(config):
+def test_the_average_is_independent_of_the_model_even_with_activation_checkpointing(config):
     model = TinyTrainer.build_model(config("MODEL.ACTIVATION_CHECKPOINTING", True))
     average = WeightAverage(model, 0.9)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_the_average_is_a_model_of_its_own_with_activation_checkpointing_too(con
 
 
 class Total(DatasetEvaluator):
-    """A number that tells models apart."""
+    """An evaluator whose result differs between models: the sum of squared scores."""
 
     def reset(self):
         self.total = 0.0
@@ -92,15 +92,15 @@ class Total(DatasetEvaluator):
 
 @pytest.fixture
 def folders(monkeypatch):
-    """Of the evaluators that are made."""
-    made = []
+    """The output folders of the evaluators built so far."""
+    built = []
 
     def build_evaluator(cfg, dataset_name, output_folder=None):
-        made.append(output_folder)
+        built.append(output_folder)
         return Total()
 
     monkeypatch.setattr(trainer, "build_evaluator", build_evaluator)
-    return made
+    return built
 
 
 def score(cfg, weights):
@@ -109,7 +109,7 @@ def score(cfg, weights):
     return TinyTrainer.test(cfg, model)["sem_seg"]["total"]
 
 
-def test_it_is_evaluated_beside_the_trained_weights_and_is_in_the_file(config, tmp_path, folders):
+def test_averaged_weights_are_evaluated_like_the_trained_ones_and_saved(config, tmp_path, folders):
     cfg = config(*ON, "DATASETS.TEST", "('one',)", "TEST.EVAL_PERIOD", 2)
     train(cfg)
     output = tmp_path / "output"
@@ -124,7 +124,7 @@ def test_it_is_evaluated_beside_the_trained_weights_and_is_in_the_file(config, t
     assert sum("sem_seg_EMA/total" in line for line in lines) == 2
 
 
-def test_eval_only_evaluates_both_and_asks_for_the_average_first(config, tmp_path, monkeypatch):
+def test_evaluate_measures_both_and_checks_for_the_average_first(config, tmp_path, monkeypatch):
     plain, output = config("SOLVER.MAX_ITER", 1), tmp_path / "output"
     train(plain)
     monkeypatch.setattr(trainer, "build_evaluator", lambda *_: Total())
@@ -141,30 +141,30 @@ def test_eval_only_evaluates_both_and_asks_for_the_average_first(config, tmp_pat
     assert results["sem_seg"]["total"] != pytest.approx(of_file, rel=1e-6)
 
 
-def test_a_resumed_run_has_the_average_of_the_unbroken_one(config, tmp_path):
-    unbroken = train(config(*ON, "OUTPUT_DIR", tmp_path / "unbroken"))
+def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(config, tmp_path):
+    uninterrupted = train(config(*ON, "OUTPUT_DIR", tmp_path / "uninterrupted"))
     with pytest.raises(KeyboardInterrupt):
         train(config(*ON), hook=Kill(at=3))
     resumed = train(config(*ON), resume=True)
     assert resumed.start_iter == 2 and resumed.average.n_averaged == 4
     trained = resumed.model.state_dict()
-    for name, expected in unbroken.average.module.state_dict().items():
+    for name, expected in uninterrupted.average.module.state_dict().items():
         assert torch.equal(resumed.average.module.state_dict()[name], expected), name
     query = "sem_seg_head.predictor.query_embed.weight"
     assert not torch.equal(resumed.average.module.state_dict()[query], trained[query])
 
 
-def test_it_may_be_turned_on_in_a_run_that_began_without(config):
+def test_averaging_can_be_turned_on_when_resuming(config):
     train(config("SOLVER.MAX_ITER", 2))
     resumed = train(config(*ON), resume=True)
     assert resumed.start_iter == 2 and resumed.average.n_averaged == 2
 
 
-def test_off_there_is_none(config, tmp_path):
-    made = train(config("SOLVER.MAX_ITER", 1))
+def test_without_averaging_there_are_no_averaged_weights(config, tmp_path):
+    tiny_trainer = train(config("SOLVER.MAX_ITER", 1))
     final = tmp_path / "output" / "model_final.pth"
-    assert made.average is None
+    assert tiny_trainer.average is None
     with pytest.raises(ValueError, match=r"model_final.pth holds no averaged.*MODEL.EMA.ENABLED"):
         averaged_weights(read_checkpoint(final), final)
     with pytest.raises(ValueError, match="holds no averaged weights"):
-        Checkpointer(made.model).load(f"{final}?ema=True")
+        Checkpointer(tiny_trainer.model).load(f"{final}?ema=True")

@@ -1,4 +1,4 @@
-"""The best model is kept, over a resumed run too; predictions are drawn."""
+"""Hooks: the best model is kept, also across resumed runs, and predictions are drawn."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.helpers.tiny_model import DATASET, NAMES
 from tests.helpers.tiny_trainer import Kill, TinyTrainer, make_example, train
 
 
-class Given(DatasetEvaluator):
-    """The next of the given scores."""
+class GivenScores(DatasetEvaluator):
+    """An evaluator that returns the next of the given scores."""
 
     def __init__(self, scores):
         self.scores = scores
@@ -35,10 +35,10 @@ class Given(DatasetEvaluator):
 
 @pytest.fixture
 def scored(config, monkeypatch):
-    """A function that gives a config whose evaluations, one each iteration, give ``scores``."""
+    """A function that returns a config with one evaluation per iteration, scored ``scores``."""
 
     def scored(scores, *opts, metric="sem_seg/mIoU"):
-        given = Given(list(scores))
+        given = GivenScores(list(scores))
         monkeypatch.setattr(trainer, "build_evaluator", lambda *_: given)
         keys = ["DATASETS.TEST", "('one',)", "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1]
         return config(*keys, "TEST.BEST_METRIC", metric, *opts)
@@ -46,13 +46,16 @@ def scored(config, monkeypatch):
     return scored
 
 
-def test_a_head_is_told_the_progress_of_training(config, monkeypatch):
-    told = []
+def test_a_head_receives_the_progress_of_training(config, monkeypatch):
+    received = []
     monkeypatch.setattr(
-        MaskFormerHead, "set_progress", lambda _, *progress: told.append(progress), raising=False
+        MaskFormerHead,
+        "set_progress",
+        lambda _, *progress: received.append(progress),
+        raising=False,
     )
     train(config("SOLVER.MAX_ITER", 3))
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)], "steps done and to do"
+    assert received == [(0, 3), (1, 3), (2, 3), (3, 3)], "(steps done, all steps)"
 
 
 def best_of(tmp_path):
@@ -60,7 +63,7 @@ def best_of(tmp_path):
     return content["iteration"], content["best"]["value"], content["model"]
 
 
-def test_the_model_of_the_highest_score_is_kept(scored, tmp_path):
+def test_the_model_with_the_highest_score_is_kept(scored, tmp_path):
     train(scored([1.0, 3.0, float("nan"), 2.0]))
     iteration, value, weights = best_of(tmp_path)
     assert (iteration, value) == (1, 3.0)
@@ -69,25 +72,25 @@ def test_the_model_of_the_highest_score_is_kept(scored, tmp_path):
     assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_a_score_that_is_no_number_is_never_the_best(scored, tmp_path):
+def test_a_nonfinite_score_is_never_the_best(scored, tmp_path):
     train(scored([float("nan"), 0.5, float("inf"), 0.4]))
     assert best_of(tmp_path)[:2] == (1, 0.5)
 
 
-def test_without_any_score_that_is_a_number_there_is_no_best(scored, tmp_path):
+def test_without_a_finite_score_there_is_no_best_model(scored, tmp_path):
     train(scored([float("nan")], "SOLVER.MAX_ITER", 1))
     assert not (tmp_path / "output" / "model_best.pth").exists()
 
 
-def test_the_best_at_the_end_is_kept_too_and_resuming_begins_with_the_last(scored, tmp_path):
+def test_the_best_model_may_be_the_last_and_resuming_starts_from_the_last(scored, tmp_path):
     train(scored([1.0, 2.0, 3.0, 4.0]))
     assert best_of(tmp_path)[1] == 4.0
-    made = TinyTrainer(scored([]))
-    made.resume_or_load(True)
-    assert made.start_iter == 4
+    tiny_trainer = TinyTrainer(scored([]))
+    tiny_trainer.resume_or_load(True)
+    assert tiny_trainer.start_iter == 4
 
 
-def test_a_resumed_run_keeps_a_better_model_of_before(scored, tmp_path):
+def test_a_resumed_run_keeps_a_better_earlier_model(scored, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(scored([1.0, 5.0]), hook=Kill(at=2))
     train(scored([2.0, 3.0]), resume=True)
@@ -96,13 +99,13 @@ def test_a_resumed_run_keeps_a_better_model_of_before(scored, tmp_path):
     assert best_of(tmp_path)[:2] == (4, 6.0)
 
 
-def test_a_new_run_does_not_know_the_best_of_another(scored, tmp_path):
+def test_a_new_run_ignores_the_best_model_of_another(scored, tmp_path):
     train(scored([5.0], "SOLVER.MAX_ITER", 1))
     train(scored([1.0], "SOLVER.MAX_ITER", 1))
     assert best_of(tmp_path)[1] == 1.0
 
 
-def test_of_losses_the_lowest_is_the_best(scored, monkeypatch, tmp_path):
+def test_the_lowest_loss_is_the_best(scored, monkeypatch, tmp_path):
     losses = [3.0, 1.0, 2.0, 4.0]
     monkeypatch.setattr(trainer, "validation_losses", lambda *_: {"val_loss_x": losses.pop(0)})
     monkeypatch.setattr(TinyTrainer, "build_validation_loader", lambda *_: [])
@@ -110,7 +113,7 @@ def test_of_losses_the_lowest_is_the_best(scored, monkeypatch, tmp_path):
     assert best_of(tmp_path)[:2] == (1, 1.0)
 
 
-def test_a_metric_that_is_not_there_is_told_those_that_are(scored, tmp_path):
+def test_the_error_for_a_missing_metric_lists_the_available_ones(scored, tmp_path):
     with pytest.raises(KeyError, match=r"'sem_seg/miou'.*sem_seg/fwIoU, sem_seg/mIoU") as caught:
         train(scored([1.0], metric="sem_seg/miou"))
     assert "lr" not in str(caught.value) and "total_loss" not in str(caught.value)
@@ -118,53 +121,53 @@ def test_a_metric_that_is_not_there_is_told_those_that_are(scored, tmp_path):
 
 
 @pytest.mark.parametrize("opts", [("TEST.EVAL_PERIOD", 0), ("DATASETS.TEST", "()")])
-def test_without_evaluations_while_training_nothing_begins(scored, opts):
+def test_best_metric_without_evaluations_is_refused_before_training(scored, opts):
     with pytest.raises(ValueError, match=r"TEST.BEST_METRIC is 'sem_seg/mIoU'.*set both"):
         TinyTrainer(scored([], *opts))
 
 
-# Pictures
+# Drawings
 
 
 @pytest.mark.parametrize("kind", ["SEMANTIC", "PANOPTIC", "INSTANCE"])
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 def test_predictions_are_drawn_for_tensorboard(config, monkeypatch, tmp_path, kind, image_format):
-    pictures = [[make_example(seed)] for seed in range(5)]
-    monkeypatch.setattr(TinyTrainer, "build_test_loader", lambda *_: pictures)
-    monkeypatch.setattr(trainer, "build_evaluator", lambda *_: Given([0.0]))
+    batches = [[make_example(seed)] for seed in range(5)]
+    monkeypatch.setattr(TinyTrainer, "build_test_loader", lambda *_: batches)
+    monkeypatch.setattr(trainer, "build_evaluator", lambda *_: GivenScores([0.0]))
     on = {f"MODEL.MASK_FORMER.TEST.{one}_ON": one == kind for one in ("SEMANTIC", "PANOPTIC")}
     on["MODEL.MASK_FORMER.TEST.INSTANCE_ON"] = kind == "INSTANCE"
     keys = ["VIS_PERIOD", 2, "DATASETS.TEST", f"('{DATASET}',)", "INPUT.FORMAT", image_format]
-    made = train(config(*keys, *[word for pair in on.items() for word in pair]))
-    assert made.model.training
+    tiny_trainer = train(config(*keys, *[word for pair in on.items() for word in pair]))
+    assert tiny_trainer.model.training
     events = EventAccumulator(str(tmp_path / "output"), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == [f"predictions/{number}" for number in range(3)]
     for number in range(3):
         assert [event.step for event in events.Images(f"predictions/{number}")] == [1, 3]
 
 
-def test_a_picture_shows_the_image_in_true_colours_and_what_the_model_says_of_it(config):
+def test_a_drawing_shows_the_image_in_true_colours_with_its_prediction(config):
     from mask_former.data.datasets.classes import Classes
     from mask_former.engine.hooks import _draw
 
-    scores = torch.full((4, 64, 64), -3.0)  # logits, as the per-pixel models give them
+    scores = torch.full((4, 64, 64), -3.0)  # logits, as per-pixel models return them
     scores[2, :, 32:], scores[1, :, :32] = -1.0, -1.0
     colors = [(0, 0, 0), (200, 0, 0), (0, 0, 200), (0, 0, 0)]
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    image[0] = 100  # blue, of BGR
-    picture = _draw(
+    image[0] = 100  # blue in BGR
+    drawing = _draw(
         lambda batch: [{"sem_seg": scores}],
         {"image": image},
         "BGR",
         Classes(NAMES, colors, [False] * 4),
     )
-    assert picture.shape == (3, 64, 64) and picture.dtype == np.uint8
-    assert picture[:, 5, 5].tolist() == [100, 0, 50]
-    assert picture[:, 5, 60].tolist() == [0, 0, 150]
+    assert drawing.shape == (3, 64, 64) and drawing.dtype == np.uint8
+    assert drawing[:, 5, 5].tolist() == [100, 0, 50]
+    assert drawing[:, 5, 60].tolist() == [0, 0, 150]
 
 
 def test_by_default_nothing_is_drawn_averaged_or_kept_as_the_best(config, tmp_path):
-    made = train(config("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
-    kinds = {type(hook).__name__ for hook in made._hooks}
+    tiny_trainer = train(config("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
+    kinds = {type(hook).__name__ for hook in tiny_trainer._hooks}
     assert not kinds & {"DrawPredictions", "AverageWeights", "BestCheckpointer"}
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["iteration"] == 0

@@ -1,4 +1,4 @@
-"""The processes of a command see the devices that its config names."""
+"""Launched processes see only the devices of their config, and load the parent's plugins."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mask_former.registries import load_plugin, loaded_plugins
 from tests.helpers.plugins import FINEST_MAP_DECODER, forgetting_plugins
 
 
-def with_gpu(monkeypatch, there):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+def with_gpu(monkeypatch, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def with_gpu(monkeypatch, there):
 def test_cpu_processes_see_no_gpu_wherever_the_device_is_named(
     tmp_path, monkeypatch, content, opts, sees_gpus
 ):
-    # detectron2's `launch` takes NCCL where it sees a GPU, and that moves no CPU tensor.
+    # detectron2's `launch` uses NCCL if it sees a GPU; NCCL cannot send CPU tensors.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with_gpu(monkeypatch, True)
     seen = []
@@ -47,7 +47,9 @@ def test_cpu_processes_see_no_gpu_wherever_the_device_is_named(
 
 
 def test_a_mistake_in_the_config_is_found_before_any_process_starts(monkeypatch):
-    monkeypatch.setattr(launch_module, "launch", lambda *_, **__: pytest.fail("it was started"))
+    monkeypatch.setattr(
+        launch_module, "launch", lambda *_, **__: pytest.fail("a process was started")
+    )
     with pytest.raises(KeyError, match="there is no config key SEEED"):
         run(print, JobArguments(config_file="", opts=["SEEED", "1"]))
 

@@ -1,4 +1,4 @@
-"""What training says while it runs, and its metrics file after a kill."""
+"""The log line of a training run, and the repair of a metrics file after a killed run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE = '{"iteration": 19, "total_loss": 1.5}'
 
 
 @pytest.mark.parametrize(
-    "content, mended",
+    "content, repaired",
     [
         (f"{LINE}\n{LINE}\n", f"{LINE}\n{LINE}\n"),
         (f"{LINE}\n{LINE[:12]}", f"{LINE}\n"),
@@ -25,19 +25,19 @@ LINE = '{"iteration": 19, "total_loss": 1.5}'
         ("", ""),
     ],
 )
-def test_a_last_line_that_was_not_finished_is_cut_off(tmp_path, content, mended):
+def test_an_unfinished_last_line_is_removed(tmp_path, content, repaired):
     path = tmp_path / "metrics.json"
     path.write_text(content)
-    for _ in range(2):  # twice is once
+    for _ in range(2):  # idempotent
         repair_metrics_file(path)
-        assert path.read_text() == mended
+        assert path.read_text() == repaired
     with path.open("a") as file:
         file.write(f"{LINE}\n")
     for line in path.read_text().splitlines():
         assert json.loads(line)["iteration"] == 19
 
 
-def test_a_writer_that_has_the_file_open_goes_on_behind_the_whole_lines(tmp_path):
+def test_a_writer_with_the_file_open_appends_after_the_complete_lines(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text(f"{LINE}\n{LINE[:9]}")
     with path.open("a") as file:
@@ -46,12 +46,12 @@ def test_a_writer_that_has_the_file_open_goes_on_behind_the_whole_lines(tmp_path
     assert path.read_text() == f"{LINE}\n{LINE}\n"
 
 
-def test_a_run_without_a_metrics_file_is_left_without(tmp_path):
+def test_a_missing_metrics_file_is_not_created(tmp_path):
     repair_metrics_file(tmp_path / "metrics.json")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_line_in_the_log_tells_losses_speed_eta_and_memory(caplog, monkeypatch):
+def test_the_log_line_shows_losses_speed_eta_and_memory(caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="detectron2.utils.events")
     monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
     with EventStorage(4) as storage:

@@ -1,4 +1,4 @@
-"""``train`` and ``evaluate``: what a run leaves in its folder, and what later runs make of it."""
+"""``train`` and ``evaluate``: the files in a run's folder, and how later runs use them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.tiny_model import NAMES, write_tiny_model
 from tests.helpers.train_net_runs import pairs, results_of
 
 SHORT = {
-    "MODEL.DEVICE": "cuda",  # which the fixture below takes away
+    "MODEL.DEVICE": "cuda",  # hidden by the fixture below
     "DATASETS.TRAIN": ("run_train",),
     "DATASETS.TEST": ("run_val",),
     "INPUT.MIN_SIZE_TRAIN": (64,),
@@ -38,7 +38,7 @@ SHORT = {
 
 @pytest.fixture(autouse=True)
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine without a GPU; the dataset catalogs are restored after the test."""
+    """Hide all GPUs, and restore the dataset catalogs after the test."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     yield
@@ -67,10 +67,10 @@ def read(config: Path, **settings: Any) -> CfgNode:
     return read_cfg(str(config), pairs(keys))
 
 
-# What a training leaves
+# Files of a training run
 
 
-def test_a_training_from_python_returns_metrics_and_leaves_its_config_log_and_model(
+def test_train_returns_metrics_and_writes_config_log_and_model(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
@@ -84,7 +84,7 @@ def test_a_training_from_python_returns_metrics_and_leaves_its_config_log_and_mo
     assert "Starting training from iteration 0" in capsys.readouterr().out
 
 
-def test_the_log_names_the_settings_that_were_changed_once_and_in_plain_text(
+def test_the_log_lists_changed_settings_once_and_in_plain_text(
     config: Path, tmp_path: Path
 ) -> None:
     train(read(config, OUTPUT_DIR=tmp_path / "out", DATASETS__TEST="()"))
@@ -96,7 +96,7 @@ def test_the_log_names_the_settings_that_were_changed_once_and_in_plain_text(
     assert not [line for line in lines if "SOLVER.GAMMA" in line]  # a default
 
 
-def test_a_second_training_in_one_process_logs_each_line_once_and_in_its_own_folder(
+def test_each_training_of_a_process_logs_each_line_once_in_its_own_folder(
     config: Path, tmp_path: Path
 ) -> None:
     loggers = [logging.getLogger(name) for name in ("mask_former", "detectron2", "fvcore")]
@@ -111,7 +111,7 @@ def test_a_second_training_in_one_process_logs_each_line_once_and_in_its_own_fol
     assert counts == [2, 1]
 
 
-def test_a_trainer_of_ones_own_falls_back_to_the_cpu_and_leaves_its_config(
+def test_a_trainer_built_by_hand_falls_back_to_the_cpu_and_writes_its_config(
     config: Path, tmp_path: Path
 ) -> None:
     trainer = Trainer(load_cfg(str(config), pairs({"OUTPUT_DIR": tmp_path / "out"})))
@@ -136,7 +136,7 @@ def test_the_saved_config_names_the_plugins_that_it_needs(config: Path, tmp_path
 # The device
 
 
-def test_the_saved_device_is_the_one_that_was_asked_for(
+def test_the_saved_config_keeps_the_requested_device(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
@@ -150,7 +150,7 @@ def test_the_saved_device_is_the_one_that_was_asked_for(
         MaskFormerPredictor.from_pretrained(output)  # it tries the GPU
 
 
-def test_a_device_that_was_asked_for_on_the_cpu_stays(config: Path, tmp_path: Path) -> None:
+def test_a_requested_cpu_stays_in_the_saved_config(config: Path, tmp_path: Path) -> None:
     train(read(config, OUTPUT_DIR=tmp_path / "out", MODEL__DEVICE="cpu", DATASETS__TEST="()"))
     assert load_cfg(str(tmp_path / "out" / "config.yaml")).MODEL.DEVICE == "cpu"
 
@@ -158,36 +158,36 @@ def test_a_device_that_was_asked_for_on_the_cpu_stays(config: Path, tmp_path: Pa
 # Evaluation
 
 
-def test_an_evaluation_leaves_the_config_of_the_training_as_it_is(
+def test_an_evaluation_does_not_change_the_config_of_the_training(
     config: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     train(read(config, OUTPUT_DIR=output))
-    results, left = results_of(output), output / "config.yaml"
-    before = left.read_bytes()
+    results, saved = results_of(output), output / "config.yaml"
+    before = saved.read_bytes()
     weights = output / "model_final.pth"
-    evaluate(read(left, MODEL__WEIGHTS=weights, TEST__SAVE_PREDICTIONS=False))
+    evaluate(read(saved, MODEL__WEIGHTS=weights, TEST__SAVE_PREDICTIONS=False))
     assert results_of(output) == results
-    assert left.read_bytes() == before
-    # So the same training again starts from the same weights.
+    assert saved.read_bytes() == before
+    # Therefore the same training starts again from the same weights.
     original = str(tmp_path / "tiny.pth")
-    assert original == load_cfg(str(left)).MODEL.WEIGHTS
+    assert original == load_cfg(str(saved)).MODEL.WEIGHTS
     again = tmp_path / "again"
-    train(read(left, OUTPUT_DIR=again))
+    train(read(saved, OUTPUT_DIR=again))
     assert results_of(again) == results
     assert f"{original}: loaded" in (again / "log.txt").read_text()
 
 
-def test_an_evaluation_alone_leaves_no_config(config: Path, tmp_path: Path) -> None:
+def test_an_evaluation_without_training_writes_no_config(config: Path, tmp_path: Path) -> None:
     assert "mIoU" in evaluate(read(config, OUTPUT_DIR=tmp_path / "out"))["sem_seg"]
-    left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"log.txt", "results.json", "inference"}
+    saved = {path.name for path in (tmp_path / "out").iterdir()}
+    assert saved == {"log.txt", "results.json", "inference"}
 
 
-# Folders that are moved
+# Moved folders
 
 
-def test_a_moved_folder_trains_evaluates_and_predicts(config: Path, tmp_path: Path) -> None:
+def test_a_moved_folder_can_train_evaluate_and_predict(config: Path, tmp_path: Path) -> None:
     first, moved, again = (tmp_path / name for name in ("first", "moved", "again"))
     train(read(config, OUTPUT_DIR=first))
     results = results_of(first)

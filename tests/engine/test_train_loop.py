@@ -1,4 +1,4 @@
-"""A step of several batches is the step of one large batch."""
+"""A step with several accumulated batches equals a step with one large batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def example(seed, targets):
     return {"image": torch.rand(3, SIZE, SIZE, generator=g) * 255, "instances": instances}
 
 
-# More targets than the 6 queries on one image, none on another, other numbers a batch.
+# One image has more targets than the 6 queries, one has none, and batches differ in number.
 EXAMPLES = [example(seed, targets) for seed, targets in enumerate([3, 8, 0, 1, 2, 5])]
 
 
@@ -35,7 +35,7 @@ def cfg(tmp_path):
 
 
 def one_step(model, batches, accumulate_steps, **settings):
-    """The losses that are logged and the gradients after a step that changes nothing."""
+    """Return the logged losses and the gradients of a step with learning rate 0."""
     model.zero_grad()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     device = torch.device("cpu")
@@ -49,7 +49,7 @@ def one_step(model, batches, accumulate_steps, **settings):
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_accumulated_gradients_and_losses_are_those_of_one_large_batch(cfg, steps):
+def test_accumulated_gradients_and_losses_equal_those_of_one_large_batch(cfg, steps):
     torch.manual_seed(0)
     model = build_model(cfg).train()
     size = len(EXAMPLES) // steps
@@ -71,7 +71,7 @@ def test_accumulated_gradients_and_losses_are_those_of_one_large_batch(cfg, step
         )
 
 
-def test_afterwards_a_batch_stands_for_itself_again(cfg):
+def test_accumulation_does_not_affect_later_steps(cfg):
     torch.manual_seed(0)
     model = build_model(cfg).train()
     before, _ = one_step(model, [EXAMPLES[:2]], 1)
@@ -93,17 +93,17 @@ def test_losses_of_a_model_without_a_criterion_are_averaged():
     torch.testing.assert_close(gradients, whole)
 
 
-def test_less_than_one_batch_a_step_is_refused():
+def test_less_than_one_batch_per_step_is_refused():
     with pytest.raises(ValueError, match=r"SOLVER.ACCUMULATE_STEPS is 0; expected 1 or more"):
         one_step(nn.Linear(1, 1), [], 0)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
-def test_a_data_worker_that_is_gone_is_named_whatever_its_queue_says(cfg, error):
+def test_the_error_for_a_dead_data_worker_names_it_and_the_fix(cfg, error):
     class Broken:
         def __iter__(self):
             raise error
             yield
 
-    with pytest.raises(RuntimeError, match=r"A DataLoader worker ended .*NUM_WORKERS 0"):
+    with pytest.raises(RuntimeError, match=r"A DataLoader worker died .*NUM_WORKERS to 0"):
         one_step(build_model(cfg).train(), Broken(), 1)

@@ -1,4 +1,4 @@
-"""The trainer: precise or mixed arithmetic on a CPU, checkpoints that carry everything, results."""
+"""The trainer: full and mixed precision on a CPU, complete checkpoints, and results."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Mixed precision
 
 
-class Watch(nn.Module):
-    """Notes the type that a layer computes in."""
+class DtypeRecorder(nn.Module):
+    """Records the dtypes of a layer's outputs."""
 
     def __init__(self, layer):
         super().__init__()
@@ -39,16 +39,16 @@ class Watch(nn.Module):
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 def test_a_cpu_trains_in_full_and_in_mixed_precision(config, dtype):
     opts = ["SOLVER.AMP.ENABLED", dtype is not None, "SOLVER.AMP.DTYPE", dtype or "bfloat16"]
-    made = TinyTrainer(config("SOLVER.MAX_ITER", 2, *opts))
-    before = [p.detach().clone() for p in made.model.parameters()]
-    watch = Watch(made.model.backbone.patch_embed.proj)
-    made.train()
+    tiny_trainer = TinyTrainer(config("SOLVER.MAX_ITER", 2, *opts))
+    before = [p.detach().clone() for p in tiny_trainer.model.parameters()]
+    watch = DtypeRecorder(tiny_trainer.model.backbone.patch_embed.proj)
+    tiny_trainer.train()
     assert watch.dtypes == [getattr(torch, dtype or "float32")] * 2
-    assert math.isfinite(made.storage.history("total_loss").latest())
-    for parameter in made.model.parameters():
+    assert math.isfinite(tiny_trainer.storage.history("total_loss").latest())
+    for parameter in tiny_trainer.model.parameters():
         assert parameter.dtype == torch.float32 and parameter.isfinite().all()
-    if dtype != "float16":  # whose first steps only find a scale that does not overflow
-        pairs = zip(before, made.model.parameters(), strict=True)
+    if dtype != "float16":  # its first steps only search for a loss scale
+        pairs = zip(before, tiny_trainer.model.parameters(), strict=True)
         assert sum(not torch.equal(old, new) for old, new in pairs) > 50
 
 
@@ -58,10 +58,10 @@ def test_an_unknown_precision_is_an_error_that_names_the_key(config):
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
-def test_the_gradient_is_clipped_as_it_is_and_not_as_it_is_scaled(cfg, amp_dtype):
+def test_gradients_are_unscaled_before_they_are_clipped(cfg, amp_dtype):
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 100.0  # more than the gradient has
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 100.0  # more than the norm of the gradient
     weight = nn.Parameter(torch.zeros(2))
     module = nn.Module()
     module.register_parameter("weight", weight)
@@ -77,8 +77,8 @@ def test_the_gradient_is_clipped_as_it_is_and_not_as_it_is_scaled(cfg, amp_dtype
 # Checkpoints
 
 
-class NoteRates(HookBase):
-    """The learning rate of each step, of a parameter that is not the backbone's."""
+class RateRecorder(HookBase):
+    """Records the learning rate of each step, for a parameter outside the backbone."""
 
     def __init__(self):
         self.rates = []
@@ -87,53 +87,53 @@ class NoteRates(HookBase):
         self.rates.append(self.trainer._trainer.optimizer.param_groups[-1]["lr"])
 
 
-def test_a_run_that_was_killed_and_resumed_ends_as_the_unbroken_one(config, tmp_path):
-    unbroken = train(config("OUTPUT_DIR", tmp_path / "unbroken"))
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(config, tmp_path):
+    uninterrupted = train(config("OUTPUT_DIR", tmp_path / "uninterrupted"))
     with pytest.raises(KeyboardInterrupt):
         train(config(), hook=Kill(at=3))
     resumed = train(config(), resume=True)
     assert resumed.start_iter == 2
-    for name, expected in unbroken.model.state_dict().items():
+    for name, expected in uninterrupted.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], expected), name
-    rates = [[g["lr"] for g in t._trainer.optimizer.param_groups] for t in (unbroken, resumed)]
+    rates = [[g["lr"] for g in t._trainer.optimizer.param_groups] for t in (uninterrupted, resumed)]
     assert rates[0] == rates[1]
     lines = [json.loads(line) for line in (tmp_path / "output/metrics.json").open()]
     assert lines[-1]["iteration"] == 3
 
 
-def test_resuming_draws_other_images_than_the_run_began_with_and_always_the_same(config):
+def test_resuming_reproducibly_draws_other_images_than_the_start_of_the_run(config):
     train(config("SOLVER.MAX_ITER", 2))
     began = [loader.drawn for loader in TinyTrainer.loaders]
     resumed = []
     for _ in range(2):
         TinyTrainer.loaders.clear()
-        made = TinyTrainer(config())
-        made.resume_or_load(True)
-        assert made._trainer.data_loader is TinyTrainer.loaders[-1]
+        tiny_trainer = TinyTrainer(config())
+        tiny_trainer.resume_or_load(True)
+        assert tiny_trainer._trainer.data_loader is TinyTrainer.loaders[-1]
         resumed.append(TinyTrainer.loaders[-1].drawn)
     assert len(began) == 1 and resumed[0] == resumed[1] != began[0]
 
 
-def test_resuming_without_a_checkpoint_begins_with_the_weights_of_the_config(config, tmp_path):
+def test_resuming_without_a_checkpoint_starts_from_the_weights_of_the_config(config, tmp_path):
     part = tmp_path / "output" / ".model_0000001.pth.17.part"
     cfg = config()
     part.write_text("left by a run that was killed while it wrote")
-    made = TinyTrainer(cfg)
-    made.resume_or_load(True)
-    assert made.start_iter == 0 and not part.exists()
+    tiny_trainer = TinyTrainer(cfg)
+    tiny_trainer.resume_or_load(True)
+    assert tiny_trainer.start_iter == 0 and not part.exists()
     expected = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
-    for name, value in made.model.state_dict().items():
+    for name, value in tiny_trainer.model.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
-def test_without_resume_a_run_begins_anew(config):
+def test_without_resume_a_run_starts_from_iteration_0(config):
     train(config("SOLVER.MAX_ITER", 2))
-    made = TinyTrainer(config())
-    made.resume_or_load(False)
-    assert made.start_iter == 0
+    tiny_trainer = TinyTrainer(config())
+    tiny_trainer.resume_or_load(False)
+    assert tiny_trainer.start_iter == 0
 
 
-def test_a_checkpoint_holds_data_only_and_all_that_a_run_needs(config, tmp_path):
+def test_a_checkpoint_holds_plain_data_and_all_training_state(config, tmp_path):
     train(config())
     path = tmp_path / "output" / "model_final.pth"
     content = torch.load(path, weights_only=True)
@@ -144,17 +144,17 @@ def test_a_checkpoint_holds_data_only_and_all_that_a_run_needs(config, tmp_path)
     assert content["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 4
 
 
-def test_a_run_may_be_lengthened_and_follows_the_longer_schedule(config):
+def test_a_run_can_be_extended_and_follows_the_longer_schedule(config):
     long, polynomial = ["SOLVER.MAX_ITER", 6], ["SOLVER.WARMUP_ITERS", 0]
     train(config(*polynomial))
-    note = NoteRates()
+    note = RateRecorder()
     resumed = train(config(*polynomial, *long), resume=True, hook=note)
     assert resumed.start_iter == 4 and resumed.iter == 6
     assert note.rates[-1] == pytest.approx(resumed.cfg.SOLVER.BASE_LR * (1 - 5 / 6) ** 0.9)
 
 
 @pytest.mark.parametrize("first, then", [(False, True), (True, False), (True, True)])
-def test_mixed_precision_may_be_turned_on_and_off_between_runs(config, first, then):
+def test_mixed_precision_can_be_turned_on_and_off_when_resuming(config, first, then):
     half = ["SOLVER.AMP.DTYPE", "float16"]
     train(config("SOLVER.MAX_ITER", 2, "SOLVER.AMP.ENABLED", first, *half))
     resumed = train(config("SOLVER.AMP.ENABLED", then, *half), resume=True)
@@ -165,7 +165,7 @@ def test_mixed_precision_may_be_turned_on_and_off_between_runs(config, first, th
 
 
 class Count(DatasetEvaluator):
-    """As many as there are images; a number that is none beside it."""
+    """An evaluator that returns the number of images, and NaN."""
 
     def reset(self):
         self.images = 0
@@ -191,7 +191,7 @@ def test_every_evaluation_writes_plain_numbers_by_dataset(config, tmp_path, name
     assert written == dict.fromkeys(names, EXPECTED)
 
 
-def test_training_evaluates_when_its_time_has_come_and_at_the_end(config, tmp_path, monkeypatch):
+def test_training_evaluates_at_the_period_and_at_the_end(config, tmp_path, monkeypatch):
     seen = []
 
     def build_evaluator(cfg, dataset_name, output_folder=None):
@@ -212,14 +212,14 @@ def test_without_a_test_dataset_no_results_are_written(config, tmp_path):
     assert not (tmp_path / "output" / "results.json").exists()
 
 
-# What is built
+# Loaders and schedule
 
 
-def test_the_training_data_come_through_the_mapper_that_the_config_names(config, monkeypatch):
-    made = []
+def test_the_training_loader_uses_the_configured_mapper(config, monkeypatch):
+    is_train_values = []
 
     def mapper(cfg, is_train):
-        made.append(is_train)
+        is_train_values.append(is_train)
         return "mapped"
 
     monkeypatch.setitem(trainer.DATASET_MAPPER_REGISTRY._obj_map, "test_mapper", mapper)
@@ -231,7 +231,7 @@ def test_the_training_data_come_through_the_mapper_that_the_config_names(config,
     keys = ["INPUT.DATASET_MAPPER_NAME", "test_mapper", "DATASETS.CHECK", "off"]
     keys += ["DATASETS.TRAIN", "('shapes_panoptic_train',)"]
     assert Trainer.build_train_loader(config(*keys)) == "mapped"
-    assert made == [True]
+    assert is_train_values == [True]
 
 
 def test_an_unknown_mapper_is_an_error_that_names_the_key_and_the_known_ones(cfg):
@@ -240,31 +240,31 @@ def test_an_unknown_mapper_is_an_error_that_names_the_key_and_the_known_ones(cfg
         Trainer.build_train_loader(cfg)
 
 
-def test_the_schedule_is_deeplabs_polynomial(config):
+def test_the_schedule_is_the_polynomial_of_deeplab(config):
     cfg = config("SOLVER.WARMUP_ITERS", 0, "SOLVER.POLY_LR_POWER", 0.9, "SOLVER.BASE_LR", 0.01)
-    note = NoteRates()
+    note = RateRecorder()
     train(cfg, hook=note)
     assert note.rates == pytest.approx([0.01 * (1 - step / 4) ** 0.9 for step in range(4)])
 
 
-# Numbers of processes
+# Number of processes
 
 
-def test_a_config_for_more_processes_is_scaled_to_those_there_are(config):
+def test_a_config_for_more_processes_is_scaled_to_the_actual_number(config):
     keys = ["SOLVER.REFERENCE_WORLD_SIZE", 4, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.008]
     keys += ["SOLVER.WARMUP_ITERS", 1, "TEST.EVAL_PERIOD", 2, "VIS_PERIOD", 3]
-    made = TinyTrainer(config(*keys, "MODEL.EMA.START_ITER", 2))
-    solver = made.cfg.SOLVER
+    tiny_trainer = TinyTrainer(config(*keys, "MODEL.EMA.START_ITER", 2))
+    solver = tiny_trainer.cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (2, 0.002, 16)
     assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD) == (4, 8)
-    assert (made.cfg.TEST.EVAL_PERIOD, made.cfg.VIS_PERIOD) == (8, 12)
-    assert made.cfg.MODEL.EMA.START_ITER == 8 and made.max_iter == 16
-    assert made.optimizer.param_groups[-1]["initial_lr"] == 0.002
+    assert (tiny_trainer.cfg.TEST.EVAL_PERIOD, tiny_trainer.cfg.VIS_PERIOD) == (8, 12)
+    assert tiny_trainer.cfg.MODEL.EMA.START_ITER == 8 and tiny_trainer.max_iter == 16
+    assert tiny_trainer.optimizer.param_groups[-1]["initial_lr"] == 0.002
     assert TinyTrainer(config("VIS_PERIOD", 3)).cfg.VIS_PERIOD == 3
 
 
 @pytest.mark.parametrize("reference", [3, -1])
-def test_a_batch_that_the_processes_cannot_share_is_an_error(config, reference):
+def test_an_invalid_reference_world_size_is_an_error(config, reference):
     keys = ["SOLVER.REFERENCE_WORLD_SIZE", reference, "SOLVER.IMS_PER_BATCH", 8]
     with pytest.raises(ValueError, match=r"REFERENCE_WORLD_SIZE is .*IMS_PER_BATCH 8; expected 0"):
         TinyTrainer(config(*keys))
@@ -273,7 +273,7 @@ def test_a_batch_that_the_processes_cannot_share_is_an_error(config, reference):
 # Classes
 
 
-def test_a_checkpoint_names_its_classes_and_is_fine_tuned_by_them(config, tmp_path):
+def test_a_checkpoint_stores_its_classes_and_fine_tuning_uses_them(config, tmp_path):
     train(config("SOLVER.MAX_ITER", 1))
     saved = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
     assert saved["class_names"] == NAMES
@@ -282,10 +282,10 @@ def test_a_checkpoint_names_its_classes_and_is_fine_tuned_by_them(config, tmp_pa
     MetadataCatalog.get("fine_tuned_train").stuff_classes = ["dog", "Car", "sky"]
     keys = ["DATASETS.TRAIN", "('fine_tuned_train',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3]
     keys += ["MODEL.WEIGHTS", tmp_path / "output" / "model_final.pth", "OUTPUT_DIR", tmp_path / "b"]
-    made = TinyTrainer(config(*keys, "MODEL.MASK_FORMER.FINETUNE", True))
-    made.resume_or_load(resume=False)
+    tiny_trainer = TinyTrainer(config(*keys, "MODEL.MASK_FORMER.FINETUNE", True))
+    tiny_trainer.resume_or_load(resume=False)
     name = "sem_seg_head.predictor.class_embed.bias"
-    found, old = made.model.state_dict()[name], saved["model"][name]
+    found, old = tiny_trainer.model.state_dict()[name], saved["model"][name]
     assert found[1:].tolist() == [old[2], old[0], old[4]] and found[0] not in old
-    assert made.start_iter == 0
-    assert made.optimizer.state_dict()["state"] == {}  # the other run's is not taken over
+    assert tiny_trainer.start_iter == 0
+    assert tiny_trainer.optimizer.state_dict()["state"] == {}  # that of the other run is not loaded

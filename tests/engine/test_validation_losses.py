@@ -1,4 +1,4 @@
-"""Losses of validation: those of training without chance, and training does not notice."""
+"""Validation losses: the training losses without randomness, and no effect on training."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def validated(cfg, model, batches=BATCHES):
     return validation_losses(cfg, model, lambda *_: batches)
 
 
-def test_they_are_the_mean_of_the_training_losses_of_the_images(config):
-    cfg = config("MODEL.MASK_FORMER.DEC_LAYERS", 2)  # without dropout training has no chance
+def test_validation_losses_are_the_mean_of_the_images_training_losses(config):
+    cfg = config("MODEL.MASK_FORMER.DEC_LAYERS", 2)  # no dropout, so training is deterministic
     model = build_model(cfg).train()
     found = validated(cfg, model)
     expected = [model(batch) for batch in BATCHES]
@@ -48,16 +48,16 @@ def test_they_are_the_mean_of_the_training_losses_of_the_images(config):
     assert found["val_total_loss"] == pytest.approx(parts)
 
 
-def test_nothing_is_dropped_and_twice_gives_the_same(config):
+def test_dropout_is_off_and_the_losses_are_reproducible(config):
     cfg = config(*DROPPING)
     model = build_model(cfg).train()
     assert validated(cfg, model) == validated(cfg, model)
-    quiet = build_model(config()).train()
-    quiet.load_state_dict(model.state_dict())
-    assert validated(cfg, model) == pytest.approx(validated(config(), quiet), rel=1e-5)
+    without_dropout = build_model(config()).train()
+    without_dropout.load_state_dict(model.state_dict())
+    assert validated(cfg, model) == pytest.approx(validated(config(), without_dropout), rel=1e-5)
 
 
-def test_they_are_as_precise_as_training_whatever_inference_is(config):
+def test_the_precision_is_that_of_training_not_of_inference(config):
     cfg = config()
     model = build_model(cfg).train()
     rounded = build_model(config("TEST.AMP.ENABLED", True)).train()
@@ -74,9 +74,9 @@ def test_sampled_points_are_always_the_same(config):
     assert validated(cfg, model) == one
 
 
-def test_the_model_is_afterwards_as_it_was(config):
+def test_the_model_is_not_changed(config):
     model = build_model(config()).train()
-    model.backbone.patch_embed.eval()  # as a frozen norm
+    model.backbone.patch_embed.eval()  # like a frozen norm
     before = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     validated(config(), model)
@@ -85,7 +85,7 @@ def test_the_model_is_afterwards_as_it_was(config):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_random_numbers_go_on_as_if_nothing_had_been():
+def test_the_random_state_is_restored():
     def draw():
         return random.random(), np.random.rand(), torch.rand(()).item()
 
@@ -110,7 +110,7 @@ def test_the_average_is_over_all_processes(config, monkeypatch):
 
 
 def validate_on_rank(rank, cfg, state, folder):
-    torch.set_num_threads(1)  # a fork has no other threads of torch's
+    torch.set_num_threads(1)  # torch's thread pool does not survive a fork
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     model = build_model(cfg).train()
     model.load_state_dict(state)
@@ -125,7 +125,7 @@ def test_processes_may_have_different_numbers_of_images(config, tmp_path):
     model = build_model(cfg).train()
     alone = validated(cfg, model, [*BATCHES, BATCHES[0]])
     arguments = (cfg, model.state_dict(), tmp_path)
-    # Forked, as a spawned process would spend seconds on its imports.
+    # Forked, because a spawned process would spend seconds on its imports.
     context = mp.start_processes(validate_on_rank, arguments, 2, join=False, start_method="fork")
     deadline = time.monotonic() + 60
     while not context.join(timeout=1):
@@ -143,24 +143,24 @@ def test_processes_may_have_different_numbers_of_images(config, tmp_path):
 class Validating(TinyTrainer):
     @classmethod
     def build_validation_loader(cls, cfg, dataset_name):
-        np.random.rand(), torch.rand(())  # what a mapper may draw
+        np.random.rand(), torch.rand(())  # a mapper may draw random numbers
         return BATCHES
 
 
 def run(cfg):
-    made = Validating(cfg)
-    made.resume_or_load(False)
-    made.test = lambda *_: {}
-    made.train()
-    return made
+    tiny_trainer = Validating(cfg)
+    tiny_trainer.resume_or_load(False)
+    tiny_trainer.test = lambda *_: {}
+    tiny_trainer.train()
+    return tiny_trainer
 
 
-def test_a_run_with_them_trains_as_one_without_and_writes_them(config, tmp_path):
+def test_validation_losses_are_written_and_do_not_affect_training(config, tmp_path):
     keys = ["DATASETS.TEST", "('one',)", "TEST.EVAL_PERIOD", 2, *DROPPING]
     plain = run(config(*keys, "OUTPUT_DIR", tmp_path / "plain"))
-    made = run(config(*keys, "TEST.VAL_LOSS", True))
+    tiny_trainer = run(config(*keys, "TEST.VAL_LOSS", True))
     for name, value in plain.model.state_dict().items():
-        assert torch.equal(made.model.state_dict()[name], value), name
+        assert torch.equal(tiny_trainer.model.state_dict()[name], value), name
     lines = [json.loads(line) for line in (tmp_path / "output" / "metrics.json").open()]
     written = [line for line in lines if "val_total_loss" in line]
     assert [line["iteration"] for line in written] == [1, 4]
@@ -168,7 +168,7 @@ def test_a_run_with_them_trains_as_one_without_and_writes_them(config, tmp_path)
     assert written[0]["val_total_loss"] != written[1]["val_total_loss"]
 
 
-def test_off_there_are_none(config, tmp_path):
+def test_val_loss_off_writes_no_validation_losses(config, tmp_path):
     train(config())
     assert "val_" not in (tmp_path / "output" / "metrics.json").read_text()
 
@@ -178,7 +178,7 @@ def test_off_there_are_none(config, tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Two images, 40×80 pixels, one colour and one class in each half."""
+    """Name of a dataset of two 40×80 images with one colour and one class in each half."""
     labels = np.repeat([[0, 1]], 40, axis=1).repeat(40, axis=0).astype(np.uint8)
     records = []
     for number in range(2):
@@ -193,14 +193,14 @@ def dataset(tmp_path):
     MetadataCatalog.remove("tiny_validation")
 
 
-def test_examples_are_the_training_mappers_at_the_size_of_testing(config, dataset):
+def test_examples_come_from_the_training_mapper_at_test_size(config, dataset):
     cfg = config(
         *["DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.TEST", f"('{dataset}',)"],
         *["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", (8, 8), "INPUT.COLOR_AUG_SSD", True],
         *["INPUT.CROP.TYPE", "absolute", "INPUT.SIZE_DIVISIBILITY", 64],
         *["INPUT.MIN_SIZE_TEST", 20, "DATALOADER.NUM_WORKERS", 0],
     )
-    for _ in range(4):  # none is flipped
+    for _ in range(4):  # never flipped
         examples = [example for (example,) in build_validation_loader(cfg, dataset)]
         assert len(examples) == 2
         for example in examples:

@@ -1,4 +1,4 @@
-"""Numbers and pictures go where LOGGERS says."""
+"""Scalars and images are written to the configured LOGGERS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.tiny_trainer import TinyTrainer
 
 
 class Wandb(SimpleNamespace):
-    """Notes what it is told."""
+    """A stand-in for the package wandb that records its calls."""
 
     def __init__(self):
         super().__init__(logged=[], settings=None, finished=False)
@@ -35,25 +35,25 @@ class Wandb(SimpleNamespace):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    made = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", made)
-    return made
+    stand_in = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    return stand_in
 
 
 def kinds(cfg):
     return [type(writer) for writer in build_writers(cfg, 1)[1:]]
 
 
-def test_each_logger_has_its_writer_and_pictures_reach_wandb_first(config, wandb):
+def test_each_logger_has_its_writer_and_wandbs_precedes_tensorboards(config, wandb):
     assert kinds(config()) == [JSONWriter, TensorboardXWriter]
     assert kinds(config("LOGGERS", ["json"])) == [JSONWriter]
     every = ["tensorboard", "wandb", "json"]
     assert kinds(config("LOGGERS", every)) == [JSONWriter, WandbWriter, TensorboardXWriter]
 
 
-def test_an_unknown_logger_is_told_the_known_ones(config):
+def test_the_error_for_an_unknown_logger_lists_the_known_ones(config):
     with pytest.raises(
-        ValueError, match=r"LOGGERS has 'comet'; there are json, tensorboard, wandb"
+        ValueError, match=r"LOGGERS has 'comet'; expected some of json, tensorboard, wandb"
     ):
         TinyTrainer(config("LOGGERS", ["json", "comet"]))
 
@@ -64,7 +64,7 @@ def test_a_logger_that_is_not_installed_is_an_error_before_training(config, monk
         TinyTrainer(config("LOGGERS", ["wandb"]))
 
 
-def test_wandb_gets_each_number_and_picture_once(config, wandb):
+def test_wandb_receives_each_scalar_and_image_once(config, wandb):
     writer = WandbWriter(config("LOGGERS", ["wandb"]))
     assert wandb.settings["name"] == "output" and wandb.settings["config"]["SEED"] == 3
     with EventStorage(0) as storage:

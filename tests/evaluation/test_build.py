@@ -1,4 +1,4 @@
-"""A dataset gets the evaluators of its type, and they leave plain numbers behind."""
+"""Datasets get the evaluators of their type, and results are written as plain numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = {
 
 @pytest.fixture
 def dataset():
-    """Register an empty dataset of an evaluator type; returns its name."""
+    """A function that registers the metadata of an evaluator type and returns the name."""
     names = []
 
     def register(evaluator_type, **metadata):
@@ -45,20 +45,20 @@ def dataset():
 
 
 @pytest.fixture
-def made(monkeypatch):
-    """Stand-ins for detectron2's evaluators, which note that they were made."""
-    notes = []
+def built_evaluators(monkeypatch):
+    """Kinds and output folders of the evaluators built so far, which are stand-ins."""
+    built = []
 
     def stand_in(kind):
         class Evaluator:
             def __init__(self, dataset_name, output_dir=None, **options):
-                notes.append((kind, output_dir))
+                built.append((kind, output_dir))
 
         return Evaluator
 
     for name, kind in CLASSES.items():
         monkeypatch.setattr(evaluation, name, stand_in(kind))
-    return notes
+    return built
 
 
 def turn_on(cfg, *results):
@@ -90,32 +90,30 @@ ALL = ("semantic", "panoptic", "instance")
         ("cityscapes_panoptic_seg", ("semantic", "panoptic"), ["panoptic", "cityscapes semantic"]),
     ],
 )
-def test_a_dataset_is_measured_by_its_type_where_the_model_gives_the_result(
-    cfg, dataset, made, kind, on, expected
+def test_evaluators_follow_the_dataset_type_and_the_results_of_the_model(
+    cfg, dataset, built_evaluators, kind, on, expected
 ):
     turn_on(cfg, *on)
     built = build_evaluator(cfg, dataset(kind))
-    assert [kind for kind, _ in made] == expected
+    assert [kind for kind, _ in built_evaluators] == expected
     assert isinstance(built, DatasetEvaluators) == (len(expected) > 1)
 
 
 @pytest.mark.parametrize("folder, expected", [(None, "run/inference"), ("other", "other")])
-def test_predictions_go_to_the_output_folder(cfg, dataset, made, folder, expected):
+def test_predictions_go_to_the_output_folder(cfg, dataset, built_evaluators, folder, expected):
     cfg.OUTPUT_DIR = "run"
     turn_on(cfg, *ALL)
     for kind in ("sem_seg", "coco_panoptic_seg", "coco"):
         build_evaluator(cfg, dataset(kind), folder)
-    assert [output for _, output in made] == [expected] * 4
+    assert [output for _, output in built_evaluators] == [expected] * 4
 
 
-def test_semantic_and_panoptic_predictions_are_written_unless_they_are_not_wanted(
-    cfg, dataset, made
-):
+def test_save_predictions_off_writes_no_predictions(cfg, dataset, built_evaluators):
     cfg.OUTPUT_DIR = "run"
     cfg.TEST.SAVE_PREDICTIONS = False
     turn_on(cfg, "semantic", "panoptic")
     build_evaluator(cfg, dataset("ade20k_panoptic_seg"))
-    assert made == [("semantic", None), ("panoptic", None)]
+    assert built_evaluators == [("semantic", None), ("panoptic", None)]
 
 
 @pytest.mark.parametrize("kind", [None, "lvis"])
@@ -128,20 +126,22 @@ def test_an_unknown_type_is_an_error_that_names_the_dataset_and_the_known_ones(c
 @pytest.mark.parametrize(
     "kind, on", [("sem_seg", ("panoptic",)), ("coco", ("semantic",)), ("ade20k_panoptic_seg", ())]
 )
-def test_a_model_that_gives_no_result_of_the_dataset_is_an_error(cfg, dataset, made, kind, on):
+def test_a_model_without_a_result_for_the_dataset_is_an_error(
+    cfg, dataset, built_evaluators, kind, on
+):
     turn_on(cfg, *on)
     name = dataset(kind)
     with pytest.raises(ValueError, match=rf"{name}.*has none.*MODEL.MASK_FORMER.TEST"):
         build_evaluator(cfg, name)
-    assert made == []
+    assert built_evaluators == []
 
 
-# Semantic, for real
+# The semantic evaluator
 
 
 @pytest.fixture
 def label_maps(dataset, tmp_path):
-    """A registered dataset of two label maps of 3 classes, 255 ignored; with the maps."""
+    """Name and label maps of a dataset of two images with 3 classes and 255 ignored."""
     rng = np.random.default_rng(0)
     maps, records = {}, []
     for name in ("a", "b"):
@@ -155,12 +155,12 @@ def label_maps(dataset, tmp_path):
 
 
 def slow_miou(predictions, maps):
-    """Intersection over union of each class over all images, pixel by pixel; then the mean."""
+    """Compute the mean of the classes' intersection over union in percent, pixel by pixel."""
     ious = []
     for c in range(3):
         both = either = 0
-        for name, truth in maps.items():
-            for predicted, true in zip(predictions[name].flat, truth.flat, strict=True):
+        for name, labels in maps.items():
+            for predicted, true in zip(predictions[name].flat, labels.flat, strict=True):
                 if true != 255:
                     both += predicted == c and true == c
                     either += predicted == c or true == c
@@ -193,8 +193,8 @@ def test_a_perfect_prediction_has_a_miou_of_100(cfg, label_maps, tmp_path):
     turn_on(cfg, "semantic")
     evaluator = build_evaluator(cfg, name)
     evaluator.reset()
-    for image, truth in maps.items():
-        scores = torch.stack([torch.from_numpy(truth == c) for c in range(3)]).float()
+    for image, labels in maps.items():
+        scores = torch.stack([torch.from_numpy(labels == c) for c in range(3)]).float()
         evaluator.process([{"file_name": image}], [{"sem_seg": scores}])
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
 
@@ -202,7 +202,7 @@ def test_a_perfect_prediction_has_a_miou_of_100(cfg, label_maps, tmp_path):
 # results.json
 
 
-def test_results_are_plain_numbers_and_what_is_no_number_is_null(tmp_path):
+def test_results_are_plain_numbers_and_nonfinite_ones_are_null(tmp_path):
     path = tmp_path / "new" / "results.json"
     results = {
         "data": {
@@ -225,7 +225,7 @@ def test_results_are_plain_numbers_and_what_is_no_number_is_null(tmp_path):
     assert found == {"data": {"sem_seg": sem_seg, "nested": nested, "empty": {}}}
 
 
-def test_results_that_cannot_be_written_leave_the_former_ones(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_results(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     write_results(path, {"data": {"task": {"metric": 1.0}}})
     before = path.read_text()

@@ -1,4 +1,4 @@
-"""Cityscapes' own evaluation runs, and a perfect prediction is worth 100."""
+"""Cityscapes' official evaluation runs, and gives a perfect prediction 100."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THINGS = list(MetadataCatalog.get("cityscapes_fine_sem_seg_val").thing_classes)
 
 @pytest.fixture
 def folder(tmp_path):
-    """The validation split in miniature."""
+    """The folder of a miniature validation split."""
     cityscapes(tmp_path, np.random.default_rng(0))
     folder = tmp_path / "cityscapes"
     MetadataCatalog.get(DATASET).set(gt_dir=str(folder / "gtFine" / "val"), thing_classes=THINGS)
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def evaluate(evaluator, folder, predict):
-    """The metrics of ``predict(H×W map of ids with instances) -> output``."""
+    """Return the metrics of ``predict(H×W map of instance ids) -> output`` on the split."""
     evaluator.reset()
     images = sorted((folder / "leftImg8bit" / "val").rglob("*.png"))
     assert len(images) == 3
@@ -43,7 +43,7 @@ def evaluate(evaluator, folder, predict):
 
 
 def semantic(ids):
-    """Scores 19×H×W of the true class; where there is none, of the first."""
+    """Return 19×H×W scores: 1 for the labelled class, all 0 where there is none."""
     labels = np.where(ids >= 1000, ids // 1000, ids)
     train_ids = np.vectorize(lambda i: id2label[i].trainId)(labels)
     return {"sem_seg": torch.from_numpy(np.arange(19)[:, None, None] == train_ids).float()}
@@ -59,12 +59,12 @@ def instances(ids):
     return {"instances": result}
 
 
-def test_the_true_classes_score_100(folder):
+def test_correct_classes_score_100(folder):
     metrics = evaluate(CityscapesSemSegEvaluator(DATASET), folder, semantic)["sem_seg"]
     assert metrics == dict.fromkeys(("IoU", "iIoU", "IoU_sup", "iIoU_sup"), 100.0)
 
 
-def test_the_true_instances_score_100_and_nothing_is_left_behind(folder, tmp_path, monkeypatch):
+def test_correct_instances_score_100_and_no_file_is_left(folder, tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -80,7 +80,7 @@ def test_wrong_classes_score_0(folder):
     assert evaluate(CityscapesSemSegEvaluator(DATASET), folder, rolled)["sem_seg"]["IoU"] == 0
 
 
-def test_numpy_is_left_as_it_was(folder):
+def test_numpy_is_not_modified(folder):
     before = dir(np)
     evaluate(CityscapesSemSegEvaluator(DATASET), folder, semantic)
     assert dir(np) == before

@@ -1,4 +1,4 @@
-"""Instance evaluation: COCO's AP, however the truth is written and the classes are counted."""
+"""Instance evaluation: COCO's AP for every ground-truth format and numbering of classes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mask_former.evaluation.instance import COCOEvaluator
 
 DATASET = "test_instance_evaluation"
 H, W, BLOCK = 48, 64, 16
-# category id -> contiguous id; stuff is in between, and the order of the ids is not the classes'
+# Category id -> contiguous id: stuff lies in between, and the two orders differ.
 THINGS, STUFF = {30: 1, 7: 3, 12: 4}, {5: 0, 40: 2}
 NAMES = {30: "cat", 7: "dog", 12: "cow", 5: "wall", 40: "sky"}
 
 
 class Scenes:
-    """Made-up images below a folder, as panoptic annotations; a block of each is a segment."""
+    """Synthetic panoptic annotations below a folder; every 16×16 block is a segment."""
 
     def __init__(self, folder, count=3, seed=0):
         rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ class Scenes:
         return {"json_file": str(path)}
 
     def outputs(self, classes, change=lambda masks: masks):
-        """One output an image: all its objects, their classes by `classes`."""
+        """Yield one output per image: its objects, with category ids mapped by ``classes``."""
         for objects in self.objects:
             masks = change(torch.from_numpy(np.stack([mask for _, mask in objects])))
             instances = Instances((H, W), pred_masks=masks)
@@ -103,7 +103,7 @@ def scenes(tmp_path):
 
 @pytest.fixture
 def dataset():
-    """Sets the metadata of the dataset, which others must not see."""
+    """A function that sets the dataset's metadata, which is removed after the test."""
     yield lambda **metadata: MetadataCatalog.get(DATASET).set(**metadata)
     MetadataCatalog.pop(DATASET, None)
     DatasetCatalog.pop(DATASET, None)
@@ -134,10 +134,10 @@ def test_perfect_predictions_of_a_panoptic_dataset_have_an_ap_of_100(scenes, dat
 
 
 @pytest.mark.parametrize("first_id, complete", [(1, True), (0, True), (0, False)])
-def test_perfect_predictions_have_an_ap_of_100_also_where_ids_begin_at_0_and_keys_lack(
+def test_perfect_predictions_have_an_ap_of_100_with_ids_from_0_and_missing_keys(
     scenes, dataset, first_id, complete
 ):
-    """COCO's code takes the id 0 for "no match", and fails without area or box."""
+    """COCO's code treats the id 0 as "no match", and fails without area or box."""
     dataset(**scenes.instance_json(first_id, complete), thing_dataset_id_to_contiguous_id=THINGS)
     assert_perfect(evaluate(scenes, COCOEvaluator(DATASET)))
 
@@ -148,8 +148,8 @@ def test_without_an_id_map_classes_are_the_categories_by_ascending_id(scenes, da
 
 
 def shifted(masks):
-    """Each mask by its own number of pixels."""
-    return torch.stack([mask.roll(place, dims=1) for place, mask in enumerate(masks)])
+    """Shift mask i by i pixels to the right."""
+    return torch.stack([mask.roll(index, dims=1) for index, mask in enumerate(masks)])
 
 
 def test_imperfect_predictions_have_detectron2s_ap(scenes, dataset):
@@ -163,7 +163,7 @@ def test_imperfect_predictions_have_detectron2s_ap(scenes, dataset):
     assert 5 < found["segm"]["AP"] < 95
 
 
-def test_where_nothing_is_found_boxes_and_masks_have_no_ap(scenes, dataset):
+def test_without_predictions_the_ap_of_boxes_and_masks_is_nan(scenes, dataset):
     dataset(**scenes.panoptic_json(), json_file=None, thing_dataset_id_to_contiguous_id=THINGS)
     evaluator = COCOEvaluator(DATASET)
     evaluator.reset()
@@ -174,7 +174,7 @@ def test_where_nothing_is_found_boxes_and_masks_have_no_ap(scenes, dataset):
     assert np.isnan(results["segm"]["AP"]) and np.isnan(results["bbox"]["AP"])
 
 
-def test_a_wrong_class_costs_its_ap(scenes, dataset):
+def test_swapped_classes_have_an_ap_of_0(scenes, dataset):
     dataset(**scenes.panoptic_json(), json_file=None, thing_dataset_id_to_contiguous_id=THINGS)
     swapped = {30: 1, 7: 4, 12: 3}
     results = evaluate(scenes, COCOEvaluator(DATASET), swapped)["segm"]
@@ -182,7 +182,7 @@ def test_a_wrong_class_costs_its_ap(scenes, dataset):
     assert results["AP-dog"] == results["AP-cow"] == pytest.approx(0)
 
 
-def test_crowds_of_a_panoptic_dataset_do_not_count(scenes, dataset):
+def test_crowds_of_a_panoptic_dataset_are_ignored(scenes, dataset):
     for annotation in scenes.annotations:
         crowd = next(s for s in annotation["segments_info"] if s["category_id"] in THINGS)
         crowd["iscrowd"] = 1
@@ -191,7 +191,7 @@ def test_crowds_of_a_panoptic_dataset_do_not_count(scenes, dataset):
     assert_perfect(evaluate(scenes, COCOEvaluator(DATASET)))
 
 
-def test_a_dataset_without_files_is_converted_by_detectron2(scenes, dataset, tmp_path):
+def test_a_dataset_without_annotation_files_is_converted_by_detectron2(scenes, dataset, tmp_path):
     ids = {7: 0, 12: 1, 30: 2}
     records = []
     for image, objects in zip(scenes.images, scenes.objects, strict=True):
@@ -207,7 +207,7 @@ def test_a_dataset_without_files_is_converted_by_detectron2(scenes, dataset, tmp
     assert_perfect(evaluate(scenes, COCOEvaluator(DATASET, str(tmp_path / "out")), ids))
 
 
-def test_the_prediction_is_left_as_it_is_for_other_evaluators(scenes, dataset):
+def test_the_prediction_is_not_modified(scenes, dataset):
     dataset(**scenes.panoptic_json(), json_file=None, thing_dataset_id_to_contiguous_id=THINGS)
     evaluator = COCOEvaluator(DATASET)
     evaluator.reset()
@@ -218,7 +218,7 @@ def test_the_prediction_is_left_as_it_is_for_other_evaluators(scenes, dataset):
 
 
 @pytest.mark.parametrize("kind", ["coco_panoptic_seg", "ade20k_panoptic_seg"])
-def test_a_panoptic_dataset_measures_ap_beside_pq(cfg, scenes, dataset, kind, tmp_path):
+def test_ap_and_pq_are_both_measured_on_a_panoptic_dataset(cfg, scenes, dataset, kind, tmp_path):
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     test = cfg.MODEL.MASK_FORMER.TEST
     test.SEMANTIC_ON, test.PANOPTIC_ON, test.INSTANCE_ON = False, True, True
@@ -253,26 +253,26 @@ def test_a_panoptic_dataset_measures_ap_beside_pq(cfg, scenes, dataset, kind, tm
 # Errors
 
 
-def test_a_class_that_is_no_thing_of_the_dataset_is_an_error(scenes, dataset):
+def test_a_predicted_class_that_is_not_a_thing_is_an_error(scenes, dataset):
     dataset(**scenes.panoptic_json(), json_file=None, thing_dataset_id_to_contiguous_id=THINGS)
     message = r"0\.jpg: an instance has the class 0, which is not a thing of .*one of \[1, 3, 4\]"
     with pytest.raises(ValueError, match=message):
         evaluate(scenes, COCOEvaluator(DATASET), {30: 0, 7: 0, 12: 0})
 
 
-def test_a_json_that_is_not_there_is_named(dataset, tmp_path):
+def test_the_error_for_a_missing_json_names_it(dataset, tmp_path):
     dataset(json_file=str(tmp_path / "gone.json"), panoptic_json="p.json")
     with pytest.raises(FileNotFoundError, match=r"gone\.json, the json_file of .*INSTANCE_ON to F"):
         COCOEvaluator(DATASET)
 
 
-def test_categories_other_than_the_metadatas_are_an_error(scenes, dataset):
+def test_categories_that_differ_from_the_metadata_are_an_error(scenes, dataset):
     dataset(**scenes.instance_json(), thing_dataset_id_to_contiguous_id={30: 0, 7: 1})
     with pytest.raises(ValueError, match=r"have the ids \[7, 12, 30\], .*metadata \[7, 30\]"):
         COCOEvaluator(DATASET)
 
 
-def test_a_broken_truth_is_an_error_that_names_the_annotation(scenes, dataset):
+def test_broken_ground_truth_is_an_error_that_names_the_annotation(scenes, dataset):
     files = scenes.instance_json(complete=False)
     with open(files["json_file"]) as file:
         content = json.load(file)
@@ -280,5 +280,5 @@ def test_a_broken_truth_is_an_error_that_names_the_annotation(scenes, dataset):
     with open(files["json_file"], "w") as file:
         json.dump(content, file)
     dataset(**files)
-    with pytest.raises(ValueError, match=rf"truth of {DATASET}: annotation id 3: its segmentation"):
+    with pytest.raises(ValueError, match=rf"ground truth of {DATASET}: annotation id 3: its seg"):
         COCOEvaluator(DATASET)

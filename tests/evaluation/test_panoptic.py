@@ -1,4 +1,4 @@
-"""Panoptic evaluation: detectron2's numbers and file, to the last digit."""
+"""Panoptic evaluation: metrics and files equal detectron2's to the last digit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mask_former.evaluation.panoptic import COCOPanopticEvaluator
 
 DATASET = "test_panoptic_evaluation"
 H, W, BLOCK = 32, 48, 8
-# category id -> contiguous id; their order in the JSON is neither's. 70 occurs nowhere.
+# Category id -> contiguous id; the JSON lists them in another order. 70 never occurs.
 THINGS, STUFF = {7: 0, 3: 1, 70: 2}, {200: 3, 11: 4, 5: 5}
 CATEGORIES = [200, 3, 70, 11, 7, 5]
 
 
 class Images:
-    """A made-up dataset below a folder, and predictions that are partly right."""
+    """A synthetic dataset below a folder, and partly correct predictions."""
 
     def __init__(self, folder, count, seed=0):
         self.rng = np.random.default_rng(seed)
@@ -35,13 +35,13 @@ class Images:
         self.write()
 
     def add(self, index):
-        # A third of the blocks is one large segment; 0 is void.
+        # A third of the blocks belong to one large segment; 0 is void.
         numbers = self.rng.choice(9, (H // BLOCK, W // BLOCK), p=[0.1, 0.34] + [0.08] * 7)
         segments = np.kron(numbers, np.ones((BLOCK, BLOCK), int))
         ids = [0, *self.rng.choice(np.arange(1, 256**3), 9, replace=False).tolist()]
         classes = [None, *self.rng.choice([200, 3, 11, 7, 5], 9).tolist()]
         classes[3], classes[4] = classes[2], classes[2]  # 2 and 3: crowds of one class
-        infos = [  # number 9 is in the JSON alone
+        infos = [  # segment 9 exists only in the JSON
             {
                 "id": ids[n],
                 "category_id": classes[n],
@@ -93,7 +93,7 @@ def make(tmp_path):
 
 
 def copies(outputs):
-    """detectron2's evaluator changes what it is given."""
+    """Copy outputs, because detectron2's evaluator modifies its input."""
     return [
         {"panoptic_seg": (ids.clone(), [dict(info) for info in infos])}
         for ids, infos in (output["panoptic_seg"] for output in outputs)
@@ -109,7 +109,7 @@ def evaluate(evaluator, images, order=None):
 
 
 @pytest.mark.parametrize("count, seed", [(1, 0), (2, 1), (7, 2), (30, 3), (31, 4)])
-def test_the_metrics_are_detectron2s_to_the_last_digit(make, tmp_path, count, seed):
+def test_metrics_and_files_equal_detectron2s_to_the_last_digit(make, tmp_path, count, seed):
     images = make(count, seed)
     expected = evaluate(d2.COCOPanopticEvaluator(DATASET, str(tmp_path / "theirs")), images)
     found = evaluate(COCOPanopticEvaluator(DATASET, str(tmp_path / "ours")), images)
@@ -122,8 +122,8 @@ def test_the_metrics_are_detectron2s_to_the_last_digit(make, tmp_path, count, se
 
 
 @pytest.mark.parametrize("cores", [1, 3])
-def test_so_they_are_whatever_the_number_of_cores(make, monkeypatch, cores):
-    # It decides in what order panopticapi adds up.
+def test_metrics_equal_detectron2s_for_any_number_of_cores(make, monkeypatch, cores):
+    # The number of cores determines the order in which panopticapi sums up.
     images = make(20)
     monkeypatch.setattr("multiprocessing.cpu_count", lambda: cores)
     monkeypatch.setattr("mask_former.evaluation.panoptic_quality.cpu_count", lambda: cores)
@@ -149,7 +149,7 @@ def test_the_order_of_the_images_and_the_ranks_is_irrelevant(make, monkeypatch):
     assert evaluators[1].evaluate() is None
 
 
-def test_the_truth_against_itself_is_100_and_stuff_alone_has_no_thing_metrics(make, tmp_path):
+def test_the_ground_truth_scores_100_and_stuff_alone_has_no_thing_metrics(make, tmp_path):
     images = make(4)
     for annotation, output in zip(images.annotations, images.outputs, strict=True):
         rgb = np.array(Image.open(images.root / annotation["file_name"]), dtype=int)
@@ -168,7 +168,7 @@ def test_the_truth_against_itself_is_100_and_stuff_alone_has_no_thing_metrics(ma
         assert np.isnan(found[f"{metric}_th"])  # where detectron2 divides by zero
 
 
-def test_the_models_output_is_left_as_it_is(make):
+def test_the_models_output_is_not_modified(make):
     images = make(2)
     before = copies(images.outputs)
     evaluator = COCOPanopticEvaluator(DATASET)
@@ -223,7 +223,7 @@ def smaller(ids, infos):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (unlisted, "predicted ids are .*segments_info"),
         (absent, "predicted ids are .*99"),
@@ -234,16 +234,16 @@ def smaller(ids, infos):
     ],
     ids=["unlisted", "absent", "twice", "class", "size", "no infos"],
 )
-def test_a_prediction_that_does_not_fit_is_an_error_that_names_the_image(make, change, said):
+def test_a_prediction_that_does_not_fit_is_an_error_that_names_the_image(make, change, message):
     images = make(1)
     evaluator = COCOPanopticEvaluator(DATASET)
     evaluator.reset()
     output = {"panoptic_seg": change(*images.outputs[0]["panoptic_seg"])}
-    with pytest.raises(ValueError, match=f"images/000.jpg: .*{said}"):
+    with pytest.raises(ValueError, match=f"images/000.jpg: .*{message}"):
         evaluator.process(images.inputs, [output])
 
 
-def test_mistakes_of_the_truth_are_errors_that_name_the_file(make):
+def test_mistakes_in_the_ground_truth_are_errors_that_name_the_file(make):
     images = make(2)
     evaluator = COCOPanopticEvaluator(DATASET)
     evaluator.reset()
@@ -268,9 +268,9 @@ def test_mistakes_of_the_truth_are_errors_that_name_the_file(make):
         COCOPanopticEvaluator(DATASET)
 
 
-def test_a_segment_that_is_at_no_pixel_of_the_truth_is_missed_and_an_unlisted_one_is_an_error(make):
+def test_listed_segments_without_pixels_are_accepted_but_unlisted_ones_are_an_error(make):
     images = make(1)
-    assert len(images.annotations[0]["segments_info"]) == 9  # the last at no pixel
+    assert len(images.annotations[0]["segments_info"]) == 9  # the last has no pixel
     evaluate(COCOPanopticEvaluator(DATASET), images)
     del images.annotations[0]["segments_info"][0]
     images.write()
@@ -278,7 +278,7 @@ def test_a_segment_that_is_at_no_pixel_of_the_truth_is_missed_and_an_unlisted_on
         evaluate(COCOPanopticEvaluator(DATASET), images)
 
 
-def test_the_module_reads_each_png_once(make, monkeypatch):
+def test_each_png_is_read_once(make, monkeypatch):
     images, read = make(3), []
     real = panoptic_evaluation.read_segment_map
 

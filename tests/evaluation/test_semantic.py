@@ -1,4 +1,4 @@
-"""Semantic evaluation: detectron2's numbers and files, to the last digit."""
+"""Semantic evaluation: metrics and files equal detectron2's to the last digit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ H, W, COUNT = 70, 50, 5
 
 
 class Images:
-    """Made-up label maps, registered, and scores that are partly right.
+    """Synthetic label maps, registered as a dataset, and partly correct scores.
 
-    The last two classes never occur in the labels, the last one nor in the predictions.
+    The last two classes never occur in the labels, and the last one not in the predictions either.
     """
 
-    def __init__(self, folder, num_classes, ignore_label, own_ids=False):
+    def __init__(self, folder, num_classes, ignore_label, other_ids=False):
         self.rng = np.random.default_rng(num_classes)
         dtype = np.uint16 if max(num_classes, ignore_label) > 255 else np.uint8
         self.records, self.scores = [], []
@@ -40,9 +40,9 @@ class Images:
         DatasetCatalog.register(DATASET, lambda: self.records)
         names = [f"class {i}" for i in range(num_classes)]
         meta = MetadataCatalog.get(DATASET).set(stuff_classes=names, ignore_label=ignore_label)
-        if own_ids:
-            own = {2 * i + 1: i for i in range(num_classes)}
-            meta.set(stuff_dataset_id_to_contiguous_id=own)
+        if other_ids:
+            ids = {2 * i + 1: i for i in range(num_classes)}
+            meta.set(stuff_dataset_id_to_contiguous_id=ids)
 
     def score(self, labels, num_classes):
         scores = self.rng.random((num_classes, H, W), dtype=np.float32)
@@ -61,7 +61,7 @@ def make(tmp_path):
 
 
 def theirs(**options):
-    # Its own reader asks numpy not to copy, which numpy 2 refuses.
+    # detectron2's reader asks numpy not to copy, which numpy 2 refuses.
     def read(path, dtype):
         return np.array(Image.open(path), dtype=dtype)
 
@@ -76,17 +76,17 @@ def evaluate(evaluator, images):
 
 
 @pytest.mark.parametrize(
-    "num_classes, ignore_label, own_ids",
+    "num_classes, ignore_label, other_ids",
     [(4, 255, False), (11, 11, True), (30, 255, True), (5, 0, False), (300, 65535, False)],
 )
-def test_metrics_and_files_are_detectron2s_to_the_last_digit(
-    make, tmp_path, num_classes, ignore_label, own_ids
+def test_metrics_and_files_equal_detectron2s_to_the_last_digit(
+    make, tmp_path, num_classes, ignore_label, other_ids
 ):
-    images = make(num_classes, ignore_label, own_ids=own_ids)
+    images = make(num_classes, ignore_label, other_ids=other_ids)
     expected = evaluate(theirs(output_dir=str(tmp_path / "theirs")), images)["sem_seg"]
     found = evaluate(SemSegEvaluator(DATASET, output_dir=str(tmp_path / "ours")), images)["sem_seg"]
     assert list(found) == list(expected)
-    np.testing.assert_array_equal([*found.values()], [*expected.values()])  # nan is nan
+    np.testing.assert_array_equal([*found.values()], [*expected.values()])  # treats NaN as equal
     assert 0 < found["mIoU"] < 100 and any(np.isnan(v) for v in found.values())
     files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "ours").iterdir())
@@ -99,7 +99,7 @@ def test_metrics_and_files_are_detectron2s_to_the_last_digit(
 
 def test_the_log_has_one_line_for_each_class(make, monkeypatch):
     records = []
-    listener = logging.Handler()  # of this logger alone: other tests may leave handlers above it
+    listener = logging.Handler()  # other tests may leave handlers on parent loggers
     monkeypatch.setattr(listener, "emit", records.append)
     logger = logging.getLogger(SemSegEvaluator.__module__)
     monkeypatch.setattr(logger, "handlers", [listener])
@@ -115,7 +115,7 @@ def test_the_log_has_one_line_for_each_class(make, monkeypatch):
     assert rows[-1][1:] == [f"{found['mIoU']:.2f}", f"{found['mACC']:.2f}"]
 
 
-def test_where_detectron2_measures_no_boundaries_there_are_none(make, monkeypatch):
+def test_boundary_metrics_are_missing_where_detectron2_has_none(make, monkeypatch):
     monkeypatch.setattr(sem_seg_evaluation, "_CV2_IMPORTED", False)
     images = make(4, 255)
     expected, found = (evaluate(e, images)["sem_seg"] for e in (theirs(), SemSegEvaluator(DATASET)))
@@ -123,7 +123,7 @@ def test_where_detectron2_measures_no_boundaries_there_are_none(make, monkeypatc
     np.testing.assert_array_equal([*found.values()], [*expected.values()])
 
 
-def test_what_several_ranks_count_is_added(make, monkeypatch):
+def test_the_counts_of_several_ranks_are_added(make, monkeypatch):
     images = make(4, 255)
     expected = evaluate(SemSegEvaluator(DATASET), images)["sem_seg"]
     ranks = [SemSegEvaluator(DATASET) for _ in range(2)]
@@ -153,21 +153,21 @@ def test_without_a_folder_nothing_is_kept_or_written(make, tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 5, 7), (3, 1, 1), (11, 100, 30), (257, 49, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_class_map_is_the_argmax_and_the_first_of_equals(shape, dtype):
+def test_the_class_map_holds_the_first_of_the_best_classes(shape, dtype):
     g = torch.Generator().manual_seed(0)
     scores = torch.randint(20, shape, generator=g).to(dtype)  # many are equal
     found = class_map(scores)
     assert found.dtype == (np.uint16 if shape[0] > 256 else np.uint8)
-    # torch promises the first of equals of max(dim), not of argmax
+    # torch guarantees the first of equal values for max(dim), not for argmax
     assert (found == scores.max(dim=0).indices.numpy()).all()
 
 
-def test_what_differs_in_double_precision_alone_is_told_apart():
+def test_scores_that_differ_only_in_double_precision_are_distinguished():
     scores = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64).view(2, 1, 1)
     assert class_map(scores) == 1
 
 
-def test_scores_that_are_a_view_or_want_gradients_have_a_class_map():
+def test_scores_may_be_a_view_and_require_gradients():
     scores = torch.rand(40, 30, 7, requires_grad=True).permute(2, 0, 1)
     assert (class_map(scores) == scores.argmax(0).numpy()).all()
 
@@ -175,7 +175,7 @@ def test_scores_that_are_a_view_or_want_gradients_have_a_class_map():
 # Mistakes
 
 
-def test_labels_that_are_no_class_are_an_error_that_names_the_file(make, tmp_path):
+def test_labels_that_are_not_a_class_are_an_error_that_names_the_file(make, tmp_path):
     images = make(4, 255)
     labels = np.full((H, W), 4, dtype=np.uint8)
     labels[0, :2] = 9, 255
@@ -184,7 +184,7 @@ def test_labels_that_are_no_class_are_an_error_that_names_the_file(make, tmp_pat
         evaluate(SemSegEvaluator(DATASET), images)
 
 
-def test_maps_of_another_size_and_missing_ones_are_errors_that_name_the_file(make, tmp_path):
+def test_label_maps_of_another_size_or_missing_ones_are_errors_that_name_the_file(make, tmp_path):
     images = make(4, 255)
     images.scores[0] = images.scores[0][:, :-1]
     with pytest.raises(ValueError, match=r"0\.jpg.*\(69, 50\).*0\.png is \(70, 50\)"):

@@ -1,4 +1,4 @@
-"""A graph read from its file equals the model, at sizes and batches other than its example's."""
+"""Exported graphs equal the model, at other image and batch sizes than those of the example."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers import tiny_networks
 EXAMPLE = (2, 3, 96, 128)
 OTHERS = [(1, 3, 64, 160), (3, 3, 128, 64)]
 TOLERANCE = 1e-3
-"""The command's. Group norms of maps of few pixels make 1e-4 of fp32's rounding in eager, too."""
+"""The command's default. Group norms of tiny maps amplify fp32 rounding to 1e-4 even in eager."""
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def tiny_network(family: str) -> Any:
 
 
 def many_classes(family: str) -> Any:
-    """One whose queries are confident of a class and a region, so that its maps have several."""
+    """Return a model with confident queries, so that its maps have several classes."""
     model = copy.deepcopy(tiny_network(family))
     predictor = model.sem_seg_head.predictor
     with torch.no_grad():
@@ -48,14 +48,14 @@ def write_graph(graph: Any, format_name: str, folder: Path, dynamic: bool = True
     kind = FORMATS[format_name]
     path = folder / f"graph{kind.suffix}"
     kind.write(graph, images(*EXAMPLE), path, dynamic)
-    assert [file.name for file in folder.iterdir()] == [path.name]  # the weights are inside
+    assert [file.name for file in folder.iterdir()] == [path.name]  # weights are in the same file
     return kind.read(path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", tiny_networks.FAMILIES)
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_logits_are_the_models_at_any_size_and_batch(family, format_name, tmp_path):
+def test_logits_equal_the_models_at_any_size_and_batch(family, format_name, tmp_path):
     exported = write(family, "mask_former", format_name, tmp_path)
     for shape in [EXAMPLE, *OTHERS]:
         parity = compare(reference(tiny_network(family), "mask_former"), exported, images(*shape))
@@ -63,7 +63,7 @@ def test_logits_are_the_models_at_any_size_and_batch(family, format_name, tmp_pa
 
 
 @pytest.mark.parametrize("family, format_name", [("resnet", "onnx"), ("swin", "torchscript")])
-def test_the_class_map_is_the_models_semantic_result(family, format_name, tmp_path):
+def test_the_class_map_equals_the_models_semantic_result(family, format_name, tmp_path):
     model = many_classes(family)
     exported = write_graph(graphs_of(model)["class_map"], format_name, tmp_path)
     for shape in OTHERS:
@@ -75,14 +75,14 @@ def test_the_class_map_is_the_models_semantic_result(family, format_name, tmp_pa
         assert (exported(batch)[0] != expected).float().mean() < 1e-3
 
 
-def test_a_swin_whose_windows_fit_the_map_exports_too(tmp_path):
-    # 3 divides the sides of all four maps: nothing is padded
+def test_a_swin_can_be_exported_if_its_windows_need_no_padding(tmp_path):
+    # 3 divides the sides of all four maps, so nothing is padded.
     exported = write("swin", "mask_former", "torch-export", tmp_path)
     eager = reference(tiny_network("swin"), "mask_former")
     assert compare(eager, exported, images(1, 3, 96, 192)).difference < TOLERANCE
 
 
-def test_a_graph_of_one_size_refuses_another(tmp_path):
+def test_a_static_graph_refuses_other_sizes(tmp_path):
     exported = write("resnet", "mask_former", "onnx", tmp_path, dynamic=False)
     exported(images(*EXAMPLE))
     with pytest.raises(Exception, match=r"(?i)invalid dimensions"):

@@ -1,4 +1,4 @@
-"""A graph is the model's network, and the model stays as it is."""
+"""Graphs for export compute the model's network and do not modify the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def image(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_same_padding_is_timms_where_the_stride_divides_the_sides(kernel, stride, dilation):
+def test_same_padding_equals_timms_if_the_stride_divides_the_sides(kernel, stride, dilation):
     torch.manual_seed(0)
     conv = Conv2dSame(3, 4, kernel, stride=stride, dilation=dilation)
     x = torch.rand(1, 3, 16, 24)
@@ -37,7 +37,7 @@ def test_a_model_keeps_its_layers_and_its_gradients():
 
 
 @pytest.mark.parametrize("head", ["PerPixelBaselineHead", "PerPixelBaselinePlusHead"])
-def test_a_per_pixel_baseline_has_a_class_map_alone(head):
+def test_a_per_pixel_baseline_has_only_the_graph_class_map(head):
     opts = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME", head]
     opts += ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 4]
     model = tiny_networks.tiny_network("resnet", opts)
@@ -50,12 +50,12 @@ def test_a_per_pixel_baseline_has_a_class_map_alone(head):
     assert compare(reference(model, "class_map"), lambda x: (graphs["class_map"](x),), x).holds
 
 
-def test_a_model_of_other_parts_is_refused_by_name():
+def test_the_error_for_another_architecture_names_it():
     with pytest.raises(ValueError, match=r"MODEL.META_ARCHITECTURE is 'Linear'"):
         graphs_of(torch.nn.Linear(1, 1))
 
 
-def test_a_graph_that_is_off_is_found():
+def test_deviations_of_a_graph_are_detected():
     x = image(1, 3, 4, 4)
     assert compare(lambda x: (x,), lambda x: (x + 5e-4,), x).holds
     assert not compare(lambda x: (x,), lambda x: (x * 1.01,), x).holds
@@ -69,7 +69,7 @@ def test_a_graph_that_is_off_is_found():
         compare(lambda x: (x,), lambda x: (F.pad(x, (0, 1)),), x)
 
 
-def test_both_are_timed_interleaved_and_the_first_round_does_not_count():
+def test_timings_are_interleaved_and_ignore_the_first_round():
     calls: list[str] = []
     timing = measure(
         lambda x: calls.append("eager") or (x,),

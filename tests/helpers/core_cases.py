@@ -1,7 +1,7 @@
-"""Seeded inputs for losses and inference, and the figures that ``golden/`` carries of them.
+"""Seeded inputs for losses and inference, and their reference results in ``golden/``.
 
-``python -m tests.helpers.core_cases`` computes the carried figures again. That is right only while
-the cases ``criterion`` and ``inference_functions`` of ``../shared/golden`` hold.
+``python -m tests.helpers.core_cases`` computes the reference results again, with our code. Do so
+only while the tests against the published code's results in ``../shared/golden`` pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NO_OBJECT_WEIGHT = 0.1
 
 
 def random_masks(count: int, size: tuple[int, int], seed: int, scale: float = 2.0) -> Tensor:
-    """``count`` smooth mask logits, about ±``scale``: blobs of a quarter of the side."""
+    """Return ``count`` smooth mask logits N×H×W, about ±``scale``; blobs are ¼ of a side wide."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, count, 5, 5, generator=g) * scale
     return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)[0]
@@ -46,7 +46,12 @@ def random_batch(
     grid: tuple[int, int] = (5, 7),
     size: tuple[int, int] = (12, 17),
 ) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
-    """Outputs of ``layers`` layers and targets, ``counts`` of them in the images of the batch."""
+    """Return outputs of ``layers`` decoder layers, and ``counts[i]`` targets for image i.
+
+    Args:
+        grid: height and width of the predicted masks.
+        size: height and width of the target masks.
+    """
     g = torch.Generator().manual_seed(seed)
     images = len(counts)
     predictions = []
@@ -69,26 +74,30 @@ def random_batch(
 
 
 def layers_of(outputs: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """The predictions of all layers, first to last."""
+    """Return the predictions of all layers, first to last."""
     last = {name: outputs[name] for name in ("pred_logits", "pred_masks")}
     return [*outputs.get("aux_outputs", []), last]
 
 
 def pairs_of(match: tuple[Tensor, Tensor]) -> list[tuple[int, int]]:
-    """The (query, target) pairs of one image's match."""
+    """Return the (query, target) pairs of one image's match."""
     return list(zip(match[0].tolist(), match[1].tolist(), strict=True))
 
 
 def build_criterion(
     classes: int = 5, no_object_weight: float = NO_OBJECT_WEIGHT, **shared: Any
 ) -> SetCriterion:
-    """The published criterion: weights 1, 20, 1. ``shared``: mask term and point rule."""
+    """Build the published criterion, with weights 1, 20 and 1 for class, mask and dice terms.
+
+    Args:
+        shared: arguments of both matcher and criterion, such as the mask term.
+    """
     matcher = HungarianMatcher(*WEIGHTS.values(), **shared)
     return SetCriterion(classes, matcher, no_object_weight=no_object_weight, **shared)
 
 
 def weighted_total(losses: dict[str, Tensor]) -> Tensor:
-    """All losses, each with the weight of its term."""
+    """Return the sum of all losses, each times the weight of its term."""
     return sum(
         (WEIGHTS["_".join(name.split("_")[:2])] * value for name, value in losses.items()),
         start=torch.zeros(()),
@@ -98,9 +107,10 @@ def weighted_total(losses: dict[str, Tensor]) -> Tensor:
 def run_criterion(
     criterion: SetCriterion, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
 ) -> dict[str, Any]:
-    """Losses, weighted total, the matches of every layer, and the total's gradients.
+    """Compute the losses, their weighted total, the matches of every layer, and the gradients.
 
-    The gradients are of L×B×Q×(K+1) class logits and L×B×Q×h×w mask logits.
+    The gradients of the total have the shapes of the logits of all layers: L×B×Q×(K+1) for
+    classes, L×B×Q×h×w for masks.
     """
     layers = [
         {name: value.detach().clone().requires_grad_() for name, value in layer.items()}
@@ -125,9 +135,9 @@ def run_criterion(
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation makes.
+    """Records the number of elements of the largest tensor that any operation allocates.
 
-    A view of what it was given, such as torch 2.6 lists for a ``detach``, takes no memory.
+    A view of an input, such as the result of a ``detach`` in torch 2.6, takes no memory.
     """
 
     def __init__(self) -> None:
@@ -138,13 +148,13 @@ class LargestTensor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
         for value in out if isinstance(out, list | tuple) else [out]:
-            # not what .item() gives
+            # .item() returns a Python number
             if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in given:
                 self.elements = max(self.elements, value.numel())
         return out
 
 
-# Inference: 14 queries, 6 classes of which 0 to 2 are things, masks enlarged from 10×13 to 24×31.
+# Inference: 14 queries, 6 classes of which 0 to 2 are things, masks resized from 10×13 to 24×31.
 THINGS = (0, 1, 2)
 FULL_SIZE = (24, 31)
 PANOPTIC_CASES: dict[str, dict[str, Any]] = {
@@ -166,13 +176,13 @@ PANOPTIC_CASES: dict[str, dict[str, Any]] = {
 
 
 def inference_inputs(seed: int = 8) -> tuple[Tensor, Tensor]:
-    """Class logits 14×7 and mask logits 14×10×13: confident queries, masks of part of the image."""
+    """Return class logits 14×7 of confident queries, and mask logits 14×10×13 of small masks."""
     g = torch.Generator().manual_seed(seed)
     return 4 * torch.randn(14, 7, generator=g), random_masks(14, (10, 13), seed, scale=6.0) - 4
 
 
 def inference_figures() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Facts and arrays of all three results."""
+    """Compute the facts and arrays of semantic, panoptic and instance results."""
     mask_cls, mask_pred = inference_inputs()
     facts: dict[str, Any] = {"cases": {}}
     arrays = {
@@ -209,7 +219,7 @@ if __name__ == "__main__":
 
 
 def logits_and_masks(pairs=5, pixels=23, seed=0):
-    """Logits of all sizes, and masks: random ones, then an empty, a full and a one-pixel one."""
+    """Return logits and masks, pairs×pixels each; the last masks are empty, full and one pixel."""
     g = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn(pairs, pixels, generator=g)
     masks = torch.rand(pairs, pixels, generator=g) > 0.5

@@ -1,4 +1,4 @@
-"""Reading the golden cases and making their inputs again (see golden/README.md)."""
+"""Golden cases: reading their files and recreating their inputs (see golden/README.md)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.helpers.paths import GOLDEN, ROOT
 
 
 def load_case(name: str, folder: Path = GOLDEN) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The facts and the arrays of a case."""
+    """Read the facts (JSON) and the arrays (npz) of a case."""
     facts = json.loads((folder / f"{name}.json").read_text())
     with np.load(folder / f"{name}.npz") as arrays:
         return facts, dict(arrays)
 
 
 def build_case_model(facts: dict[str, Any]) -> tuple[Any, nn.Module]:
-    """The config of a case and its model, weights filled by rule."""
+    """Build the config of a case and its model, with the weights of :func:`fill_weights`."""
     cfg = get_mask_former_cfg()
     cfg.merge_from_file(str(ROOT / "configs" / facts["config"]))
     cfg.merge_from_list(facts["overrides"])
@@ -35,7 +35,7 @@ def build_case_model(facts: dict[str, Any]) -> tuple[Any, nn.Module]:
 
 
 def fill_weights(model: nn.Module) -> None:
-    """Every weight from a seed that is its name's checksum."""
+    """Fill each weight with random values, seeded with the checksum of its name."""
     for name, value in model.state_dict().items():
         if name.startswith("criterion.") or not value.is_floating_point():
             continue
@@ -53,10 +53,10 @@ def fill_weights(model: nn.Module) -> None:
 
 
 def make_image(index: int, size: tuple[int, int], arrays: dict[str, np.ndarray]) -> Tensor:
-    """Image ``index`` of a case: uint8, 3×H×W.
+    """Draw image ``index`` of a case from a seed: uint8, 3×H×W.
 
-    Made from a seed; ``arrays`` keeps the few pixels that lie so near a half that how a machine
-    rounds decides them.
+    ``arrays`` has the few pixels whose value before rounding is so close to a half that it would
+    be rounded differently on another machine.
     """
     height, width = size
     g = torch.Generator().manual_seed(7 + index)
@@ -70,6 +70,6 @@ def make_image(index: int, size: tuple[int, int], arrays: dict[str, np.ndarray])
 
 
 def unpack_masks(packed: np.ndarray, shape: list[int]) -> Tensor:
-    """Packed bits to bool N×H×W."""
+    """Unpack bits to bool N×H×W."""
     count = int(np.prod(shape))
     return torch.from_numpy(np.unpackbits(packed)[:count].reshape(shape)).bool()

@@ -1,4 +1,4 @@
-"""transformers' MaskFormer with random weights, and its outputs beside ours."""
+"""transformers' MaskFormer with random weights, and its outputs compared with ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here comes from anywhere
+os.environ["HF_HUB_OFFLINE"] = "1"  # these models need no download
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ RESNET = {"depths": [3, 4, 6, 3], "embedding_size": 8, "hidden_sizes": [32, 64, 
 BASIC = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
 DECODER = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
 
-# What differs between backbones: config class, its settings, settings of the decoder.
+# By backbone: the name of its config class, that config's settings, and the decoder's settings.
 SMALL: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Swin": ("SwinConfig", SWIN, {"d_model": 32}),
     "Swin without biases, odd window": (
@@ -47,7 +47,7 @@ SMALL: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def small_config(kind: str) -> Any:
-    """A ``MaskFormerConfig`` of a few channels and five classes."""
+    """Build a ``MaskFormerConfig`` with few channels and five classes."""
     backbone_class, backbone, decoder = SMALL[kind]
     return transformers.MaskFormerConfig(
         backbone_config=getattr(transformers, backbone_class)(**backbone, out_features=STAGES),
@@ -60,7 +60,7 @@ def small_config(kind: str) -> Any:
 
 
 def their_model(kind: str) -> Any:
-    """A small model of theirs; every weight is random, norms and their statistics too."""
+    """Build a small transformers model; all weights are random, including norms' statistics."""
     model = transformers.MaskFormerForInstanceSegmentation(small_config(kind)).eval()
     with torch.no_grad():
         fill_weights(model)
@@ -68,14 +68,14 @@ def their_model(kind: str) -> Any:
 
 
 def save_theirs(model: nn.Module, folder: Path, **processor: Any) -> Path:
-    """The folder that their users have of a model."""
+    """Save a transformers model and its image processor as users of transformers do."""
     model.save_pretrained(folder)
     transformers.MaskFormerImageProcessor(**processor).save_pretrained(folder)
     return folder
 
 
 def load_theirs(folder: Path) -> Any:
-    """Their model of a folder, which must hold every weight and no other."""
+    """Load a transformers model from a folder, which must have exactly the model's weights."""
     model, report = transformers.MaskFormerForInstanceSegmentation.from_pretrained(
         folder, output_loading_info=True
     )
@@ -84,7 +84,7 @@ def load_theirs(folder: Path) -> Any:
 
 
 def model_of(checkpoint: ConvertedCheckpoint) -> nn.Module:
-    """Our model of a converted checkpoint, which must hold every weight and no other."""
+    """Build our model of a converted checkpoint, which must have exactly the model's weights."""
     cfg = get_mask_former_cfg()
     cfg.merge_from_other_cfg(CfgNode(checkpoint.settings))
     cfg.MODEL.DEVICE = "cpu"
@@ -94,13 +94,13 @@ def model_of(checkpoint: ConvertedCheckpoint) -> nn.Module:
 
 
 def random_images(height: int, width: int) -> Tensor:
-    """Two normalised images, 2×3×H×W."""
+    """Return two normalized images of noise, 2×3×H×W."""
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
 @torch.no_grad()
 def worst_difference(theirs: Any, ours: Any, images: Tensor) -> float:
-    """The largest difference of any class or mask logit."""
+    """Return the largest absolute difference between class or mask logits of both models."""
     expected = theirs(pixel_values=images)
     found = ours.sem_seg_head(ours.backbone(images))
     pairs = (
@@ -109,5 +109,5 @@ def worst_difference(theirs: Any, ours: Any, images: Tensor) -> float:
     )
     for one, other in pairs:
         assert one.shape == other.shape
-        assert one.std() > 0.1, "the outputs say nothing"
+        assert one.std() > 0.1, "the outputs are almost constant: equality would prove nothing"
     return max(float((one - other).abs().max()) for one, other in pairs)

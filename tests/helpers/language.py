@@ -1,4 +1,4 @@
-"""The glossary as a lint: words that the project does not use, and the prose that it searches.
+"""Lint for the glossary: find words that the project does not use, in code and on pages.
 
 ``python -m tests.helpers.language [PATH ...]`` lists the findings of files or folders.
 ``tests/test_language.py`` allows none in :data:`DONE`.
@@ -69,7 +69,7 @@ DONE: tuple[str, ...] = (
     "tests/visualization",
     "tools",
 )
-"""Files and folders that are rewritten and have to stay so; "." stands for the whole checkout."""
+"""Files and folders that must have no findings; "." stands for the whole checkout."""
 
 GLOSSARY: dict[str, str] = {
     r"pictures?": "image",
@@ -95,16 +95,16 @@ GLOSSARY: dict[str, str] = {
 """Regular expressions of forbidden words, each with what to write instead."""
 
 FIRST_WORDS = re.compile(r"(What|Which|Where|Whether|How|Of|Those|That|Whose|Say|Tell)\b")
-"""Words that no docstring starts with: it is an imperative, or a noun phrase with its noun."""
+"""Words that no docstring may start with; write an imperative, or a noun phrase with its noun."""
 
 ALLOWED: dict[tuple[str, str], str] = {}
-"""Exact phrases that stay: (file, phrase), with the reason."""
+"""Exceptions: (file, exact phrase) -> reason."""
 
 PAGES = {".md", ".rst"}
 COMMENTED = {".yaml", ".yml", ".toml", ".cfg", ".sh"}
-"""Suffixes of files in which prose follows a #."""
+"""Suffixes of files in which comments follow a #."""
 SKIPPED = {".venv", ".git", "site", "build", "dist", "output"}
-"""Folders of the checkout that hold none of its sources."""
+"""Folders of the checkout without sources."""
 QUOTING = {"tests/helpers/language.py", "tests/test_language.py"}
 """Files that quote the forbidden words."""
 RULES = [(re.compile(rf"\b(?:{words})\b", re.IGNORECASE), use) for words, use in GLOSSARY.items()]
@@ -166,7 +166,7 @@ def prose_of_page(source: str) -> Iterator[Prose]:
 
 
 def prose_of(file: Path) -> Iterator[Prose]:
-    """Yield what a reader reads in a file."""
+    """Yield all prose of a file."""
     source = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         yield from prose_of_code(source)
@@ -181,7 +181,7 @@ def findings(name: str, prose: Prose) -> Iterator[str]:
     """Yield one line for each forbidden word, with what to write instead.
 
     Args:
-        name: of the file, relative to the checkout.
+        name: path of the file, relative to the checkout.
     """
     text = re.sub(r"\s+", " ", prose.text).strip()
     for (file, phrase), _ in ALLOWED.items():
@@ -195,7 +195,7 @@ def findings(name: str, prose: Prose) -> Iterator[str]:
 
 
 def files_below(paths: Iterable[str]) -> list[Path]:
-    """List the files that hold prose among some files and below some folders of the checkout."""
+    """List the files with prose among these paths and below them."""
     roots = [ROOT / path for path in paths]
     found = {file for root in roots for file in ([root] if root.is_file() else root.rglob("*"))}
     return sorted(

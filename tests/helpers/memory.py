@@ -17,8 +17,8 @@ def memory(key):
 def peak_ratio(code: str) -> float:
     """Run Python code and return the number that it prints.
 
-    The code has ``memory(key)``: the bytes of an entry of Linux's ``/proc/self/status``, such as
-    ``VmRSS`` (now) or ``VmHWM`` (the peak).
+    The code can call ``memory(key)``: the bytes of an entry of Linux's ``/proc/self/status``, such
+    as ``VmRSS`` (current) or ``VmHWM`` (peak).
     """
     command = [sys.executable, "-W", "ignore", "-c", _MEMORY + code]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,7 +1,7 @@
-"""The published datasets in miniature: a few made-up images each, in the form that is trained on.
+"""The published datasets in miniature: a few random images each, prepared for training.
 
-Only what training and evaluation read is there. `write_all` puts them all below one folder, to be
-the `$DETECTRON2_DATASETS` of a process.
+Only the files that training and evaluation read are written. `write_all` writes all datasets below
+one folder, which a process can use as `$DETECTRON2_DATASETS`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ def write_all(root: Path, seed: int = 0) -> None:
 
 
 def random_labels(rng: Rng, classes: Sequence[int], void: int) -> NDArray:
-    """An H×W map of blocks: six of `classes`, and one block of `void`."""
+    """Return an H×W label map of blocks: random ones of six `classes`, the last one `void`."""
     few = rng.choice(classes, 6, replace=False)
     blocks = rng.choice(few, (HEIGHT // BLOCK, WIDTH // BLOCK))
     blocks[-1, -1] = void
     return blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
 
 
-def write_picture(path: Path, labels: NDArray, rng: Rng) -> None:
-    """An image in which each class has a colour of its own, with noise on top."""
+def write_image(path: Path, labels: NDArray, rng: Rng) -> None:
+    """Write an image in which each class has its own colour, plus noise."""
     color = np.stack([labels * step % 256 for step in (37, 91, 151)], axis=-1)
     noisy = color + rng.integers(-20, 21, color.shape)
     save(path, np.clip(noisy, 0, 255).astype(np.uint8))
 
 
 def save(path: Path, array: NDArray, palette: Sequence[int] | None = None) -> None:
+    """Save an array as an image; ``palette`` lists R, G, B of each value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(array)
     if palette:
@@ -67,12 +68,12 @@ def write_sem_seg(
     dtype: type = np.uint8,
     palette: Sequence[int] | None = None,
 ) -> None:
-    """Pairs of an image and a label map; "{}" in both folders stands for the split's name."""
+    """Write pairs of image and label map; "{}" in both folders stands for the split's name."""
     for name, count in zip(splits, COUNTS.values(), strict=True):
         for number in range(count):
             label_map = random_labels(rng, range(num_classes), ignore_label)
             stem = f"{name}_{number:08d}"
-            write_picture(base / images.format(name) / f"{stem}.jpg", label_map, rng)
+            write_image(base / images.format(name) / f"{stem}.jpg", label_map, rng)
             path = base / labels.format(name) / f"{stem}{suffix}"
             save(path, label_map.astype(dtype), palette)
 
@@ -81,18 +82,19 @@ PREPARED = ("images_detectron2/{}", "annotations_detectron2/{}")
 
 
 def ade20k_full(root: Path, rng: Rng) -> None:
-    """847 classes in TIFFs of 16 bit."""
+    """Write ADE20K-Full: 847 classes in 16-bit TIFFs."""
     base, splits = root / "ADE20K_2021_17_01", ("training", "validation")
     tiff = {"ignore_label": 65535, "suffix": ".tif", "dtype": np.uint16}
     write_sem_seg(base, *PREPARED, splits, rng, 847, **tiff)
 
 
 def coco_stuff_10k(root: Path, rng: Rng) -> None:
+    """Write COCO-Stuff-10K: 171 classes."""
     write_sem_seg(root / "coco" / "coco_stuff_10k", *PREPARED, ("train", "test"), rng, 171)
 
 
 def mapillary_vistas(root: Path, rng: Rng) -> None:
-    """Label maps with a palette, as they are published; 65 is "unlabelled"."""
+    """Write Mapillary Vistas: label maps with a palette, as published; 65 is "unlabelled"."""
     base, splits = root / "mapillary_vistas", ("training", "validation")
     colors = [c.color or [0, 0, 0] for c in read_table("mapillary_vistas").categories]
     indexed = {"ignore_label": 65, "palette": [value for color in colors for value in color]}
@@ -109,16 +111,18 @@ def write_panoptic(
     image_id: Callable[[int], int | str],
     sem_seg: Path | None = None,
 ) -> None:
-    """COCO panoptic format: PNGs in `panoptic`, the JSON beside it; one thing is a crowd.
+    """Write COCO's panoptic format: PNGs in `panoptic`, the JSON next to it; one thing is a crowd.
 
-    Label maps of the contiguous classes go to `sem_seg`.
+    Args:
+        image_id: function from the number of an image to its id.
+        sem_seg: folder for label maps of the contiguous class ids, if they are wanted.
     """
     image_entries, annotations = [], []
     for number in range(count):
         labels = random_labels(rng, range(len(categories)), void=255)
         name = image_id(number)
         stem = name if isinstance(name, str) else f"{name:012d}"
-        write_picture(images / f"{stem}.jpg", labels, rng)
+        write_image(images / f"{stem}.jpg", labels, rng)
         ids, segments = random_segments(labels, categories)
         if number == 0:
             next(info for info, category in segments if category.isthing)["iscrowd"] = 1
@@ -136,9 +140,9 @@ def write_panoptic(
 def random_segments(
     labels: NDArray, categories: Sequence[Category]
 ) -> tuple[NDArray, list[tuple[dict, Category]]]:
-    """The segment ids of a label map, and (description, category) of each segment.
+    """Return segment ids for a label map, and (segment info, category) of each segment.
 
-    Stuff is one segment a class, a thing one in each half of the image.
+    A stuff class is one segment; a thing class has one segment in each half of the image.
     """
     right_half = np.arange(WIDTH) >= WIDTH // 2
     is_thing = np.array([category.isthing for category in categories] + [False] * 256)
@@ -146,7 +150,7 @@ def random_segments(
     ids = np.zeros(labels.shape, dtype=np.int32)
     classes: dict[int, Category] = {}
     for number, key in enumerate(np.unique(keys[labels != 255]), start=1):
-        segment_id = 300 * number  # more than 8 bit
+        segment_id = 300 * number  # ids that need more than 8 bits
         ids[keys == key] = segment_id
         classes[segment_id] = categories[key // 2]
     infos = segments_info(ids, {i: category.dataset_id for i, category in classes.items()})
@@ -154,7 +158,7 @@ def random_segments(
 
 
 def ade20k(root: Path, rng: Rng) -> None:
-    """150 classes: label maps, and panoptic annotations of the same images."""
+    """Write ADE20K-150: label maps, and panoptic annotations of the same images."""
     base = root / "ADEChallengeData2016"
     for split, name in (("train", "training"), ("val", "validation")):
         write_panoptic(
@@ -169,7 +173,7 @@ def ade20k(root: Path, rng: Rng) -> None:
 
 
 def coco_panoptic(root: Path, rng: Rng) -> None:
-    """133 classes whose ids have gaps; numbers as image ids."""
+    """Write COCO panoptic: 133 classes whose ids have gaps; image ids are integers."""
     base = root / "coco"
     categories = [
         Category(entry["name"], entry["id"], entry["color"], bool(entry["isthing"]))
@@ -184,14 +188,14 @@ def coco_panoptic(root: Path, rng: Rng) -> None:
             COUNTS[split],
             image_id=lambda number: 9 + 16 * number,
         )
-        # The JSON lies elsewhere.
+        # COCO keeps its JSONs in a folder of their own.
         (base / "annotations").mkdir(exist_ok=True)
         name = f"panoptic_{split}2017.json"
         (base / name).rename(base / "annotations" / name)
 
 
 def cityscapes(root: Path, rng: Rng) -> None:
-    """Label maps by id, by training id and by instance, and the files of the polygons."""
+    """Write Cityscapes: maps of label ids, training ids and instance ids, and polygon files."""
     known = [label for label in CITYSCAPES_LABELS if label.id >= 0]  # in the order of their ids
     train_ids = np.array([label.trainId for label in known], dtype=np.uint8)
     has_instances = np.array([label.hasInstances for label in known])
@@ -201,10 +205,10 @@ def cityscapes(root: Path, rng: Rng) -> None:
             city = cities[number % len(cities)]
             stem = f"{city}/{city}_{number:06d}_000019_"
             labels = random_labels(rng, range(len(known)), void=0)
-            labels[:BLOCK, :BLOCK] = 26  # a car: without any instance there is no iIoU
+            labels[:BLOCK, :BLOCK] = 26  # a car: iIoU is undefined without any instance
             instances = np.where(has_instances[labels], 1000 * labels, labels)
             base = root / "cityscapes"
-            write_picture(base / "leftImg8bit" / split / f"{stem}leftImg8bit.png", labels, rng)
+            write_image(base / "leftImg8bit" / split / f"{stem}leftImg8bit.png", labels, rng)
             annotation = f"{base}/gtFine/{split}/{stem}gtFine_"
             save(Path(annotation + "labelIds.png"), labels.astype(np.uint8))
             save(Path(annotation + "labelTrainIds.png"), train_ids[labels])

@@ -1,4 +1,4 @@
-"""Small data of a user's own: images with label maps, and COCO JSONs of both formats."""
+"""Small custom datasets: images with label maps, or with a COCO JSON (instance or panoptic)."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from PIL import Image
 
 from mask_former.data.formats.coco_panoptic import segments_info, write_ids
 
-SIZE = (48, 64)  # height and width, pixels
+SIZE = (48, 64)  # height and width in pixels
 
 
 def write_image(path: Path, size: tuple[int, ...] = SIZE, seed: int = 0) -> None:
-    """A picture of noise."""
+    """Write an RGB image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
 
 def write_labels(path: Path, labels: np.ndarray, dtype: Any = np.uint8) -> None:
-    """A label map, H×W, of 8 or 16 bit."""
+    """Write a label map, H×W, with 8 or 16 bits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(labels.astype(dtype)).save(path)
 
 
 def halves(value_left: int, value_right: int) -> np.ndarray:
+    """Return a label map of one value on the left and another one on the right."""
     labels = np.full(SIZE, value_left)
     labels[:, SIZE[1] // 2 :] = value_right
     return labels
 
 
 def write_semantic_folder(folder: Path, values: tuple[int, int], count: int = 2) -> None:
-    """`i` and `l`: images of which each has two halves of these pixel values."""
+    """Write images to `i` and label maps to `l`; the halves of each map have these two values."""
     for number in range(count):
         write_image(folder / "i" / f"{number}.jpg", seed=number)
         write_labels(folder / "l" / f"{number}.png", halves(*values))
 
 
 def write_instances(folder: Path) -> tuple[Path, Path]:
-    """One image with a cat and a dog. Returns the folder of images and the JSON."""
+    """Write one image with a cat and a dog; return the folder of images and the JSON."""
     write_image(folder / "i" / "a.png")
     height, width = SIZE
     image = {"id": 1, "file_name": "a.png", "height": height, "width": width}
@@ -65,7 +66,7 @@ def write_instances(folder: Path) -> tuple[Path, Path]:
 
 
 def write_panoptic(folder: Path) -> tuple[Path, Path, Path]:
-    """One image, half ground and half a dog. Returns images, JSON and the folder of PNGs."""
+    """Write one image, half ground and half dog; return the folder of images, JSON and PNGs."""
     write_image(folder / "i" / "a.png")
     ids = halves(7, 300).astype(np.int32)
     (folder / "p").mkdir()

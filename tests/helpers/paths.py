@@ -7,4 +7,4 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
 GOLDEN = ROOT / "tests" / "golden"
-"""Figures of the published code that parity tests carry."""
+"""Results of the published code, which parity tests compare with."""

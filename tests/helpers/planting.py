@@ -1,4 +1,4 @@
-"""What mistakes are planted in: a small config, a small dataset, and a step of training."""
+"""A small config, a small dataset and a step of training, in which tests plant mistakes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DATASET = "planted_train"
 
 
 def config(folder: Path, *opts: Any) -> CfgNode:
-    """The tiny model's config, of 4 classes and 6 queries, with ``KEY VALUE …``."""
+    """Load the tiny model's config (4 classes, 6 queries) with overrides ``KEY, VALUE, …``."""
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(tiny_settings()))
     small = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "OUTPUT_DIR", folder]
@@ -42,33 +42,36 @@ def config(folder: Path, *opts: Any) -> CfgNode:
 
 
 def model(folder: Path, *opts: Any) -> Any:
+    """Build the model of :func:`config`."""
     torch.manual_seed(0)
     return build_model(config(folder, *opts))
 
 
 def trainer(folder: Path, *opts: Any) -> Trainer:
-    """A trainer of the planted dataset."""
+    """Build a trainer on the planted dataset."""
     return Trainer(config(folder, "DATASETS.TRAIN", f"('{DATASET}',)", *opts))
 
 
 def metadata(**entries: Any) -> None:
-    """A dataset that nobody has to read."""
+    """Set the metadata of the planted dataset, without images."""
     MetadataCatalog.pop(DATASET, None)
     MetadataCatalog.get(DATASET).set(**entries)
 
 
 def save(path: Path, array: NDArray[Any]) -> Path:
+    """Save an array as an image and return its path."""
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(array).save(path)
     return path
 
 
-def picture(height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+def noise_image(height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+    """Return an RGB image of noise, H×W×3."""
     return np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
 
 
 def labels(*values: int, dtype: Any = np.uint8) -> NDArray[Any]:
-    """A label map of stripes."""
+    """Return a label map of SIZE×SIZE pixels in which the values repeat in this order."""
     return np.resize(np.array(values, dtype=dtype), (SIZE, SIZE))
 
 
@@ -83,9 +86,12 @@ def semantic(
     """Register ``images/a.png`` with ``labels/a.png`` as the planted dataset.
 
     Args:
-        spoil: called with both files before that.
+        label_map: content of ``labels/a.png``.
+        classes: names, or lines ``VALUE: NAME``.
+        spoil: function that is called with both files before they are registered.
+        options: arguments of ``register_semantic``.
     """
-    image = save(folder / "images" / "a.png", picture())
+    image = save(folder / "images" / "a.png", noise_image())
     label_file = save(folder / "labels" / "a.png", label_map)
     if spoil is not None:
         spoil(image, label_file)
@@ -93,8 +99,8 @@ def semantic(
 
 
 def instances(folder: Path, **annotation: Any) -> None:
-    """Register an image with one annotation, a triangle of class 1, but for what is given."""
-    save(folder / "images" / "a.png", picture())
+    """Register an image with one annotation: a triangle of class 1, with entries replaced."""
+    save(folder / "images" / "a.png", noise_image())
     entry = {"id": 5, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [0, 0, 40, 40]}
     entry |= {"segmentation": [[0, 0, 40, 0, 40, 40]], "area": 800, **annotation}
     content = {
@@ -108,17 +114,17 @@ def instances(folder: Path, **annotation: Any) -> None:
 
 
 def example(count: int = 2, label: int = 1, file_name: str = "a.png") -> dict[str, Any]:
-    """A training example with ``count`` targets."""
+    """Return a training example with ``count`` targets of one class."""
     found = Instances((SIZE, SIZE))
     found.gt_classes = torch.full((count,), label)
     found.gt_masks = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
     found.gt_masks[:, :32] = True
-    image = torch.from_numpy(picture().transpose(2, 0, 1).copy())
+    image = torch.from_numpy(noise_image().transpose(2, 0, 1).copy())
     return {"image": image, "instances": found, "file_name": file_name}
 
 
 def train_loop(folder: Path, *batches: list[dict[str, Any]], opts: Any = ()) -> TrainLoop:
-    """A training of the tiny model that has not begun, with config keys and values."""
+    """Build a training loop of the tiny model on these batches, with config keys and values."""
     clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", True]
     clip += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"]
     cfg = config(folder, *clip, *opts)
@@ -132,7 +138,7 @@ def train_loop(folder: Path, *batches: list[dict[str, Any]], opts: Any = ()) -> 
 
 
 def make_nan(module: nn.Module) -> None:
-    """What a step that was too large does to weights."""
+    """Set all weights to NaN, as an update that is too large does."""
     for weight in module.parameters():
         nn.init.constant_(weight, float("nan"))
 
@@ -140,10 +146,10 @@ def make_nan(module: nn.Module) -> None:
 def train(
     folder: Path, *batches: list[dict[str, Any]], broken: str | None = None, opts: Any = ()
 ) -> TrainLoop:
-    """A step of training for each batch.
+    """Run one training step on each batch.
 
     Args:
-        broken: a module of the model whose weights become NaN before the last step.
+        broken: name of a submodule whose weights become NaN before the last step.
         opts: config keys and values.
     """
     loop = train_loop(folder, *batches, opts=opts)
@@ -155,7 +161,7 @@ def train(
 
 
 def forget() -> None:
-    """Take the planted dataset out of detectron2's catalogs."""
+    """Remove the planted dataset from detectron2's catalogs."""
     MetadataCatalog.pop(DATASET, None)
     if DATASET in DatasetCatalog:
         DatasetCatalog.remove(DATASET)
@@ -163,7 +169,7 @@ def forget() -> None:
 
 @contextmanager
 def warnings() -> Iterator[list[str]]:
-    """What the project warns of in the log."""
+    """Collect the warnings that the project logs inside the ``with`` block."""
     found: list[str] = []
 
     class Listener(logging.Handler):

@@ -1,4 +1,4 @@
-"""A plug-in outside the package, and a way to forget plug-ins after a test."""
+"""An example of a plug-in outside the package, and removal of plug-ins after a test."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FinestMapDecoder(PixelDecoder):
     def forward_features(self, features):
         return PixelFeatures(self.mask_features(features[self.finest]))
 '''
-"""The content of a file with a pixel decoder and a config key of its own."""
+"""The content of a plug-in file with a pixel decoder that has its own config key."""
 
 
 @contextmanager

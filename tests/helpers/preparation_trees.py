@@ -1,4 +1,4 @@
-"""Downloads in miniature, of the real form, and the scripts of `datasets/` that prepare them."""
+"""Downloads in miniature with their real layout, and the `datasets/` scripts that prepare them."""
 
 from __future__ import annotations
 
@@ -22,33 +22,36 @@ HEIGHT, WIDTH = 40, 60
 
 
 def save(path: Path, array: np.ndarray) -> Path:
+    """Save an array as an image and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
     return path
 
 
 def save_photo(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Path:
-    """A JPEG of noise, the same for the same size."""
+    """Save a JPEG of noise, which is always the same for the same size."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     return save(path, pixels)
 
 
 def pixels(path: Path) -> np.ndarray:
+    """Read the pixels of an image file as they are stored."""
     return np.asarray(Image.open(path))
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of all files below a folder."""
+    """Map each file below a folder to its content and modification time (ns)."""
     files = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """Map each file below a folder to its content."""
     return {name: content for name, (content, _) in snapshot(folder).items()}
 
 
 def registered(name: str, root: Path) -> list[dict[str, Any]]:
-    """The dicts of a registered dataset below `root`, detectron2's own ADE20K-150 included."""
+    """Return the dicts of a registered dataset below `root`, even of detectron2's ADE20K-150."""
     for split in ("train", "val"):
         if f"ade20k_sem_seg_{split}" in DatasetCatalog:
             DatasetCatalog.remove(f"ade20k_sem_seg_{split}")
@@ -59,7 +62,7 @@ def registered(name: str, root: Path) -> list[dict[str, Any]]:
 
 
 def training_example(config: str, record: dict[str, Any]) -> dict[str, Any]:
-    """What the mapper of a published config makes of a dataset dict."""
+    """Apply the training mapper of a published config to a dataset dict, with seed 0."""
     cfg = load_cfg(str(ROOT / "configs" / config))
     mapper = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, is_train=True)
     np.random.seed(0)
@@ -74,7 +77,7 @@ BED_INSTANCE, PERSON_INSTANCE = 1, 4  # in annotations_instance
 
 
 def ade_semantic() -> np.ndarray:
-    """Sky over a wall with an unlabelled corner; a bed; two persons."""
+    """Draw sky over a wall, with an unlabelled corner, a bed and two persons."""
     labels = np.full((HEIGHT, WIDTH), WALL, np.uint8)
     labels[:20] = SKY
     labels[:4, :4] = UNLABELLED
@@ -85,7 +88,7 @@ def ade_semantic() -> np.ndarray:
 
 
 def ade_instances() -> np.ndarray:
-    """The bed is two, one of which reaches over the wall; of the second person nothing is known."""
+    """Draw two beds, one of which extends over the wall, and only the first person."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[22:36, 5:15] = BED_INSTANCE, 1, 9
     pixels[22:34, 15:25] = BED_INSTANCE, 2, 0
@@ -94,6 +97,7 @@ def ade_instances() -> np.ndarray:
 
 
 def ade_tree(root: Path) -> None:
+    """Write a download of ADE20K-150."""
     for split, names in (
         ("training", ["ADE_train_00000001", "ADE_train_00000002"]),
         ("validation", ["ADE_val_00000001"]),
@@ -111,7 +115,7 @@ LARGE = (600, 700)  # height, width in pixels
 
 
 def full_objects(height: int, width: int) -> np.ndarray:
-    """Object indices: wall above, person below, at the right one without a class and none."""
+    """Return object indices: wall above, person below; at the right, no class, then no object."""
     objects = np.full((height, width), 2978)
     objects[height // 2 :] = 1831
     objects[:, -10:-5] = 5
@@ -120,7 +124,7 @@ def full_objects(height: int, width: int) -> np.ndarray:
 
 
 def full_annotation(objects: np.ndarray) -> np.ndarray:
-    """As the dataset stores object indices: R = 10·⌊index/256⌋ (+ 0 to 9), G = index mod 256."""
+    """Encode object indices like the dataset: R = 10·⌊index/256⌋ (+ 0 to 9), G = index mod 256."""
     offset = np.arange(objects.shape[1]) % 10
     blue = np.broadcast_to(np.arange(objects.shape[1]) % 256, objects.shape)
     rgb = np.stack([objects // 256 * 10 + offset, objects % 256, blue], axis=-1)
@@ -128,12 +132,13 @@ def full_annotation(objects: np.ndarray) -> np.ndarray:
 
 
 def full_tree(root: Path) -> None:
-    for place, size in (
+    """Write a download of ADE20K-Full."""
+    for stem, size in (
         ("training/urban/street/ADE_train_00000001", (HEIGHT, WIDTH)),
         ("training/home_or_hotel/bedroom/ADE_train_00000002", LARGE),
         ("validation/urban/street/ADE_val_00000001", (HEIGHT, WIDTH)),
     ):
-        path = root / FULL / "images" / "ADE" / place
+        path = root / FULL / "images" / "ADE" / stem
         save_photo(path.with_name(f"{path.name}.jpg"), *size)
         save(path.with_name(f"{path.name}_seg.png"), full_annotation(full_objects(*size)))
         save(path.with_name(f"{path.name}_parts_1.png"), np.zeros((*size, 3), np.uint8))
@@ -145,7 +150,7 @@ STUFF = "coco/coco_stuff_10k"
 
 
 def stuff_labels() -> np.ndarray:
-    """Labels of v1.0: unlabelled is 1, the first class 2, the last 172."""
+    """Return a label map of v1.0: unlabelled is 1, the classes are 2 to 172."""
     labels = np.full((HEIGHT, WIDTH), 2, np.uint8)
     labels[20:] = 172
     labels[:, :7] = 1
@@ -154,7 +159,7 @@ def stuff_labels() -> np.ndarray:
 
 
 def save_mat(path: Path, **arrays: np.ndarray) -> None:
-    """As MATLAB 7.3 does: HDF5 behind a header of 512 bytes, arrays in column order."""
+    """Save like MATLAB 7.3: HDF5 after a header of 512 bytes, arrays in column order."""
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -166,6 +171,7 @@ def save_mat(path: Path, **arrays: np.ndarray) -> None:
 
 
 def stuff_tree(root: Path) -> None:
+    """Write a download of COCO-Stuff-10K."""
     lists = {
         "train": ["COCO_train2014_000000000077", "COCO_train2014_000000000110"],
         "test": ["COCO_train2014_000000000349"],
@@ -179,20 +185,22 @@ def stuff_tree(root: Path) -> None:
             save_mat(root / STUFF / "annotations" / f"{name}.mat", S=stuff_labels())
 
 
-# ------------------------------------------------------------------------------- all of them
+# ----------------------------------------------------------------------------- all datasets
 
 
 @dataclass(frozen=True)
 class Case:
-    """A script, the download it needs, and what is made of it."""
+    """A preparation script, the download that it reads, and the files that it writes."""
 
     script: str
     tree: Callable[[Path], None]
+    """Function that writes the download below a folder."""
     sources: tuple[str, ...]
-    """A file of each kind that is read."""
+    """A file of each kind that the script reads."""
     targets: tuple[str, ...]
-    """What is made of the first training image, the label map last."""
+    """The files written for the first training image, the label map last."""
     datasets: tuple[str, str]
+    """Registered names of the training and the validation set."""
     config: str
 
 

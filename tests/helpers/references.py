@@ -1,7 +1,7 @@
-"""The formulas of the paper as slow, obvious loops: what the tests hold the package to.
+"""The formulas of the paper as slow, obvious loops, which tests compare the package with.
 
-Nothing here imports the package. Tensors go in, float64 comes out; what is made of the formulas of
-losses can be differentiated by autograd.
+Nothing here imports the package. Inputs are tensors, results are float64; autograd can
+differentiate the losses.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ZERO = torch.zeros((), dtype=torch.float64)
 # Resizing
 
 
-def enlarge(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """… × h × w to … × H × W, bilinear: pixel centres lie at half, the border is repeated."""
+def upsample(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize …×h×w to …×H×W bilinearly: pixel centres are at x + ½, the border is repeated."""
     height, width = masks.shape[-2:]
     rows = []
     for y in range(size[0]):
@@ -38,14 +38,14 @@ def enlarge(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _neighbours(index: int, size: int, source: int) -> tuple[int, int, float]:
-    """The two source cells that pixel ``index`` lies between, and how far it is to the second."""
+    """Return the two source pixels around target pixel ``index``, and the second one's weight."""
     position = max((index + 0.5) * source / size - 0.5, 0.0)
     first = int(position)
     return first, min(first + 1, source - 1), position - first
 
 
 def pick_nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """N×H×W to N×h×w: cell (y, x) takes the pixel at (⌊y·H/h⌋, ⌊x·W/w⌋)."""
+    """Resize N×H×W to N×h×w: target (y, x) is the source pixel (⌊y·H/h⌋, ⌊x·W/w⌋)."""
     picked = masks.new_zeros(len(masks), *size)
     height, width = masks.shape[-2:]
     for y in range(size[0]):
@@ -58,17 +58,17 @@ def pick_nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def focal(logits: Tensor, mask: Tensor, alpha: float = ALPHA, gamma: float = GAMMA) -> Tensor:
-    """The mean over pixels of ``-α_t (1 - p_t)^γ log p_t``, p_t being the truth's probability."""
+    """Return the mean over pixels of ``-α_t (1 - p_t)^γ log p_t``; p_t: see `cross_entropy`."""
     total = ZERO
     for x, inside in zip(logits.double().flatten(), mask.bool().flatten(), strict=True):
-        truth = torch.sigmoid(x) if inside else torch.sigmoid(-x)
+        p_t = torch.sigmoid(x) if inside else torch.sigmoid(-x)
         weight = alpha if inside else 1 - alpha
-        total = total - weight * (1 - truth) ** gamma * torch.log(truth)
+        total = total - weight * (1 - p_t) ** gamma * torch.log(p_t)
     return total / mask.numel()
 
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """The mean over pixels of ``-log p_t``, p_t being the probability of the ground truth."""
+    """Return the mean over pixels of ``-log p_t``, p_t: the probability of the ground truth."""
     total = ZERO
     for x, inside in zip(logits.double().flatten(), mask.bool().flatten(), strict=True):
         total = total - torch.log(torch.sigmoid(x) if inside else torch.sigmoid(-x))
@@ -76,7 +76,7 @@ def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def dice(logits: Tensor, mask: Tensor) -> Tensor:
-    """``1 - (2 Σpt + 1) / (Σp + Σt + 1)``."""
+    """Return ``1 - (2 Σpt + 1) / (Σp + Σt + 1)``, p: probabilities, t: the mask."""
     both = sum_p = sum_t = ZERO
     for x, inside in zip(logits.double().flatten(), mask.bool().flatten(), strict=True):
         p, t = torch.sigmoid(x), int(inside)
@@ -85,12 +85,12 @@ def dice(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def pairwise(loss: Any, logits: Tensor, masks: Tensor) -> Tensor:
-    """``loss`` of every row of logits with every mask: R×N."""
+    """Return ``loss`` of every row of logits with every mask: R×N."""
     return torch.tensor([[float(loss(row, mask)) for mask in masks] for row in logits])
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """``x_c - log Σ exp x`` of one row of logits."""
+    """Return ``x_c - log Σ exp x`` for one row of logits."""
     logits = logits.double()
     return logits - torch.log(sum(torch.exp(x - logits.max()) for x in logits)) - logits.max()
 
@@ -101,7 +101,7 @@ def log_softmax(logits: Tensor) -> Tensor:
 def matching_cost(
     logits: Tensor, masks: Tensor, target: Any, weights: tuple[float, float, float]
 ) -> list[list[float]]:
-    """Q×N costs ``-p(class) + focal + dice`` of one image, weighted, the targets made small."""
+    """Return weighted costs Q×N ``-p(class) + focal + dice``, with downsampled target masks."""
     small = pick_nearest(target["masks"], (masks.shape[-2], masks.shape[-1]))
     costs = []
     for query_logits, query_mask in zip(logits, masks, strict=True):
@@ -118,7 +118,7 @@ def matching_cost(
 
 
 def best_assignment(cost: list[list[float]]) -> list[tuple[int, int]]:
-    """The cheapest one-to-one (query, target) pairs, as many as there can be: all are tried."""
+    """Return the one-to-one (query, target) pairs of lowest total cost, by trying all of them."""
     queries, targets = range(len(cost)), range(len(cost[0]))
     if len(queries) >= len(targets):
         ways = (
@@ -136,7 +136,7 @@ def best_assignment(cost: list[list[float]]) -> list[tuple[int, int]]:
 def match(
     layer: Any, targets: Sequence[Any], weights: tuple[float, float, float]
 ) -> list[list[tuple[int, int]]]:
-    """The cheapest (query, target) pairs of each image of a batch."""
+    """Return the (query, target) pairs of lowest total cost for each image of a batch."""
     return [
         best_assignment(matching_cost(logits.detach(), masks.detach(), target, weights))
         if len(target["labels"])
@@ -156,7 +156,7 @@ def criterion(
     matches: Sequence[Sequence[Sequence[tuple[int, int]]]],
     no_object_weight: float,
 ) -> dict[str, Tensor]:
-    """The unweighted losses; ``matches[layer][image]`` are (query, target) pairs."""
+    """Return the unweighted losses; ``matches[layer][image]`` has (query, target) pairs."""
     num_targets = max(sum(len(target["labels"]) for target in targets), 1)
     losses = {}
     for index, (prediction, of_layer) in enumerate(zip(layers, matches, strict=True)):
@@ -172,10 +172,10 @@ def criterion(
                 entropy = entropy - weight * log_softmax(logits)[label]
                 weights += weight
             for query, number in pairs:
-                truth = target["masks"][number]
-                full = enlarge(prediction["pred_masks"][image, query].double(), truth.shape)
-                masks["loss_mask"] = masks["loss_mask"] + focal(full, truth)
-                masks["loss_dice"] = masks["loss_dice"] + dice(full, truth)
+                mask = target["masks"][number]
+                full = upsample(prediction["pred_masks"][image, query].double(), mask.shape)
+                masks["loss_mask"] = masks["loss_mask"] + focal(full, mask)
+                masks["loss_dice"] = masks["loss_dice"] + dice(full, mask)
         suffix = "" if index == len(layers) - 1 else f"_{index}"
         losses[f"loss_ce{suffix}"] = entropy / weights
         losses.update({name + suffix: value / num_targets for name, value in masks.items()})
@@ -186,12 +186,12 @@ def criterion(
 
 
 def class_probabilities(mask_cls: Tensor) -> list[list[float]]:
-    """Q×(K+1), as lists."""
+    """Return the softmax of class logits Q×(K+1), as lists."""
     return [torch.exp(log_softmax(row)).tolist() for row in mask_cls]
 
 
 def semantic(mask_cls: Tensor, mask_pred: Tensor) -> Tensor:
-    """``Σ_q p_q(c)·σ(mask_q)`` over real classes: K×H×W."""
+    """Return the semantic scores ``Σ_q p_q(c)·σ(mask_q)`` of the K real classes: K×H×W."""
     probabilities = class_probabilities(mask_cls)
     masks = mask_pred.double().sigmoid().tolist()
     height, width = mask_pred.shape[-2:]
@@ -214,21 +214,21 @@ def panoptic(
     overlap_threshold: float,
     label_ids_to_fuse: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Ids H×W and segments."""
+    """Return segment ids H×W and the list of segments; see ``panoptic_inference``."""
     height, width = mask_pred.shape[-2:]
     masks = mask_pred.double().sigmoid().tolist()
-    kept = []  # query, class, its probability
+    kept = []  # (query, class, probability)
     for query, probabilities in enumerate(class_probabilities(mask_cls)):
         score = max(probabilities)
         label = probabilities.index(score)
         if label < len(probabilities) - 1 and score > object_mask_threshold:
             kept.append((query, label, score))
 
-    winner = {}  # pixel: the query that gets it
+    winner = {}  # pixel: its query
     for y in range(height):
         for x in range(width):
             bids = [(score * masks[query][y][x], query) for query, _, score in kept]
-            if bids:  # max takes the first of equal bids
+            if bids:  # max returns the first of equal bids
                 winner[y, x] = max(bids, key=lambda bid: bid[0])[1]
 
     ids = torch.zeros(height, width, dtype=torch.int32)
@@ -256,7 +256,7 @@ def panoptic(
 def instances(
     mask_cls: Tensor, mask_pred: Tensor, *, topk: int, thing_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """The best (query, class) pairs, most probable first: label, score, mask, box (XYXY)."""
+    """Return the ``topk`` (query, class) pairs by probability: label, score, mask, box (XYXY)."""
     pairs = [
         (probability, query, label)
         for query, row in enumerate(class_probabilities(mask_cls))
@@ -286,9 +286,9 @@ def instances(
 # Layers
 
 
-def sine_code(height: int, width: int, channels: int, temperature: float = 10000.0) -> Tensor:
-    """DETR's position code C×h×w: cumulative sums along each axis, scaled to 2π."""
-    code = torch.zeros(channels, height, width, dtype=torch.float64)
+def sine_encoding(height: int, width: int, channels: int, temperature: float = 10000.0) -> Tensor:
+    """Return DETR's positional encoding C×h×w: cumulative sums along each axis, scaled to 2π."""
+    encoding = torch.zeros(channels, height, width, dtype=torch.float64)
     half = channels // 2
     ones = torch.ones(height, width, dtype=torch.float64)
     for axis in (0, 1):  # rows, then columns
@@ -296,5 +296,5 @@ def sine_code(height: int, width: int, channels: int, temperature: float = 10000
         position = count / (count.max() + 1e-6) * 2 * math.pi
         for channel in range(half):
             angle = position / temperature ** (2 * (channel // 2) / half)
-            code[axis * half + channel] = angle.cos() if channel % 2 else angle.sin()
-    return code
+            encoding[axis * half + channel] = angle.cos() if channel % 2 else angle.sin()
+    return encoding

@@ -82,16 +82,16 @@ def signature(func: Any, args: Any) -> int:
     return zlib.crc32(repr((str(func), layouts)).encode())
 
 
-def in_double(func: Any, args: Any, kwargs: Any, of: Any = lambda x: x) -> list[Any]:
+def in_double(func: Any, args: Any, kwargs: Any, prepare: Any = lambda x: x) -> list[Any]:
     """Return the results of an operation on its inputs in double precision.
 
     Args:
-        of: function that is applied to copies of the inputs first.
+        prepare: function that is applied to copies of the inputs first.
     """
 
     def convert(value: Any) -> Any:
         if is_plain(value):
-            return of(value.to(torch.float64, copy=True))
+            return prepare(value.to(torch.float64, copy=True))
         is_type = isinstance(value, torch.dtype) and value.is_floating_point
         return torch.float64 if is_type else value
 
@@ -119,7 +119,7 @@ class RoundingNoise(TorchDispatchMode):
         if func not in SUMS | FUNCTIONS or not is_plain(results[0]):
             return out
         exact = in_double(func, args, kwargs)
-        sizes = in_double(func, args, kwargs, of=Tensor.abs) if func in SUMS else exact
+        sizes = in_double(func, args, kwargs, prepare=Tensor.abs) if func in SUMS else exact
         generator = torch.Generator().manual_seed(signature(func, args))
         for result, value, size in zip(results, exact, sizes, strict=True):
             if is_plain(result) and result.numel():

@@ -1,4 +1,4 @@
-"""Drawn scenes as a dataset in COCO's formats, and made-up predictions near their truth."""
+"""Drawn scenes as a dataset in COCO's formats, with predictions close to their ground truth."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ CLASSES = Classes(
     [c.isthing for c in TABLE],
 )
 CATEGORY_IDS = {index: 5 * (len(TABLE) - index) for index in range(len(TABLE))}
-"""Contiguous id -> category id: neither in order nor without gaps."""
+"""Contiguous id -> category id; category ids are in reverse order and have gaps."""
 CATEGORIES = [Category(c.name, CATEGORY_IDS[i], c.color, c.isthing) for i, c in enumerate(TABLE)]
 
 
 @dataclass
 class Scene:
-    """A picture and what a model might say of it."""
+    """An image and plausible outputs of a model for it."""
 
     image_id: int
     image: np.ndarray
     outputs: dict[str, Any]
-    """As :class:`MaskFormer` returns them."""
+    """In the format of :class:`MaskFormer`."""
 
     @property
     def name(self) -> str:
+        """The file name of the image, without suffix."""
         return f"{self.image_id:06d}"
 
 
 def write_dataset(folder: Path, count: int = 6, seed: int = 0) -> list[Scene]:
-    """Write ``panoptic.json`` and ``panoptic/`` as the truth of the scenes that are returned."""
+    """Draw scenes; write their ground truth as ``panoptic.json`` and ``panoptic/``."""
     (folder / "panoptic").mkdir(parents=True)
     rng = np.random.default_rng(seed)
     scenes, images, annotations = [], [], []
@@ -61,7 +62,12 @@ def write_dataset(folder: Path, count: int = 6, seed: int = 0) -> list[Scene]:
 
 
 def predict(ids: np.ndarray, classes: dict[int, int], rng: np.random.Generator) -> dict[str, Any]:
-    """The truth, moved a little, some segments missing and some of another class."""
+    """Return the ground truth shifted by up to 3 pixels, with missing and misclassified segments.
+
+    Args:
+        ids: segment ids, H×W.
+        classes: segment id -> contiguous class id.
+    """
     moved = np.roll(ids, rng.integers(-3, 4, 2), (0, 1))
     segments, masks = [], []
     for segment_id, class_id in classes.items():
@@ -86,7 +92,7 @@ def predict(ids: np.ndarray, classes: dict[int, int], rng: np.random.Generator) 
 
 
 def instances_of(segments: list[dict[str, Any]], masks: list[np.ndarray], size: Any) -> Instances:
-    """The things among the segments, with boxes around their masks."""
+    """Return the things among the segments as instances, with boxes around their masks."""
     things = [i for i, segment in enumerate(segments) if segment["isthing"]]
     edges = []
     for i in things:

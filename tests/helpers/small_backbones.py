@@ -1,4 +1,4 @@
-"""Small backbones of each kind, as settings of a config."""
+"""Functions that set a small backbone of each kind in a config."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A model small enough to be built, saved and run in a test, with random weights."""
+"""A model with random weights that is small enough to be built, saved and run in a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ DATASET = "tiny_model_val"
 
 
 def tiny_settings(**test: Any) -> dict[str, Any]:
-    """The YAML's content, with keys of ``MODEL.MASK_FORMER.TEST``: 4 classes, 2 of them things."""
+    """Return the config's content: 4 classes, 2 of them things.
+
+    Args:
+        test: keys of ``MODEL.MASK_FORMER.TEST``.
+    """
     backbone = {"NAME": "D2SwinTransformer"}
     swin = {"EMBED_DIM": 8, "DEPTHS": [1, 1, 1, 1], "NUM_HEADS": [1, 1, 1, 1], "WINDOW_SIZE": 2}
     head = {"NAME": "MaskFormerHead", "NUM_CLASSES": 4, "CONVS_DIM": 32, "MASK_DIM": 32}
@@ -44,9 +48,9 @@ def tiny_settings(**test: Any) -> dict[str, Any]:
 
 
 def write_tiny_model(folder: Path, **test: Any) -> tuple[Path, Path]:
-    """Write ``tiny.yaml`` and ``tiny.pth``; returns both paths.
+    """Write ``tiny.yaml`` and ``tiny.pth``, and return both paths.
 
-    The untrained weights are enlarged so that different queries give different results.
+    The random weights are scaled up so that different queries give different results.
     """
     metadata = MetadataCatalog.get(DATASET)
     metadata.set(stuff_classes=NAMES, thing_classes=NAMES, stuff_colors=COLORS)

@@ -14,7 +14,7 @@ FAMILIES: dict[str, list[Any]] = {
     "resnet": ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18]
     + ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"]
     + ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]],
-    # windows of 3 divide none of the maps: they are padded
+    # no feature map is divisible by a window of 3, so all are padded
     "swin": ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.SWIN.EMBED_DIM", 8]
     + ["MODEL.SWIN.DEPTHS", [2, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4]]
     + ["MODEL.SWIN.WINDOW_SIZE", 3],
@@ -31,6 +31,7 @@ HEAD += ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 6]
 
 
 def tiny_cfg(family: str, opts: list[Any] | None = None) -> CfgNode:
+    """Return the config of a tiny model, with config keys and values."""
     cfg = get_mask_former_cfg()
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "DATASETS.TRAIN", ()])
     cfg.merge_from_list([*FAMILIES[family], *HEAD, *(opts or [])])
@@ -38,13 +39,13 @@ def tiny_cfg(family: str, opts: list[Any] | None = None) -> CfgNode:
 
 
 def tiny_network(family: str, opts: list[Any] | None = None) -> Any:
-    """The model, in evaluation mode, its queries enlarged so that they differ."""
+    """Build the model in evaluation mode, its query embeddings scaled up so that they differ."""
     torch.manual_seed(0)
     model = build_model(tiny_cfg(family, opts)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "query_embed" in name:
                 weight.mul_(5)
-            if "relative_position_bias" in name:  # all but 0 where training begins
+            if "relative_position_bias" in name:  # initialized close to 0
                 weight.normal_()
     return model

@@ -1,4 +1,4 @@
-"""A trainer of the tiny model on made-up images, for tests of the engine."""
+"""A trainer of the tiny model on images of noise, for tests of the engine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from detectron2.structures import Instances
 
 from mask_former.engine import Trainer
 
-SIZE = 64  # pixels: group norms need more than one cell of the coarsest map
+SIZE = 64  # pixels: group norms need more than one pixel in the coarsest feature map
 
 
 def make_example(seed):
+    """Return a training example of noise with two targets."""
     g = torch.Generator().manual_seed(seed)
     instances = Instances((SIZE, SIZE))
     instances.gt_classes = torch.randint(4, (2,), generator=g)
@@ -22,7 +23,7 @@ def make_example(seed):
 
 
 class Loader:
-    """Always the same two images, or a number drawn when it was built, for the tests to see."""
+    """Yields the same two images forever; ``drawn`` is a random number from its construction."""
 
     def __init__(self):
         self.drawn = np.random.randint(2**31)
@@ -33,9 +34,10 @@ class Loader:
 
 
 class TinyTrainer(Trainer):
-    """The trainer, but for the data."""
+    """The trainer, with made-up data."""
 
     loaders: list[Loader]
+    """The training loaders that were built."""
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -48,6 +50,7 @@ class TinyTrainer(Trainer):
 
 
 def train(cfg, resume=False, hook=None):
+    """Train to the end, or resume, and return the trainer."""
     made = TinyTrainer(cfg)
     made.resume_or_load(resume)
     if hook is not None:
@@ -57,7 +60,7 @@ def train(cfg, resume=False, hook=None):
 
 
 class Kill(HookBase):
-    """Ends the run before iteration ``at``, as a kill would: nothing more is written."""
+    """Ends the run before iteration ``at`` like a kill: nothing more is written."""
 
     def __init__(self, at):
         self.at = at

@@ -1,4 +1,4 @@
-"""Runs of tools/train_net.py on published configs that are made small."""
+"""Runs of tools/train_net.py on published configs, with smaller models and fewer iterations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from tests.helpers.paths import ROOT
 
 SCRIPT = ROOT / "tools" / "train_net.py"
-TIMEOUT = 300  # seconds, of a process
+TIMEOUT = 300  # seconds for one process
 
 TINY_SWIN = {
     "MODEL.BACKBONE.NAME": "D2SwinTransformer",
@@ -22,7 +22,7 @@ TINY_SWIN = {
     "MODEL.SWIN.NUM_HEADS": [1, 1, 1, 1],
     "MODEL.SWIN.WINDOW_SIZE": 2,
 }
-"""A Swin of one block in each stage."""
+"""Settings of a Swin with one block in each stage."""
 
 SMALL_RUN = {
     "SEED": 1,
@@ -44,7 +44,7 @@ SMALL_MODEL = {
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 32,
     "MODEL.MASK_FORMER.DEC_LAYERS": 2,
 }
-"""For the published configs on a ResNet."""
+"""Settings that make published configs with a ResNet small."""
 
 _IN_TURN = """
 import json, runpy, sys, traceback
@@ -53,24 +53,24 @@ for words, output in json.load(sys.stdin):
     try:
         runpy.run_path(words[0], run_name="__main__")
     except BaseException as error:
-        if getattr(error, "code", 1):  # not of sys.exit(0)
+        if getattr(error, "code", 1):  # sys.exit(0) is not an error
             with open(f"{output}.error", "w") as file:
                 traceback.print_exc(file=file)
 """
 
 
 def config_path(config: str) -> Path:
-    """Of a file below configs/."""
+    """Return the absolute path of a file below configs/."""
     return ROOT / "configs" / config
 
 
 def pairs(settings: Mapping[str, Any]) -> list[str]:
-    """The words KEY VALUE … of a command."""
+    """List the words KEY VALUE … of a command line."""
     return [str(word) for pair in settings.items() for word in pair]
 
 
 def arguments(config: str, output: Path, *options: str, settings: Mapping[str, Any]) -> list[str]:
-    """The words after `python`: tools/train_net.py on a config below configs/.
+    """List the words after `python` that run tools/train_net.py on a config below configs/.
 
     Args:
         options: such as ``--eval-only``.
@@ -81,13 +81,13 @@ def arguments(config: str, output: Path, *options: str, settings: Mapping[str, A
 
 
 def environment(datasets: Path) -> dict[str, str]:
-    """The variables of a process that finds its data below a folder, and no GPU."""
+    """Return the variables of a process with this folder of datasets, and without a GPU."""
     variables = {"DETECTRON2_DATASETS": str(datasets), "CUDA_VISIBLE_DEVICES": ""}
     return {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(words: Sequence[str], *, cwd: Path, environment: Mapping[str, str], stdin: str = "") -> str:
-    """Run ``python words …`` to its end, which has to be a good one; returns what it said."""
+    """Run ``python words …``, assert that it succeeds, and return its output."""
     done = subprocess.run(
         [sys.executable, *words],
         cwd=cwd,
@@ -107,18 +107,18 @@ def run_in_turn(
 ) -> None:
     """Run the script for each output folder in one process, which saves seconds of imports.
 
-    What fails leaves its traceback for `check_done`, and the others run all the same.
+    A run that fails leaves its traceback for `check_done`; the next ones still run.
     """
     stdin = json.dumps([(list(words), str(output)) for output, words in runs.items()])
     run(["-c", _IN_TURN], cwd=cwd, environment=environment, stdin=stdin)
 
 
 def check_done(output: Path) -> None:
-    """Fail with the traceback that the run left, if it did."""
+    """Assert that the run left no traceback."""
     error = Path(f"{output}.error")
     assert not error.exists(), error.read_text()
 
 
 def results_of(output: Path) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Metrics by dataset and task."""
+    """Read the metrics of a run, by dataset, task and name."""
     return json.loads((output / "results.json").read_text())

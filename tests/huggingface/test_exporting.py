@@ -1,4 +1,4 @@
-"""A model of ours in their library gives the same logits; what theirs cannot hold is refused."""
+"""Models exported to transformers give the same logits; others are refused with the reason."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ REFUSED = {
     "*/*R101c*": "DeepLab's stem",
     "*panoptic*/*panoptic_R*": "without a transformer encoder",
     "camvid/maskformer*": "weights of other backbones",
-    "shapes/*": "queries look at the backbone's last map",
+    "shapes/*": "queries attend to the backbone's last map",
 }
 
 
@@ -53,7 +53,7 @@ def write_theirs(cfg, model, folder):
         "ade20k-150/maskformer_R50_bs16_160k",
     ],
 )
-def test_a_published_model_gives_the_same_logits_and_comes_back_unchanged(config, tmp_path):
+def test_a_published_model_gives_the_same_logits_and_survives_a_round_trip(config, tmp_path):
     cfg = load_cfg(str(CONFIGS / f"{config}.yaml"), ["MODEL.DEVICE", "cpu"])
     ours = build_model(cfg).eval()
     fill_weights(ours)
@@ -80,7 +80,7 @@ def flat(tree, prefix=""):
             yield prefix + key, value
 
 
-def test_of_the_published_configs_16_are_converted():
+def test_16_published_configs_are_converted():
     refused = {file for pattern in REFUSED for file in CONFIGS.glob(f"{pattern}.yaml")}
     facts = json.loads(gzip.decompress((GOLDEN / "published_configs.json.gz").read_bytes()))
     others = {CONFIGS / path for path in facts["configs"]} - refused
@@ -91,14 +91,14 @@ def test_of_the_published_configs_16_are_converted():
 
 
 @pytest.mark.parametrize("pattern", REFUSED)
-def test_configs_that_theirs_cannot_hold_are_refused_with_the_reason(pattern):
+def test_configs_that_transformers_does_not_support_are_refused_with_the_reason(pattern):
     files = [file for file in CONFIGS.glob(f"{pattern}.yaml") if "Base" not in file.name]
     assert files
     for file in files:
         cfg = load_cfg(str(file))
         with pytest.raises(ValueError) as error:
             to_huggingface_config(cfg, names_of(cfg))
-        assert "transformers' MaskFormer cannot hold" in str(error.value)
+        assert "transformers' MaskFormer does not support" in str(error.value)
         assert REFUSED[pattern] in str(error.value), file
 
 
@@ -123,7 +123,7 @@ def test_configs_that_theirs_cannot_hold_are_refused_with_the_reason(pattern):
         ("MODEL.RESNETS.WIDTH_PER_GROUP", 32),
     ],
 )
-def test_settings_that_theirs_lacks_are_refused_where_they_matter(cfg, backbone, key, value):
+def test_unsupported_settings_are_refused_if_the_model_uses_them(cfg, backbone, key, value):
     cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
     cfg.MODEL.BACKBONE.NAME = backbone
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
@@ -140,20 +140,20 @@ def test_settings_that_theirs_lacks_are_refused_where_they_matter(cfg, backbone,
 
 def test_a_projection_between_equal_widths_is_refused(cfg):
     cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
-    cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = True  # 64 to 16: there anyway
+    cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = True  # 64 to 16 is projected anyway
     to_huggingface_config(cfg, names_of(cfg))
     cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 64
-    with pytest.raises(ValueError, match="projects only where the two differ"):
+    with pytest.raises(ValueError, match="has a projection only if the two differ"):
         to_huggingface_config(cfg, names_of(cfg))
 
 
-def test_there_must_be_a_name_for_each_class(cfg):
+def test_too_few_class_names_are_an_error(cfg):
     cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
     with pytest.raises(ValueError, match=r"There are 3 class names, but .*NUM_CLASSES is 4"):
         to_huggingface_config(cfg, ["sky", "road", "car"])
 
 
-def test_norms_that_count_and_a_size_that_is_the_backbones(cfg):
+def test_the_size_divisor_comes_from_the_backbone_and_batch_norms_are_accepted(cfg):
     cfg.merge_from_other_cfg(CfgNode(tiny_settings()))
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = -1

@@ -1,4 +1,4 @@
-"""A checkpoint of theirs gives the same logits as ours, and its settings are all read."""
+"""Checkpoints of transformers give the same logits here, and all their settings are read."""
 
 import copy
 import json
@@ -27,11 +27,11 @@ def test_a_converted_model_gives_the_same_logits(kind, tmp_path):
     checkpoint = read_huggingface_folder(save_theirs(theirs, tmp_path))
     assert checkpoint.class_names == NAMES
     ours = model_of(checkpoint)
-    for size in ((64, 96), (160, 32), (75, 101)):  # the last is no multiple of any stride
+    for size in ((64, 96), (160, 32), (75, 101)):  # the last is not a multiple of any stride
         assert worst_difference(theirs, ours, random_images(*size)) < 1e-4
 
 
-def test_a_pickled_file_is_read_and_one_with_code_refused(tmp_path):
+def test_a_pickled_file_is_read_but_one_with_code_is_refused(tmp_path):
     theirs = their_model("ResNet")
     folder = save_theirs(theirs, tmp_path)
     (folder / "model.safetensors").unlink()
@@ -50,7 +50,7 @@ def test_a_pickled_file_is_read_and_one_with_code_refused(tmp_path):
         ("ResNetConfig", tables.VALUES + tables.RESNET_VALUES),
     ],
 )
-def test_what_a_file_leaves_out_has_the_defaults_of_transformers(backbone, rows):
+def test_missing_settings_have_the_defaults_of_transformers(backbone, rows):
     config = transformers.MaskFormerConfig(backbone_config=getattr(transformers, backbone)())
     values = config.to_dict()
     for _, theirs, default in rows:
@@ -59,17 +59,17 @@ def test_what_a_file_leaves_out_has_the_defaults_of_transformers(backbone, rows)
 
 
 @pytest.mark.parametrize("backbone", ["SwinConfig", "ResNetConfig"])
-def test_the_shortest_config_means_what_the_whole_one_does(backbone):
+def test_a_minimal_config_has_the_settings_of_the_complete_one(backbone):
     model_type = getattr(transformers, backbone).model_type
     short = {"model_type": "maskformer", "backbone_config": {"model_type": model_type}}
-    whole = transformers.MaskFormerConfig(
+    complete = transformers.MaskFormerConfig(
         backbone_config=getattr(transformers, backbone)(
             out_features=["stage1", "stage2", "stage3", "stage4"]
         )
     )
     processor = transformers.MaskFormerImageProcessor().to_dict()
-    whole = json.loads(whole.to_json_string(use_diff=False))
-    assert settings_from_huggingface(short, {}) == settings_from_huggingface(whole, processor)
+    complete = json.loads(complete.to_json_string(use_diff=False))
+    assert settings_from_huggingface(short, {}) == settings_from_huggingface(complete, processor)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_shortest_config_means_what_the_whole_one_does(backbone):
         ("id2label", {"0": "sky", "2": "sea"}, "2 classes with ids 0 … 2"),
     ],
 )
-def test_a_swin_that_ours_cannot_hold_is_refused(key, value, expected):
+def test_unsupported_swin_settings_are_refused(key, value, expected):
     refuse("Swin", key, value, expected)
 
 
@@ -103,7 +103,7 @@ def test_a_swin_that_ours_cannot_hold_is_refused(key, value, expected):
         ("backbone_config.layer_type", "basic", "64 channels first"),
     ],
 )
-def test_a_resnet_that_ours_cannot_hold_is_refused(key, value, expected):
+def test_unsupported_resnet_settings_are_refused(key, value, expected):
     refuse("ResNet", key, value, expected)
 
 
@@ -134,7 +134,7 @@ def refuse(kind, key, value, expected):
         {"do_normalize": False},
     ],
 )
-def test_images_are_normalised_alike(processor):
+def test_images_are_normalised_like_transformers_does(processor):
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
     theirs = transformers.MaskFormerImageProcessor(do_resize=False, **processor)
     expected = theirs(images=image, return_tensors="pt")["pixel_values"][0]
@@ -153,9 +153,9 @@ def test_images_are_normalised_alike(processor):
         ({"size": 640, "max_size": 2560, "size_divisibility": 64}, 640, 2560, 64),
         ({"do_resize": False}, 0, 1333, 32),
     ],
-    ids=["nothing said", "of today", "of 2022", "no resize"],
+    ids=["defaults", "current format", "format of 2022", "no resize"],
 )
-def test_sizes_are_read(processor, shortest, longest, divisibility):
+def test_image_sizes_are_read(processor, shortest, longest, divisibility):
     config = {"model_type": "maskformer", "backbone_config": {"model_type": "swin"}}
     settings = settings_from_huggingface(config, processor)
     found = settings["INPUT"]["MIN_SIZE_TEST"], settings["INPUT"]["MAX_SIZE_TEST"]
@@ -163,7 +163,7 @@ def test_sizes_are_read(processor, shortest, longest, divisibility):
     assert settings["MODEL"]["MASK_FORMER"]["SIZE_DIVISIBILITY"] == divisibility
 
 
-def test_a_size_that_would_change_the_shape_of_images_is_refused():
+def test_a_size_that_would_change_the_aspect_ratio_is_refused():
     config = {"model_type": "maskformer", "backbone_config": {"model_type": "swin"}}
     with pytest.raises(ValueError, match="needs shortest_edge and longest_edge"):
         settings_from_huggingface(config, {"size": {"height": 512, "width": 512}})

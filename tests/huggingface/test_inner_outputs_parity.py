@@ -1,4 +1,4 @@
-"""Inner outputs beside those of transformers' model, through our converter."""
+"""Inner outputs of a converted model, compared with those of transformers' model."""
 
 import pytest
 import torch
@@ -16,16 +16,16 @@ from tests.helpers.huggingface_models import (
 
 def assert_same(found, expected):
     assert found.shape == expected.shape
-    assert expected.std() > 0.05, "the outputs say nothing"
+    assert expected.std() > 0.05, "the outputs are nearly constant"
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def both(kind, size, folder, auxiliary=False):
-    """Theirs and ours of the same images, and their model."""
+    """Return transformers' model, its outputs and the inner outputs here for the same images."""
     theirs = their_model(kind)
     ours = model_of(read_huggingface_folder(save_theirs(theirs, folder)))
     normalised = random_images(*size)
-    theirs.config.use_auxiliary_loss = auxiliary  # with it they give the logits of all layers
+    theirs.config.use_auxiliary_loss = auxiliary  # returns the logits of all layers
     with torch.no_grad():
         expected = theirs(
             pixel_values=normalised, output_hidden_states=True, output_auxiliary_logits=auxiliary
@@ -36,17 +36,17 @@ def both(kind, size, folder, auxiliary=False):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("size", [(64, 96), (160, 32)], ids=str)
-def test_inner_outputs_are_theirs(kind, size, tmp_path):
+def test_inner_outputs_equal_transformers(kind, size, tmp_path):
     theirs, expected, found = both(kind, size, tmp_path)
     maps = [found.backbone[name] for name in sorted(found.backbone)]
     assert len(maps) == len(expected.encoder_hidden_states) == 4
     for one, other in zip(maps, expected.encoder_hidden_states, strict=True):
         assert_same(one, other)
     assert_same(found.mask_features, expected.pixel_decoder_last_hidden_state)
-    assert found.encoder_memory is None  # theirs has no such encoder
+    assert found.encoder_memory is None  # transformers' model has no such encoder
 
-    # Theirs: the queries' zero content first, then each layer without the decoder's final norm,
-    # the last one with it. Ours: each layer with it.
+    # transformers: the queries' zero content first, then each layer without the decoder's final
+    # norm, except the last one. Here: each layer with the norm.
     zero, *states = expected.transformer_decoder_hidden_states
     assert zero.abs().max() == 0
     norm = theirs.model.transformer_module.decoder.layernorm
@@ -63,12 +63,12 @@ def test_inner_outputs_are_theirs(kind, size, tmp_path):
 
 
 @torch.no_grad()
-def test_what_earlier_layers_say_is_said_of_normalised_states(tmp_path):
-    """Theirs says it of the states before the norm, and of the zero content too."""
+def test_earlier_layers_predict_from_normalised_states(tmp_path):
+    """transformers predicts from the states before the norm, and from the zero content too."""
     theirs, expected, found = both("Swin", (64, 96), tmp_path, auxiliary=True)
     zero, first, _ = expected.transformer_decoder_hidden_states
-    said = [layer["class_queries_logits"] for layer in expected.auxiliary_logits]
-    assert len(said) == 2
-    for logits, state in zip(said, (zero, first), strict=True):
+    logits_of_layers = [layer["class_queries_logits"] for layer in expected.auxiliary_logits]
+    assert len(logits_of_layers) == 2
+    for logits, state in zip(logits_of_layers, (zero, first), strict=True):
         torch.testing.assert_close(logits, theirs.class_predictor(state))
-    assert (found.layers[0].pred_logits - said[1]).abs().max() > 0.01
+    assert (found.layers[0].pred_logits - logits_of_layers[1]).abs().max() > 0.01

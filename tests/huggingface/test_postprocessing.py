@@ -1,4 +1,4 @@
-"""Maps to targets and logits to maps, against slow loops over pixels, without transformers."""
+"""Encoding of maps and post-processing of logits, compared with slow loops over pixels."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def random_outputs(batch=2, size=(6, 8), seed=0):
     }
 
 
-def regions(*logits, size=(4, 8)):
-    """Outputs of one image whose queries share it in vertical stripes: class logits by query."""
+def striped_outputs(*logits, size=(4, 8)):
+    """Return outputs of one image: query i has ``logits[i]`` and the i-th vertical stripe."""
     masks = torch.full((1, len(logits), *size), -9.0)
     for query, columns in enumerate(np.array_split(np.arange(size[1]), len(logits))):
         masks[0, query, :, columns] = 9
@@ -58,13 +58,13 @@ def test_each_value_of_a_semantic_map_is_a_target():
         assert np.array_equal(mask.numpy(), label.item() == MAP)
 
 
-def test_reducing_labels_leaves_0_out_and_counts_from_it():
+def test_do_reduce_labels_drops_0_and_subtracts_1():
     (target,) = encode(MAP, do_reduce_labels=True, ignore_index=254)
     assert target["labels"].tolist() == [0, 1]
     assert np.array_equal(target["masks"].numpy(), [MAP == 1, MAP == 2])
 
 
-def test_instances_get_the_class_of_their_id_and_two_may_share_it():
+def test_instances_get_the_class_of_their_id_which_two_may_share():
     ids = np.array([[70000, 70000, 3], [3, 9, 9]])
     (target,) = encode(ids, {3: 1, 9: 0, 70000: 1})
     assert target["labels"].tolist() == [1, 0, 1]
@@ -77,11 +77,11 @@ def test_labels_of_instances_are_reduced_too():
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, Image.fromarray])
-def test_maps_are_arrays_tensors_or_pil_images(kind):
+def test_maps_may_be_arrays_tensors_or_pil_images(kind):
     assert targets_of([kind(MAP)]) == targets_of([MAP]) == targets_of(kind(MAP))
 
 
-def test_maps_of_a_batch_are_padded_to_one_size_with_nothing():
+def test_masks_of_a_batch_are_padded_to_one_size_with_false():
     small, large = np.full((2, 5), 1), np.full((4, 3), 1)
     targets = encode([small, large])
     assert [tuple(t["masks"].shape) for t in targets] == [(1, 4, 5), (1, 4, 5)]
@@ -90,7 +90,7 @@ def test_maps_of_a_batch_are_padded_to_one_size_with_nothing():
     assert encode(small, size=(8, 8))[0]["masks"].shape == (1, 8, 8)
 
 
-def test_a_map_without_targets_has_none():
+def test_a_map_without_labels_has_no_targets():
     (target,) = encode(np.full((2, 3), 255), ignore_index=255, with_valid=True)
     assert target["labels"].shape == (0,)
     assert target["masks"].shape == (0, 2, 3)
@@ -105,7 +105,7 @@ def test_valid_pixels_are_those_of_targets():
 
 
 @pytest.mark.parametrize("with_valid", [False, True])
-def test_the_criterion_takes_the_targets(with_valid):
+def test_the_criterion_accepts_the_targets(with_valid):
     maps = [np.array([[0, 1, 255]] * 8), np.array([[2] * 12] * 8)]
     targets = encode(maps, ignore_index=255, with_valid=with_valid)
     criterion = SetCriterion(CLASSES, HungarianMatcher(1.0, 20.0, 1.0), no_object_weight=0.1)
@@ -123,7 +123,7 @@ def test_the_criterion_takes_the_targets(with_valid):
         (([MAP[:, :1], MAP], {0: 0, 1: 1}), KeyError, "map 1 has the instance ids [2, 255]"),
     ],
 )
-def test_a_map_that_is_none_is_refused(arguments, error, expected):
+def test_invalid_maps_and_mappings_are_refused(arguments, error, expected):
     with pytest.raises(error) as caught:
         encode(*arguments)
     assert expected in caught.value.args[0]
@@ -154,11 +154,11 @@ def test_a_negative_class_is_refused():
 def test_the_semantic_map_is_the_best_class_of_resized_scores(sizes):
     outputs = random_outputs()
     found = post_process_semantic(outputs, sizes)
-    for place, ids in enumerate(found):
-        probability = outputs["pred_logits"][place].softmax(-1)[:, :-1]
-        scores = torch.einsum("qk,qhw->khw", probability, outputs["pred_masks"][place].sigmoid())
+    for index, ids in enumerate(found):
+        probability = outputs["pred_logits"][index].softmax(-1)[:, :-1]
+        scores = torch.einsum("qk,qhw->khw", probability, outputs["pred_masks"][index].sigmoid())
         if sizes is not None:
-            size = tuple(int(side) for side in sizes[place])
+            size = tuple(int(side) for side in sizes[index])
             scores = F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
         assert ids.dtype == torch.int64
         assert torch.equal(ids, scores.argmax(0))
@@ -168,7 +168,7 @@ def test_the_semantic_map_is_the_best_class_of_resized_scores(sizes):
 
 
 def panoptic_by_loops(logits, masks, size, threshold, mask_threshold, overlap, fuse):
-    """One image: the ids, and (id, class, whether fused, score)."""
+    """Return the ids of one image, and (id, class, whether fused, score) of each segment."""
     score, label = logits.softmax(-1).max(-1)
     probability = F.interpolate(masks.sigmoid()[None], size, mode="bilinear")[0]
     kept = [q for q in range(len(score)) if label[q] < CLASSES and score[q] > threshold]
@@ -182,8 +182,8 @@ def panoptic_by_loops(logits, masks, size, threshold, mask_threshold, overlap, f
     owner = torch.tensor(owner)
     segments = {}
     for q in kept:
-        won, own = int((owner == q).sum()), int((product[q] >= mask_threshold).sum())
-        if not won or not own or not won / own > overlap:
+        won, area = int((owner == q).sum()), int((product[q] >= mask_threshold).sum())
+        if not won or not area or not won / area > overlap:
             continue
         name = ("class", int(label[q])) if int(label[q]) in fuse else ("query", q)
         number, best = segments.get(name, (len(segments) + 1, 0.0))
@@ -198,7 +198,7 @@ def panoptic_by_loops(logits, masks, size, threshold, mask_threshold, overlap, f
 
 @pytest.mark.parametrize("fuse", [set(), {0, 2}], ids=str)
 @pytest.mark.parametrize("thresholds", [(0.5, 0.5, 0.1), (0.3, 0.2, 0.0), (0.4, 0.6, 0.3)], ids=str)
-def test_panoptic_results_are_those_of_the_loops(thresholds, fuse):
+def test_panoptic_results_match_the_reference_loops(thresholds, fuse):
     outputs = random_outputs(batch=3)
     sizes = [(9, 11), (6, 8), (4, 17)]
     segments = 0
@@ -214,8 +214,8 @@ def test_panoptic_results_are_those_of_the_loops(thresholds, fuse):
     assert segments > 3
 
 
-def test_a_mask_that_wins_just_the_threshold_is_dropped_where_fp32_decides_so():
-    """1 of 2 is no more than 0.5, but 4 of 5 in fp32 is 0.80000001: as transformers has it."""
+def test_shares_at_the_overlap_threshold_are_compared_in_fp32():
+    """As in transformers: 1/2 does not exceed 0.5, but 4/5 exceeds 0.8, as 0.80000001 in fp32."""
     for won, area, threshold, count in ((1, 2, 0.5, 1), (4, 5, 0.8, 2)):
         masks = torch.full((1, 2, 1, 6), -9.0)
         masks[0, 0, 0, :area] = 4
@@ -228,8 +228,8 @@ def test_a_mask_that_wins_just_the_threshold_is_dropped_where_fp32_decides_so():
         assert len(found["segments_info"]) == count
 
 
-def test_nothing_found_is_a_map_of_void():
-    outputs = regions([0, 0, 0, 9], [0, 0, 0, 9])
+def test_without_segments_the_map_is_void():
+    outputs = striped_outputs([0, 0, 0, 9], [0, 0, 0, 9])
     (found,) = post_process_panoptic(outputs, target_sizes=[(5, 7)])
     assert found["segments_info"] == []
     assert torch.equal(found["segmentation"], torch.zeros(5, 7, dtype=torch.int32))
@@ -238,9 +238,9 @@ def test_nothing_found_is_a_map_of_void():
 # Instances
 
 
-def test_instances_are_in_the_asked_form():
-    outputs = regions([9, 0, 0, 0], [0, 0, 9, 0])
-    outputs["pred_masks"][:, :, 0] = -9  # none in the top row
+def test_instances_are_returned_in_the_requested_form():
+    outputs = striped_outputs([9, 0, 0, 0], [0, 0, 9, 0])
+    outputs["pred_masks"][:, :, 0] = -9  # the top row is empty
     (by_id,), (masks,), (runs,) = (
         post_process_instance(outputs, target_sizes=[(8, 16)], form=form)
         for form in ("id_map", "masks", "rle")
@@ -248,18 +248,18 @@ def test_instances_are_in_the_asked_form():
     assert by_id["segments_info"] == masks["segments_info"] == runs["segments_info"]
     assert sorted(one["label_id"] for one in by_id["segments_info"]) == [0, 2]
     assert [one["id"] for one in by_id["segments_info"]] == [0, 1]
-    for place, segment in enumerate(by_id["segments_info"]):
+    for index, segment in enumerate(by_id["segments_info"]):
         expected = torch.zeros(8, 16, dtype=torch.bool)
         expected[2:, 8 * (segment["label_id"] == 2) :][:, :8] = True
-        assert torch.equal(masks["segmentation"][place], expected)
-        assert torch.equal(by_id["segmentation"] == place, expected)
-        assert runs["segmentation"][place]["size"] == [8, 16]
-        decoded = coco_mask.decode(runs["segmentation"][place])
+        assert torch.equal(masks["segmentation"][index], expected)
+        assert torch.equal(by_id["segmentation"] == index, expected)
+        assert runs["segmentation"][index]["size"] == [8, 16]
+        decoded = coco_mask.decode(runs["segmentation"][index])
         assert np.array_equal(decoded, expected.numpy())
 
 
-def test_ids_of_instances_start_at_0_and_nothing_is_minus_1():
-    outputs = regions([9, 0, 0, 0], [0, 0, 0, 9])
+def test_ids_of_instances_start_at_0_and_pixels_without_one_are_minus_1():
+    outputs = striped_outputs([9, 0, 0, 0], [0, 0, 0, 9])
     (found,) = post_process_instance(outputs)
     assert found["segmentation"].dtype == torch.int32
     assert found["segmentation"].unique().tolist() == [-1, 0]
@@ -267,8 +267,8 @@ def test_ids_of_instances_start_at_0_and_nothing_is_minus_1():
 
 @pytest.mark.parametrize("image_sizes", [None, [(16, 32)]])
 @pytest.mark.parametrize("form, count", [("masks", 0), ("rle", 0), ("id_map", 7)])
-def test_no_instance_is_an_empty_result(form, count, image_sizes):
-    outputs = regions([0, 0, 0, 9], [0, 0, 0, 9])
+def test_without_instances_the_result_is_empty(form, count, image_sizes):
+    outputs = striped_outputs([0, 0, 0, 9], [0, 0, 0, 9])
     (found,) = post_process_instance(
         outputs, target_sizes=[(7, 9)], form=form, image_sizes=image_sizes
     )
@@ -276,8 +276,8 @@ def test_no_instance_is_an_empty_result(form, count, image_sizes):
     assert found["segments_info"] == []
 
 
-def test_a_mask_that_vanishes_when_it_shrinks_is_left_out():
-    outputs = regions([9, 0, 0, 0], [0, 9, 0, 0])
+def test_a_mask_that_vanishes_when_downsampled_is_left_out():
+    outputs = striped_outputs([9, 0, 0, 0], [0, 9, 0, 0])
     outputs["pred_masks"][0, 1] = -9
     outputs["pred_masks"][0, 1, 3, 7] = 9
     assert len(post_process_instance(outputs)[0]["segments_info"]) == 2
@@ -297,7 +297,7 @@ def test_an_unknown_form_is_refused():
     "image_sizes, sizes",
     [([(24, 32), (17, 30)], [(50, 40), (9, 64)]), ([(20, 32), (24, 9)], None)],
 )
-def test_with_the_sizes_of_images_results_are_those_of_the_model(image_sizes, sizes):
+def test_with_image_sizes_results_equal_those_of_the_model(image_sizes, sizes):
     outputs = random_outputs()
     found = [
         process(outputs, target_sizes=sizes, image_sizes=image_sizes)
@@ -306,13 +306,13 @@ def test_with_the_sizes_of_images_results_are_those_of_the_model(image_sizes, si
     instances = post_process_instance(
         outputs, 0.2, target_sizes=sizes, image_sizes=image_sizes, form="masks"
     )
-    for place, image in enumerate(image_sizes):
-        logits = outputs["pred_logits"][place]
-        masks = as_masks(outputs["pred_masks"][place]).resize((24, 32)).crop(image)
-        masks = masks.resize(sizes and sizes[place])
-        assert found[0][place].shape == (image if sizes is None else sizes[place])
-        assert torch.equal(found[0][place], semantic_map(logits, masks))
-        # the masks' areas are counted otherwise, so compare whom pixels go to
+    for index, image in enumerate(image_sizes):
+        logits = outputs["pred_logits"][index]
+        masks = as_masks(outputs["pred_masks"][index]).resize((24, 32)).crop(image)
+        masks = masks.resize(sizes and sizes[index])
+        assert found[0][index].shape == (image if sizes is None else sizes[index])
+        assert torch.equal(found[0][index], semantic_map(logits, masks))
+        # Mask areas are counted differently, so only the assignment of pixels is compared.
         ids, _ = panoptic_inference(
             logits,
             masks,
@@ -322,17 +322,17 @@ def test_with_the_sizes_of_images_results_are_those_of_the_model(image_sizes, si
         )
         ours = post_process_panoptic(
             outputs, 0.5, 0.01, 0, target_sizes=sizes, image_sizes=image_sizes
-        )[place]["segmentation"]
+        )[index]["segmentation"]
         assert len(ids.unique()) > 1
         assert torch.equal(ours, ids)
         expected = instance_inference(logits, masks, topk=QUERIES)
         expected = expected[(expected.scores >= 0.2) & expected.pred_masks.flatten(1).any(1)]
         assert len(expected) > 2
-        scores = {segment["score"]: segment["id"] for segment in instances[place]["segments_info"]}
+        scores = {segment["score"]: segment["id"] for segment in instances[index]["segments_info"]}
         assert sorted(scores) == pytest.approx(sorted(expected.scores.tolist()))
         for score, mask in zip(expected.scores.tolist(), expected.pred_masks, strict=True):
             nearest = min(scores, key=lambda one: abs(one - score))
-            assert torch.equal(instances[place]["segmentation"][scores[nearest]], mask)
+            assert torch.equal(instances[index]["segmentation"][scores[nearest]], mask)
 
 
 def process_all(outputs, **settings):
@@ -343,15 +343,15 @@ def process_all(outputs, **settings):
 
 
 @pytest.mark.parametrize("image_sizes", [None, [(24, 32), (17, 30)]])
-def test_results_do_not_hang_on_the_bands_they_are_made_in(monkeypatch, image_sizes):
+def test_results_do_not_depend_on_the_bands(monkeypatch, image_sizes):
     settings = {"target_sizes": [(40, 50), (9, 90)], "image_sizes": image_sizes}
     expected = list(process_all(random_outputs(), **settings))
-    monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", 1)  # a row at a time
+    monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", 1)  # one row at a time
     for one, other in zip(process_all(random_outputs(), **settings), expected, strict=True):
         assert torch.equal(one, other)
 
 
-def test_outputs_are_left_as_they_are():
+def test_outputs_are_not_modified():
     outputs = random_outputs()
     before = {name: value.clone() for name, value in outputs.items()}
     for settings in ({}, {"target_sizes": [(6, 8)] * 2}, {"image_sizes": [(24, 32)] * 2}):
@@ -360,7 +360,7 @@ def test_outputs_are_left_as_they_are():
         assert torch.equal(value, before[name])
 
 
-def test_outputs_of_transformers_have_other_names():
+def test_outputs_with_the_names_of_transformers_are_accepted():
     outputs = random_outputs()
     renamed = dict(
         zip(("class_queries_logits", "masks_queries_logits"), outputs.values(), strict=True)
@@ -383,7 +383,7 @@ def test_outputs_of_transformers_have_other_names():
         ),
     ],
 )
-def test_what_does_not_fit_the_batch_is_refused(outputs, settings, error, expected):
+def test_settings_that_do_not_fit_the_batch_are_refused(outputs, settings, error, expected):
     for process in (post_process_semantic, post_process_panoptic, post_process_instance):
         with pytest.raises(error) as caught:
             process(outputs or random_outputs(), **settings)

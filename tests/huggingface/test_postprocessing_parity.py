@@ -1,7 +1,7 @@
-"""Post-processing and encoding against those of transformers, which are called as a user would.
+"""Post-processing and encoding, compared with the public API of transformers.
 
-What is compared is what a caller gets: maps pixel by pixel, ids, classes and scores. The places
-where ours differ on purpose (docs/transformers.md) are claims of their own at the end.
+Maps are compared pixel by pixel, and ids, classes and scores one by one. Intended differences
+(docs/transformers.md) have their own tests at the end.
 """
 
 from types import SimpleNamespace
@@ -25,12 +25,12 @@ QUERIES, CLASSES = 30, 7
 SIZES = [None, [(96, 120), (31, 250), (7, 5)], [(24, 32), (200, 64), (97, 97)]]
 
 TIES = 1e-4
-"""The share of pixels that may differ. Their two largest values lie within a few fp32 steps of each
-other: ours are resized row by row and then column by column, theirs in one step."""
+"""The share of pixels that may differ: those whose two best values differ by a few fp32 steps.
+Here values are resized along rows and then along columns, in transformers in one step."""
 
 
 def noise(seed=0, dtype=torch.float32):
-    """Logits that say nothing: every pixel is a contest."""
+    """Return random logits, with close values at every pixel."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "pred_logits": (3 * torch.randn(3, QUERIES, CLASSES + 1, generator=generator)).to(dtype),
@@ -39,8 +39,8 @@ def noise(seed=0, dtype=torch.float32):
 
 
 def blobs(seed=0):
-    """Logits as of a trained model: half of the queries share the image among smooth masks, with
-    overlaps and gaps, the others say "no object"."""
+    """Return logits like those of a trained model: half of the queries have smooth masks with
+    overlaps and gaps, the others predict "no object"."""
     generator = torch.Generator().manual_seed(seed)
     real = QUERIES // 2
     coarse = torch.randn(3, QUERIES, 4, 5, generator=generator)
@@ -51,8 +51,8 @@ def blobs(seed=0):
     logits = torch.randn(3, QUERIES, CLASSES + 1, generator=generator)
     classes = torch.randint(CLASSES, (3, QUERIES), generator=generator)
     classes[:, real:] = CLASSES
-    sure = 4 + 5 * torch.rand(3, QUERIES, 1, generator=generator)
-    logits.scatter_add_(2, classes[..., None], sure)
+    confidence = 4 + 5 * torch.rand(3, QUERIES, 1, generator=generator)
+    logits.scatter_add_(2, classes[..., None], confidence)
     return {"pred_logits": logits, "pred_masks": 12 * (smooth - others + overlap)}
 
 
@@ -64,7 +64,7 @@ each_case = pytest.mark.parametrize(
     ids=[
         f"{name}-{sizes}"
         for name in ("noise 0", "noise 1", "blobs 0", "blobs 1", "blobs 2")
-        for sizes in ("own size", "mixed sizes", "other sizes")
+        for sizes in ("mask size", "mixed sizes", "other sizes")
     ],
 )
 
@@ -81,7 +81,7 @@ def assert_same_map(found, expected):
 
 
 def assert_same_segments(found, expected):
-    """Theirs rounds scores to six digits."""
+    """Compare segments; transformers rounds scores to six digits."""
     names = ("id", "label_id", "was_fused")
     assert [[one[name] for name in names] for one in found] == [
         [one[name] for name in names] for one in expected
@@ -91,15 +91,17 @@ def assert_same_segments(found, expected):
 
 
 def each_segment_once(segments):
-    """Theirs lists a fused segment once a query, and then counts on from its id, so that two
-    segments may have one id. Here each is listed once, with the largest score and an id of its own.
+    """Merge the entries of fused segments, and give every segment a unique id.
+
+    transformers lists a fused segment once per query, and continues counting from its id, so that
+    two segments may share an id.
 
     Returns:
-        The segments, and the id that each has in theirs, by its own.
+        The segments with their largest score, and a dict from each new id to transformers' id.
     """
     merged, their_id = {}, {0: 0}
-    for place, segment in enumerate(segments):
-        key = ("class", segment["label_id"]) if segment["was_fused"] else ("query", place)
+    for index, segment in enumerate(segments):
+        key = ("class", segment["label_id"]) if segment["was_fused"] else ("query", index)
         first = merged.setdefault(key, {**segment, "id": len(merged) + 1})
         first["score"] = max(first["score"], segment["score"])
         assert their_id.setdefault(first["id"], segment["id"]) == segment["id"]
@@ -110,17 +112,17 @@ def each_segment_once(segments):
 
 
 @each_case
-def test_the_semantic_maps_are_theirs(outputs, sizes):
+def test_semantic_maps_equal_those_of_transformers(outputs, sizes):
     expected = THEIRS.post_process_semantic_segmentation(as_theirs(outputs), sizes)
     found = post_process_semantic(outputs, sizes)
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
-        assert len(theirs.unique()) > 2, "the case shows nothing"
+        assert len(theirs.unique()) > 2, "the case has too few classes"
         assert_same_map(ours, theirs)
 
 
 @each_case
-def test_the_scores_of_classes_are_theirs(outputs, sizes):
+def test_class_scores_equal_those_of_transformers(outputs, sizes):
     expected = THEIRS.post_process_semantic_segmentation(
         as_theirs(outputs), sizes, return_segmentation_scores=True
     )
@@ -150,7 +152,7 @@ def test_the_scores_of_classes_are_theirs(outputs, sizes):
     ],
     ids=["defaults", "some fused", "low thresholds", "high thresholds, all fused"],
 )
-def test_the_panoptic_results_are_theirs(outputs, sizes, thresholds, fuse):
+def test_panoptic_results_equal_those_of_transformers(outputs, sizes, thresholds, fuse):
     expected = THEIRS.post_process_panoptic_segmentation(
         as_theirs(outputs), **thresholds, label_ids_to_fuse=fuse, target_sizes=sizes
     )
@@ -160,7 +162,7 @@ def test_the_panoptic_results_are_theirs(outputs, sizes, thresholds, fuse):
         assert_same_segments(ours["segments_info"], segments)
         ids = torch.tensor([their_id[number] for number in range(len(their_id))])
         found_map = ids[ours["segmentation"]]
-        # nothing found: theirs is a map of -1 (see the end)
+        # Without segments, transformers' map is -1 (see the end).
         assert_same_map(found_map, theirs["segmentation"].clamp(min=0))
         if not fuse:
             assert sorted(their_id.items()) == [(i, i) for i in range(len(their_id))]
@@ -168,7 +170,7 @@ def test_the_panoptic_results_are_theirs(outputs, sizes, thresholds, fuse):
 
 @each_case
 @pytest.mark.parametrize("threshold", [0.5, 0.2])
-def test_the_instances_are_theirs(outputs, sizes, threshold):
+def test_instances_equal_those_of_transformers(outputs, sizes, threshold):
     both = as_theirs(outputs), threshold
     expected = THEIRS.post_process_instance_segmentation(*both, target_sizes=sizes)
     found = post_process_instance(outputs, threshold, sizes)
@@ -178,7 +180,7 @@ def test_the_instances_are_theirs(outputs, sizes, threshold):
 
 
 @each_case
-def test_the_masks_of_instances_are_theirs(outputs, sizes):
+def test_masks_of_instances_equal_those_of_transformers(outputs, sizes):
     expected = THEIRS.post_process_instance_segmentation(
         as_theirs(outputs), 0.2, target_sizes=sizes, return_binary_maps=True
     )
@@ -189,7 +191,7 @@ def test_the_masks_of_instances_are_theirs(outputs, sizes):
             assert torch.equal(ours["segmentation"], theirs["segmentation"].bool())
 
 
-def test_the_cases_show_something():
+def test_the_cases_cover_fusion_and_pixels_without_instances():
     panoptic = [
         segment
         for outputs in LOGITS
@@ -212,7 +214,7 @@ def test_the_cases_show_something():
     assert sum(queries) > len(panoptic), "no two queries were fused"
 
 
-def test_half_precision_and_their_own_outputs_are_taken():
+def test_half_precision_and_outputs_of_transformers_are_accepted():
     outputs = noise(dtype=torch.bfloat16)
     wide = {name: value.float() for name, value in outputs.items()}
     renamed = dict(as_theirs(outputs).__dict__)
@@ -225,20 +227,20 @@ def test_half_precision_and_their_own_outputs_are_taken():
             for one, other in zip(found, expected, strict=True):
                 if isinstance(other, dict):
                     one, other = one["segmentation"], other["segmentation"]
-                # bfloat16 is multiplied as such on a CPU, see semantic_inference
+                # A CPU multiplies in bfloat16, see semantic_inference.
                 assert (one != other).double().mean() < 0.05
 
 
-def test_a_score_that_is_just_the_threshold_is_enough_for_an_instance_alone():
-    sure = {
+def test_a_score_at_the_threshold_is_enough_only_for_instances():
+    certain = {
         "pred_logits": torch.tensor([[[99.0, 0, 0]]]),
         "pred_masks": torch.full((1, 1, 8, 8), 99.0),
     }
-    (theirs,) = THEIRS.post_process_instance_segmentation(as_theirs(sure), 1.0)
-    (ours,) = post_process_instance(sure, 1.0)
+    (theirs,) = THEIRS.post_process_instance_segmentation(as_theirs(certain), 1.0)
+    (ours,) = post_process_instance(certain, 1.0)
     assert ours["segments_info"] == theirs["segments_info"] != []
-    (theirs,) = THEIRS.post_process_panoptic_segmentation(as_theirs(sure), 1.0)
-    (ours,) = post_process_panoptic(sure, 1.0)
+    (theirs,) = THEIRS.post_process_panoptic_segmentation(as_theirs(certain), 1.0)
+    (ours,) = post_process_panoptic(certain, 1.0)
     assert ours["segments_info"] == theirs["segments_info"] == []
 
 
@@ -258,7 +260,7 @@ def their_targets(maps, classes, **settings):
 
 
 def label_maps(largest, sizes=((12, 17), (12, 17))):
-    """Maps of small regions; the last has one value alone."""
+    """Return maps of small regions; the last map has a single value."""
     rng = np.random.default_rng(0)
     maps = [rng.integers(0, largest + 1, (h // 3 + 1, w // 3 + 1)) for h, w in sizes]
     maps = [
@@ -279,12 +281,12 @@ def label_maps(largest, sizes=((12, 17), (12, 17))):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("instances", ["classes", "one table", "a table a map"])
-def test_the_targets_are_theirs(settings, instances):
+@pytest.mark.parametrize("instances", ["classes", "one table", "a table per map"])
+def test_targets_equal_those_of_transformers(settings, instances):
     maps = label_maps(5)
     table = {0: 4, 1: 6, 2: 6, 3: 1, 4: 9, 5: 2}
     other = {**table, 2: 3}
-    classes = {"classes": None, "one table": table, "a table a map": [table, other, table]}
+    classes = {"classes": None, "one table": table, "a table per map": [table, other, table]}
     expected = their_targets(maps, classes[instances], **settings)
     found = encode(maps, classes[instances], **settings)
     assert len(found) == len(expected) == 3
@@ -294,7 +296,7 @@ def test_the_targets_are_theirs(settings, instances):
 
 
 @pytest.mark.parametrize("ignore_index", [None, 0])
-def test_maps_of_mixed_sizes_are_padded_as_theirs(ignore_index):
+def test_maps_of_mixed_sizes_are_padded_like_transformers(ignore_index):
     maps = label_maps(5, sizes=((12, 17), (9, 20)))
     expected = their_targets(maps, None, ignore_index=ignore_index)
     found = encode(maps, ignore_index=ignore_index)
@@ -304,11 +306,11 @@ def test_maps_of_mixed_sizes_are_padded_as_theirs(ignore_index):
         assert torch.equal(ours["masks"], masks.bool())
 
 
-# Where ours differ on purpose
+# Intended differences
 
 
-def test_padding_is_in_no_mask_whatever_the_ignored_value_is():
-    """Theirs pads masks of 0 and 1 with it."""
+def test_padding_is_in_no_mask_for_any_ignore_index():
+    """transformers pads masks of 0 and 1 with the ignore index."""
     maps = label_maps(5, sizes=((12, 17), (9, 20)))
     (_, theirs), *_ = their_targets(maps, None, ignore_index=255)
     assert theirs[:, :, 17:].unique().tolist() == [255]
@@ -323,8 +325,8 @@ NOTHING = {
 }
 
 
-def test_segments_of_two_classes_never_have_one_id():
-    """In theirs the id after a fused segment's may be in use."""
+def test_segments_of_different_classes_never_share_an_id():
+    """In transformers, the id after a fused segment's may already be in use."""
     masks = torch.full((1, 4, 1, 4), -9.0)
     masks[0, range(4), 0, range(4)] = 9
     classes = torch.tensor([0, 1, 0, 2])
@@ -336,7 +338,7 @@ def test_segments_of_two_classes_never_have_one_id():
     assert [one["label_id"] for one in ours["segments_info"]] == [0, 1, 2]
 
 
-def test_void_is_0_also_where_nothing_is_found():
+def test_void_is_0_even_without_segments():
     (theirs,) = THEIRS.post_process_panoptic_segmentation(as_theirs(NOTHING))
     (ours,) = post_process_panoptic(NOTHING)
     assert theirs["segmentation"].unique().tolist() == [-1]
@@ -354,7 +356,7 @@ def test_without_instances_there_are_no_masks():
         assert len(ours["segmentation"]) == expected
 
 
-def test_run_lengths_are_those_of_coco_and_of_whole_masks():
+def test_run_lengths_are_cocos_and_of_complete_masks():
     from pycocotools import mask as coco_mask
 
     outputs = LOGITS[2]
@@ -364,17 +366,17 @@ def test_run_lengths_are_those_of_coco_and_of_whole_masks():
         as_theirs(outputs), 0.2, target_sizes=SIZES[1], return_coco_annotation=True
     )
     cut = 0
-    for whole, ours, other in zip(masks, encoded, theirs, strict=True):
-        for place, mask in enumerate(whole["segmentation"]):
-            decoded = coco_mask.decode(ours["segmentation"][place])
+    for complete, ours, other in zip(masks, encoded, theirs, strict=True):
+        for index, mask in enumerate(complete["segmentation"]):
+            decoded = coco_mask.decode(ours["segmentation"][index])
             assert np.array_equal(decoded, mask.numpy())
-            runs = other["segmentation"][place : place + 1] or [[]]
+            runs = other["segmentation"][index : index + 1] or [[]]
             cut += sum(runs[0][1::2]) < mask.sum()
-    assert cut, "theirs would be whole masks too"
+    assert cut, "transformers would also encode complete masks"
 
 
-def test_padding_is_cut_away_where_the_sizes_of_images_are_known():
-    """Theirs stretches it into the result."""
+def test_padding_is_removed_if_image_sizes_are_given():
+    """transformers stretches the padding into the result."""
     masks = torch.full((2, 2, 8, 8), -9.0)
     masks[:, 0, :, :4], masks[0, 1, :, 4:], masks[1, 1, :, 4:6] = 9, 9, 9
     logits = torch.tensor([[9.0, 0, 0], [0, 9.0, 0]]).expand(2, -1, -1)

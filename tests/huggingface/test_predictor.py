@@ -1,4 +1,4 @@
-"""A folder of transformers' is one of the things that a predictor is made of."""
+"""Predictors created from a folder written by transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_image(height=64, width=96):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_an_image_gives_the_logits_of_theirs_and_a_semantic_result(folder):
+def test_a_folder_gives_the_logits_of_transformers_and_a_semantic_result(folder):
     predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu")
     found = predictor.logits(make_image())
     processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
@@ -47,7 +47,7 @@ def test_an_image_gives_the_logits_of_theirs_and_a_semantic_result(folder):
     assert result.classes.thing_ids == []
 
 
-def test_things_give_it_panoptic_and_instance_results(folder):
+def test_with_things_there_are_panoptic_and_instance_results(folder):
     things = ["car", "tram"]
     predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu", things=things)
     result = predictor(make_image(), kinds=["panoptic", "instance"], object_mask_threshold=0)
@@ -55,13 +55,13 @@ def test_things_give_it_panoptic_and_instance_results(folder):
     assert set(result.instances.class_names) <= set(things)
 
 
-def test_options_may_turn_results_on(folder):
+def test_options_can_turn_results_on(folder):
     opts = ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", True, "INPUT.MIN_SIZE_TEST", 32)
     predictor = MaskFormerPredictor.from_pretrained(folder, device="cpu", opts=opts)
     assert predictor.kinds == ("instance", "semantic")
 
 
-def test_it_needs_no_transformers(folder, monkeypatch):
+def test_the_package_transformers_is_not_needed(folder, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -69,7 +69,7 @@ def test_it_needs_no_transformers(folder, monkeypatch):
     assert predictor(make_image()).semantic.shape == (64, 96)
 
 
-def test_weights_that_do_not_fit_their_config_name_the_folder(folder, tmp_path):
+def test_the_error_for_weights_that_do_not_fit_the_config_names_the_folder(folder, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = small_config("Swin").to_dict()

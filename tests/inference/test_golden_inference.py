@@ -1,4 +1,4 @@
-"""The whole inference path, padding to resizing, gives the published panoptic result."""
+"""The inference path from padding to resizing gives the published results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tests.helpers.golden_cases import build_case_model, load_case
 
 
-def test_the_whole_inference_path_gives_the_published_result(shared_dir):
+def test_the_inference_path_gives_the_published_results(shared_dir):
     facts, arrays = load_case("inference_model", shared_dir / "golden")
     _, model = build_case_model(facts)
     model.eval()
@@ -32,7 +32,7 @@ def test_the_whole_inference_path_gives_the_published_result(shared_dir):
 
 
 @pytest.mark.parametrize("name", ["ade20k150_maskformer_R50", "coco_panoptic_R50"])
-def test_the_carried_figures_are_those_of_the_full_case(name, shared_dir):
+def test_the_figures_in_the_repository_equal_those_of_the_full_case(name, shared_dir):
     carried, arrays = load_case(name)
     full, full_arrays = load_case(name, shared_dir / "golden")
     assert carried["losses"] == full["losses"]

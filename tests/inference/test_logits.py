@@ -1,4 +1,4 @@
-"""What the network says of an image gives the results that the functions and the formulas give."""
+"""Results of ``ImageLogits`` equal those of the inference functions and of the formulas."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from tests.helpers import references
 from tests.helpers.core_cases import FULL_SIZE, THINGS, LargestTensor, inference_inputs
 
 PADDED, IMAGE, OUTPUT = (40, 52), (37, 50), (60, 45)
-"""The grid of the masks is 10×13."""
+"""Padded, image and output size; the mask logits have 10×13 cells."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def image_masks(case):
 
 
 def plain_scores(case, before):
-    """K×H×W, step by step, nothing lazy."""
+    """Return K×H×W semantic scores, computed step by step without lazy masks."""
     masks = image_masks(case)
     masks = resize(masks, OUTPUT) if before else masks
     scores = torch.einsum("qk,qhw->khw", case.cls.softmax(-1)[:, :-1], masks.sigmoid())
@@ -52,7 +52,7 @@ def plain_scores(case, before):
 
 
 def assert_is_best(ids, shares, scores):
-    """Ids and shares are those of K×H×W scores, but for rounding at a tie."""
+    """Check that ids and shares are those of K×H×W scores, except for rounding at ties."""
     assert ids.dtype == torch.int64 and shares.dtype == torch.float32
     assert ids.shape == shares.shape == scores.shape[1:]
     reached = scores.gather(0, ids[None])[0]
@@ -65,8 +65,8 @@ def assert_is_best(ids, shares, scores):
 
 
 @pytest.mark.parametrize("size", [None, FULL_SIZE], ids=str)
-def test_the_share_is_the_best_class_of_all(case, size):
-    full = case.pred if size is None else references.enlarge(case.pred.double(), size)
+def test_the_share_is_that_of_the_best_class_in_the_sum_over_classes(case, size):
+    full = case.pred if size is None else references.upsample(case.pred.double(), size)
     scores = references.semantic(case.cls, full).float()
     ids, shares = semantic_map_with_scores(case.cls, case.pred, size)
     assert_is_best(ids, shares, scores)
@@ -81,20 +81,20 @@ def test_scores_are_resized_before_classes_are_compared(case, result_size):
     )
 
 
-def test_its_classes_are_those_of_the_map_without_scores(case):
+def test_the_classes_equal_those_of_the_map_without_scores(case):
     ids, _ = semantic_map_with_scores(case.cls, case.pred, (300, 401))
     assert (ids != semantic_map(case.cls, case.pred, (300, 401))).float().mean() <= 1e-4
 
 
 @pytest.mark.parametrize("elements", [1, 743, 745])
-def test_it_does_not_depend_on_its_bands(case, elements, monkeypatch):
+def test_the_map_does_not_depend_on_the_bands(case, elements, monkeypatch):
     expected = semantic_map_with_scores(case.cls, case.pred, FULL_SIZE)
     monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", elements)
     found = semantic_map_with_scores(case.cls, case.pred, FULL_SIZE)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
-def test_it_never_holds_every_class_or_mask(monkeypatch):
+def test_no_tensor_has_every_class_or_mask_at_full_size(monkeypatch):
     monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", 64 * 50)
     mask_cls, mask_pred = 3 * torch.randn(30, 51), torch.randn(30, 8, 8)
     with LargestTensor() as largest:
@@ -103,7 +103,7 @@ def test_it_never_holds_every_class_or_mask(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_it_is_fp32_whatever_comes_in(case, dtype):
+def test_the_map_is_computed_in_fp32_for_every_input_type(case, dtype):
     rounded = case.cls.to(dtype), case.pred.to(dtype)
     found = semantic_map_with_scores(*rounded, FULL_SIZE)
     expected = semantic_map_with_scores(*(x.float() for x in rounded), FULL_SIZE)
@@ -112,14 +112,14 @@ def test_it_is_fp32_whatever_comes_in(case, dtype):
         assert all(map(torch.equal, semantic_map_with_scores(*rounded, FULL_SIZE), expected))
 
 
-def test_where_no_mask_is_the_share_is_zero():
+def test_the_share_is_0_outside_all_masks():
     mask_pred = torch.full((2, 1, 2), -math.inf)
     mask_pred[1, 0, 1] = 3.0
     ids, shares = semantic_map_with_scores(torch.tensor([[9.0, 0, 0], [0, 9.0, 0]]), mask_pred)
     assert shares[0, 0] == 0 and shares[0, 1] > 0.99 and ids[0, 1] == 1
 
 
-def test_nan_is_seen_in_the_share_and_in_its_own_pixels_alone():
+def test_nan_shows_in_the_share_and_only_at_its_own_pixels():
     mask_pred = torch.zeros(2, 2, 3)
     mask_pred[0, 1, 2] = math.nan
     ids, shares = semantic_map_with_scores(torch.randn(2, 4), mask_pred)
@@ -127,7 +127,7 @@ def test_nan_is_seen_in_the_share_and_in_its_own_pixels_alone():
     assert ids.min() >= 0 and ids.max() < 3
 
 
-def test_no_query_at_all_is_sure_of_nothing():
+def test_without_queries_all_shares_are_0():
     ids, shares = semantic_map_with_scores(torch.zeros(0, 5), torch.zeros(0, 3, 4), (6, 8))
     assert ids.shape == (6, 8) and (shares == 0).all()
 
@@ -136,7 +136,7 @@ def test_no_query_at_all_is_sure_of_nothing():
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_semantic_results_take_the_configured_order(case, before):
+def test_semantic_results_follow_the_configured_order(case, before):
     logits = logits_of(case, before=before)
     expected = plain_scores(case, before)
     torch.testing.assert_close(logits.semantic_scores(), expected, rtol=1e-5, atol=1e-6)
@@ -148,7 +148,7 @@ def test_the_two_orders_differ(case):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_panoptic_and_instance_results_are_of_masks_of_the_outputs_size(case, before):
+def test_panoptic_and_instance_results_use_masks_of_the_output_size(case, before):
     logits, masks = logits_of(case, before=before), resize(image_masks(case), OUTPUT)
     options = {
         "thing_ids": THINGS,
@@ -167,7 +167,7 @@ def test_panoptic_and_instance_results_are_of_masks_of_the_outputs_size(case, be
     torch.testing.assert_close(found.scores, other.scores)
 
 
-def test_a_result_may_be_asked_for_again_with_other_thresholds(case):
+def test_results_can_be_computed_again_with_other_thresholds(case):
     logits = logits_of(case)
     options = {"thing_ids": THINGS, "overlap_threshold": 0.0}
     counts = [
@@ -182,7 +182,7 @@ def test_a_result_may_be_asked_for_again_with_other_thresholds(case):
 
 
 @pytest.mark.parametrize("output", [IMAGE, PADDED, (10, 13)], ids=str)
-def test_every_result_has_the_outputs_size(case, output):
+def test_every_result_has_the_output_size(case, output):
     logits = logits_of(case, output=output)
     assert logits.output_size == output and logits.num_classes == 6
     assert logits.semantic_scores().shape == (6, *output)
@@ -192,12 +192,12 @@ def test_every_result_has_the_outputs_size(case, output):
     assert logits.panoptic(**options)[0].shape == output
 
 
-def test_scores_are_those_of_detectron2s_postprocessing(case):
+def test_scores_equal_those_of_detectron2s_postprocessing(case):
     whole = semantic_inference(case.cls, resize(case.pred, PADDED))
     expected = sem_seg_postprocess(whole, IMAGE, *OUTPUT)
     torch.testing.assert_close(logits_of(case).semantic_scores(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_of_it_can_be_set(case):
+def test_image_logits_are_immutable(case):
     with pytest.raises(dataclasses.FrozenInstanceError):
         logits_of(case).output_size = (1, 1)

@@ -1,4 +1,4 @@
-"""Semantic, panoptic and instance results are the published figures and what the formulas say."""
+"""Semantic, panoptic and instance results match the published figures and the formulas."""
 
 import sys
 from types import SimpleNamespace
@@ -47,13 +47,13 @@ def golden(shared_dir):
     )
 
 
-def test_the_semantic_result_is_the_published_one(golden):
+def test_the_semantic_result_matches_the_published_one(golden):
     semantic = semantic_inference(golden.cls, golden.pred, golden.size)[:, ::5, ::5].numpy()
     np.testing.assert_allclose(semantic, golden.arrays["semantic_every5"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["default", "loose", "all", "none"])
-def test_the_panoptic_result_is_the_published_one(golden, name):
+def test_the_panoptic_result_matches_the_published_one(golden, name):
     expected = golden.cases[name]
     ids, segments = panoptic_inference(
         golden.cls,
@@ -68,7 +68,7 @@ def test_the_panoptic_result_is_the_published_one(golden, name):
     assert found == expected["segments_info"]
 
 
-def test_all_results_are_the_carried_ones():
+def test_all_results_match_the_figures_in_the_repository():
     facts, arrays = inference_figures()
     expected, expected_arrays = load_case("inference_functions")
     np.testing.assert_allclose(arrays["semantic"], expected_arrays["semantic"], rtol=1e-4)
@@ -89,13 +89,13 @@ def test_all_results_are_the_carried_ones():
 
 @pytest.fixture(scope="module")
 def case():
-    """The carried inputs and, for the loops, the same with the masks enlarged by a loop."""
+    """Seeded inputs, and their masks upsampled by a reference loop."""
     mask_cls, mask_pred = inference_inputs()
-    full = references.enlarge(mask_pred.double(), FULL_SIZE)
+    full = references.upsample(mask_pred.double(), FULL_SIZE)
     return SimpleNamespace(cls=mask_cls, pred=mask_pred, full=full)
 
 
-def test_masks_are_enlarged_as_the_loop_does(case):
+def test_upsampled_masks_match_the_reference_loop(case):
     found = resize_masks(case.pred, FULL_SIZE)
     torch.testing.assert_close(found, case.full.float(), rtol=1e-4, atol=1e-5)
     assert resize_masks(case.pred, None) is case.pred
@@ -103,14 +103,14 @@ def test_masks_are_enlarged_as_the_loop_does(case):
     assert resize_masks(case.pred[:0], FULL_SIZE).shape == (0, *FULL_SIZE)
 
 
-def test_the_semantic_result_is_the_sum_over_queries(case):
+def test_the_semantic_result_matches_the_sum_over_queries(case):
     found = semantic_inference(case.cls, case.pred, FULL_SIZE)
     expected = references.semantic(case.cls, case.full).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @each_panoptic_case
-def test_the_panoptic_result_is_that_of_the_loop(case, name):
+def test_the_panoptic_result_equals_that_of_the_reference_loop(case, name):
     options = {"thing_ids": THINGS, **PANOPTIC_CASES[name]}
     ids, segments = panoptic_inference(case.cls, case.pred, size=FULL_SIZE, **options)
     expected_ids, expected = references.panoptic(case.cls, case.full, **options)
@@ -124,10 +124,10 @@ def test_the_panoptic_result_is_that_of_the_loop(case, name):
 
 @pytest.mark.parametrize("thing_ids", [None, THINGS, (5,), ()], ids=str)
 @pytest.mark.parametrize("topk", [1, 9, 40, 1000])
-def test_the_instances_are_those_of_the_loop(case, topk, thing_ids):
+def test_the_instances_equal_those_of_the_reference_loop(case, topk, thing_ids):
     found = instance_inference(case.cls, case.pred, topk=topk, thing_ids=thing_ids, size=FULL_SIZE)
     expected = references.instances(case.cls, case.full, topk=topk, thing_ids=thing_ids)
-    # The order is not promised; (class, score) tells the pairs apart.
+    # The order is unspecified; (class, score) identifies a pair.
     rows = sorted(range(len(found)), key=lambda i: (found.pred_classes[i], found.scores[i]))
     expected.sort(key=lambda pair: (pair["label"], pair["score"]))
     assert len(found) == len(expected)
@@ -143,44 +143,46 @@ def test_the_instances_are_those_of_the_loop(case, topk, thing_ids):
 
 def assert_is_the_best_class(found, semantic):
     assert found.dtype == torch.int64 and found.shape == semantic.shape[1:]
-    reached = semantic.gather(0, found[None])[0]  # the best, but for rounding at a tie
+    reached = semantic.gather(0, found[None])[0]  # the best, except for rounding at ties
     torch.testing.assert_close(reached, semantic.amax(0), rtol=1e-5, atol=0)
     assert (found != semantic.argmax(0)).float().mean() <= 1e-4
 
 
 @pytest.mark.parametrize("size", [None, FULL_SIZE, (300, 401)], ids=str)
-def test_the_map_has_the_best_class_of_the_semantic_result(case, size):
+def test_the_map_holds_the_best_class_of_the_semantic_result(case, size):
     found = semantic_map(case.cls, case.pred, size)
     assert_is_the_best_class(found, semantic_inference(case.cls, case.pred, size))
 
 
-def trained_like(queries=40, classes=9, sure=8, rest=5.0, seed=3):
-    """Most queries say "no object", with a logit ``rest`` above the classes'."""
+def trained_like(queries=40, classes=9, confident=8, no_object=5.0, seed=3):
+    """Return logits in which all but ``confident`` queries are "no object" by ``no_object``."""
     g = torch.Generator().manual_seed(seed)
     mask_cls = torch.randn(queries, classes + 1, generator=g)
-    mask_cls[:, -1] += rest
-    label = torch.randint(classes, (sure,), generator=g)
-    mask_cls[torch.randperm(queries, generator=g)[:sure], label] += rest + 7
+    mask_cls[:, -1] += no_object
+    label = torch.randint(classes, (confident,), generator=g)
+    mask_cls[torch.randperm(queries, generator=g)[:confident], label] += no_object + 7
     return mask_cls, random_masks(queries, (10, 13), seed, scale=8.0) - 2
 
 
-# where the rest adds little, some, so much that it has to be counted from the start
-@pytest.mark.parametrize("rest, left_out", [(14.0, True), (8.6, True), (3.0, False)])
+# The other queries add little, some, or so much that they cannot be left out at first.
+@pytest.mark.parametrize("no_object, left_out", [(14.0, True), (8.6, True), (3.0, False)])
 @pytest.mark.parametrize("size", [FULL_SIZE, (97, 120)], ids=str)
-def test_the_map_counts_what_it_left_out_at_first(rest, left_out, size, monkeypatch):
-    mask_cls, mask_pred = trained_like(rest=rest)
+def test_the_map_includes_queries_left_out_at_first(no_object, left_out, size, monkeypatch):
+    mask_cls, mask_pred = trained_like(no_object=no_object)
     probability = semantic_module.class_probability(mask_cls)
     kept, spare = semantic_module._queries_that_matter(probability)
     assert (len(kept) < 20) == left_out == (spare > 0)
     not_kept = probability.double().index_fill(1, kept, 0)
-    assert not_kept.sum(1).max() <= spare, "so much a class may gain from where masks are 1"
+    assert not_kept.sum(1).max() <= spare, (
+        "an upper bound of what a class gains from queries left out"
+    )
     semantic = semantic_inference(mask_cls, mask_pred, size)
     assert_is_the_best_class(semantic_map(mask_cls, mask_pred, size), semantic)
 
 
 @pytest.mark.parametrize("share", ["few pixels", "whole bands"])
-def test_pixels_that_the_first_queries_do_not_settle_are_done_with_all(share, monkeypatch):
-    # Query 0 is for class 0 where it has a mask, and 1 to 19 are for class 1, each a little.
+def test_pixels_that_the_kept_queries_leave_undecided_use_all_queries(share, monkeypatch):
+    # Query 0 predicts class 0 inside its mask; queries 1 to 19 predict class 1 with low scores.
     mask_cls = torch.full((20, 3), -20.0)
     mask_cls[0, 0] = 0.0
     mask_cls[1:, 1], mask_cls[:, 2] = -7.6, 0.0
@@ -198,7 +200,7 @@ def test_pixels_that_the_first_queries_do_not_settle_are_done_with_all(share, mo
 
 
 @pytest.mark.parametrize("elements", [1, 100, 743, 744, 745])
-def test_no_result_depends_on_its_bands(case, elements, monkeypatch):
+def test_no_result_depends_on_the_bands(case, elements, monkeypatch):
     def results():
         options = {"thing_ids": THINGS, **PANOPTIC_CASES["loose"]}
         found = instance_inference(case.cls, case.pred, topk=9, size=FULL_SIZE)
@@ -247,7 +249,7 @@ import torch
 from mask_former.inference import semantic_inference
 torch.manual_seed(0)
 mask_cls, mask_pred = torch.randn(100, 151), torch.randn(100, 128, 128)
-semantic_inference(mask_cls, mask_pred, (4, 4))  # what is loaded once
+semantic_inference(mask_cls, mask_pred, (4, 4))  # loads libraries
 before = memory("VmRSS")
 result = semantic_inference(mask_cls, mask_pred, (512, 512))
 print((memory("VmHWM") - before) / (result.numel() * 4))
@@ -256,7 +258,7 @@ print((memory("VmHWM") - before) / (result.numel() * 4))
 
 @pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_semantic_result_takes_little_more_memory_than_it_has():
+def test_computing_the_semantic_result_takes_little_more_memory_than_its_size():
     assert 1.0 <= peak_ratio(PEAK) < 1.5
 
 
@@ -275,7 +277,7 @@ def test_a_semantic_result_can_be_resized(case, result_size):
 @pytest.mark.parametrize(
     "dtype, rtol", [(torch.bfloat16, 0.02), (torch.float16, 1e-4), (torch.float64, 1e-4)]
 )
-def test_results_are_fp32_whatever_comes_in(case, dtype, rtol):
+def test_results_are_computed_in_fp32_for_every_input_type(case, dtype, rtol):
     mask_cls, mask_pred = case.cls.to(dtype), case.pred.to(dtype)
     exact = mask_cls.float(), mask_pred.float()
     found = semantic_inference(mask_cls, mask_pred, FULL_SIZE)
@@ -304,8 +306,8 @@ def test_a_callers_autocast_changes_nothing(case):
     assert torch.equal(found, expected)
 
 
-def test_no_input_is_written_to(case):
-    # a single query, or row, is laid out alike before and after the transposing of a band
+def test_inputs_are_not_modified(case):
+    # A band of a single query or row keeps its memory layout, and so its storage, when transposed.
     for queries, rows in ((1, 10), (14, 1)):
         mask_cls, mask_pred = case.cls[:queries].clone(), case.pred[:queries, :rows].clone()
         before = mask_cls.clone(), mask_pred.clone()

@@ -1,4 +1,4 @@
-"""Panoptic and instance results of scenes made by hand, each for one rule; empty and broken inputs.
+"""Panoptic and instance results of small scenes, one per rule; empty and nonfinite inputs.
 
 Classes 0 and 1 are things, 2 and 3 stuff, 4 is "no object".
 """
@@ -18,8 +18,8 @@ from mask_former.inference import (
 from tests.helpers.core_cases import THINGS, inference_inputs
 
 
-def says(*labels, logit=6.0):
-    """Class logits: query i is for label i; ``(label, logit)`` gives it another confidence."""
+def class_logits(*labels, logit=6.0):
+    """Return class logits: query i predicts ``labels[i]``, or (label, logit) with that logit."""
     pairs = [label if isinstance(label, tuple) else (label, logit) for label in labels]
     mask_cls = torch.zeros(len(pairs), 5)
     for query, (label, value) in enumerate(pairs):
@@ -28,7 +28,7 @@ def says(*labels, logit=6.0):
 
 
 def columns(*spans, width=8, logit=10.0):
-    """Mask logits 2×``width``: query i covers the columns ``start … stop-1`` of span i."""
+    """Return mask logits Q×2×``width``: query i covers columns ``start … stop-1`` of span i."""
     masks = torch.full((len(spans), 2, width), -logit)
     for query, (start, stop) in enumerate(spans):
         masks[query, :, start:stop] = logit
@@ -36,7 +36,7 @@ def columns(*spans, width=8, logit=10.0):
 
 
 def segment(mask_cls, mask_pred, *, thing_ids=(0, 1), score=0.5, overlap=0.5, **options):
-    """The id of each column, and the segments."""
+    """Return the segment id of each column, and the segments."""
     ids, segments = panoptic_inference(
         mask_cls,
         mask_pred,
@@ -50,38 +50,40 @@ def segment(mask_cls, mask_pred, *, thing_ids=(0, 1), score=0.5, overlap=0.5, **
     return ids[0].tolist(), segments
 
 
-def test_ids_count_from_one_in_the_order_of_the_queries():
-    ids, segments = segment(says(2, 0, 0), columns((0, 4), (4, 6), (6, 8)))
+def test_ids_count_from_1_in_query_order():
+    ids, segments = segment(class_logits(2, 0, 0), columns((0, 4), (4, 6), (6, 8)))
     assert ids == [1, 1, 1, 1, 2, 2, 3, 3]
     assert [info["id"] for info in segments] == [1, 2, 3]
     assert [info["category_id"] for info in segments] == [2, 0, 0]
 
 
 def test_isthing_is_a_python_bool():
-    _, segments = segment(says(2, 0), columns((0, 4), (4, 8)))
+    _, segments = segment(class_logits(2, 0), columns((0, 4), (4, 8)))
     assert segments[0]["isthing"] is False and segments[1]["isthing"] is True
 
 
-def test_things_are_what_is_listed_and_all_else_is_stuff():
+def test_listed_classes_are_things_and_all_others_are_stuff():
     for things in ((), (2,), [0, 2, 3]):
-        _, segments = segment(says(2, 0), columns((0, 4), (4, 8)), thing_ids=iter(things))
+        _, segments = segment(class_logits(2, 0), columns((0, 4), (4, 8)), thing_ids=iter(things))
         assert [info["isthing"] for info in segments] == [2 in things, 0 in things]
 
 
 def test_stuff_of_one_class_merges_and_things_do_not():
-    ids, segments = segment(says(2, 0, 3, 2, 0), columns((0, 1), (1, 2), (2, 4), (4, 6), (6, 8)))
+    ids, segments = segment(
+        class_logits(2, 0, 3, 2, 0), columns((0, 1), (1, 2), (2, 4), (4, 6), (6, 8))
+    )
     assert ids == [1, 2, 3, 3, 1, 1, 4, 4]
     assert [info["category_id"] for info in segments] == [2, 0, 3, 0]
 
 
 def test_a_merged_segment_has_the_largest_score_of_its_queries():
-    mask_cls = says((2, 4.0), (2, 9.0), (2, 5.0))
+    mask_cls = class_logits((2, 4.0), (2, 9.0), (2, 5.0))
     _, segments = segment(mask_cls, columns((0, 3), (3, 5), (5, 8)))
     assert [info["score"] for info in segments] == [mask_cls.softmax(-1).max().item()]
 
 
-def test_what_merges_can_be_chosen():
-    mask_cls, mask_pred = says(2, 0, 2, 0), columns((0, 2), (2, 4), (4, 6), (6, 8))
+def test_the_classes_to_merge_can_be_chosen():
+    mask_cls, mask_pred = class_logits(2, 0, 2, 0), columns((0, 2), (2, 4), (4, 6), (6, 8))
     ids, segments = segment(mask_cls, mask_pred, label_ids_to_fuse=[0])
     assert ids == [1, 1, 2, 2, 3, 3, 2, 2]
     assert [info["isthing"] for info in segments] == [False, True, False]
@@ -90,39 +92,39 @@ def test_what_merges_can_be_chosen():
 
 
 @pytest.mark.parametrize("overlap, ids", [(0.5, [1] * 6 + [2] * 2), (0.51, [1] * 6 + [0] * 2)])
-def test_a_query_that_wins_too_little_of_its_mask_leaves_void(overlap, ids):
-    # The second one covers four columns and wins two.
-    found, segments = segment(says((0, 9.0), 1), columns((0, 6), (4, 8)), overlap=overlap)
+def test_a_query_that_wins_too_little_of_its_mask_becomes_void(overlap, ids):
+    # The second query covers four columns and wins two.
+    found, segments = segment(class_logits((0, 9.0), 1), columns((0, 6), (4, 8)), overlap=overlap)
     assert found == ids
     assert len(segments) == max(ids)
 
 
-def test_an_object_of_one_pixel_is_an_object():
+def test_an_object_of_one_pixel_is_found():
     masks = columns((0, 8), (0, 0))
     masks[1, 1, 3] = 10.0
     masks[0, 1, 3] = -10.0
     ids, segments = panoptic_inference(
-        says(2, 0), masks, thing_ids=(0,), object_mask_threshold=0.5, overlap_threshold=0.5
+        class_logits(2, 0), masks, thing_ids=(0,), object_mask_threshold=0.5, overlap_threshold=0.5
     )
     assert (ids == 2).nonzero().tolist() == [[1, 3]]
     assert [info["category_id"] for info in segments] == [2, 0]
 
 
-def test_ids_have_no_gap_where_a_query_is_dropped():
-    mask_cls = says((0, 9.0), 1, 0)
+def test_ids_have_no_gap_when_a_query_is_dropped():
+    mask_cls = class_logits((0, 9.0), 1, 0)
     ids, segments = segment(mask_cls, columns((0, 5), (3, 6), (6, 8)), overlap=0.8)
     assert ids == [1, 1, 1, 1, 1, 0, 2, 2]
     assert [info["category_id"] for info in segments] == [0, 0]
 
 
-def test_a_query_without_a_mask_of_its_own_gets_nothing():
-    faint = torch.full((2, 2, 8), -1.0)  # wins pixels, but is nowhere above one half
+def test_a_query_whose_mask_is_empty_gets_no_segment():
+    faint = torch.full((2, 2, 8), -1.0)  # wins pixels, but never exceeds probability one half
     faint[1] = -9.0
-    assert segment(says(0, 1), faint, overlap=0.0) == ([0] * 8, [])
+    assert segment(class_logits(0, 1), faint, overlap=0.0) == ([0] * 8, [])
 
 
-def test_a_query_that_says_no_object_gets_nothing():
-    ids, segments = segment(says(4, 0), columns((0, 8), (4, 8)))
+def test_a_no_object_query_gets_no_segment():
+    ids, segments = segment(class_logits(4, 0), columns((0, 8), (4, 8)))
     assert [info["category_id"] for info in segments] == [0]
     assert ids[4:] == [1] * 4
 
@@ -134,18 +136,18 @@ def test_a_query_must_be_above_the_threshold_not_at_it():
 
 
 @pytest.mark.parametrize("size", [None, (5, 9)])
-def test_where_nothing_is_kept_all_is_void(size):
-    ids, segments = segment(says(4, 4), columns((0, 8), (0, 8)), size=size)
+def test_without_a_kept_query_every_pixel_is_void(size):
+    ids, segments = segment(class_logits(4, 4), columns((0, 8), (0, 8)), size=size)
     assert ids == [0] * (size[1] if size else 8) and segments == []
 
 
 def test_of_two_equal_queries_the_first_wins():
-    ids, segments = segment(says(0, 1), columns((0, 8), (0, 8)), overlap=0.0)
+    ids, segments = segment(class_logits(0, 1), columns((0, 8), (0, 8)), overlap=0.0)
     assert ids == [1] * 8
     assert [info["category_id"] for info in segments] == [0]
 
 
-def test_the_masks_are_enlarged_before_pixels_are_given():
+def test_masks_are_upsampled_before_pixels_are_assigned():
     mask_cls, mask_pred = inference_inputs()
     options = {"thing_ids": THINGS, "object_mask_threshold": 0.3, "overlap_threshold": 0.6}
     first, segments = panoptic_inference(mask_cls, mask_pred, size=(40, 50), **options)
@@ -157,34 +159,34 @@ def test_the_masks_are_enlarged_before_pixels_are_given():
 # Instances
 
 
-def test_the_best_pairs_are_taken_before_things_are_kept():
-    mask_cls = says((2, 9.0), (3, 8.0), (0, 7.0), (1, 6.0))
+def test_the_best_pairs_are_chosen_before_stuff_is_dropped():
+    mask_cls = class_logits((2, 9.0), (3, 8.0), (0, 7.0), (1, 6.0))
     mask_pred = columns((0, 2), (2, 4), (4, 6), (6, 8))
     found = instance_inference(mask_cls, mask_pred, topk=3, thing_ids=[0, 1])
     assert found.pred_classes.tolist() == [0]
     assert len(instance_inference(mask_cls, mask_pred, topk=3)) == 3
 
 
-def test_a_query_may_answer_for_several_classes():
+def test_a_query_may_give_instances_of_several_classes():
     mask_cls = torch.tensor([[5.0, 5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 9.0]])
     found = instance_inference(mask_cls, columns((0, 3), (3, 8)), topk=2)
     assert sorted(found.pred_classes.tolist()) == [0, 1]
     assert torch.equal(found.pred_masks[0], found.pred_masks[1])
 
 
-def test_boxes_are_tight_with_right_and_bottom_outside():
+def test_boxes_are_tight_with_exclusive_right_and_bottom():
     mask_pred = torch.full((2, 6, 9), -5.0)
     mask_pred[0, 2, 4] = 5.0  # one pixel
     mask_pred[1, 1:4, 3:] = 5.0
-    mask_pred[1, 5, 8] = 5.0  # apart from the rest
-    found = instance_inference(says(0, 1), mask_pred, topk=2)
+    mask_pred[1, 5, 8] = 5.0  # detached from the other pixels
+    found = instance_inference(class_logits(0, 1), mask_pred, topk=2)
     boxes = dict(zip(found.pred_classes.tolist(), found.pred_boxes.tensor.tolist(), strict=True))
     assert boxes == {0: [4, 2, 5, 3], 1: [3, 1, 9, 6]}
 
 
 def test_a_score_is_class_probability_times_mean_mask_probability_inside():
     mask_pred = torch.tensor([[[2.0, 0.5, -3.0], [0.0, -0.1, -9.0]]])  # 0 is not inside
-    found = instance_inference(says((1, 3.0)), mask_pred, topk=1)
+    found = instance_inference(class_logits((1, 3.0)), mask_pred, topk=1)
     probability = math.exp(3) / (math.exp(3) + 4)
     inside = (1 / (1 + math.exp(-2)) + 1 / (1 + math.exp(-0.5))) / 2
     assert found.scores.item() == pytest.approx(probability * inside, rel=1e-6)
@@ -192,7 +194,7 @@ def test_a_score_is_class_probability_times_mean_mask_probability_inside():
 
 
 def test_an_empty_mask_scores_zero_and_has_an_empty_box():
-    found = instance_inference(says(0), torch.full((1, 4, 4), -3.0), topk=1)
+    found = instance_inference(class_logits(0), torch.full((1, 4, 4), -3.0), topk=1)
     assert found.scores.tolist() == [0.0]
     assert found.pred_boxes.tensor.tolist() == [[0, 0, 0, 0]]
     assert not found.pred_masks.any()
@@ -206,23 +208,23 @@ def assert_is_instances(found, count, size):
     assert found.pred_classes.dtype == torch.int64 and found.pred_classes.shape == (count,)
 
 
-def test_more_pairs_than_there_are_cannot_be_asked_for():
-    found = instance_inference(says(0, 1, 2), columns((0, 2), (2, 4), (4, 8)), topk=1000)
+def test_topk_is_limited_to_the_number_of_pairs():
+    found = instance_inference(class_logits(0, 1, 2), columns((0, 2), (2, 4), (4, 8)), topk=1000)
     assert_is_instances(found, 3 * 4, (2, 8))
 
 
 @pytest.mark.parametrize("size", [None, (5, 9)])
 @pytest.mark.parametrize("thing_ids", [(), (1,)], ids=["no class is a thing", "no thing is found"])
-def test_where_no_thing_is_left_the_instances_are_empty_and_whole(thing_ids, size):
-    mask_cls, mask_pred = says((2, 9.0), (3, 9.0)), columns((0, 4), (4, 8))
+def test_without_things_the_instances_are_empty_but_complete(thing_ids, size):
+    mask_cls, mask_pred = class_logits((2, 9.0), (3, 9.0)), columns((0, 4), (4, 8))
     found = instance_inference(mask_cls, mask_pred, topk=2, thing_ids=thing_ids, size=size)
     assert_is_instances(found, 0, size or (2, 8))
 
 
-# Empty and broken inputs
+# Empty and nonfinite inputs
 
 
-def test_no_query_at_all_gives_empty_results():
+def test_without_queries_results_are_empty():
     mask_cls, mask_pred, size = torch.zeros(0, 5), torch.zeros(0, 3, 4), (6, 8)
     assert (semantic_inference(mask_cls, mask_pred, size) == torch.zeros(4, *size)).all()
     assert semantic_map(mask_cls, mask_pred, size).shape == size
@@ -230,8 +232,8 @@ def test_no_query_at_all_gives_empty_results():
     assert_is_instances(instance_inference(mask_cls, mask_pred, topk=5, size=size), 0, size)
 
 
-def test_infinite_mask_logits_are_certainty():
-    mask_cls, finite = says(0, 2), columns((0, 4), (4, 8), logit=200.0)
+def test_infinite_mask_logits_mean_certainty():
+    mask_cls, finite = class_logits(0, 2), columns((0, 4), (4, 8), logit=200.0)
     infinite = finite.sign() * math.inf
     for function in (semantic_inference, semantic_map):
         assert torch.equal(function(mask_cls, infinite), function(mask_cls, finite))
@@ -241,8 +243,8 @@ def test_infinite_mask_logits_are_certainty():
     assert torch.equal(certain.pred_masks, expected.pred_masks)
 
 
-def test_an_impossible_class_is_one_that_is_not_chosen():
-    mask_cls = says(0, 2)
+def test_a_class_with_logit_minus_infinity_is_never_chosen():
+    mask_cls = class_logits(0, 2)
     mask_cls[0, 1] = mask_cls[1, 0] = -math.inf
     ids, segments = segment(mask_cls, columns((0, 4), (4, 8)))
     assert ids == [1] * 4 + [2] * 4
@@ -251,8 +253,8 @@ def test_an_impossible_class_is_one_that_is_not_chosen():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_query_with_broken_class_logits_gets_no_segment_and_disturbs_no_other(value):
-    mask_cls = says(0, 2, 1)
+def test_a_query_with_nonfinite_class_logits_gets_no_segment_and_affects_no_other(value):
+    mask_cls = class_logits(0, 2, 1)
     mask_cls[2, 1] = value
     ids, segments = segment(mask_cls, columns((0, 4), (4, 8), (0, 8)))
     assert ids == [1] * 4 + [2] * 4
@@ -260,7 +262,7 @@ def test_a_query_with_broken_class_logits_gets_no_segment_and_disturbs_no_other(
 
 
 @pytest.mark.parametrize("broken", ["mask_cls", "mask_pred"])
-def test_nan_is_seen_in_the_semantic_result(broken):
-    inputs = {"mask_cls": says(0, 2), "mask_pred": columns((0, 4), (4, 8))}
+def test_nan_shows_in_the_semantic_result(broken):
+    inputs = {"mask_cls": class_logits(0, 2), "mask_pred": columns((0, 4), (4, 8))}
     inputs[broken][0, 0] = math.nan
     assert semantic_inference(**inputs).isnan().any()

@@ -1,4 +1,4 @@
-"""Windows cover the image, blend without seams and run once; an image of one window is whole."""
+"""Windows cover the image, run once and blend without seams; small images need no windows."""
 
 import itertools
 import sys
@@ -22,30 +22,30 @@ from tests.helpers.tiny_model import tiny_settings
 
 CLASSES, QUERIES = 5, 7
 GRIDS = [(100, 32, 16), (100, 32, 32), (97, 40, 13), (64, 64, 64), (65, 64, 64), (33, 32, 1)]
-"""Length, size and stride of an axis."""
+"""Lengths of an axis, with window sizes and strides, in pixels."""
 
 
 # One axis
 
 
 @pytest.mark.parametrize(("length", "size", "stride"), GRIDS)
-def test_windows_of_one_size_cover_every_pixel_and_no_more(length, size, stride):
+def test_windows_of_one_size_cover_exactly_the_axis(length, size, stride):
     starts = window_starts(length, size, stride)
     covered = {pixel for start in starts for pixel in range(start, start + size)}
     assert covered == set(range(length))
     steps = [b - a for a, b in itertools.pairwise(starts)]
     assert all(0 < step <= stride for step in steps)
-    assert set(steps[:-1]) <= {stride}  # only the last one is moved
+    assert set(steps[:-1]) <= {stride}  # only the last window is shifted
 
 
 @pytest.mark.parametrize("length", [1, 31, 32])
-def test_an_axis_no_longer_than_the_window_is_one(length):
+def test_an_axis_no_longer_than_the_window_has_one_window(length):
     assert window_starts(length, 32, 16) == [0]
     assert torch.equal(blend_weights(length, 32, 16), torch.ones(1, length))
 
 
 @pytest.mark.parametrize(("length", "size", "stride"), GRIDS)
-def test_weights_sum_to_one_and_fall_towards_the_edges(length, size, stride):
+def test_blend_weights_sum_to_1_and_fall_towards_the_edges(length, size, stride):
     weights = blend_weights(length, size, stride)
     total = torch.zeros(length)
     for start, weight in zip(window_starts(length, size, stride), weights, strict=True):
@@ -65,7 +65,7 @@ def test_the_default_stride_is_two_thirds_in_steps_of_32(size, step):
     assert SlidingWindow(size, 17).step == 17
 
 
-def test_a_window_may_be_one_pixel_and_no_less():
+def test_the_smallest_window_is_one_pixel():
     assert SlidingWindow(1).step == 1
     with pytest.raises(ValueError, match="expected 1 or more pixels"):
         SlidingWindow(0)
@@ -75,10 +75,10 @@ def test_a_window_may_be_one_pixel_and_no_less():
 
 
 class Network:
-    """Random logits of each window, which it remembers by the window's first pixel."""
+    """A network with random logits; it records its scores by the window's first pixel."""
 
     def __init__(self, constant=False, dtype=torch.float32):
-        self.said, self.batches, self.alive, self.most = {}, [], 0, 0
+        self.recorded, self.batches, self.alive, self.most_alive = {}, [], 0, 0
         self.constant, self.dtype = constant, dtype
         self.generator = torch.Generator().manual_seed(0)
 
@@ -87,7 +87,7 @@ class Network:
         return [self.logits(part) for part in parts]
 
     def logits(self, part):
-        """At a quarter of the size, as that of the image padded to a multiple of 8."""
+        """Return logits with masks at a quarter of the size padded to a multiple of 8."""
         size = tuple(part.shape[-2:])
         padded = tuple(-(-side // 8) * 8 for side in size)
         generator = torch.Generator().manual_seed(0) if self.constant else self.generator
@@ -97,10 +97,10 @@ class Network:
         mask_pred = mask_pred.expand(-1, padded[0] // 4, padded[1] // 4).to(self.dtype).clone()
         logits = ImageLogits(mask_cls, mask_pred, padded, size, size)
         key = part[0, 0, 0].item()
-        assert key not in self.said, "a window was run twice"
-        self.said[key] = SimpleNamespace(size=size, scores=logits.semantic_scores())
+        assert key not in self.recorded, "a window was run twice"
+        self.recorded[key] = SimpleNamespace(size=size, scores=logits.semantic_scores())
         self.alive += 1
-        self.most = max(self.most, self.alive)
+        self.most_alive = max(self.most_alive, self.alive)
         weakref.finalize(mask_pred, self.forget)
         return logits
 
@@ -109,7 +109,7 @@ class Network:
 
 
 def make_logits(size=(50, 75), window=32, stride=20, output=None, **options):
-    """An image whose pixels are their own numbers."""
+    """Return the logits of an image whose pixels hold their own index, and their network."""
     image = torch.arange(size[0] * size[1], dtype=torch.float32).view(1, *size)
     network = Network(**options)
     logits = WindowLogits(
@@ -124,17 +124,18 @@ def make_logits(size=(50, 75), window=32, stride=20, output=None, **options):
 
 
 def blended(logits, network):
-    """The weighted mean of the windows' scores, window by window, its weights from the formula."""
+    """Return the mean of the windows' scores, weighted by the distance from their borders."""
     height, width = logits.image.shape[-2:]
     total, weights = torch.zeros(CLASSES, height, width), torch.zeros(height, width)
-    for key, said in network.said.items():
+    for key, window in network.recorded.items():
         top, left = divmod(int(key), width)
         y, x = (
-            torch.tensor([min(i + 0.5, side - i - 0.5) for i in range(side)]) for side in said.size
+            torch.tensor([min(i + 0.5, side - i - 0.5) for i in range(side)])
+            for side in window.size
         )
         weight = y[:, None] * x
-        where = slice(top, top + said.size[0]), slice(left, left + said.size[1])
-        total[(slice(None), *where)] += weight * said.scores
+        where = slice(top, top + window.size[0]), slice(left, left + window.size[1])
+        total[(slice(None), *where)] += weight * window.scores
         weights[where] += weight
     return total / weights
 
@@ -150,7 +151,7 @@ def test_scores_are_the_weighted_mean_of_the_windows(size, stride):
 
 
 @pytest.mark.parametrize("output", [(100, 150), (25, 30), (50, 80)], ids=str)
-def test_the_blended_scores_are_resized_to_the_output(output):
+def test_the_blended_scores_are_resized_to_the_output_size(output):
     logits, network = make_logits(output=output)
     found = logits.semantic_scores()
     expected = F.interpolate(
@@ -160,7 +161,7 @@ def test_the_blended_scores_are_resized_to_the_output(output):
 
 
 @pytest.mark.parametrize("output", [None, (100, 150), (25, 30)], ids=str)
-def test_the_map_is_the_best_class_of_the_scores_and_its_share(output):
+def test_the_map_holds_the_best_class_and_its_share_of_the_scores(output):
     (logits, _), (twin, _) = (make_logits(output=output) for _ in range(2))
     (ids, shares), scores = logits.semantic_map(), twin.semantic_scores()
     assert ids.dtype == torch.int64 and shares.dtype == torch.float32
@@ -169,7 +170,7 @@ def test_the_map_is_the_best_class_of_the_scores_and_its_share(output):
 
 
 @pytest.mark.parametrize("output", [None, (100, 150), (25, 30)], ids=str)
-def test_scores_and_map_are_those_of_the_reference(output):
+def test_scores_and_map_equal_the_references(output):
     found, reference = (make_logits(output=output)[0] for _ in range(2))
     reference.reference_ops = True
     expected, maps = reference.semantic_scores(), []
@@ -183,14 +184,14 @@ def test_scores_and_map_are_those_of_the_reference(output):
 
 
 @pytest.mark.parametrize("grid", [(32, 20), (40, 40), (64, 11), (100, 50)])
-def test_where_all_windows_say_the_same_there_is_no_trace_of_them(grid):
+def test_windows_that_predict_the_same_leave_no_trace(grid):
     logits, _ = make_logits((50, 75), *grid, constant=True)
     whole = Network(constant=True).logits(logits.image).semantic_scores()
     torch.testing.assert_close(logits.semantic_scores(), whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 1000])
-def test_no_score_depends_on_how_many_rows_are_blended_at_once(rows, monkeypatch):
+def test_scores_do_not_depend_on_how_many_rows_are_blended_at_once(rows, monkeypatch):
     expected = [make_logits(output=size)[0].semantic_scores() for size in (None, (120, 70))]
     monkeypatch.setattr(windows, "_BAND_ROWS", rows)
     found = [make_logits(output=size)[0].semantic_scores() for size in (None, (120, 70))]
@@ -203,31 +204,31 @@ def test_logits_of_mixed_precision_are_blended_in_fp32(dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = logits.semantic_scores()
     assert found.dtype == torch.float32
-    # scores of whole images are multiplied in bfloat16 where the masks are
+    # The scores of a whole image are multiplied in bfloat16 if its masks have that type.
     tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found, blended(logits, network), rtol=tolerance, atol=1e-6)
 
 
-# What is run and what is held
+# Network calls and memory
 
 
 @pytest.mark.parametrize("result", ["semantic_scores", "semantic_map"])
 @pytest.mark.parametrize("output", [None, (300, 75), (20, 75)], ids=str)
 def test_each_window_is_run_once_with_few_held(result, output):
     logits, network = make_logits((200, 75), output=output)
-    assert not network.batches  # nothing is, before a result is asked for
+    assert not network.batches  # nothing runs before a result is requested
     getattr(logits, result)()
     tops, lefts = (window_starts(side, 32, 20) for side in (200, 75))
-    assert len(network.said) == len(tops) * len(lefts) == 10 * 4
-    assert network.most <= 3 * len(lefts)
+    assert len(network.recorded) == len(tops) * len(lefts) == 10 * 4
+    assert network.most_alive <= 3 * len(lefts)
     assert network.alive == 0
 
 
-def test_asking_for_the_map_again_runs_nothing():
+def test_requesting_the_map_again_runs_nothing():
     logits, network = make_logits()
     ids, shares = logits.semantic_map()
     runs, expected = len(network.batches), (ids.clone(), shares.clone())
-    ids.fill_(-1)  # a caller's own
+    ids.fill_(-1)  # a caller may overwrite its copy
     shares.fill_(-1)
     assert all(map(torch.equal, logits.semantic_map(), expected))
     assert len(network.batches) == runs
@@ -263,7 +264,7 @@ def run(parts):
 def logits(size):
     image = torch.zeros(3, *size, dtype=torch.uint8)
     return WindowLogits(image, SlidingWindow(128), run, size, 150, torch.device("cpu"))
-logits((130, 130)).semantic_map()  # what is loaded once
+logits((130, 130)).semantic_map()  # loads libraries
 before = memory("VmRSS")
 logits((500, 1000)).semantic_map()
 print((memory("VmHWM") - before) / (150 * 500 * 1000 * 4))
@@ -272,7 +273,7 @@ print((memory("VmHWM") - before) / (150 * 500 * 1000 * 4))
 
 @pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_map_takes_a_small_part_of_the_memory_of_all_scores():
+def test_the_map_takes_a_fraction_of_the_memory_of_all_scores():
     assert peak_ratio(PEAK) < 0.3
 
 
@@ -308,15 +309,15 @@ def scores_of(model, examples):
 
 
 @pytest.mark.parametrize("size", [96, 200])
-def test_an_image_no_larger_than_a_window_has_exactly_the_result_without_windows(tiny, size):
+def test_an_image_no_larger_than_a_window_gives_exactly_the_result_without_windows(tiny, size):
     examples = [{"image": make_image((96, 70)), "height": 50, "width": 40}]
     examples.append({"image": make_image((60, 90), seed=1)})
     expected = scores_of(build(tiny), examples)
     assert all(map(torch.equal, scores_of(build(tiny, size), examples), expected))
 
 
-# In double precision, because how fp32 rounds depends on the size of the batch. What is left is
-# the rounding of the blending, which is computed in fp32.
+# Models run in double precision, because rounding in fp32 depends on the batch size. The remaining
+# error is that of blending, which is computed in fp32.
 BLENDED = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -336,7 +337,7 @@ def test_a_larger_image_is_blended_from_the_models_scores_of_its_windows(tiny):
 
 
 @torch.no_grad()
-def test_large_and_small_images_keep_their_order_in_a_batch(tiny):
+def test_large_and_small_images_of_a_batch_keep_their_order(tiny):
     model = build(tiny, 64).double()
     sizes = [(100, 70), (64, 64), (64, 65), (50, 40)]
     examples = [{"image": make_image(size, seed)} for seed, size in enumerate(sizes)]
@@ -352,7 +353,7 @@ def test_large_and_small_images_keep_their_order_in_a_batch(tiny):
         torch.testing.assert_close(scores, alone, **BLENDED)
 
 
-def test_windows_are_not_run_in_training_mode(tiny):
+def test_running_windows_in_training_mode_is_refused(tiny):
     model = build(tiny, 64)
     (logits,) = model.predict([{"image": make_image((64, 80))}])
     model.train()
@@ -361,7 +362,7 @@ def test_windows_are_not_run_in_training_mode(tiny):
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instances"])
-def test_windows_give_no_other_result(tiny, kind):
+def test_windows_give_only_semantic_results(tiny, kind):
     (logits,) = build(tiny, 64).predict([{"image": make_image((64, 80))}])
     options = {"thing_ids": (), "object_mask_threshold": 0.0, "overlap_threshold": 0.0}
     with pytest.raises(ValueError, match=r"80×64 pixels with TEST\.SLIDING_WINDOW\.SIZE 64"):
@@ -381,7 +382,7 @@ def test_windows_give_no_other_result(tiny, kind):
         ({"STRIDE": 32}, r"STRIDE is 32, but TEST\.SLIDING_WINDOW\.SIZE is 0"),
     ],
 )
-def test_a_window_that_makes_no_sense_is_told_what_would(tiny, check, settings, message):
+def test_the_error_for_an_invalid_window_names_the_valid_values(tiny, check, settings, message):
     tiny.TEST.SLIDING_WINDOW.merge_from_other_cfg(CfgNode(settings))
     with pytest.raises(ValueError, match=message):
         check(tiny)
@@ -393,11 +394,11 @@ def test_results_that_windows_cannot_give_are_refused(tiny, check, key):
     tiny.MODEL.MASK_FORMER.TEST[key] = True
     check(tiny)
     tiny.TEST.SLIDING_WINDOW.SIZE = 512
-    with pytest.raises(ValueError, match=rf"SLIDING_WINDOW\.SIZE is 512 .*TEST\.{key} True"):
+    with pytest.raises(ValueError, match=rf"SLIDING_WINDOW\.SIZE is 512 .*TEST\.{key} is True"):
         check(tiny)
 
 
-def test_another_architecture_has_no_windows(tiny):
+def test_windows_are_refused_for_other_architectures(tiny):
     tiny.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     tiny.MODEL.SEM_SEG_HEAD.NAME = "PerPixelBaselineHead"
     validate(tiny)

@@ -1,4 +1,4 @@
-"""The transformer is DETR's: each layer against torch's own attention and the written formulas."""
+"""DETR's transformer: each layer against its formula, computed with torch's attention."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ both_norms = pytest.mark.parametrize("pre_norm", [False, True], ids=["post_norm"
 
 
 def build(kind, *arguments, pre_norm, dropout=0.0):
-    """A module with random weights, norms and biases included, in evaluation mode."""
+    """Build a module in evaluation mode with random parameters, including norms and biases."""
     module = kind(*arguments, DIM, HEADS, FEEDFORWARD, dropout, pre_norm)
     return randomize(module)
 
@@ -38,11 +38,11 @@ def random(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# The formulas, with torch's own attention
+# The formulas, with torch's attention
 
 
 def attention(ours, query, key, value):
-    """torch's multi-head attention with the weights of ``ours``."""
+    """Apply torch's multi-head attention with the weights of ``ours``."""
     reference = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
     inputs, options = (query, key, value), {"need_weights": False}
     return functional_call(reference, dict(ours.named_parameters()), inputs, options)[0]
@@ -89,13 +89,13 @@ def decoder(module, queries, position, memory, pre_norm):
 
 
 def flatten_map(feature_map):
-    """B×C×h×w to B×hw×C, row after row, by loops; and the position code, 1×hw×C."""
+    """Flatten B×C×h×w to B×hw×C, row by row; return it with the 1×hw×C positional encoding."""
     _, _, height, width = feature_map.shape
     cells = [(y, x) for y in range(height) for x in range(width)]
-    code = references.sine_code(height, width, DIM).float()
+    encoding = references.sine_encoding(height, width, DIM).float()
     return (
         torch.stack([feature_map[:, :, y, x] for y, x in cells], dim=1),
-        torch.stack([code[:, y, x] for y, x in cells])[None],
+        torch.stack([encoding[:, y, x] for y, x in cells])[None],
     )
 
 
@@ -103,14 +103,14 @@ def flatten_map(feature_map):
 
 
 @both_norms
-def test_an_encoder_layer_is_its_formula(pre_norm):
+def test_an_encoder_layer_matches_its_formula(pre_norm):
     layer = build(TransformerEncoderLayer, pre_norm=pre_norm)
     x, position = random(BATCH, CELLS, DIM), random(1, CELLS, DIM, seed=2)
     torch.testing.assert_close(layer(x, position), encoder_layer(layer, x, position, pre_norm))
 
 
 @both_norms
-def test_a_decoder_layer_is_its_formula(pre_norm):
+def test_a_decoder_layer_matches_its_formula(pre_norm):
     layer = build(TransformerDecoderLayer, pre_norm=pre_norm)
     x, queries = random(BATCH, QUERIES, DIM), random(1, QUERIES, DIM, seed=2)
     memory, position = random(BATCH, CELLS, DIM, seed=3), random(1, CELLS, DIM, seed=4)
@@ -119,16 +119,16 @@ def test_a_decoder_layer_is_its_formula(pre_norm):
 
 
 @both_norms
-def test_the_gradients_of_a_decoder_layer_are_those_of_its_formula(pre_norm):
+def test_the_gradients_of_a_decoder_layer_match_those_of_its_formula(pre_norm):
     layer = build(TransformerDecoderLayer, pre_norm=pre_norm)
     x, queries = random(BATCH, QUERIES, DIM), random(1, QUERIES, DIM, seed=2)
     memory, position = random(BATCH, CELLS, DIM, seed=3), random(1, CELLS, DIM, seed=4)
     inputs = [x, queries, memory, position, *layer.parameters()]
     for value in inputs:
         value.requires_grad_()
-    pull = random(BATCH, QUERIES, DIM, seed=5)
+    upstream = random(BATCH, QUERIES, DIM, seed=5)
     found, expected = (
-        torch.autograd.grad((pull * out).sum(), inputs)
+        torch.autograd.grad((upstream * out).sum(), inputs)
         for out in (
             layer(x, queries, memory + position, memory),
             decoder_layer(layer, x, queries, position, memory, pre_norm),
@@ -138,22 +138,22 @@ def test_the_gradients_of_a_decoder_layer_are_those_of_its_formula(pre_norm):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
 
 
-def blind(*attentions):
-    """Make attention uniform, so that a position can only show through the values."""
+def make_uniform(*attentions):
+    """Make attention uniform, so that a position could only affect the result via the values."""
     for module in attentions:
         module.in_proj_weight.data[: 2 * DIM] = 0
 
 
 @both_norms
-def test_values_carry_no_position(pre_norm):
+def test_positions_are_not_added_to_attention_values(pre_norm):
     layer = build(TransformerEncoderLayer, pre_norm=pre_norm)
-    blind(layer.self_attn)
+    make_uniform(layer.self_attn)
     x = random(BATCH, CELLS, DIM)
     first, second = (layer(x, random(1, CELLS, DIM, seed=seed)) for seed in (2, 3))
     torch.testing.assert_close(first, second)
 
     layer = build(TransformerDecoderLayer, pre_norm=pre_norm)
-    blind(layer.self_attn, layer.multihead_attn)
+    make_uniform(layer.self_attn, layer.multihead_attn)
     x, memory = random(BATCH, QUERIES, DIM), random(BATCH, CELLS, DIM, seed=4)
     first, second = (
         layer(x, random(1, QUERIES, DIM, seed=seed), memory + seed, memory) for seed in (2, 3)
@@ -166,7 +166,7 @@ def test_values_carry_no_position(pre_norm):
 
 @both_norms
 @pytest.mark.parametrize("layers", [0, 1, 3])
-def test_an_encoder_is_its_layers_and_with_pre_norm_a_norm(layers, pre_norm):
+def test_an_encoder_applies_its_layers_and_with_pre_norm_a_final_norm(layers, pre_norm):
     module = build(TransformerEncoder, layers, pre_norm=pre_norm)
     assert isinstance(module.norm, nn.LayerNorm) == pre_norm
     x, position = random(BATCH, CELLS, DIM), random(1, CELLS, DIM, seed=2)
@@ -174,7 +174,7 @@ def test_an_encoder_is_its_layers_and_with_pre_norm_a_norm(layers, pre_norm):
 
 
 @both_norms
-def test_a_decoder_starts_from_zero_and_norms_what_every_layer_gives(pre_norm):
+def test_a_decoder_starts_from_zero_and_normalises_every_layers_output(pre_norm):
     module = build(TransformerDecoder, 3, pre_norm=pre_norm)
     queries, position = random(QUERIES, DIM), random(1, CELLS, DIM, seed=2)
     memory = random(BATCH, CELLS, DIM, seed=3)
@@ -210,7 +210,7 @@ def test_a_transformer_decodes_queries_against_the_flattened_map(encoder_layers,
 def test_encoding_a_map_gives_a_map(pre_norm):
     module = randomize(build_transformer(decoder_layers=0, pre_norm=pre_norm))
     assert module.decoder is None
-    for height, width in ((3, 5), (5, 3), (3, 5)):  # no size is remembered for another
+    for height, width in ((3, 5), (5, 3), (3, 5)):  # nothing is cached across sizes
         feature_map = random(BATCH, DIM, height, width, seed=height)
         expected = encoder(module.encoder, *flatten_map(feature_map), pre_norm)
         found = module.encode(feature_map)
@@ -220,7 +220,7 @@ def test_encoding_a_map_gives_a_map(pre_norm):
                 torch.testing.assert_close(found[:, :, y, x], cell, rtol=1e-4, atol=1e-5)
 
 
-def test_matrices_start_as_xavier_and_every_one_is_random():
+def test_matrices_are_initialised_with_xavier_uniform():
     for name, parameter in build_transformer().named_parameters():
         if parameter.dim() > 1:
             bound = (6 / sum(parameter.shape)) ** 0.5
@@ -231,8 +231,8 @@ def test_matrices_start_as_xavier_and_every_one_is_random():
 
 
 @both_norms
-def test_dropout_stands_before_every_residual_and_in_the_feed_forward(pre_norm):
-    """With everything dropped, only the norms are left on the way through a layer."""
+def test_dropout_comes_before_every_residual_and_in_the_feed_forward(pre_norm):
+    """With everything dropped, a layer reduces to its norms."""
     encoder_layer = build(TransformerEncoderLayer, pre_norm=pre_norm).train()
     decoder_layer = build(TransformerDecoderLayer, pre_norm=pre_norm).train()
     for layer in (encoder_layer, decoder_layer):
@@ -250,7 +250,7 @@ def test_dropout_stands_before_every_residual_and_in_the_feed_forward(pre_norm):
         torch.testing.assert_close(decoded, decoder_layer.norm3(twice))
 
 
-def test_attention_is_dropped_in_training_alone():
+def test_attention_dropout_acts_only_in_training():
     layer = build(TransformerEncoderLayer, pre_norm=False, dropout=0.5)
     layer.dropout.p = 0.0
     x, position = random(BATCH, CELLS, DIM), random(1, CELLS, DIM, seed=2)
@@ -259,7 +259,7 @@ def test_attention_is_dropped_in_training_alone():
     assert not torch.allclose(layer(x, position), layer(x, position))
 
 
-def test_a_width_that_the_heads_cannot_share_is_an_error_that_names_the_keys():
+def test_a_width_not_divisible_by_the_heads_is_an_error_that_names_the_keys():
     text = r"width 16 cannot be split into 5 heads; .*MODEL\.MASK_FORMER\.HIDDEN_DIM .*NHEADS"
     with pytest.raises(ValueError, match=text):
         Transformer(

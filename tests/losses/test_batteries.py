@@ -1,4 +1,4 @@
-"""Every criterion, matcher and set loss passes its battery."""
+"""Every criterion, matcher and set loss passes the shared battery of its kind."""
 
 from tests.helpers.batteries.criterion import CriterionBattery
 from tests.helpers.batteries.loss import LossBattery

@@ -1,4 +1,4 @@
-"""The criterion gives the published losses, gradients and matches, and keeps its promises."""
+"""The criterion reproduces the published losses, gradients and matches, and keeps its contract."""
 
 import math
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def golden_inputs(facts, arrays):
 
 @pytest.fixture(scope="module", params=["carried", "golden"])
 def case(request):
-    """What the criterion gives on seeded inputs, or on the golden ones, and what it should."""
+    """Found and expected losses, matches and gradients, for seeded and for golden inputs."""
     if request.param == "carried":
         expected, gradients = load_case("criterion")
         criterion, (outputs, targets) = build_criterion(), random_batch()
@@ -58,17 +58,17 @@ def case(request):
     return SimpleNamespace(found=found, expected=expected, gradients=gradients)
 
 
-def test_losses_are_the_published_ones(case):
+def test_losses_match_the_published_ones(case):
     assert case.found["losses"] == pytest.approx(case.expected["losses"], rel=1e-4)
     total = case.expected["total_weighted"]
     assert case.found["total_weighted"] == pytest.approx(total, rel=1e-4)
 
 
-def test_matches_are_the_published_ones(case):
+def test_matches_equal_the_published_ones(case):
     assert case.found["matches_per_layer"] == case.expected["matches_per_layer"]
 
 
-def test_gradients_are_the_published_ones(case):
+def test_gradients_match_the_published_ones(case):
     found = {
         "grad_logits": case.found["grad_logits"],
         "grad_masks": case.found["grad_masks"],
@@ -78,7 +78,7 @@ def test_gradients_are_the_published_ones(case):
     assert len(names) == 2
     for name in names:
         expected = case.gradients[name]
-        # A mask's gradient is small everywhere, so what counts as 0 is measured by its largest.
+        # A mask's gradient is small everywhere, so the tolerance scales with its maximum.
         atol = 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=atol)
 
@@ -87,7 +87,7 @@ def test_gradients_are_the_published_ones(case):
 
 
 @pytest.mark.parametrize("seed, counts", [(0, (3, 0, 7)), (1, (0, 0)), (2, (1, 6))], ids=str)
-def test_losses_and_gradients_are_those_of_the_loops(seed, counts):
+def test_losses_and_gradients_match_the_reference_loops(seed, counts):
     outputs, targets = random_batch(seed=seed, layers=2, counts=counts, size=(11, 13))
     found = run_criterion(build_criterion(), outputs, targets)
     layers = [
@@ -101,13 +101,13 @@ def test_losses_and_gradients_are_those_of_the_loops(seed, counts):
     for index, layer in enumerate(layers):
         for name, gradient in (("pred_logits", "grad_logits"), ("pred_masks", "grad_masks")):
             expected = layer[name].grad
-            if expected is None:  # no pair, no mask loss
+            if expected is None:  # without a matched pair there is no mask loss
                 expected = torch.zeros_like(layer[name])
             np.testing.assert_allclose(found[gradient][index], expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1, 1.0, 3.0])
-def test_no_object_weighs_what_it_is_told(weight):
+def test_the_no_object_class_has_the_given_weight(weight):
     outputs, targets = random_batch(seed=4, layers=1, counts=(2, 3))
     criterion = build_criterion(no_object_weight=weight)
     matches = [[pairs_of(match) for match in criterion.matcher(outputs, targets)]]
@@ -142,7 +142,7 @@ def test_the_order_of_the_images_is_irrelevant():
 
 
 @pytest.mark.parametrize("counts", [(3, 0, 7, 1), (2, 2)], ids=str)  # 7: more than queries
-def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(counts):
+def test_the_losses_of_the_images_of_a_batch_add_up_to_those_of_the_batch(counts):
     outputs, targets = random_batch(counts=counts)
     criterion = build_criterion()
     whole = criterion(outputs, targets)
@@ -178,10 +178,10 @@ def test_a_batch_without_targets_has_finite_losses_and_every_gradient():
     weighted_total(losses).backward()
     for layer in layers:
         assert (layer["pred_logits"].grad != 0).all()
-        assert (layer["pred_masks"].grad == 0).all()  # there, so that DDP waits for no one
+        assert (layer["pred_masks"].grad == 0).all()  # 0, not None: DDP waits for every gradient
 
 
-def test_no_targets_and_a_weightless_no_object_are_a_loss_of_0():
+def test_without_targets_and_with_no_object_weight_0_the_loss_is_0():
     outputs, targets = random_batch(counts=(0, 0))
     found = run_criterion(build_criterion(no_object_weight=0.0), outputs, targets)
     assert set(found["losses"].values()) == {0.0}
@@ -196,7 +196,7 @@ def test_confident_predictions_have_finite_losses_and_gradients():
     assert np.isfinite(found["grad_logits"]).all() and np.isfinite(found["grad_masks"]).all()
 
 
-def test_losses_under_autocast_are_those_of_full_precision():
+def test_losses_under_autocast_equal_those_in_full_precision():
     outputs, targets = random_batch(seed=8)
     layers = [
         {name: value.bfloat16() for name, value in layer.items()} for layer in layers_of(outputs)
@@ -212,7 +212,7 @@ def test_losses_under_autocast_are_those_of_full_precision():
 
 
 @pytest.mark.parametrize("point_rule", [None, PointRule(50)], ids=["dense", "points"])
-def test_gradients_under_autocast_are_those_of_full_precision(point_rule):
+def test_gradients_under_autocast_equal_those_in_full_precision(point_rule):
     gradients = []
     criterion = build_criterion()
     criterion.point_rule = point_rule
@@ -223,18 +223,19 @@ def test_gradients_under_autocast_are_those_of_full_precision(point_rule):
     np.testing.assert_allclose(*gradients, rtol=1e-6)
 
 
-def test_the_class_weights_are_a_buffer_of_the_published_name():
+def test_the_class_weights_are_a_buffer_with_the_published_name():
     (name, weight), *others = build_criterion(classes=4).state_dict().items()
     assert name == "empty_weight" and not others
     assert weight.tolist() == pytest.approx([1, 1, 1, 1, NO_OBJECT_WEIGHT])
 
 
-# Pixels that do not count
+# Invalid pixels
 
 
-def ignoring(*, point_rule=None):
-    """Three layers, two images; the right third of the first one and nothing of the second is left
-    out. Returns the criterion, the outputs, the targets."""
+def partly_valid_case(*, point_rule=None):
+    """Return a criterion, and outputs and targets of two images.
+
+    The right third of the first image is invalid, nothing of the second."""
     outputs, targets = random_batch(seed=9, counts=(3, 5), grid=(6, 9), size=(24, 36))
     for target in targets:
         target["valid"] = torch.ones(24, 36, dtype=torch.bool)
@@ -245,11 +246,11 @@ def ignoring(*, point_rule=None):
 
 
 @pytest.mark.parametrize("point_rule", [None, PointRule(200)], ids=["dense", "points"])
-def test_what_is_said_at_pixels_that_do_not_count_changes_nothing(point_rule):
-    criterion, outputs, targets = ignoring(point_rule=point_rule)
+def test_predictions_and_targets_at_invalid_pixels_change_nothing(point_rule):
+    criterion, outputs, targets = partly_valid_case(point_rule=point_rule)
     torch.manual_seed(0)
     before = run_criterion(criterion, outputs, targets)
-    for layer in layers_of(outputs):  # column 6 still bears on the pixels 22 and 23
+    for layer in layers_of(outputs):  # column 6 still affects pixels 22 and 23
         layer["pred_masks"][0, ..., 7:] += 9 * torch.randn(6, 6, 2)
     targets[0]["masks"][:, :, 24:] ^= True
     torch.manual_seed(0)
@@ -262,23 +263,23 @@ def test_what_is_said_at_pixels_that_do_not_count_changes_nothing(point_rule):
 
 
 @pytest.mark.parametrize("point_rule", [None, PointRule(200)], ids=["dense", "points"])
-def test_a_map_that_counts_every_pixel_is_none(point_rule):
-    criterion, outputs, targets = ignoring(point_rule=point_rule)
+def test_a_map_that_is_valid_everywhere_has_no_effect(point_rule):
+    criterion, outputs, targets = partly_valid_case(point_rule=point_rule)
     targets[0]["valid"][:] = True
     torch.manual_seed(0)
-    counted = run_criterion(criterion, outputs, targets)
+    with_map = run_criterion(criterion, outputs, targets)
     for target in targets:
         del target["valid"]
     torch.manual_seed(0)
     plain = run_criterion(criterion, outputs, targets)
-    assert counted["losses"] == pytest.approx(plain["losses"], rel=1e-6)
-    assert counted["matches_per_layer"] == plain["matches_per_layer"]
-    np.testing.assert_allclose(counted["grad_masks"], plain["grad_masks"], rtol=1e-5, atol=1e-9)
+    assert with_map["losses"] == pytest.approx(plain["losses"], rel=1e-6)
+    assert with_map["matches_per_layer"] == plain["matches_per_layer"]
+    np.testing.assert_allclose(with_map["grad_masks"], plain["grad_masks"], rtol=1e-5, atol=1e-9)
 
 
-def test_losses_of_an_image_with_a_left_out_part_are_those_of_the_rest_of_it():
-    # The cells of the rest do not look beyond it: its last column of cells repeats itself.
-    criterion, outputs, targets = ignoring()
+def test_losses_of_an_image_with_an_invalid_part_equal_those_of_the_rest():
+    # The last valid column of cells is repeated, so that upsampling reads nothing beyond it.
+    criterion, outputs, targets = partly_valid_case()
     for layer in layers_of(outputs):
         layer["pred_masks"][0, ..., 6:] = layer["pred_masks"][0, ..., 5:6]
     rest = [
@@ -294,15 +295,15 @@ def test_losses_of_an_image_with_a_left_out_part_are_those_of_the_rest_of_it():
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_batch_says_for_all_images_what_counts_or_for_none(which):
-    criterion, outputs, targets = ignoring()
+def test_either_all_targets_have_a_valid_map_or_none(which):
+    criterion, outputs, targets = partly_valid_case()
     del targets[which]["valid"]
-    with pytest.raises(ValueError, match=rf"Target {which} has no 'valid' map, but others have"):
+    with pytest.raises(ValueError, match=rf"Target {which} has no 'valid' map, but others"):
         criterion(outputs, targets)
 
 
-def test_a_map_of_another_size_is_an_error_that_names_both():
-    criterion, outputs, targets = ignoring()
+def test_a_valid_map_of_another_size_is_an_error_that_names_both_sizes():
+    criterion, outputs, targets = partly_valid_case()
     targets[1]["valid"] = targets[1]["valid"][:, 1:]
     with pytest.raises(ValueError, match=r"'valid' map of target 1 is \(24, 35\), .*\(24, 36\)"):
         criterion(outputs, targets)
@@ -312,13 +313,13 @@ def test_a_map_of_another_size_is_an_error_that_names_both():
 
 
 @pytest.mark.parametrize("counts, expected", [((0, 0), 1), ((1, 0), 1), ((3, 0, 9), 12)])
-def test_mask_losses_are_divided_by_the_targets_of_the_batch_at_least_one(counts, expected):
+def test_mask_losses_are_divided_by_the_number_of_targets_at_least_1(counts, expected):
     assert build_criterion()._average_num_targets(counts).item() == expected
 
 
 def average_on_rank(rank, counts, folder):
-    """What one of the processes below does: it writes down its average."""
-    torch.set_num_threads(1)  # a fork has no other threads of torch's
+    """Run one of the processes below: write its average to a file named by its rank."""
+    torch.set_num_threads(1)  # torch's thread pool does not survive a fork
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(counts))
     average = build_criterion()._average_num_targets(counts[rank])
     (folder / f"{rank}").write_text(str(average.item()))
@@ -328,7 +329,7 @@ def average_on_rank(rank, counts, folder):
 @pytest.mark.subprocess
 @pytest.mark.parametrize("counts, expected", [([(3, 2), (0, 1)], 3.0)])
 def test_the_number_of_targets_is_averaged_over_the_ranks(counts, expected, tmp_path):
-    # Forked, as a spawned process would spend seconds on its imports.
+    # Forked, because a spawned process would spend seconds on its imports.
     mp.start_processes(average_on_rank, (counts, tmp_path), len(counts), start_method="fork")
     assert [float((tmp_path / f"{rank}").read_text()) for rank in range(2)] == [expected] * 2
 
@@ -336,9 +337,9 @@ def test_the_number_of_targets_is_averaged_over_the_ranks(counts, expected, tmp_
 # Errors
 
 
-def test_a_missing_target_is_an_error_that_counts():
+def test_a_missing_target_is_an_error_with_both_counts():
     outputs, targets = random_batch(counts=(1, 2, 3))
-    with pytest.raises(ValueError, match="3 images were predicted, but there are 2 targets"):
+    with pytest.raises(ValueError, match="outputs are of 3 images, but targets has 2 entries"):
         build_criterion()(outputs, targets[:2])
 
 
@@ -349,7 +350,7 @@ def test_target_masks_of_different_sizes_are_an_error_that_names_them():
         build_criterion()(outputs, targets)
 
 
-def test_another_number_of_classes_is_an_error_that_names_the_key():
+def test_a_differing_number_of_classes_is_an_error_that_names_the_key():
     outputs, targets = random_batch(classes=5)
     text = "predictor has 5 classes and the criterion 7.*MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     with pytest.raises(ValueError, match=text):
@@ -357,7 +358,7 @@ def test_another_number_of_classes_is_an_error_that_names_the_key():
 
 
 @pytest.mark.parametrize("label", [-1, 5, 255])
-def test_a_label_that_is_no_class_is_an_error_that_names_it(label):
+def test_a_label_that_is_not_a_class_is_an_error_that_names_it(label):
     outputs, targets = random_batch(counts=(1, 3), classes=5)
     targets[1]["labels"][1] = label
     with pytest.raises(ValueError, match=rf"image 1 of the batch have .*\[{label}\], but .* 0 … 4"):
@@ -382,7 +383,7 @@ def test_an_unknown_criterion_or_matcher_is_an_error_that_lists_the_known_ones(c
         losses.build_criterion(cfg)
 
 
-def test_matcher_and_losses_read_one_mask_term_and_one_point_rule(cfg):
+def test_matcher_and_losses_share_one_mask_term_and_one_point_rule(cfg):
     cfg.MODEL.MASK_FORMER.MASK_TERM = "cross_entropy"
     cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 7
     criterion = losses.build_criterion(cfg)
@@ -392,7 +393,7 @@ def test_matcher_and_losses_read_one_mask_term_and_one_point_rule(cfg):
     assert criterion.point_rule == PointRule(7)
 
 
-def test_loss_weights_are_those_of_the_losses_keys(cfg):
+def test_loss_weights_come_from_the_keys_of_the_configured_losses(cfg):
     weights = {"CLASS_WEIGHT": 2.0, "MASK_WEIGHT": 5.0, "DICE_WEIGHT": 6.0}
     cfg.MODEL.MASK_FORMER.update(weights)
     expected = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 6.0}
@@ -409,7 +410,7 @@ def test_loss_weights_are_those_of_the_losses_keys(cfg):
         (["POINT_PADDING", "mirror"], "POINT_PADDING is 'mirror', expected one of"),
     ],
 )
-def test_terms_and_rules_that_do_not_exist_or_fit_are_errors_that_name_the_key(
+def test_unknown_or_incompatible_terms_and_rules_are_errors_that_name_the_key(
     cfg, options, message
 ):
     cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 7
@@ -421,14 +422,14 @@ def test_terms_and_rules_that_do_not_exist_or_fit_are_errors_that_name_the_key(
 # Mask2Former's terms and points
 
 
-def test_cross_entropy_losses_are_those_of_the_loops():
+def test_cross_entropy_losses_match_the_reference_loops():
     outputs, targets = random_batch(layers=1, counts=(2, 0, 3), grid=(4, 5), size=(8, 10))
     criterion = build_criterion(mask_term=CrossEntropyTerm())
     found = criterion(outputs, targets)
     matches = criterion.matcher(outputs, targets)
     total = 0.0
     for image, (queries, numbers) in enumerate(matches):
-        masks = references.enlarge(outputs["pred_masks"][image].double(), (8, 10))
+        masks = references.upsample(outputs["pred_masks"][image].double(), (8, 10))
         for query, number in zip(queries, numbers, strict=True):
             target = targets[image]["masks"][number]
             total += float(references.cross_entropy(masks[query], target))
@@ -442,7 +443,7 @@ def test_fixed_points_replace_random_ones_in_losses_and_matching():
     points = torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
     criterion.fixed_points = criterion.matcher.fixed_points = points
     first, second = (criterion(outputs, targets) for _ in range(2))
-    assert first == second, "nothing is random"
+    assert first == second, "fixed points must leave nothing random"
     (layer,) = layers_of(outputs)[-1:]
     match = criterion.matcher(layer, targets)
     total = 0.0

@@ -1,4 +1,4 @@
-"""Mask terms and dice, of matched pairs and of all pairs, are the written formulas."""
+"""Mask terms and dice losses, of matched pairs and of all pairs, against reference formulas."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def cross_entropy(logits, masks):
 
 
 def pairwise(which, term):
-    """The mean mask term (0) or the dice loss (1) of all pairs."""
+    """Return a function for the mean mask term (``which`` 0) or dice loss (1) of all pairs."""
 
     def cost(logits, masks):
         return mask_losses(pairwise_mask_sums(term, [logits], masks.bool()))[which]
@@ -41,14 +41,14 @@ COSTS = [
 
 
 @pytest.mark.parametrize("loss, reference", LOSSES)
-def test_a_loss_is_its_formula(loss, reference):
+def test_losses_match_the_formulas(loss, reference):
     logits, masks = logits_and_masks()
     expected = [float(reference(row, mask)) for row, mask in zip(logits, masks, strict=True)]
     assert loss(logits, masks).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("loss, reference", LOSSES)
-def test_the_gradient_of_a_loss_is_its_formulas(loss, reference):
+def test_gradients_match_the_formulas(loss, reference):
     logits, masks = logits_and_masks()
     logits.requires_grad_()
     (found,) = torch.autograd.grad(loss(logits, masks).sum(), logits)
@@ -58,7 +58,7 @@ def test_the_gradient_of_a_loss_is_its_formulas(loss, reference):
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.9, 0.5])
-def test_focal_takes_its_alpha(alpha):
+def test_the_focal_term_uses_alpha(alpha):
     logits, masks = logits_and_masks()
     found = focal(logits, masks, alpha)
     costs = pairwise(0, FocalTerm(alpha))(logits, masks)
@@ -69,7 +69,7 @@ def test_focal_takes_its_alpha(alpha):
 
 
 @pytest.mark.parametrize("cost, reference", COSTS)
-def test_a_cost_is_the_loss_of_each_prediction_with_each_target(cost, reference):
+def test_costs_are_the_losses_of_each_prediction_with_each_target(cost, reference):
     logits, _ = logits_and_masks(pairs=6)
     _, masks = logits_and_masks(pairs=4, seed=1)
     expected = references.pairwise(reference, logits, masks)
@@ -77,7 +77,7 @@ def test_a_cost_is_the_loss_of_each_prediction_with_each_target(cost, reference)
 
 
 @pytest.mark.parametrize("cost, reference", COSTS)
-def test_costs_of_no_target_are_an_empty_matrix(cost, reference):
+def test_costs_without_targets_or_predictions_are_an_empty_matrix(cost, reference):
     logits, masks = logits_and_masks()
     assert cost(logits, masks[:0]).shape == (len(logits), 0)
     assert cost(logits[:0], masks).shape == (0, len(masks))

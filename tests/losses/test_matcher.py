@@ -1,4 +1,4 @@
-"""The matcher finds the cheapest assignment, and says so when there can be none."""
+"""The matcher finds the cheapest assignment, and raises an error where none exists."""
 
 import pytest
 import torch
@@ -25,19 +25,19 @@ def test_the_match_is_the_cheapest_of_all_assignments(weights, seed):
         found = pairs_of(match)
         best = references.best_assignment(cost)
         assert len(found) == min(6, len(target["labels"]))
-        # Where only the class counts, targets of one class can be exchanged for nothing.
+        # With the class cost alone, targets of the same class are interchangeable.
         totals = [sum(cost[q][t] for q, t in pairs) for pairs in (found, best)]
         assert totals[0] == pytest.approx(totals[1], abs=1e-6)
         if weights != (1, 0, 0):
             assert found == best
 
 
-def test_unless_told_otherwise_the_terms_of_the_cost_weigh_the_same():
+def test_cost_terms_have_weight_1_by_default():
     matcher = HungarianMatcher()
     assert (matcher.class_weight, matcher.mask_weight, matcher.dice_weight) == (1, 1, 1)
 
 
-def test_a_match_is_a_pair_of_index_tensors_queries_ascending():
+def test_a_match_is_a_pair_of_index_tensors_with_ascending_queries():
     outputs, targets = random_batch(layers=1, counts=(3, 0, 7), queries=6)
     for queries, numbers in HungarianMatcher(*PUBLISHED)(outputs, targets):
         assert queries.dtype == numbers.dtype == torch.int64
@@ -45,7 +45,7 @@ def test_a_match_is_a_pair_of_index_tensors_queries_ascending():
         assert len(set(numbers.tolist())) == len(numbers) == len(queries)
 
 
-def test_matching_layers_together_is_matching_each_alone():
+def test_matching_layers_together_equals_matching_each_alone():
     outputs, targets = random_batch(seed=5, layers=4, counts=(3, 0, 7))
     matcher = HungarianMatcher(*PUBLISHED)
     together = matcher.match_layers(layers_of(outputs), targets)
@@ -75,8 +75,8 @@ def test_permuting_targets_permutes_the_match(counts):
         assert [(q, int(order[t])) for q, t in pairs_of(moved)] == pairs_of(match)
 
 
-def test_matching_under_autocast_is_matching_in_full_precision():
-    # Many targets that are nearly alike: rounded costs would match some of them otherwise.
+def test_matching_under_autocast_equals_matching_in_full_precision():
+    # With many similar targets, costs rounded to bfloat16 would change some of the matches.
     outputs, targets = random_batch(seed=3, layers=1, counts=(30, 30), queries=30, classes=1)
     matcher = HungarianMatcher(*PUBLISHED)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -85,7 +85,7 @@ def test_matching_under_autocast_is_matching_in_full_precision():
     assert [pairs_of(match) for match in cast] == expected
 
 
-def test_matching_leaves_no_gradient_behind():
+def test_matches_require_no_gradient():
     outputs, targets = random_batch(layers=1)
     for value in (outputs["pred_logits"], outputs["pred_masks"]):
         value.requires_grad_()
@@ -100,20 +100,20 @@ def test_confident_logits_can_be_matched():
 
 
 @pytest.mark.parametrize("size, small", [((12, 20), (3, 5)), ((13, 17), (5, 7)), ((6, 6), (6, 6))])
-def test_targets_become_small_by_picking_the_nearest_pixel(size, small):
+def test_targets_are_downsampled_by_nearest_neighbour(size, small):
     masks = random_masks(4, size, seed=0) > 0
     found = resize_targets(masks, small)
     assert torch.equal(found, references.pick_nearest(masks, small))
 
 
-def test_no_target_becomes_no_small_target():
+def test_downsampling_no_targets_returns_an_empty_bool_tensor():
     found = resize_targets(torch.zeros(0, 8, 8, dtype=torch.bool), (2, 2))
     assert found.shape == (0, 2, 2) and found.dtype == torch.bool
 
 
 @pytest.mark.parametrize("name", ["pred_logits", "pred_masks"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_predictions_are_an_error_that_says_so(name, value):
+def test_nonfinite_predictions_are_an_error_with_their_count(name, value):
     outputs, targets = random_batch(layers=1)
     outputs[name][2, 1, 0] = value
     with pytest.raises(ValueError, match=r"\d+ of 42 matching costs are NaN.*SOLVER\.BASE_LR"):
@@ -125,6 +125,6 @@ def test_weights_that_are_all_zero_are_refused():
         HungarianMatcher(0, 0, 0)
 
 
-def test_an_unknown_way_with_broken_costs_is_an_error_that_lists_the_known_ones():
+def test_an_unknown_on_nonfinite_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"ON_NONFINITE is 'ignore'; it must be in \['raise', "):
         HungarianMatcher(on_nonfinite="ignore")

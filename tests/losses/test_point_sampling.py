@@ -19,7 +19,7 @@ ZEROS = PointRule(1, padding="zeros", targets="bilinear")
 
 
 def pixel_centres(height, width):
-    """The centres of all pixels, row by row: P×2."""
+    """Return the centres (x, y) in [0, 1] of all H·W pixels, row by row, as (H·W)×2."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([(x.flatten() + 0.5) / width, (y.flatten() + 0.5) / height], 1)
 
@@ -33,7 +33,7 @@ def sampling_criterion(*arguments):
 # Points
 
 
-def test_points_at_the_centres_of_cells_read_the_cells():
+def test_points_at_cell_centres_read_the_cell_values():
     maps = random_masks(3, (4, 6), seed=0)
     centres = pixel_centres(4, 6)
     for points in (centres, centres.expand(3, -1, -1)):
@@ -51,16 +51,16 @@ def test_with_zero_padding_logits_and_masks_fade_to_0_outside_the_centres():
     masks = torch.tensor([[[True, True], [True, False]]])
     points = torch.tensor([[0.25, 0.25], [0.5, 0.25], [1.0, 0.75], [0.0, 0.0]])
     assert ZEROS.read_logits(maps, points).tolist() == [[0.0, 4.0, 6.0, 0.0]]
-    # On the left edge half of the weight lies outside, in the corner three quarters.
+    # At the right edge half of the weight lies outside, in the corner three quarters.
     assert ZEROS.read_masks(masks, points).tolist() == [[1.0, 1.0, 0.0, 0.25]]
     again = ZEROS.read_masks(masks, points.expand(2, -1, -1), torch.tensor([0, 0]))
     assert again.tolist() == [[1.0, 1.0, 0.0, 0.25]] * 2
 
 
-def test_masks_at_a_point_are_those_of_the_pixel_around_it():
+def test_a_mask_at_a_point_has_the_value_of_the_pixel_around_it():
     masks = random_masks(3, (5, 7), seed=1) > 0
     points = torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
-    points[:2] = torch.tensor([[0.0, 0.0], [1.0, 1.0]])  # the corners are of the outermost pixels
+    points[:2] = torch.tensor([[0.0, 0.0], [1.0, 1.0]])  # corners belong to the outermost pixels
     expected = [
         [bool(mask[min(int(y * 5), 4), min(int(x * 7), 6)]) for x, y in points] for mask in masks
     ]
@@ -70,7 +70,7 @@ def test_masks_at_a_point_are_those_of_the_pixel_around_it():
     assert found.tolist() == [expected[i] for i in order]
 
 
-def test_random_points_lie_in_the_image_evenly():
+def test_random_points_are_uniform_over_the_image():
     torch.manual_seed(0)
     points = random_points(4000, torch.device("cpu"))
     assert points.shape == (4000, 2) and points.min() >= 0 and points.max() <= 1
@@ -78,26 +78,26 @@ def test_random_points_lie_in_the_image_evenly():
 
 
 @pytest.mark.parametrize("ratio, near", [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0)])
-def test_as_many_points_as_asked_for_lie_where_the_prediction_is_uncertain(ratio, near):
+def test_the_configured_share_of_points_lies_where_the_prediction_is_uncertain(ratio, near):
     torch.manual_seed(0)
-    slope = torch.linspace(-8, 8, 16).expand(2, 16, 16)  # 0 along the vertical in the middle
+    slope = torch.linspace(-8, 8, 16).expand(2, 16, 16)  # 0 along the vertical centre line
     points = uncertain_points(slope, PointRule(400, 4.0, ratio))
     assert points.shape == (2, 400, 2) and not points.requires_grad
     close = ((points[..., 0] - 0.5).abs() < 0.14).float().mean().item()  # a quarter of the width
     assert close == pytest.approx(near + (1 - near) * 0.28, abs=0.06)
 
 
-def test_choosing_for_a_few_masks_at_a_time_is_choosing_for_all(monkeypatch):
-    monkeypatch.setattr(point_sampling, "_CANDIDATES", 2 * 400)  # two masks
+def test_points_are_chosen_for_every_mask_when_processed_in_groups(monkeypatch):
+    monkeypatch.setattr(point_sampling, "_CANDIDATES", 2 * 400)  # groups of two masks
     slopes = torch.stack([torch.linspace(-8, 8, 16).expand(16, 16).roll(i, 1) for i in range(5)])
     valid = torch.ones_like(slopes, dtype=torch.bool)
     points = uncertain_points(slopes, PointRule(100, 4.0, 1.0), valid)
     assert points.shape == (5, 100, 2)
-    assert BORDER.read_logits(slopes, points).abs().mean(1).max() < 2  # each near its own zero
+    assert BORDER.read_logits(slopes, points).abs().mean(1).max() < 2  # near its own zero
     assert uncertain_points(slopes[:0], PointRule(10), valid[:0]).shape == (0, 10, 2)
 
 
-def test_cells_that_do_not_count_are_not_chosen_for_being_uncertain():
+def test_invalid_cells_are_not_chosen_as_uncertain():
     torch.manual_seed(0)
     slope = torch.linspace(-8, 8, 16).expand(1, 16, 16)
     valid = torch.ones(1, 16, 16, dtype=torch.bool)
@@ -109,7 +109,7 @@ def test_cells_that_do_not_count_are_not_chosen_for_being_uncertain():
 # Losses and matches
 
 
-def test_at_all_pixel_centres_losses_and_matches_are_the_dense_ones():
+def test_losses_and_matches_at_all_pixel_centres_equal_the_dense_ones():
     grid = (6, 8)
     outputs, targets = random_batch(seed=1, counts=(3, 0, 7), grid=grid, size=grid)
     centres = pixel_centres(*grid)
@@ -125,16 +125,16 @@ def test_at_all_pixel_centres_losses_and_matches_are_the_dense_ones():
     )
 
 
-def test_losses_at_random_points_are_the_dense_ones_on_average():
+def test_losses_at_random_points_approximate_the_dense_ones():
     outputs, targets = random_batch(seed=2, layers=1, counts=(3, 4), grid=(8, 8), size=(32, 32))
     torch.manual_seed(0)
-    criterion = sampling_criterion(4000, 1.0, 0.0)  # none is chosen for its uncertainty
+    criterion = sampling_criterion(4000, 1.0, 0.0)  # no importance sampling
     criterion.matcher.point_rule = None  # the same pairs
     for name, value in build_criterion()(outputs, targets).items():
         assert criterion(outputs, targets)[name].item() == pytest.approx(value.item(), rel=0.05)
 
 
-def test_a_seed_fixes_the_losses():
+def test_the_losses_are_reproducible_with_a_seed():
     outputs, targets = random_batch(seed=3)
     runs = []
     for seed in (0, 0, 1):
@@ -172,7 +172,7 @@ def test_losses_and_gradients_are_finite_with_any_number_of_targets(counts, dtyp
             assert bool((layer["pred_masks"].grad[image] != 0).any()) == (count > 0)
 
 
-def test_the_least_that_makes_sense_is_allowed():
+def test_the_smallest_meaningful_settings_are_allowed():
     assert PointRule(1, 1.0, 0.0).num_points == 1
 
 
@@ -181,9 +181,9 @@ def test_the_least_that_makes_sense_is_allowed():
     [
         ((-1,), r"TRAIN_NUM_POINTS is -1, expected 1 or more"),
         ((10, 0.5), r"OVERSAMPLE_RATIO is 0\.5, expected 1 or more"),
-        ((10, 3.0, 1.2), r"IMPORTANCE_SAMPLE_RATIO is 1\.2, expected a share in \[0, 1\]"),
+        ((10, 3.0, 1.2), r"IMPORTANCE_SAMPLE_RATIO is 1\.2, expected a fraction in \[0, 1\]"),
     ],
 )
-def test_numbers_that_make_no_sense_are_an_error_that_names_the_key(arguments, message):
+def test_invalid_settings_are_an_error_that_names_the_key(arguments, message):
     with pytest.raises(ValueError, match=rf"MODEL\.MASK_FORMER\.{message}"):
         PointRule(*arguments)

@@ -1,4 +1,4 @@
-"""Mixed precision in inference, compilation and activation checkpointing, as a config asks."""
+"""Mixed-precision inference, compilation and activation checkpointing, set by the config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLE = {"image": torch.rand(3, 64, 96, generator=torch.Generator().manual_see
 
 @pytest.fixture
 def small(cfg):
-    """A narrow MaskFormer that gives all three results."""
+    """The config of a narrow MaskFormer with semantic, panoptic and instance results."""
     cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME, head.NUM_CLASSES = "MaskFormerHead", 4
@@ -48,22 +48,22 @@ def test_backbone_and_head_compile_without_a_graph_break(small, kind, training):
     images = torch.randn(2, 3, 64, 96)
     torch._dynamo.reset()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch says of its own
+        warnings.simplefilter("ignore")  # torch's own warnings
         backbone, head = (
             torch.compile(module, backend="eager", fullgraph=True, dynamic=False)
             for module in (model.backbone, model.sem_seg_head)
         )
-        torch.manual_seed(1)  # of drop path
+        torch.manual_seed(1)  # seeds drop path
         found = head(backbone(images))
         torch.manual_seed(1)
         expected = model.sem_seg_head(model.backbone(images))
     assert len(found["aux_outputs"]) == (1 if training else 0)
     for name in ("pred_logits", "pred_masks"):
-        if not (training and kind is swin):  # whose drop path draws in another order
+        if not (training and kind is swin):  # drop path draws random numbers in another order
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
-def test_the_config_compiles_in_place_and_leaves_the_names_of_parameters(small, monkeypatch):
+def test_compile_works_in_place_and_keeps_the_parameter_names(small, monkeypatch):
     resnet(small)
     compiled = []
     monkeypatch.setattr(
@@ -76,7 +76,7 @@ def test_the_config_compiles_in_place_and_leaves_the_names_of_parameters(small, 
     assert model.state_dict().keys() == build(small).state_dict().keys()
 
 
-def test_the_config_checkpoints_activations_and_gradients_stay(small):
+def test_activation_checkpointing_does_not_change_the_gradients(small):
     resnet(small)
     targets = {"gt_classes": torch.tensor([1, 2]), "gt_masks": torch.rand(2, 64, 96) > 0.5}
     gradients = []
@@ -90,18 +90,18 @@ def test_the_config_checkpoints_activations_and_gradients_stay(small):
 
 
 def dtypes_of(model):
-    """The types of what the network gives and of what results are made from."""
+    """Return a dict that receives the dtype of the head's ``pred_masks`` on each forward pass."""
     seen = {}
 
-    def note(module, arguments, outputs):
+    def record(module, arguments, outputs):
         seen["masks"] = outputs["pred_masks"].dtype
 
-    model.sem_seg_head.register_forward_hook(note)
+    model.sem_seg_head.register_forward_hook(record)
     return seen
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_in_inference_changes_the_network_and_hardly_the_result(small, dtype):
+def test_mixed_precision_inference_runs_the_network_in_it_and_keeps_results_close(small, dtype):
     swin(small)
     plain = build(small).eval()
     small.TEST.AMP.ENABLED, small.TEST.AMP.DTYPE = True, dtype
@@ -116,7 +116,7 @@ def test_mixed_precision_in_inference_changes_the_network_and_hardly_the_result(
     assert found["instances"].scores.dtype == torch.float32
 
 
-def test_a_callers_own_autocast_reaches_the_network_and_not_what_comes_after(small):
+def test_a_callers_autocast_affects_the_network_but_not_the_postprocessing(small):
     swin(small)
     model = build(small).eval()
     seen = dtypes_of(model)
@@ -125,7 +125,7 @@ def test_a_callers_own_autocast_reaches_the_network_and_not_what_comes_after(sma
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = model([EXAMPLE])[0]["sem_seg"]
     assert seen["masks"] == torch.bfloat16 and found.dtype == torch.float32
-    # The same outputs, outside of it: nothing after the network was rounded further.
+    # The same outputs without autocast give the same result, so nothing after it was rounded.
     model.sem_seg_head.forward = lambda features: outputs
     with torch.no_grad():
         assert torch.equal(model([EXAMPLE])[0]["sem_seg"], found)
@@ -141,7 +141,7 @@ def test_an_unknown_precision_is_an_error_that_names_the_key(small):
 @pytest.mark.parametrize(
     "key", ["MODEL.COMPILE", "MODEL.ACTIVATION_CHECKPOINTING", "TEST.AMP.ENABLED"]
 )
-def test_keys_that_do_nothing_for_another_architecture_are_refused(small, key):
+def test_keys_without_effect_on_another_architecture_are_refused(small, key):
     small.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     small.merge_from_list([key, True])
     with pytest.raises(ValueError, match=f"{key} is True.*MODEL.META_ARCHITECTURE .*'MaskFormer'"):

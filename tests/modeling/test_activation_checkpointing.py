@@ -1,4 +1,4 @@
-"""Blocks that run again in the backward pass: less kept, nothing else changed."""
+"""Activation checkpointing keeps fewer bytes for the backward pass and changes nothing else."""
 
 import pytest
 import torch
@@ -11,25 +11,25 @@ from tests.helpers.small_backbones import resnet, swin, timm
 
 
 def run(backbone, image):
-    """The gradients, the running statistics and the bytes kept between forward and backward."""
+    """Return gradients and buffers by name, and the bytes of activations kept for backward."""
     kept = {}
 
     def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    torch.manual_seed(1)  # of drop path
+    torch.manual_seed(1)  # seeds drop path
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         maps = backbone(image)
     sum(one.square().mean() for one in maps.values()).backward()
     gradients = {name: p.grad.clone() for name, p in backbone.named_parameters()}
     buffers = {name: b.clone() for name, b in backbone.named_buffers()}
     weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
-    return gradients, buffers, sum(size for place, size in kept.items() if place not in weights)
+    return gradients, buffers, sum(size for pointer, size in kept.items() if pointer not in weights)
 
 
 @pytest.mark.parametrize("kind", [resnet, swin, timm])
-def test_gradients_and_statistics_are_as_ever_and_less_is_kept(cfg, kind):
+def test_gradients_and_buffers_are_unchanged_and_less_than_half_is_kept(cfg, kind):
     kind(cfg)
     backbones = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Whole models give the published numbers: logits, results, losses, gradients, one step."""
+"""Whole models reproduce the published logits, results, losses, gradients and first step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = (
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request) -> SimpleNamespace:
-    """A golden case: its facts, arrays, model and inputs."""
+    """A golden case: expected facts and arrays, config, model and input examples."""
     facts, arrays = load_case(request.param)
     cfg, model = build_case_model(facts)
     inputs = []
@@ -49,7 +49,7 @@ def case(request) -> SimpleNamespace:
 
 
 def label_map(instances: Instances) -> torch.Tensor:
-    """H×W: 255 where no mask is, later masks over earlier ones."""
+    """Return the H×W label map: 255 outside all masks, later masks over earlier ones."""
     labels = torch.full(instances.image_size, 255)
     for label, mask in zip(instances.gt_classes, instances.gt_masks, strict=True):
         labels[mask] = label
@@ -77,7 +77,7 @@ def evaluation(case) -> SimpleNamespace:
 
 
 def sampled(array: torch.Tensor, like: np.ndarray) -> np.ndarray:
-    """The evenly spaced values of ``array`` that the golden file keeps."""
+    """Return the evenly spaced values of ``array`` that the golden file ``like`` keeps."""
     flat = array.detach().numpy().reshape(-1)
     return flat[:: flat.size // len(like)][: len(like)]
 
@@ -90,19 +90,19 @@ def test_the_batch_is_padded_as_published(case, evaluation):
     assert list(evaluation.padded) == case.facts["padded_shape"]
 
 
-def test_backbone_maps_are_the_published_ones(case, evaluation):
+def test_backbone_maps_match_the_published_means(case, evaluation):
     means = {name: value.abs().mean().item() for name, value in evaluation.features.items()}
     assert means == pytest.approx(case.facts["feature_mean_abs"], rel=1e-4)
 
 
-def test_predictions_are_the_published_ones(case, evaluation):
+def test_predictions_match_the_published_ones(case, evaluation):
     if "pred_logits" not in case.arrays:
-        return  # a per-pixel model: its result is all there is
+        return  # a per-pixel model has no query predictions
     assert_close(evaluation.pred_logits, case.arrays["pred_logits"])
     assert_close(evaluation.pred_masks[:, ::9], case.arrays["pred_masks_every9"])
 
 
-def test_semantic_results_are_the_published_ones(case, evaluation):
+def test_semantic_results_match_the_published_ones(case, evaluation):
     for index, result in enumerate(evaluation.results):
         semantic = result["sem_seg"]
         assert list(semantic.shape) == case.facts[f"sem_seg{index}_shape"]
@@ -111,7 +111,7 @@ def test_semantic_results_are_the_published_ones(case, evaluation):
         assert (best != case.arrays[f"sem_argmax{index}"]).mean() <= 1e-4
 
 
-def test_panoptic_results_are_the_published_ones(case, evaluation):
+def test_panoptic_results_match_the_published_ones(case, evaluation):
     if "segments0" not in case.facts:
         assert all("panoptic_seg" not in result for result in evaluation.results)
         return
@@ -125,7 +125,7 @@ def test_panoptic_results_are_the_published_ones(case, evaluation):
 
 @pytest.fixture(scope="module")
 def step(case) -> SimpleNamespace:
-    """One training step: its losses, gradients and optimizer."""
+    """One training step: losses, gradient norms, optimizer and parameter names."""
     case.model.train()
     optimizer = Trainer.build_optimizer(case.cfg, case.model)
     losses = case.model(case.inputs)
@@ -136,19 +136,19 @@ def step(case) -> SimpleNamespace:
     return SimpleNamespace(losses=losses, grad_norms=grad_norms, optimizer=optimizer, names=names)
 
 
-def test_losses_are_the_published_ones(case, step):
+def test_losses_match_the_published_ones(case, step):
     losses = {name: value.item() for name, value in step.losses.items()}
     assert losses == pytest.approx(case.facts["losses"], rel=1e-4)
 
 
-def test_gradients_are_the_published_ones(case, step):
+def test_gradient_norms_match_the_published_ones(case, step):
     expected = case.facts["grad_norms"]
     actual = {name: step.grad_norms[name] for name in expected}
-    # A bias that a norm takes out again has no gradient but rounding.
+    # abs: the gradient of a bias that a following norm cancels is only rounding error.
     assert actual == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
-def test_learning_rate_and_weight_decay_of_every_parameter_are_the_published_ones(case, step):
+def test_learning_rate_and_weight_decay_of_every_parameter_match_the_published_ones(case, step):
     names: dict[str, list[str]] = {}
     for group in step.optimizer.param_groups:
         key = json.dumps([group["lr"], group["weight_decay"]])

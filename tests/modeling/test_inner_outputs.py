@@ -1,4 +1,4 @@
-"""What the parts of the network give: the same that the forward pass goes through."""
+"""``inner_outputs`` returns the same intermediate tensors that the forward pass computes."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ LAYERS, QUERIES, CLASSES, WIDTH = 3, 6, 4, 16
 
 @pytest.fixture
 def tiny(cfg):
-    """Three decoder layers, nothing random in training."""
+    """The tiny model's config with three decoder layers and nothing random in training."""
     settings = tiny_settings()
     settings["DATASETS"] = {"TRAIN": [], "TEST": []}
     cfg.merge_from_other_cfg(CfgNode(settings))
@@ -49,7 +49,7 @@ KINDS = {
     "Swin": lambda cfg: None,
     "ResNet": with_resnet,
     "encoder": with_encoder,
-    "queries look at the embeddings": with_pixel_embedding,
+    "queries attend to the pixel embedding": with_pixel_embedding,
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -73,21 +73,21 @@ def examples(*sizes):
 
 
 @each_kind
-def test_the_last_layer_is_what_the_model_says(tiny, kind):
+def test_the_last_layer_equals_the_models_prediction(tiny, kind):
     model = build(tiny, kind)
     batch = examples((64, 96), (50, 70))
     found = inner_outputs(model, batch)
     with torch.no_grad():
         logits = model.predict(batch)
-    for place, one in enumerate(logits):
-        torch.testing.assert_close(found.layers[-1].pred_logits[place], one.mask_cls)
-        torch.testing.assert_close(found.layers[-1].pred_masks[place], one.mask_pred)
+    for index, one in enumerate(logits):
+        torch.testing.assert_close(found.layers[-1].pred_logits[index], one.mask_cls)
+        torch.testing.assert_close(found.layers[-1].pred_masks[index], one.mask_pred)
         assert found.input_size == one.padded_size
-        assert found.image_sizes[place] == one.image_size
+        assert found.image_sizes[index] == one.image_size
 
 
 @each_kind
-def test_every_layer_is_the_one_that_training_supervises(tiny, kind):
+def test_the_layers_are_those_that_training_supervises(tiny, kind):
     model = build(tiny, kind)
     batch = examples((64, 96))
     found = inner_outputs(model, batch)
@@ -104,7 +104,7 @@ def test_every_layer_is_the_one_that_training_supervises(tiny, kind):
 
 
 @each_kind
-def test_masks_and_classes_follow_from_the_states(tiny, kind):
+def test_masks_and_classes_follow_from_the_query_states(tiny, kind):
     model = build(tiny, kind)
     found = inner_outputs(model, examples((64, 64)))
     predictor = model.sem_seg_head.predictor
@@ -117,7 +117,7 @@ def test_masks_and_classes_follow_from_the_states(tiny, kind):
 
 
 @each_kind
-def test_the_maps_are_those_of_the_backbone_and_the_pixel_decoder(tiny, kind):
+def test_feature_maps_equal_those_of_the_backbone_and_the_pixel_decoder(tiny, kind):
     model = build(tiny, kind)
     batch = examples((64, 96))
     found = inner_outputs(model, batch)
@@ -137,7 +137,7 @@ def test_the_maps_are_those_of_the_backbone_and_the_pixel_decoder(tiny, kind):
         assert found.encoder_memory is None
 
 
-def test_a_tensor_is_a_batch_of_images(tiny):
+def test_a_tensor_is_accepted_as_a_batch_of_images(tiny):
     model = build(tiny)
     images = random_images((64, 96), (64, 96))
     expected = inner_outputs(model, [{"image": image} for image in images])
@@ -149,7 +149,7 @@ def test_a_tensor_is_a_batch_of_images(tiny):
 # Modes
 
 
-def test_gradients_are_kept_on_request_alone(tiny):
+def test_gradients_are_kept_only_on_request(tiny):
     model = build(tiny)
     image = random_images((64, 64))[0].requires_grad_()
     assert not inner_outputs(model, image).layers[0].query_states.requires_grad
@@ -162,7 +162,7 @@ def test_gradients_are_kept_on_request_alone(tiny):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_runs_in_evaluation_mode_and_keeps_its_own(tiny, training):
+def test_the_model_runs_in_evaluation_mode_and_its_mode_is_restored(tiny, training):
     tiny.MODEL.MASK_FORMER.DROPOUT = 0.5
     model = build(tiny).train(training)
     one, other = (inner_outputs(model, examples((64, 64))) for _ in range(2))
@@ -170,7 +170,7 @@ def test_the_model_runs_in_evaluation_mode_and_keeps_its_own(tiny, training):
     assert model.training is model.sem_seg_head.training is training
 
 
-def test_the_precision_is_that_of_the_models_evaluation(tiny):
+def test_the_precision_is_that_of_the_models_inference(tiny):
     tiny.TEST.AMP.ENABLED = True
     model = build(tiny)
     batch = examples((64, 64))
@@ -181,11 +181,11 @@ def test_the_precision_is_that_of_the_models_evaluation(tiny):
     torch.testing.assert_close(found[0], expected)
 
 
-# Parts of others
+# Custom parts
 
 
-class OwnBackbone(Backbone):
-    """Four strided convolutions, and a map that no one asks for."""
+class CustomBackbone(Backbone):
+    """Four strided convolutions, and an extra map that nothing uses."""
 
     def __init__(self, cfg=None, input_shape=None):
         super().__init__()
@@ -206,7 +206,7 @@ class OwnBackbone(Backbone):
         }
 
 
-class OwnPixelDecoder(nn.Module):
+class CustomPixelDecoder(nn.Module):
     def __init__(self, cfg, input_shape):
         super().__init__()
         self.conv = nn.Conv2d(4, cfg.MODEL.SEM_SEG_HEAD.MASK_DIM, 1)
@@ -221,8 +221,8 @@ class OwnPixelDecoder(nn.Module):
         return self.conv(features["res2"]), features["res5"].repeat(1, 8, 1, 1)
 
 
-class OwnDecoder(TransformerDecoder):
-    """No transformer and no states: the least that the contract asks for."""
+class CustomDecoder(TransformerDecoder):
+    """The minimum of the contract: no transformer and no query states."""
 
     deep_supervision = False
 
@@ -236,11 +236,11 @@ class OwnDecoder(TransformerDecoder):
 
 
 @pytest.fixture
-def own_parts(tiny):
+def custom_parts(tiny):
     registries = (
-        (BACKBONE_REGISTRY, OwnBackbone),
-        (SEM_SEG_HEADS_REGISTRY, OwnPixelDecoder),
-        (TRANSFORMER_DECODER_REGISTRY, OwnDecoder),
+        (BACKBONE_REGISTRY, CustomBackbone),
+        (SEM_SEG_HEADS_REGISTRY, CustomPixelDecoder),
+        (TRANSFORMER_DECODER_REGISTRY, CustomDecoder),
     )
     for registry, part in registries:
         registry.register(part)
@@ -249,13 +249,13 @@ def own_parts(tiny):
         registry._obj_map.pop(part.__name__)
 
 
-def test_parts_of_others_need_no_more_than_their_contract(own_parts):
-    own_parts.MODEL.BACKBONE.NAME = "OwnBackbone"
-    own_parts.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "OwnPixelDecoder"
-    own_parts.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "OwnDecoder"
-    own_parts.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
-    own_parts.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "transformer_encoder"
-    model = build_model(own_parts).eval()
+def test_custom_parts_need_no_more_than_their_contract(custom_parts):
+    custom_parts.MODEL.BACKBONE.NAME = "CustomBackbone"
+    custom_parts.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "CustomPixelDecoder"
+    custom_parts.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "CustomDecoder"
+    custom_parts.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
+    custom_parts.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "transformer_encoder"
+    model = build_model(custom_parts).eval()
     found = inner_outputs(model, examples((60, 64)))
     assert sorted(found.backbone) == ["res2", "res3", "res4", "res5", "stem"]
     assert found.encoder_memory.shape == (1, 32, 2, 2)
@@ -271,6 +271,6 @@ def test_another_architecture_is_refused(tiny):
         inner_outputs(nn.Linear(1, 1), torch.zeros(3, 4, 4))
 
 
-def test_a_tensor_that_is_no_image_is_refused(tiny):
+def test_a_tensor_that_is_not_an_image_is_refused(tiny):
     with pytest.raises(ValueError, match=r"shape \(64, 64, 3\); expected one image 3×H×W"):
         inner_outputs(build(tiny), torch.zeros(64, 64, 3))

@@ -20,7 +20,7 @@ CLASSES, QUERIES, THINGS = 4, 6, {2, 3}
 
 @pytest.fixture(autouse=True)
 def metadata():
-    """Of 4 classes the last two are things."""
+    """Metadata in which the last two of 4 classes are things."""
     MetadataCatalog.pop(DATASET, None)
     MetadataCatalog.get(DATASET).set(thing_dataset_id_to_contiguous_id={7: 2, 9: 3})
     yield
@@ -39,7 +39,7 @@ def tiny(cfg):
 
 
 def build(cfg):
-    """The model, its queries enlarged so that they differ."""
+    """Build the model with scaled-up weights, so that its queries differ."""
     torch.manual_seed(0)
     model = build_model(cfg)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def make_image(size=(48, 60), seed=0):
 
 
 def make_example(size=(48, 60), labels=(1, 3), seed=0, mask_size=None, bit_masks=False):
-    """An image with blobs as targets."""
+    """Return an example with one random rectangle as the mask of each label."""
     g = torch.Generator().manual_seed(seed + 100)
     masks = torch.zeros(len(labels), *(mask_size or size), dtype=torch.bool)
     for mask in masks:
@@ -82,7 +82,7 @@ def results_of(model, examples):
 # Training
 
 
-def test_training_gives_weighted_losses_of_every_layer(tiny):
+def test_training_returns_the_weighted_losses_of_every_layer(tiny):
     node = tiny.MODEL.MASK_FORMER
     node.CLASS_WEIGHT, node.MASK_WEIGHT, node.DICE_WEIGHT = 2.0, 5.0, 3.0
     model = build(tiny)
@@ -100,7 +100,7 @@ def test_training_gives_weighted_losses_of_every_layer(tiny):
     assert all(value > 0 for value in plain.values())
 
 
-def test_the_weights_of_the_losses_are_those_of_the_matching_costs(tiny):
+def test_matching_costs_have_the_weights_of_the_losses(tiny):
     tiny.MODEL.MASK_FORMER.CLASS_WEIGHT = 2.0
     tiny.MODEL.MASK_FORMER.MASK_WEIGHT = 5.0
     tiny.MODEL.MASK_FORMER.DICE_WEIGHT = 3.0
@@ -108,7 +108,7 @@ def test_the_weights_of_the_losses_are_those_of_the_matching_costs(tiny):
     assert (matcher.class_weight, matcher.mask_weight, matcher.dice_weight) == (2.0, 5.0, 3.0)
 
 
-def test_every_parameter_learns(tiny):
+def test_every_parameter_gets_a_finite_gradient(tiny):
     model = build(tiny).train()
     sum(model([make_example(), make_example(seed=1)]).values()).backward()
     names = {
@@ -119,7 +119,7 @@ def test_every_parameter_learns(tiny):
     assert names == set()
 
 
-def test_it_trains_within_an_event_storage_and_without(tiny):
+def test_training_works_with_and_without_an_event_storage(tiny):
     model = build(tiny)
     without = losses_of(model, [make_example()])
     with EventStorage():
@@ -133,7 +133,7 @@ def test_bit_masks_and_tensors_give_equal_losses(tiny):
     assert wrapped == tensors
 
 
-def test_targets_are_padded_with_nothing_on_the_right_and_below(tiny):
+def test_target_masks_are_padded_with_false_on_the_right_and_below(tiny):
     model = build(tiny)
     small = make_example((48, 60), labels=(1, 3))
     large = make_example((80, 70), labels=(2,), seed=1)
@@ -156,13 +156,13 @@ def test_masks_larger_than_the_batch_are_refused_not_cropped(tiny):
 
 
 def with_valid(example):
-    """The example, its pixels left of column 30 counting."""
+    """Return the example with only the pixels left of column 30 valid."""
     valid = torch.zeros(example["instances"].gt_masks.shape[-2:], dtype=torch.bool)
     valid[:, :30] = True
     return {**example, "valid": valid}
 
 
-def test_pixels_that_do_not_count_reach_the_losses_and_padding_is_among_them(tiny):
+def test_invalid_pixels_and_padding_do_not_change_the_losses(tiny):
     tiny.MODEL.MASK_FORMER.MASK_IGNORE = True
     model = build(tiny)
     example = with_valid(make_example((48, 60)))
@@ -174,11 +174,11 @@ def test_pixels_that_do_not_count_reach_the_losses_and_padding_is_among_them(tin
     changed = make_example((48, 60))
     changed["instances"].gt_masks[..., 30:] ^= True
     assert losses_of(model, [with_valid(changed)]) == losses
-    model.mask_ignore = False  # the published losses, whatever the example says
+    model.mask_ignore = False  # the published losses ignore the example's "valid"
     assert losses_of(model, [example]) == losses_of(model, [make_example((48, 60))]) != losses
 
 
-def test_an_example_that_does_not_say_which_pixels_count_is_named(tiny):
+def test_the_error_for_a_missing_or_wrong_map_of_valid_pixels_names_the_image(tiny):
     tiny.MODEL.MASK_FORMER.MASK_IGNORE = True
     model = build(tiny).train()
     example = {**make_example((48, 60)), "file_name": "street.png"}
@@ -213,7 +213,7 @@ def test_an_image_without_targets_trains(tiny, others):
     assert grad.isfinite().all() and grad.abs().sum() > 0
 
 
-def test_a_loss_of_ones_own_adds_its_term_with_weight_1(tiny):
+def test_a_custom_loss_adds_its_term_with_weight_1(tiny):
     @LOSS_REGISTRY.register(name="_confidence")
     def confidence(batch):
         terms = [layer["pred_logits"].square().mean() for layer in batch.layers]
@@ -258,13 +258,13 @@ def test_images_are_padded_with_0_to_the_divisor(tiny, divisibility, expected):
         assert not found[:, height:].any() and not found[:, :, width:].any()
 
 
-def test_the_mean_and_deviation_are_no_weights(tiny):
+def test_the_pixel_mean_and_deviation_are_not_in_the_state_dict(tiny):
     model = build(tiny)
     assert {"pixel_mean", "pixel_std"}.isdisjoint(model.state_dict())
     assert tuple(model.pixel_mean.shape) == tuple(model.pixel_std.shape) == (3, 1, 1)
 
 
-def test_the_input_is_left_as_it_was(tiny):
+def test_the_input_is_not_modified(tiny):
     example = make_example()
     image, masks = example["image"].clone(), example["instances"].gt_masks.clone()
     model = build(tiny)
@@ -278,7 +278,7 @@ def test_the_input_is_left_as_it_was(tiny):
 
 
 @pytest.mark.parametrize("flags", list(itertools.product([True, False], repeat=3)))
-def test_any_combination_of_results_may_be_asked_for(tiny, flags):
+def test_any_combination_of_results_can_be_requested(tiny, flags):
     test = tiny.MODEL.MASK_FORMER.TEST
     test.SEMANTIC_ON, test.PANOPTIC_ON, test.INSTANCE_ON = flags
     (result,) = results_of(build(tiny), [{"image": make_image(), "height": 90, "width": 70}])
@@ -295,7 +295,7 @@ def test_any_combination_of_results_may_be_asked_for(tiny, flags):
         assert set(result["instances"].pred_classes.tolist()) <= THINGS
 
 
-def test_without_an_output_size_results_have_the_images(tiny):
+def test_without_an_output_size_results_have_the_image_size(tiny):
     examples = [{"image": make_image((48, 60))}, {"image": make_image((70, 45), seed=1)}]
     results = results_of(build(tiny), examples)
     assert [tuple(one["sem_seg"].shape) for one in results] == [(4, 48, 60), (4, 70, 45)]
@@ -306,7 +306,7 @@ def resize(x, size):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_masks_are_enlarged_cropped_and_resized_in_the_configured_order(tiny, before):
+def test_masks_are_upsampled_cropped_and_resized_in_the_configured_order(tiny, before):
     tiny.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = before
     model = build(tiny)
     example = {"image": make_image((48, 60)), "height": 90, "width": 70}
@@ -323,7 +323,7 @@ def test_masks_are_enlarged_cropped_and_resized_in_the_configured_order(tiny, be
     torch.testing.assert_close(result["sem_seg"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_all_results_come_of_the_resized_masks_with_the_configured_thresholds(tiny):
+def test_all_results_use_the_resized_masks_and_the_configured_thresholds(tiny):
     test = tiny.MODEL.MASK_FORMER.TEST
     test.SEMANTIC_ON = test.PANOPTIC_ON = test.INSTANCE_ON = True
     test.OBJECT_MASK_THRESHOLD, test.OVERLAP_THRESHOLD = 0.3, 0.4
@@ -352,7 +352,7 @@ def test_all_results_come_of_the_resized_masks_with_the_configured_thresholds(ti
 
 @pytest.mark.parametrize("flags", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)], ids=str)
 @torch.no_grad()
-def test_the_logits_give_the_results_of_the_forward_pass(tiny, flags):
+def test_results_computed_from_the_logits_equal_the_forward_passs(tiny, flags):
     test = tiny.MODEL.MASK_FORMER.TEST
     test.SEMANTIC_ON, test.PANOPTIC_ON, test.INSTANCE_ON = map(bool, flags)
     test.OBJECT_MASK_THRESHOLD, test.OVERLAP_THRESHOLD = 0.3, 0.4
@@ -378,7 +378,7 @@ def test_the_logits_give_the_results_of_the_forward_pass(tiny, flags):
                 assert torch.equal(value, other), name
 
 
-def test_a_model_in_training_mode_predicts_nothing(tiny):
+def test_predicting_in_training_mode_is_refused(tiny):
     with pytest.raises(ValueError, match=r"training mode: call \.eval\(\)"):
         build(tiny).train().predict([{"image": make_image()}])
 
@@ -399,7 +399,7 @@ def test_an_images_result_does_not_depend_on_its_batch_mates(tiny):
 
 
 @pytest.mark.parametrize("classes", [1, 7])
-def test_another_number_of_classes_than_the_metadatas_builds_and_runs(tiny, classes):
+def test_the_number_of_classes_may_differ_from_the_metadata(tiny, classes):
     MetadataCatalog.get(DATASET).set(stuff_classes=["a", "b", "c", "d"])
     tiny.MODEL.SEM_SEG_HEAD.NUM_CLASSES = classes
     model = build(tiny)
@@ -408,7 +408,7 @@ def test_another_number_of_classes_than_the_metadatas_builds_and_runs(tiny, clas
     assert all(value >= 0 for value in losses_of(model, [make_example(labels=(0,))]).values())
 
 
-def test_things_are_those_of_the_training_datas_metadata(tiny):
+def test_thing_classes_come_from_the_training_datasets_metadata(tiny):
     tiny.DATASETS.TEST = ("another_val",)
     assert build(tiny).thing_ids == THINGS
     tiny.DATASETS.TRAIN = ()
@@ -422,7 +422,7 @@ def test_without_things_in_the_metadata_every_class_may_be_an_instance(tiny):
     assert set(result["instances"].pred_classes.tolist()) - THINGS
 
 
-def test_an_unknown_loss_is_told_what_there_is(tiny):
+def test_the_error_for_an_unknown_loss_lists_the_known_ones(tiny):
     tiny.MODEL.MASK_FORMER.LOSSES = ["labels", "unheard"]
     with pytest.raises(KeyError, match=r"LOSSES is 'unheard'.*'labels', 'masks'"):
         build(tiny)

@@ -1,7 +1,7 @@
-"""Every model gives the same with ``MODEL.REFERENCE_OPS`` as without.
+"""Every model gives the same results with ``MODEL.REFERENCE_OPS`` as without it.
 
-The networks run in double precision, so that their outputs agree to rounding; results are computed
-in fp32 from them, by bands or whole, which changes the last digits of fp32.
+The networks run in double precision, so that their outputs agree up to rounding. Results are
+computed from them in fp32, in bands or in one piece, which changes the last digits.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ families = pytest.mark.parametrize("family", ["resnet", "swin", "timm"])
 
 
 def pair(family: str, *opts: Any) -> list[Any]:
-    """A model with the fast kernels and one with the reference versions, of the same weights."""
+    """Return two models with equal weights: with fast kernels, and with reference versions."""
     pytest.importorskip("timm") if family == "timm" else None
     opts = (*opts, "MODEL.MASK_FORMER.DROPOUT", 0.0, "MODEL.SWIN.DROP_PATH_RATE", 0.0)
     fast, reference = (
         tiny_network(family, [*opts, "MODEL.REFERENCE_OPS", on]).double() for on in (False, True)
     )
-    with torch.no_grad():  # an attention whose weights differ
+    with torch.no_grad():  # so that attention weights differ between pixels
         for name, weight in fast.named_parameters():
             if "qkv.weight" in name:
                 weight.mul_(50)
     reference.load_state_dict(fast.state_dict())
     for model in (fast, reference):
-        model.criterion.float()  # its losses are
+        model.criterion.float()  # losses are computed in fp32
         model.sem_seg_head.register_forward_hook(spread)
     return [fast, reference]
 
 
 def spread(head: Any, arguments: Any, outputs: dict[str, Any]) -> None:
-    """Spread the outputs of random weights, so that queries differ in class and place."""
+    """Forward hook: spread the head's outputs, so that queries differ in class and location."""
     for layer in (outputs, *outputs.get("aux_outputs", ())):
         masks = layer["pred_masks"]
         std, mean = torch.std_mean(masks.detach(), (-2, -1), keepdim=True)
@@ -64,7 +64,7 @@ def image(size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def examples() -> list[dict[str, Any]]:
-    """Two images with targets and a map of valid pixels."""
+    """Return two images with targets and a map of valid pixels each."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for seed, size in enumerate([(64, 80), (70, 60)]):
@@ -82,7 +82,7 @@ def run(function: Callable[[Any], Any], models: list[Any]) -> list[Any]:
 
 @families
 @pytest.mark.parametrize("order", [False, True], ids=["resized after", "resized before"])
-def test_the_semantic_result_is_that_of_the_reference(family: str, order: bool) -> None:
+def test_semantic_results_equal_the_references(family: str, order: bool) -> None:
     models = pair(family, f"{TEST}SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE", order)
     batch = [{"image": image((64, 80)), "height": 50, "width": 90}, {"image": image((70, 60), 1)}]
     for found, expected in zip(*run(lambda model: model(batch), models), strict=True):
@@ -92,14 +92,14 @@ def test_the_semantic_result_is_that_of_the_reference(family: str, order: bool) 
 
 
 def assert_same_map(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-    """Compare classes and shares; a class may differ only where two are equal to rounding."""
+    """Compare classes and scores; a class may differ only where two scores are nearly equal."""
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
     assert (found[0] == expected[0]).float().mean() > 0.999
     assert len(expected[0].unique()) > 1
 
 
 @families
-def test_panoptic_and_instance_results_are_those_of_the_reference(family: str) -> None:
+def test_panoptic_and_instance_results_equal_the_references(family: str) -> None:
     models = pair(family, *PANOPTIC)
     batch = [{"image": image((64, 80)), "height": 50, "width": 90}]
     (found,), (expected,) = run(lambda model: model(batch), models)
@@ -118,7 +118,7 @@ def test_panoptic_and_instance_results_are_those_of_the_reference(family: str) -
 
 
 @families
-def test_a_sliding_window_gives_the_result_of_the_reference(family: str) -> None:
+def test_sliding_window_results_equal_the_references(family: str) -> None:
     models = pair(family, *WINDOWS)
     batch = [{"image": image((100, 140)), "height": 130, "width": 120}]
     (found,), (expected,) = run(lambda model: model(batch), models)
@@ -140,10 +140,10 @@ def test_a_sliding_window_gives_the_result_of_the_reference(family: str) -> None
     ],
     ids=str,
 )
-def test_losses_and_gradients_are_those_of_the_reference(family: str, opts: list[Any]) -> None:
+def test_losses_and_gradients_equal_the_references(family: str, opts: list[Any]) -> None:
     losses, gradients = [], []
     for model in pair(family, *opts, "MODEL.MASK_FORMER.DEC_LAYERS", 2):
-        torch.manual_seed(0)  # of the points
+        torch.manual_seed(0)  # the same sampled points
         values = model.train()(examples())
         sum(values.values()).backward()
         losses.append({name: value.item() for name, value in values.items()})
@@ -159,7 +159,7 @@ def test_losses_and_gradients_are_those_of_the_reference(family: str, opts: list
         )
 
 
-def test_the_reference_runs_the_reference() -> None:
+def test_the_reference_model_runs_the_reference_versions() -> None:
     fast, reference = pair("swin", *PANOPTIC)
     kinds = [{type(module) for module in model.backbone.modules()} for model in (fast, reference)]
     assert BasicLayer in kinds[1] and BasicLayer not in kinds[0]

@@ -1,4 +1,4 @@
-"""Test-time augmentation is the mean over detectron2's views, which are made and run one by one."""
+"""Test-time augmentation: the mean over detectron2's views, created and run one by one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VIEWS = ("TEST.AUG.MIN_SIZES", SIZES, "TEST.AUG.MAX_SIZE", 320, "TEST.AUG.FLIP",
 
 
 def photo(height, width, seed=0):
-    """H×W×3: coarse blobs, so that resizing leaves something to see, different left and right."""
+    """Return H×W×3 coarse blobs: they survive resizing, and left differs from right."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
     return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def config(files):
-    """A function that gives the tiny model's config with ``KEY VALUE …``."""
+    """A function that returns the tiny model's config with the options ``KEY VALUE …``."""
     path, weights = files
 
     def config(*opts):
@@ -59,7 +59,7 @@ def config(files):
 
 @pytest.fixture
 def cfg(cfg):
-    """Our defaults with small views and images read as RGB."""
+    """The project's defaults with small views and images read as RGB."""
     cfg.merge_from_list([*VIEWS, "INPUT.FORMAT", "RGB"])
     return cfg
 
@@ -74,7 +74,7 @@ def per_pixel(cfg):
 
 
 class Recorder(nn.Module):
-    """A model that notes its inputs' shapes, and which earlier inputs and results still live."""
+    """A model that records input shapes, and how many earlier inputs and results are alive."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ class Recorder(nn.Module):
 
 
 def mean_over_views(cfg, model, pixels, height, width, to_scores=lambda scores: scores):
-    """The definition: every view resized, mirrored, run, turned back; then their mean."""
+    """Compute the definition: resize, flip and run each view, flip the result back, and average."""
     aug, scores = cfg.TEST.AUG, []
     for size in aug.MIN_SIZES:
         resized, _ = T.apply_transform_gens([T.ResizeShortestEdge(size, aug.MAX_SIZE)], pixels)
@@ -118,24 +118,24 @@ def mean_over_views(cfg, model, pixels, height, width, to_scores=lambda scores: 
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize(
-    "shape, output",
+    "shape, output_size",
     [((64, 64), (64, 64)), ((56, 96), (70, 41)), ((40, 200), (40, 200)), ((200, 40), (100, 20))],
     ids=["square", "another output size", "5:1", "1:5, another output size"],
 )
 @torch.no_grad()
-def test_the_result_is_the_mean_over_scales_and_flips(config, shape, output, flip):
+def test_the_result_is_the_mean_over_scales_and_flips(config, shape, output_size, flip):
     cfg = config("TEST.AUG.FLIP", flip)
     model = load_trained_model(cfg)
     pixels = photo(*shape)
-    example = {"image": tensor(pixels), "height": output[0], "width": output[1]}
+    example = {"image": tensor(pixels), "height": output_size[0], "width": output_size[1]}
     (result,) = SemanticSegmentorWithTTA(cfg, model)([example])
-    assert set(result) == {"sem_seg"} and result["sem_seg"].shape == (K, *output)
-    expected = mean_over_views(cfg, model, pixels, *output)
+    assert set(result) == {"sem_seg"} and result["sem_seg"].shape == (K, *output_size)
+    expected = mean_over_views(cfg, model, pixels, *output_size)
     torch.testing.assert_close(result["sem_seg"], expected, rtol=1e-5, atol=1e-7)
 
 
 @torch.no_grad()
-def test_of_a_per_pixel_model_probabilities_are_averaged(config):
+def test_probabilities_of_a_per_pixel_model_are_averaged(config):
     cfg = config()
     model = per_pixel(cfg)
     pixels = photo(56, 96)
@@ -146,7 +146,7 @@ def test_of_a_per_pixel_model_probabilities_are_averaged(config):
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_the_views_are_those_of_detectron2s_mapper(cfg, flip):
+def test_the_views_equal_those_of_detectron2s_mapper(cfg, flip):
     cfg.TEST.AUG.FLIP = flip
     example = {"image": tensor(photo(40, 200)), "height": 20, "width": 100}
     expected = DatasetMapperTTA(cfg)(example)
@@ -160,7 +160,7 @@ def test_the_views_are_those_of_detectron2s_mapper(cfg, flip):
 
 
 @torch.no_grad()
-def test_one_view_as_the_image_is_gives_the_plain_result(config):
+def test_a_single_unchanged_view_gives_the_plain_result(config):
     cfg = config("TEST.AUG.MIN_SIZES", [56], "TEST.AUG.FLIP", False)
     model = load_trained_model(cfg)
     example = {"image": tensor(photo(56, 96)), "height": 28, "width": 30}
@@ -174,7 +174,7 @@ def test_with_flips_a_mirrored_image_gives_the_mirrored_result(config):
     model = load_trained_model(cfg)
     image = tensor(photo(56, 96))
     plain, of_mirrored = (model([{"image": i}])[0]["sem_seg"] for i in (image, image.flip(2)))
-    assert (of_mirrored.flip(2) - plain).abs().max() > 1e-3  # it is not the model's own doing
+    assert (of_mirrored.flip(2) - plain).abs().max() > 1e-3  # not symmetric itself
     results = SemanticSegmentorWithTTA(cfg, model)([{"image": image}, {"image": image.flip(2)}])
     result, of_mirrored = (result["sem_seg"] for result in results)
     torch.testing.assert_close(of_mirrored.flip(2), result, rtol=1e-5, atol=1e-7)
@@ -184,7 +184,7 @@ def test_with_flips_a_mirrored_image_gives_the_mirrored_result(config):
 
 
 @pytest.mark.parametrize("number", [1, 5])
-def test_one_view_and_no_earlier_result_is_alive_when_the_model_runs(cfg, number):
+def test_no_earlier_view_or_result_is_alive_when_the_model_runs(cfg, number):
     cfg.TEST.AUG.MIN_SIZES = [40 + 8 * i for i in range(number)]
     model = Recorder()
     SemanticSegmentorWithTTA(cfg, model)([{"image": tensor(photo(40, 64))}] * 2)
@@ -219,7 +219,7 @@ def test_only_views_of_one_size_are_run_together(cfg, batch_size, expected):
     torch.testing.assert_close(result, one_by_one)
 
 
-# Where images come from
+# Sources of images
 
 
 def save(path, pixels, orientation=None):
@@ -262,23 +262,23 @@ def test_augmentation_and_plain_evaluation_see_the_same_pixels_of_a_16_bit_grey_
     assert torch.equal(evaluated, torch.from_numpy((ramp >> 8).astype(np.uint8)).expand(3, -1, -1))
 
 
-def test_a_damaged_png_is_noticed(cfg, tmp_path):
+def test_a_damaged_png_is_an_error(cfg, tmp_path):
     name = save(tmp_path / "a.png", photo(56, 96))
     flip_a_bit(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png.*the PNG is damaged: the checksum at byte"):
         SemanticSegmentorWithTTA(cfg, Recorder())([{"file_name": name}])
 
 
-def test_a_file_is_turned_as_its_orientation_says(cfg, tmp_path):
+def test_a_file_is_rotated_by_its_exif_orientation(cfg, tmp_path):
     pixels = photo(56, 96)
-    # orientation 6: the picture is the stored one turned clockwise by 90 degrees
+    # orientation 6: to be displayed, the stored image is rotated clockwise by 90 degrees
     name = save(tmp_path / "a.png", np.rot90(pixels), orientation=6)
     model = SemanticSegmentorWithTTA(cfg, Recorder())
     of_file, of_tensor = model([{"file_name": name}, {"image": tensor(pixels)}])
     assert torch.equal(of_file["sem_seg"], of_tensor["sem_seg"])
 
 
-def test_the_file_counts_and_not_the_image_that_a_test_loader_resized(cfg, tmp_path):
+def test_the_file_takes_precedence_over_the_loaders_resized_image(cfg, tmp_path):
     pixels = photo(56, 96)
     example = {"file_name": save(tmp_path / "a.png", pixels), "height": 56, "width": 96}
     loaded = {**example, "image": tensor(photo(16, 32, seed=1)), "sem_seg": torch.zeros(16, 32)}
@@ -287,18 +287,18 @@ def test_the_file_counts_and_not_the_image_that_a_test_loader_resized(cfg, tmp_p
     assert torch.equal(of_file["sem_seg"], of_tensor["sem_seg"])
 
 
-def test_examples_are_left_as_they_are(cfg, tmp_path):
+def test_examples_are_not_modified(cfg, tmp_path):
     example = {"file_name": save(tmp_path / "a.png", photo(40, 64)), "image": torch.ones(3, 8, 8)}
     before = dict(example)
     SemanticSegmentorWithTTA(cfg, Recorder())([example])
     assert example == before
 
 
-# The model inside
+# The wrapped model
 
 
 @torch.no_grad()
-def test_only_the_semantic_result_is_computed_and_the_model_stays_as_it_was(config, monkeypatch):
+def test_only_the_semantic_result_is_computed_and_the_model_is_unchanged(config, monkeypatch):
     cfg = config(
         "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True
     )
@@ -316,7 +316,7 @@ def test_only_the_semantic_result_is_computed_and_the_model_stays_as_it_was(conf
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_leaves_the_models_mode_as_it_was(cfg, training):
+def test_evaluation_restores_the_models_mode(cfg, training):
     model = Recorder().train(training)
     wrapped = SemanticSegmentorWithTTA(cfg, model)
     with inference_context(wrapped):
@@ -324,7 +324,7 @@ def test_evaluation_leaves_the_models_mode_as_it_was(cfg, training):
     assert model.training is training and model.conv.training is training
 
 
-def test_the_wrapped_models_weights_are_its_own(config):
+def test_the_wrapper_shares_the_models_parameters(config):
     cfg = config()
     model = load_trained_model(cfg)
     wrapped = SemanticSegmentorWithTTA(cfg, model)
@@ -341,7 +341,7 @@ def test_a_model_without_a_semantic_result_is_refused(config):
         SemanticSegmentorWithTTA(cfg, load_trained_model(cfg))
 
 
-def test_no_views_are_refused(cfg):
+def test_an_empty_set_of_views_is_refused(cfg):
     cfg.TEST.AUG.MIN_SIZES = []
     with pytest.raises(ValueError, match=r"TEST\.AUG\.MIN_SIZES is empty"):
         SemanticSegmentorWithTTA(cfg, Recorder())
@@ -350,7 +350,7 @@ def test_no_views_are_refused(cfg):
         model([{"image": tensor(photo(40, 64))}])
 
 
-def test_a_view_that_cannot_be_turned_back_is_refused(cfg):
+def test_a_view_that_cannot_be_inverted_is_refused(cfg):
     def crop(example):
         transforms = T.TransformList([T.CropTransform(0, 0, 8, 8)])
         return [{**example, "image": example["image"][:, :8, :8], "transforms": transforms}]
@@ -360,7 +360,7 @@ def test_a_view_that_cannot_be_turned_back_is_refused(cfg):
         model([{"image": tensor(photo(40, 64))}])
 
 
-def test_mistakes_in_an_example_are_told(cfg, tmp_path):
+def test_invalid_examples_and_settings_are_refused(cfg, tmp_path):
     model = SemanticSegmentorWithTTA(cfg, Recorder())
     with pytest.raises(FileNotFoundError, match=r"no\.png.*leave `file_name` out"):
         model([{"file_name": str(tmp_path / "no.png"), "image": torch.ones(3, 8, 8)}])
@@ -408,7 +408,7 @@ def evaluation_options(datasets, output):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_eval_only_measures_without_and_with_augmentation(files, datasets, tmp_path, number):
+def test_evaluate_measures_without_and_with_augmentation(files, datasets, tmp_path, number):
     output = tmp_path / "output"
     words = ["MODEL.WEIGHTS", files[1], *VIEWS, "TEST.AUG.ENABLED", True]
     words += evaluation_options(datasets[:number], output)
@@ -423,12 +423,12 @@ def test_eval_only_measures_without_and_with_augmentation(files, datasets, tmp_p
         assert (output / folder / "sem_seg_predictions.json").is_file()
 
 
-def test_without_augmentation_there_is_the_plain_result_alone(config, datasets, tmp_path):
+def test_trainer_test_measures_without_augmentation(config, datasets, tmp_path):
     cfg = config("TEST.AUG.ENABLED", True, *evaluation_options(datasets[:1], tmp_path))
     assert list(Trainer.test(cfg, load_trained_model(cfg))) == ["sem_seg"]
 
 
-def test_what_cannot_be_augmented_is_told_before_anything_runs(config, tmp_path, monkeypatch):
+def test_datasets_that_cannot_be_augmented_are_refused_at_once(config, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "test", None)
     name = "tta_panoptic"
     MetadataCatalog.get(name).set(evaluator_type="coco_panoptic_seg")

@@ -1,4 +1,4 @@
-"""The best class of each pixel is found as ``max`` finds it."""
+"""``best_class`` finds the same class of each pixel as ``max``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mask_former.ops import best_class, reference_ops
 
 @pytest.mark.parametrize("shape", [(1, 5, 7), (3, 1, 1), (11, 100, 30), (257, 49, 8), (2, 0, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_it_is_the_argmax_the_first_of_equals_and_its_score(
+def test_the_first_of_the_best_classes_is_returned_with_its_score(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     g = torch.Generator().manual_seed(0)
     scores = torch.randint(20, shape, generator=g).to(dtype)  # many are equal
     class_ids, best = best_class(scores)
-    # torch promises the first of equals of max(dim), not of argmax
+    # torch guarantees the first of equal values for max(dim), not for argmax
     expected = scores.max(dim=0)
     assert class_ids.dtype == torch.int64 and torch.equal(class_ids, expected.indices)
     assert torch.equal(best, expected.values.to(best.dtype))
@@ -27,7 +27,7 @@ def test_scores_that_differ_only_in_double_precision_are_distinguished() -> None
     assert best_class(scores)[0] == 1
 
 
-def test_scores_that_are_a_view_or_want_gradients_have_a_best_class() -> None:
+def test_scores_may_be_a_view_and_require_gradients() -> None:
     scores = torch.rand(40, 30, 7, requires_grad=True).permute(2, 0, 1)
     class_ids, best = best_class(scores)
     assert torch.equal(class_ids, scores.argmax(0)) and torch.equal(best, scores.amax(0))

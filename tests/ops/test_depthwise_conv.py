@@ -1,4 +1,4 @@
-"""Depthwise convolutions with gradients in fp32: torch's values, gradients that are no worse."""
+"""Depthwise convolutions with torch's values, and gradients computed in fp32."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ WINDOWS = [((3, 3), (1, 1), (1, 1), (1, 1)), ((5, 3), (2, 1), (2, 0), (1, 2))]
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kernel, stride, padding, dilation", WINDOWS)
-def test_values_and_gradients_are_those_of_conv2d(kernel, stride, padding, dilation, bias):
+def test_values_and_gradients_equal_those_of_conv2d(kernel, stride, padding, dilation, bias):
     tensors = inputs(torch.float64, kernel, bias)
     window = (stride, padding, dilation)
     out, found = gradients(lambda *t: depthwise_conv2d(*t, *window), tensors)
@@ -39,20 +39,20 @@ def test_values_and_gradients_are_those_of_conv2d(kernel, stride, padding, dilat
 
 
 @pytest.mark.parametrize("kernel, stride, padding, dilation", WINDOWS)
-def test_gradients_in_bfloat16_are_those_of_fp32_rounded(kernel, stride, padding, dilation):
+def test_gradients_in_bfloat16_are_the_fp32_gradients_rounded(kernel, stride, padding, dilation):
     tensors = inputs(torch.bfloat16, kernel, bias=True)
     window = (stride, padding, dilation)
     out, found = gradients(lambda *t: depthwise_conv2d(*t, *window), tensors)
     assert out.dtype == torch.bfloat16
-    whole = [t.detach().float().requires_grad_() for t in tensors]
+    precise = [t.detach().float().requires_grad_() for t in tensors]
     torch.manual_seed(1)
     grad = torch.randn(out.shape).to(torch.bfloat16).float()
-    expected = torch.autograd.grad(F.conv2d(*whole, *window, groups=6), whole, grad)
+    expected = torch.autograd.grad(F.conv2d(*precise, *window, groups=6), precise, grad)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other.to(torch.bfloat16))
 
 
-def test_a_gradient_that_nobody_asks_for_is_not_made():
+def test_inputs_that_need_no_gradient_are_supported():
     x, weight, _ = inputs(torch.bfloat16, (3, 3), bias=False)
     out = depthwise_conv2d(x.detach(), weight, None, (1, 1), (1, 1), (1, 1))
     (grad,) = torch.autograd.grad(out.sum(), [weight])
@@ -60,7 +60,7 @@ def test_a_gradient_that_nobody_asks_for_is_not_made():
 
 
 class BackwardTypes(TorchDispatchMode):
-    """The types of what goes into a convolution's backward pass."""
+    """A dispatch mode that records the dtypes of the inputs of convolutions' backward passes."""
 
     def __init__(self):
         super().__init__()

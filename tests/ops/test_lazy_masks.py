@@ -1,4 +1,4 @@
-"""Bands of rows of lazy masks are the rows of the whole, however it was resized and cropped."""
+"""Lazy masks: bands of rows equal the rows of the whole, however it is resized and cropped."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ def interpolate(masks, size):
     return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-# torch finds a pixel's place in fp32, so do we: the loop, in fp64, is a little off
+# torch and LazyMasks compute a pixel's position in fp32; the reference loop uses fp64.
 TO_THE_LOOP = {"rtol": 1e-4, "atol": 5e-5}
 
 
 def assert_same(lazy, expected):
-    """All at once, by the row and by the pixel."""
+    """Compare the masks as a whole, row by row and pixel by pixel."""
     assert lazy.size == tuple(expected.shape[-2:])
     torch.testing.assert_close(lazy.tensor(), expected, rtol=1e-5, atol=1e-5)
     for y in range(lazy.size[0]):
@@ -36,23 +36,23 @@ def assert_same(lazy, expected):
         torch.testing.assert_close(pixels, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_masks_are_enlarged_as_the_loop_does():
+def test_upsampling_matches_the_reference_loop():
     masks = make_masks()
-    expected = references.enlarge(masks.double(), (24, 31)).float()
+    expected = references.upsample(masks.double(), (24, 31)).float()
     found = LazyMasks(masks).resize((24, 31)).tensor()
     torch.testing.assert_close(found, expected, **TO_THE_LOOP)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("source", [(10, 13), (1, 1)], ids=str)
-def test_resizing_is_that_of_torch(source, size):
+def test_resizing_matches_torchs(source, size):
     masks = make_masks(size=source)
     assert_same(LazyMasks(masks).resize(size), interpolate(masks, size))
 
 
 @pytest.mark.parametrize("last", SIZES, ids=str)
 @pytest.mark.parametrize("first", SIZES, ids=str)
-def test_any_chain_of_steps_is_that_of_torch(first, last):
+def test_any_chain_of_steps_matches_torchs(first, last):
     masks = make_masks()
     kept = (max(1, first[0] - 3), max(1, first[1] - 2))
     lazy = LazyMasks(masks).resize(first).crop(kept).resize(last)
@@ -63,13 +63,13 @@ def test_any_chain_of_steps_is_that_of_torch(first, last):
     assert_same(probabilities, interpolate(cropped.sigmoid(), last))
 
 
-def test_a_crop_without_a_resize_needs_none():
+def test_a_crop_works_without_a_resize():
     masks = make_masks()
     assert_same(LazyMasks(masks).crop((4, 20)), masks[:, :4])
     assert torch.equal(LazyMasks(masks).crop((4, 6)).tensor(), masks[:, :4, :6])
 
 
-def test_no_step_gives_the_masks_themselves():
+def test_steps_that_change_nothing_return_the_same_object():
     masks = make_masks()
     lazy = LazyMasks(masks)
     assert (
@@ -81,7 +81,7 @@ def test_no_step_gives_the_masks_themselves():
 
 @pytest.mark.parametrize("elements", [1, 100, 744, 745, 1 << 20])
 @pytest.mark.parametrize("channels", [0, 20])
-def test_bands_hold_every_row_once_and_no_more_than_fits(elements, channels, monkeypatch):
+def test_bands_cover_every_row_once_within_the_element_limit(elements, channels, monkeypatch):
     monkeypatch.setitem(lazy_masks._BAND_ELEMENTS, "cpu", elements)
     lazy = LazyMasks(make_masks()).resize((24, 31))
     bands = list(lazy.bands(channels))
@@ -99,7 +99,7 @@ def test_every_floating_type_is_resized_in_fp32(dtype):
     masks = make_masks().to(dtype)
     found = LazyMasks(masks).resize((24, 31)).tensor()
     assert found.dtype == torch.float32
-    expected = references.enlarge(masks.double(), (24, 31)).float()
+    expected = references.upsample(masks.double(), (24, 31)).float()
     torch.testing.assert_close(found, expected, **TO_THE_LOOP)
 
 
@@ -119,7 +119,7 @@ def test_memory_layout_is_irrelevant(size):
         assert torch.equal(LazyMasks(other).resize(size).tensor(), expected)
 
 
-def test_some_masks_are_those_of_all():
+def test_indexing_selects_masks():
     lazy = LazyMasks(make_masks()).resize((24, 31)).crop((20, 30))
     keep = torch.tensor([True, False, True, True, False])
     assert_same(lazy[keep], lazy.tensor()[keep])
@@ -127,7 +127,7 @@ def test_some_masks_are_those_of_all():
     assert lazy[keep & False].tensor().shape == (0, 20, 30)
 
 
-def test_an_infinite_logit_disturbs_no_pixel_that_it_is_not_a_part_of():
+def test_an_infinite_logit_affects_only_the_pixels_interpolated_from_it():
     masks = make_masks(queries=1, size=(4, 4))
     expected = LazyMasks(masks).resize((16, 16)).tensor()
     masks[0, 3, 3] = float("inf")
@@ -139,17 +139,17 @@ def test_an_infinite_logit_disturbs_no_pixel_that_it_is_not_a_part_of():
 # The reference
 
 
-def test_the_switch_chooses_the_reference():
+def test_reference_ops_selects_whole_masks():
     masks = make_masks()
     assert isinstance(as_masks(masks), LazyMasks)
     with reference_ops():
         assert isinstance(as_masks(masks), WholeMasks)
-        assert isinstance(as_masks(LazyMasks(masks)), LazyMasks)  # wrapped already
+        assert isinstance(as_masks(LazyMasks(masks)), LazyMasks)  # already wrapped
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("queries", [5, 0])
-def test_lazy_masks_are_those_of_the_reference(queries, dtype):
+def test_lazy_masks_equal_the_references(queries, dtype):
     masks = make_masks(queries).to(dtype)
     masks[:1, 0, 0] = float("inf")
     keep = torch.arange(queries) % 2 == 0
@@ -164,13 +164,13 @@ def test_lazy_masks_are_those_of_the_reference(queries, dtype):
     assert rows == slice(0, 7) and torch.equal(band, expected.rows(0, 7))
 
 
-# Resizing bands that come one after the other
+# Resizing a stream of bands
 
 
 @pytest.mark.parametrize("output", [(10, 13), (24, 31), (4, 50), (3, 3), (1, 1), (37, 13)], ids=str)
 @pytest.mark.parametrize("height", [1, 3, 10])
 @pytest.mark.parametrize("max_rows", [1, 4, 100])
-def test_bands_are_resized_as_the_whole_with_few_rows_held(output, height, max_rows):
+def test_bands_are_resized_like_the_whole_and_requested_only_when_needed(output, height, max_rows):
     maps = make_masks()
     starts = iter(range(0, 10, height))
     seen = []
@@ -187,7 +187,7 @@ def test_bands_are_resized_as_the_whole_with_few_rows_held(output, height, max_r
         assert rows.start == done and len(band) == rows.stop - rows.start
         if output != (10, 13):
             assert len(band) <= max_rows
-            # no band is asked for before it is needed: the source rows of the first new row
+            # no band is requested before an output row needs its source rows
             assert seen[-1] <= (rows.stop - 0.5) * 10 / output[0] + 0.5
         done = rows.stop
         torch.testing.assert_close(band.transpose(0, 1), expected[:, rows], rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Sums of matched pairs are those of upsampled masks, without full-size tensors; and at points."""
+"""Sums over matched pairs, at points and of upsampled masks, without full-size tensors."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ TERMS = [FOCAL, FocalTerm(0.9), CrossEntropyTerm()]
 
 
 def one_section(logits, masks, target, valid=None, term=FOCAL, sums=dense_mask_sums):
-    """The losses of M logits h×w, as one layer's prediction for one image."""
+    """Return the losses of M×h×w logits, as one layer's prediction for one image."""
     section = Section(0, 0, torch.arange(len(logits)), target)
     valid = None if valid is None else [valid]
     return mask_losses(sums(term, [logits[None]], [masks], [section], valid))
@@ -32,7 +32,7 @@ def one_section(logits, masks, target, valid=None, term=FOCAL, sums=dense_mask_s
 
 @pytest.fixture(params=[(1, 1), (1 << 10, 3), (1 << 18, 32)], ids=str)
 def tile(request, monkeypatch):
-    """Work in tiles of so many elements, in bands of so many rows."""
+    """Limit tiles to the given number of elements, and bands to the given number of rows."""
     elements, rows = request.param
     monkeypatch.setattr(mask_sums, "tile_elements", lambda device: elements)
     monkeypatch.setattr(mask_sums, "_BAND", rows)
@@ -48,7 +48,7 @@ SIZES = [
 
 
 def dense_case(grid, size, seed=0):
-    """Six pairs of four targets; the last two are one pixel and the full image."""
+    """Return six pairs with four targets; targets 2 and 3 are one pixel and the full image."""
     logits = random_masks(6, grid, seed)
     masks = random_masks(4, size, seed + 1) > 0
     masks[2], masks[3] = False, True
@@ -57,24 +57,24 @@ def dense_case(grid, size, seed=0):
 
 
 def formulas(term, logits, targets):
-    """Mean mask term and dice of M×P logits."""
+    """Return the mean mask term and the dice loss, M values each, of M×P logits."""
     return term.loss(logits, targets).mean(1), dice_loss(logits, targets)
 
 
 def upsampled_losses(logits, masks, target, term=FOCAL):
     full = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)
-    full, truth = full.flatten(1), masks[target].flatten(1).float()
-    return formulas(term, full, truth)
+    full, targets = full.flatten(1), masks[target].flatten(1).float()
+    return formulas(term, full, targets)
 
 
 @pytest.mark.parametrize("term", TERMS, ids=str)
 @pytest.mark.parametrize("grid, size", SIZES)
-def test_dense_losses_are_those_of_upsampled_masks(grid, size, term, tile):
+def test_dense_losses_equal_those_of_upsampled_masks(grid, size, term, tile):
     logits, masks, target = dense_case(grid, size)
     logits.requires_grad_()
     found = one_section(logits, masks, target, term=term)
     expected = upsampled_losses(logits, masks, target, term)
-    weights = torch.linspace(0.5, 2, 12).view(2, 6)  # each pair and term pulls differently
+    weights = torch.linspace(0.5, 2, 12).view(2, 6)  # different for each pair and term
     gradients = [
         torch.autograd.grad((weights * torch.stack(losses)).sum(), logits)[0]
         for losses in (found, expected)
@@ -85,27 +85,27 @@ def test_dense_losses_are_those_of_upsampled_masks(grid, size, term, tile):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6 * scale)
 
 
-def test_dense_losses_are_those_of_the_loops():
+def test_dense_losses_match_the_reference_loops():
     logits, masks, target = dense_case((4, 5), (10, 13))
     focal, dice = one_section(logits, masks, target)
-    full = references.enlarge(logits.double(), (10, 13))
+    full = references.upsample(logits.double(), (10, 13))
     for i, number in enumerate(target):
-        truth = masks[number]
-        assert focal[i].item() == pytest.approx(float(references.focal(full[i], truth)), rel=1e-5)
-        assert dice[i].item() == pytest.approx(float(references.dice(full[i], truth)), rel=1e-5)
+        targets = masks[number]
+        assert focal[i].item() == pytest.approx(float(references.focal(full[i], targets)), rel=1e-5)
+        assert dice[i].item() == pytest.approx(float(references.dice(full[i], targets)), rel=1e-5)
 
 
 @pytest.mark.parametrize("tile", [(1 << 10, 2)], indirect=True)
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("term", TERMS, ids=str)
-def test_the_written_gradient_is_the_numerical_one(ignored, term, tile):
+def test_the_implemented_gradient_equals_the_numerical_one(ignored, term, tile):
     logits, masks, target = dense_case((3, 4), (5, 9))
     logits = logits.double().requires_grad_()
     valid = random_masks(1, (5, 9), seed=5)[0] > 0 if ignored else None
     assert torch.autograd.gradcheck(lambda x: one_section(x, masks, target, valid, term), logits)
 
 
-def test_no_pair_gives_no_loss_and_still_a_gradient():
+def test_without_pairs_the_losses_are_empty_and_differentiable():
     logits = torch.zeros(0, 4, 5, requires_grad=True)
     for masks in (torch.zeros(0, 9, 9, dtype=torch.bool), torch.ones(2, 9, 9, dtype=torch.bool)):
         focal, dice = one_section(logits, masks, torch.zeros(0, dtype=torch.int64))
@@ -114,7 +114,7 @@ def test_no_pair_gives_no_loss_and_still_a_gradient():
         assert gradient.shape == logits.shape
 
 
-def test_nothing_of_full_size_is_held_and_nothing_is_kept_but_the_logits(monkeypatch):
+def test_no_tensor_has_full_size_and_only_the_logits_are_kept(monkeypatch):
     monkeypatch.setattr(mask_sums, "tile_elements", lambda device: 4 * 64)
     monkeypatch.setattr(mask_sums, "_BAND", 4)
     logits, masks, target = dense_case((8, 8), (64, 64))
@@ -126,12 +126,12 @@ def test_nothing_of_full_size_is_held_and_nothing_is_kept_but_the_logits(monkeyp
     ):
         losses = one_section(logits, masks, target)
         torch.stack(losses).sum().backward()
-    assert largest.elements == 8 * 64  # the grid of one pair, widened
+    assert largest.elements == 8 * 64  # the grid of one pair, upsampled in width
     large = [tensor for tensor in kept if tensor.numel() > len(logits)]
     assert [tensor.data_ptr() for tensor in large] == [logits.data_ptr()]
 
 
-def test_each_layer_and_image_gets_its_own_gradient_also_without_a_pair():
+def test_each_layer_and_image_gets_its_own_gradient_even_without_a_pair():
     masks = [random_masks(count, (9, 10), seed=count) > 0 for count in (2, 3)]
     layers = [random_masks(8, (4, 5), seed).view(2, 4, 4, 5).requires_grad_() for seed in (7, 8, 9)]
     pairs = {(0, 0): ([3, 1], [0, 1]), (0, 1): ([], []), (2, 0): ([0], [1]), (2, 1): ([2], [2])}
@@ -153,7 +153,7 @@ def test_each_layer_and_image_gets_its_own_gradient_also_without_a_pair():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_mask_of_the_whole_image_is_finite_in_half_precision(dtype):
+def test_losses_of_a_mask_of_the_whole_image_are_finite_in_half_precision(dtype):
     size, grid = (800, 1344), (200, 336)
     masks = torch.stack([torch.ones(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)])
     logits = torch.stack([torch.full(grid, x) for x in (-9.0, 9.0)]).to(dtype).requires_grad_()
@@ -165,16 +165,16 @@ def test_a_mask_of_the_whole_image_is_finite_in_half_precision(dtype):
     assert gradient.dtype == dtype and gradient.isfinite().all()
 
 
-# Pixels that do not count
+# Invalid pixels
 
 
-def test_pixels_that_do_not_count_are_as_if_they_were_not_there():
-    logits, masks, target = dense_case((6, 5), (6, 5))  # the same size: each pixel its own logit
+def test_invalid_pixels_have_no_effect():
+    logits, masks, target = dense_case((6, 5), (6, 5))  # same size: one logit per pixel
     valid = random_masks(1, (6, 5), seed=9)[0] > 0
     logits.requires_grad_()
     found = one_section(logits, masks, target, valid)
-    few, truth = logits[:, valid], masks[target][:, valid].float()
-    expected = formulas(FOCAL, few, truth)
+    few, targets = logits[:, valid], masks[target][:, valid].float()
+    expected = formulas(FOCAL, few, targets)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-5, atol=1e-6)
     gradients = [
@@ -184,7 +184,7 @@ def test_pixels_that_do_not_count_are_as_if_they_were_not_there():
     assert (gradients[0][:, ~valid] == 0).all()
 
 
-def test_where_no_pixel_counts_there_is_no_loss():
+def test_without_valid_pixels_losses_and_gradients_are_0():
     logits, masks, target = dense_case((3, 4), (5, 9))
     found = one_section(logits.requires_grad_(), masks, target, torch.zeros(5, 9).bool())
     assert [value.tolist() for value in found] == [[0.0] * 6] * 2
@@ -198,15 +198,15 @@ def test_where_no_pixel_counts_there_is_no_loss():
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("term", TERMS, ids=str)
 @pytest.mark.parametrize("sums", [point_mask_sums, point_mask_sums_reference])
-def test_losses_at_points_and_their_gradients_are_those_of_the_formulas(ignored, term, sums):
+def test_losses_at_points_and_their_gradients_match_the_formulas(ignored, term, sums):
     logits = 4 * random_masks(6, (5, 9), seed=3).flatten(1)
     masks = random_masks(6, (5, 9), seed=4).flatten(1) > 0
     valid = random_masks(1, (5, 9), seed=5).flatten() > 0 if ignored else torch.ones(45).bool()
     logits.requires_grad_()
     of_all = valid.expand_as(masks) if ignored else None
     found = mask_losses(sums(term, logits, masks, of_all))
-    few, truth = logits[:, valid], masks[:, valid].float()
-    expected = formulas(term, few, truth)
+    few, targets = logits[:, valid], masks[:, valid].float()
+    expected = formulas(term, few, targets)
     weights = torch.linspace(0.5, 2, 12).view(2, 6)
     gradients = [
         torch.autograd.grad((weights * torch.stack(losses)).sum(), logits)[0]
@@ -217,7 +217,7 @@ def test_losses_at_points_and_their_gradients_are_those_of_the_formulas(ignored,
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
-def test_fractional_targets_enter_the_sums_as_shares():
+def test_fractional_targets_are_summed_as_fractions():
     logits = random_masks(3, (4, 5), seed=6).flatten(1)
     targets = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
     term = CrossEntropyTerm()
@@ -269,7 +269,7 @@ def test_softplus_is_accurate_over_all_of_fp32():
 
 
 @pytest.mark.parametrize("term", TERMS, ids=str)
-def test_what_is_left_out_adds_exactly_nothing(term):
+def test_left_out_pixels_add_exactly_0(term):
     logits = leave_out(torch.randn(2, 5, requires_grad=True), torch.zeros(5).bool())
     assert term.loss(logits, torch.zeros(2, 5)).sum().item() == 0.0
     assert logits.sigmoid().sum().item() == 0.0

@@ -1,4 +1,4 @@
-"""Sums of all pairs, tile by tile, are those of the formulas."""
+"""Sums over all pairs, computed tile by tile, match the reference version."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.helpers.core_cases import LargestTensor, logits_and_masks
 
 
 def costs(logits, masks, valid=None, term=None):
-    """Mean mask term and dice of all pairs."""
+    """Return the mean mask terms and the dice losses of all pairs."""
     return mask_losses(pairwise_mask_sums(term or FocalTerm(), logits, masks, valid))
 
 
@@ -27,7 +27,7 @@ def test_tiles_add_up_to_the_reference_version(elements, term, monkeypatch):
 
 
 @pytest.mark.parametrize("elements", [1, 40, 1 << 17])
-def test_pixels_that_do_not_count_are_as_if_they_were_not_there(elements, monkeypatch):
+def test_invalid_pixels_have_no_effect(elements, monkeypatch):
     monkeypatch.setattr(pairwise_sums, "tile_elements", lambda device: elements)
     logits, masks = logits_and_masks(pairs=6)
     valid = torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(2)) > 0.5
@@ -40,12 +40,12 @@ def test_pixels_that_do_not_count_are_as_if_they_were_not_there(elements, monkey
     assert all((cost == 0).all() for cost in none)
 
 
-def test_costs_never_hold_more_than_a_tile_of_all_pixels(monkeypatch):
+def test_costs_never_hold_more_than_a_tile_of_pixels(monkeypatch):
     monkeypatch.setattr(pairwise_sums, "tile_elements", lambda device: 64)
     logits, masks = torch.randn(8, 4096).bfloat16(), torch.rand(5, 4096) > 0.5
     with LargestTensor() as largest:
         costs([logits], masks)
-    assert largest.elements == 2 * 8 * 8  # two factors of 8 rows by 8 pixels
+    assert largest.elements == 2 * 8 * 8  # two factors with 8 rows of 8 pixels
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -23,7 +23,7 @@ def test_a_nested_context_that_is_not_enabled_changes_nothing() -> None:
         assert is_reference()
 
 
-def test_an_error_inside_the_context_leaves_the_switch_as_it_was() -> None:
+def test_an_error_inside_the_context_restores_the_switch() -> None:
     with pytest.raises(RuntimeError), reference_ops():
         raise RuntimeError
     assert not is_reference()

@@ -1,4 +1,4 @@
-"""Windows cut by tables, in a graph of open sizes, and by the formula attend alike."""
+"""Window attention by lookup tables, and with dynamic sizes, equals the reference version."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mask_former.ops.window_layout import (
 
 CPU = torch.device("cpu")
 MAPS = [(6, 9), (7, 5), (2, 3), (1, 1)]
-"""Height and width, in tokens; windows have 3×3."""
+"""Heights and widths of maps in tokens; windows have 3×3 tokens."""
 BATCH, HEADS, SIZE, WIDTH = 2, 2, 3, 4
 
 pytestmark = pytest.mark.parametrize("shift", [0, 1, 2])
 
 
 def tensors(tokens: int) -> list[Tensor]:
-    """A map, the projection's weight and bias, and the relative position bias; in fp64."""
+    """Return a map, the projection's weight and bias, and the relative position bias in fp64."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(BATCH, tokens, WIDTH), (3 * WIDTH, WIDTH), (3 * WIDTH,), (1, HEADS, 9, 9)]
     return [
@@ -40,7 +40,7 @@ def tensors(tokens: int) -> list[Tensor]:
 def by_layout(
     layout: PlainLayout | OpenLayout, x: Tensor, weight: Tensor, bias: Tensor, position: Tensor
 ) -> Tensor:
-    """Cut, project, attend, join: the reference."""
+    """Cut, project, attend and join windows: the reference version."""
     parts = torch.nn.functional.linear(layout.cut(x), weight, bias).chunk(3, -1)
     heads = [part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts]
     attended = attend_reference(*heads, position, layout, scale=0.7, dropout=0.0)
@@ -50,7 +50,7 @@ def by_layout(
 def by_tables(
     attend: Callable[..., Tensor], size: tuple[int, int], shift: int, *given: Tensor
 ) -> Tensor:
-    """Project, then read by table: the fast version."""
+    """Project, then gather windows with lookup tables: the fast version."""
     x, weight, bias, position = given
     layout = window_layout(BATCH, *size, HEADS, SIZE, shift, CPU)
     projected = torch.nn.functional.linear(x, weight, bias)
@@ -67,7 +67,7 @@ def with_gradients(result: Tensor, given: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", MAPS, ids=str)
 @pytest.mark.parametrize("attend", [attend_reference, attend_batched, attend_fused])
-def test_tables_give_the_values_and_gradients_of_the_reference(
+def test_lookup_tables_give_the_values_and_gradients_of_the_reference(
     attend: Callable[..., Tensor], size: tuple[int, int], shift: int
 ) -> None:
     given = tensors(size[0] * size[1])
@@ -90,7 +90,7 @@ def test_open_sizes_give_the_values_and_gradients_of_the_reference(
 
 
 @pytest.mark.parametrize("size", MAPS, ids=str)
-def test_the_reference_cuts_where_the_formula_says(size: tuple[int, int], shift: int) -> None:
+def test_the_reference_cuts_windows_by_the_formula(size: tuple[int, int], shift: int) -> None:
     height, width = size
     x = torch.randn(BATCH, height * width, WIDTH)
     layout = plain_layout(BATCH, height, width, SIZE, shift, CPU)
@@ -108,7 +108,7 @@ def test_the_reference_cuts_where_the_formula_says(size: tuple[int, int], shift:
     assert torch.equal(layout.join(windows), x)
 
 
-def test_dropout_leaves_out_weights_and_keeps_their_mean(shift: int) -> None:
+def test_dropout_drops_attention_weights_and_keeps_their_mean(shift: int) -> None:
     layout = window_layout(1, 9, 9, 1, SIZE, shift, CPU)
     query = torch.zeros(9, 1, 9, 5, dtype=torch.float64)
     value, bias = torch.ones_like(query), torch.zeros(1, 1, 9, 9, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""An image of any kind becomes the same RGB pixels, or an error with what is wrong."""
+"""Images of every supported type give the same RGB pixels; others a helpful error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_grey_images_get_three_equal_channels(pixels):
         assert np.array_equal(load_image(image).pixels, expected)
 
 
-def test_16_bit_become_8(pixels, tmp_path):
+def test_16_bit_images_are_scaled_to_8_bits(pixels, tmp_path):
     deep = pixels.astype(np.uint16) * 256 + 17
     assert np.array_equal(load_image(deep).pixels, pixels)
     grey = deep[..., 0]
@@ -52,9 +52,9 @@ def test_16_bit_become_8(pixels, tmp_path):
     assert np.array_equal(load_image(Image.fromarray(grey.astype(np.int32))).pixels, expected)
 
 
-def test_a_pil_image_is_turned_upright_and_its_palette_and_alpha_are_resolved(pixels):
+def test_exif_orientation_palette_and_alpha_of_a_pil_image_are_resolved(pixels):
     image = Image.fromarray(pixels)
-    image.getexif()[0x0112] = 6  # to be turned by a quarter
+    image.getexif()[0x0112] = 6  # to be rotated by 90 degrees
     assert np.array_equal(load_image(image).pixels, np.rot90(pixels, -1))
     assert np.array_equal(load_image(Image.fromarray(pixels).convert("RGBA")).pixels, pixels)
     palette = Image.fromarray(pixels).quantize(8)
@@ -67,11 +67,11 @@ def test_a_pil_image_is_turned_upright_and_its_palette_and_alpha_are_resolved(pi
         (np.full((2, 2, 3), 0.5), r"float64 values from 0\.5 to 0\.5.*0 … 255.*255 \* image"),
         (
             np.full((2, 2, 3), 200.0),
-            r"float64 values from 200 to 200; expected uint8: image\.round",
+            r"float64 values from 200 to 200; expected uint8: use image\.round",
         ),
         (
             np.full((2, 2, 3), -1.5, np.float32),
-            r"float32 .*-1\.5.*The predictor normalises it",
+            r"float32 .*-1\.5.*Do not normalise the image",
         ),
         (np.full((2, 2, 3), 300), r"int64 values from 300 to 300; expected uint8 in 0 … 255"),
         (np.zeros((2, 2), bool), "bool values .*expected uint8"),
@@ -88,12 +88,12 @@ def test_a_pil_image_is_turned_upright_and_its_palette_and_alpha_are_resolved(pi
         (None, "NoneType 'None' is not an image"),
     ],
 )
-def test_anything_else_is_refused_with_what_was_found_and_what_is_expected(image, message):
+def test_other_inputs_are_refused_with_what_was_found_and_expected(image, message):
     with pytest.raises(ValueError, match=message):
         load_image(image)
 
 
-def test_a_missing_file_and_one_that_is_not_an_image_are_named(tmp_path):
+def test_the_error_for_a_missing_or_unreadable_file_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png: is missing"):
         load_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("text")

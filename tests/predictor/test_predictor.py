@@ -1,4 +1,4 @@
-"""The predictor gives the results of the model's own forward pass."""
+"""The predictor returns the results of the model's forward pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = ("panoptic", "instance", "semantic")
 
 
 def examples_of(page):
-    """The Python code of a page about the predictor, except those that need other weights."""
+    """Return the predictor examples of a page, except those that need other weights."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return [code for code in blocks if "redictor" in code and "config_file" not in code]
@@ -38,12 +38,12 @@ PAGES = [page for page in ("README.md", "docs/predict.md") if examples_of(page)]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A checkpoint that carries all, of a model that gives all results."""
+    """A self-contained checkpoint of a model with all three results."""
     folder = tmp_path_factory.mktemp("model")
     config, weights = write_tiny_model(folder, PANOPTIC_ON=True, INSTANCE_ON=True)
-    path = folder / "whole.pth"
-    carried = inference_data(load_cfg(str(config)))
-    write_weights(read_checkpoint(weights)["model"], path, NAMES, carried)
+    path = folder / "complete.pth"
+    data = inference_data(load_cfg(str(config)))
+    write_weights(read_checkpoint(weights)["model"], path, NAMES, data)
     return path
 
 
@@ -72,7 +72,7 @@ def same(one, other):
 
 
 def change(folder, checkpoint, change_entry):
-    """A copy of a checkpoint, with its ``inference`` entry changed."""
+    """Write a copy of a checkpoint with its ``inference`` entry changed; return its path."""
     content = read_checkpoint(checkpoint)
     settings = yaml.safe_load(content["inference"]["config"])
     change_entry(settings)
@@ -86,7 +86,7 @@ def change(folder, checkpoint, change_entry):
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("min_size", [64, 0])
-def test_results_are_those_of_the_evaluation(checkpoint, tmp_path, image_format, min_size):
+def test_results_equal_those_of_evaluation(checkpoint, tmp_path, image_format, min_size):
     opts = ("INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", min_size)
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=opts)
     Image.fromarray(make_image()).save(tmp_path / "x.png")
@@ -101,7 +101,7 @@ def test_results_are_those_of_the_evaluation(checkpoint, tmp_path, image_format,
     best, ids = scores.max(0)
     assert len(ids.unique()) > 1
     assert np.array_equal(found.semantic, ids.numpy())
-    shares = best / scores.sum(0).clamp(min=torch.finfo().tiny)  # all may be 0
+    shares = best / scores.sum(0).clamp(min=torch.finfo().tiny)  # all scores may be 0
     assert np.allclose(found.semantic_scores, shares.numpy(), atol=1e-6)
     assert np.array_equal(found.panoptic.ids, expected["panoptic_seg"][0].numpy())
     assert found.panoptic.segments == expected["panoptic_seg"][1] != []
@@ -115,14 +115,14 @@ def test_results_are_those_of_the_evaluation(checkpoint, tmp_path, image_format,
     assert found.instances.class_names == [NAMES[i] for i in found.instances.class_ids]
 
 
-def test_results_are_numpy_arrays_of_the_types_that_are_promised(predictor):
+def test_results_are_numpy_arrays_of_the_documented_types(predictor):
     found = predictor(make_image())
     assert found.semantic.dtype == np.int32 == found.panoptic.ids.dtype
     assert found.semantic_scores.dtype == np.float32 == found.instances.scores.dtype
     assert found.instances.masks.dtype == bool and found.instances.boxes.dtype == np.float32
 
 
-def test_the_same_image_gives_the_same_result_whatever_its_form(predictor, tmp_path):
+def test_the_same_image_gives_the_same_result_in_any_type(predictor, tmp_path):
     pixels = make_image()
     Image.fromarray(pixels).save(tmp_path / "x.png")
     first = predictor(pixels)
@@ -131,22 +131,22 @@ def test_the_same_image_gives_the_same_result_whatever_its_form(predictor, tmp_p
         assert same(predictor(image), first)
 
 
-def test_any_kind_is_given_whether_the_config_turns_it_on_or_not(checkpoint):
+def test_every_kind_of_result_can_be_requested_whatever_the_config_turns_on(checkpoint):
     opts = [f"MODEL.MASK_FORMER.TEST.{name}_ON" for name in ("PANOPTIC", "INSTANCE", "SEMANTIC")]
     off = [word for key in opts for word in (key, False)]
-    # what a panoptic or instance result turns on by itself, for the semantic result too
+    # panoptic and instance results imply this order for the semantic result too
     off += ["MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE", True]
     every = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
-    none = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=off)
-    assert every.kinds == KINDS and none.kinds == ()
+    bare = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=off)
+    assert every.kinds == KINDS and bare.kinds == ()
     for kind in KINDS:
-        assert none(make_image(), kinds=kind).kinds == [kind]
-    assert same(none(make_image(), kinds=KINDS), every(make_image()))
+        assert bare(make_image(), kinds=kind).kinds == [kind]
+    assert same(bare(make_image(), kinds=KINDS), every(make_image()))
     with pytest.raises(ValueError, match="config turns on no result: give kinds="):
-        none(make_image())
+        bare(make_image())
 
 
-def test_the_things_are_those_of_the_classes_and_not_of_a_dataset(checkpoint, tmp_path):
+def test_things_come_from_the_classes_and_not_from_a_dataset(checkpoint, tmp_path):
     def forget(settings):
         settings["DATASETS"] = {"TRAIN": ["nowhere_train"], "TEST": ["nowhere_val"]}
 
@@ -160,7 +160,7 @@ def test_the_things_are_those_of_the_classes_and_not_of_a_dataset(checkpoint, tm
     assert sky.model.thing_ids == {0}
 
 
-def test_panoptic_results_without_things_say_so_once(checkpoint, caplog):
+def test_panoptic_results_without_things_are_warned_about_once(checkpoint, caplog):
     image_output._warn_no_thing_classes.cache_clear()
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", things=[])
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_panoptic_results_without_things_say_so_once(checkpoint, caplog):
 def test_thresholds_act_without_another_forward_pass(checkpoint):
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
     logits = predictor.logits(make_image())
-    predictor.model.predict = None  # nobody runs it again
+    predictor.model.predict = None  # another forward pass would fail
     few = logits.result("panoptic", object_mask_threshold=0.9).panoptic.segments
     many = logits.result("panoptic", object_mask_threshold=0).panoptic.segments
     assert len(few) < len(many)
@@ -186,7 +186,7 @@ def test_thresholds_act_without_another_forward_pass(checkpoint):
 
 
 @pytest.mark.parametrize("name", ["object_mask_threshold", "overlap_threshold"])
-def test_thresholds_are_those_of_the_config_by_default(checkpoint, name):
+def test_default_thresholds_come_from_the_config(checkpoint, name):
     key = f"MODEL.MASK_FORMER.TEST.{name.upper()}"
     plain = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
     changed = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=(key, 0.95))
@@ -205,12 +205,12 @@ def test_thresholds_are_those_of_the_config_by_default(checkpoint, name):
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
     ],
 )
-def test_a_wrong_option_is_named(predictor, options, message):
+def test_the_error_for_an_invalid_option_names_it(predictor, options, message):
     with pytest.raises(ValueError, match=message):
         predictor(make_image(), **options)
 
 
-def test_the_inner_outputs_end_in_the_logits(predictor):
+def test_the_last_inner_outputs_equal_the_logits(predictor):
     logits = predictor.logits(make_image()).logits
     last = predictor.inner_outputs(make_image()).layers[-1]
     assert torch.allclose(last.pred_logits[0], logits.mask_cls, atol=1e-5)
@@ -222,13 +222,13 @@ def test_the_inner_outputs_end_in_the_logits(predictor):
 
 @pytest.fixture(scope="module")
 def exact_predictor(checkpoint):
-    """In double precision, for rounding may differ from batch to batch: no result shows it here."""
+    """A predictor in double precision, so that rounding does not depend on the batch."""
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
     predictor.model.double()
     return predictor
 
 
-def test_a_list_gives_a_list_and_a_batch_gives_what_each_image_gives_alone(exact_predictor):
+def test_a_list_gives_a_list_of_the_results_of_each_image_alone(exact_predictor):
     predictor = exact_predictor
     sizes = [(40, 70), (50, 50), (40, 70), (70, 40), (41, 70), (40, 70)]
     images = [make_image(*size, seed) for seed, size in enumerate(sizes)]
@@ -246,18 +246,18 @@ def test_only_images_of_one_size_share_a_forward_pass(checkpoint):
     passes = []
     predict = predictor.model.predict
 
-    def note(examples):
+    def record(examples):
         passes.append([tuple(example["image"].shape[1:]) for example in examples])
         return predict(examples)
 
-    predictor.model.predict = note
+    predictor.model.predict = record
     sizes = [(40, 70), (50, 50), (40, 70), (50, 50), (40, 70)]
     predictor([make_image(*size) for size in sizes], batch_size=3)
     assert [len(one) for one in passes] == [2, 1, 1, 1]
     assert all(len(set(one)) == 1 for one in passes)
 
 
-def test_a_stream_takes_no_more_than_a_batch_ahead(exact_predictor):
+def test_a_stream_reads_at_most_one_batch_ahead(exact_predictor):
     predictor, taken = exact_predictor, 0
 
     def images():
@@ -276,12 +276,12 @@ def test_a_stream_takes_no_more_than_a_batch_ahead(exact_predictor):
     assert taken == 6
 
 
-def test_a_stream_refuses_wrong_options_at_once(predictor):
+def test_a_stream_refuses_invalid_options_at_once(predictor):
     with pytest.raises(ValueError, match="kinds: found 'x'"):
         predictor.stream([], kinds="x")
 
 
-def test_several_threads_may_use_one_predictor(predictor):
+def test_threads_can_share_a_predictor(predictor):
     expected = [predictor(make_image(seed=seed)) for seed in range(4)]
     found = {}
 
@@ -296,11 +296,11 @@ def test_several_threads_may_use_one_predictor(predictor):
     assert all(same(found[seed], expected[seed]) for seed in range(4))
 
 
-def test_forward_passes_take_turns(checkpoint):
+def test_forward_passes_never_run_concurrently(checkpoint):
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu")
     predict, running, most = predictor.model.predict, [], []
 
-    def note(examples):
+    def record(examples):
         running.append(1)
         most.append(len(running))
         try:
@@ -308,7 +308,7 @@ def test_forward_passes_take_turns(checkpoint):
         finally:
             running.pop()
 
-    predictor.model.predict = note
+    predictor.model.predict = record
     threads = [threading.Thread(target=predictor, args=(make_image(),)) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -320,7 +320,7 @@ def test_forward_passes_take_turns(checkpoint):
 # Other models and mistakes
 
 
-def test_a_model_that_classifies_pixels_gives_the_semantic_result(tmp_path):
+def test_a_per_pixel_model_gives_only_semantic_results(tmp_path):
     settings = tiny_settings()
     settings["MODEL"]["META_ARCHITECTURE"] = "SemanticSegmentor"
     settings["MODEL"]["SEM_SEG_HEAD"]["NAME"] = "PerPixelBaselineHead"
@@ -339,11 +339,11 @@ def test_a_model_that_classifies_pixels_gives_the_semantic_result(tmp_path):
     logits = predictor.logits(make_image()).logits
     assert logits.output_size == (40, 70) and logits.num_classes == 4
     for kind in ("panoptic", "instance"):
-        with pytest.raises(ValueError, match=f"has no masks: it gives no {kind} result"):
+        with pytest.raises(ValueError, match=f"has no masks, so it has no {kind} result"):
             predictor(make_image(), kinds=kind)
 
 
-def test_a_large_image_may_go_through_windows(checkpoint):
+def test_a_large_image_can_be_predicted_by_sliding_windows(checkpoint):
     off = [f"MODEL.MASK_FORMER.TEST.{kind}_ON" for kind in ("PANOPTIC", "INSTANCE")]
     opts = [*("TEST.SLIDING_WINDOW.SIZE", 64), *(word for key in off for word in (key, False))]
     predictor = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu", opts=opts)
@@ -351,7 +351,7 @@ def test_a_large_image_may_go_through_windows(checkpoint):
     assert found.semantic.shape == (80, 200) and found.kinds == ["semantic"]
 
 
-def test_a_config_makes_a_predictor_too(checkpoint):
+def test_a_predictor_can_be_built_from_a_config(checkpoint):
     config, weights = checkpoint.with_name("tiny.yaml"), checkpoint.with_name("tiny.pth")
     cfg = load_cfg(str(config), ["MODEL.WEIGHTS", str(weights)])
     found = MaskFormerPredictor(cfg)
@@ -360,22 +360,22 @@ def test_a_config_makes_a_predictor_too(checkpoint):
     assert same(found(make_image()), expected)
 
 
-def test_classes_of_another_number_are_refused(checkpoint):
+def test_a_wrong_number_of_classes_is_refused(checkpoint):
     cfg = MaskFormerPredictor.from_pretrained(checkpoint, device="cpu").cfg
     classes = mask_former.data.datasets.classes.Classes(["a"], [(0, 0, 0)], [False])
     with pytest.raises(ValueError, match="classes: found 1, the model has 4"):
         MaskFormerPredictor(cfg, classes)
 
 
-def test_an_image_of_which_nothing_would_be_left_is_refused(predictor):
+def test_an_image_too_thin_to_resize_is_refused(predictor):
     with pytest.raises(ValueError, match=r"9000×1 pixels \(width×height\) is too thin"):
         predictor(np.zeros((1, 9000, 3), np.uint8))
 
 
-# From a training, and as it stands in the README
+# Outputs of a training run, and the examples of the documentation
 
 
-def test_the_output_of_a_training_serves_as_it_is_and_published(tmp_path, checkpoint):
+def test_the_output_folder_and_the_checkpoint_of_a_training_run_can_be_loaded(tmp_path, checkpoint):
     write_tiny_model(tmp_path, PANOPTIC_ON=True, INSTANCE_ON=True)
     output = tmp_path / "output"
     output.mkdir()
@@ -394,7 +394,7 @@ def test_the_output_of_a_training_serves_as_it_is_and_published(tmp_path, checkp
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_examples_of_the_pages_run_as_they_stand(page, tmp_path, monkeypatch):
+def test_the_examples_of_the_documentation_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(make_image(72, 96)).save("street.jpg")
     names: dict = {}

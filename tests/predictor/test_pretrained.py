@@ -1,4 +1,4 @@
-"""Every form in which a trained model is stored gives the same model."""
+"""The same model is loaded from every source and format of trained models."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tests.helpers.tiny_model import COLORS, DATASET, NAMES, tiny_settings, writ
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Paths of a config, of weights alone and of a checkpoint that carries all."""
+    """Paths of a config, of bare weights, and of a self-contained checkpoint."""
     config, weights = write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True)
-    whole = weights.with_name("whole.pth")
-    carried = inference_data(load_cfg(str(config)))
-    write_weights(read_checkpoint(weights)["model"], whole, NAMES, carried)
-    return config, weights, whole
+    complete = weights.with_name("complete.pth")
+    data = inference_data(load_cfg(str(config)))
+    write_weights(read_checkpoint(weights)["model"], complete, NAMES, data)
+    return config, weights, complete
 
 
 def check(found, tiny):
-    """The model that ``tiny`` is, ready to be built."""
+    """Check that ``found`` is the model of the fixture ``tiny``."""
     assert found.classes.names == NAMES and found.classes.thing_ids == [2, 3]
     assert [list(color) for color in found.classes.colors] == COLORS
     assert found.cfg.INPUT.MIN_SIZE_TEST == 64 and found.cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
@@ -53,7 +53,7 @@ def test_a_checkpoint_needs_no_config_file(tiny, tmp_path, suffix):
     check(find_pretrained(f"{path}", device="cpu"), tiny)
 
 
-def test_the_datasets_of_the_training_need_not_be_known_here(tiny, tmp_path):
+def test_the_training_datasets_need_not_be_registered(tiny, tmp_path):
     content = read_checkpoint(tiny[2])
     entry = content["inference"]
     entry["config"] = entry["config"].replace(DATASET, "known_elsewhere_train")
@@ -62,19 +62,19 @@ def test_the_datasets_of_the_training_need_not_be_known_here(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("weights", [1, 2])
-def test_a_checkpoint_and_a_config_file(tiny, weights):
+def test_a_checkpoint_with_a_config_file_is_loaded(tiny, weights):
     check(find_pretrained(tiny[weights], config_file=tiny[0], device="cpu"), tiny)
 
 
-def test_a_config_file_that_names_its_weights(tiny):
+def test_a_config_file_that_names_its_weights_is_loaded(tiny):
     check(find_pretrained(tiny[0], opts=("MODEL.WEIGHTS", str(tiny[1]))), tiny)
-    with pytest.raises(ValueError, match=r"tiny\.yaml names no MODEL\.WEIGHTS"):
+    with pytest.raises(ValueError, match=r"tiny\.yaml has no MODEL\.WEIGHTS"):
         find_pretrained(tiny[0])
 
 
 @pytest.mark.parametrize("name", ["model_final.pth", "model_0000009.pth", "anything.safetensors"])
 @pytest.mark.parametrize("weights", [1, 2])
-def test_a_folder_of_a_checkpoint_and_its_config(tiny, tmp_path, name, weights):
+def test_a_folder_with_a_checkpoint_and_its_config_is_loaded(tiny, tmp_path, name, weights):
     if name.endswith(".pth"):
         shutil.copy(tiny[weights], tmp_path / name)
     else:
@@ -83,12 +83,12 @@ def test_a_folder_of_a_checkpoint_and_its_config(tiny, tmp_path, name, weights):
     check(find_pretrained(tmp_path), tiny)
 
 
-def test_a_folder_of_a_checkpoint_alone(tiny, tmp_path):
+def test_a_folder_with_only_a_checkpoint_is_loaded(tiny, tmp_path):
     shutil.copy(tiny[2], tmp_path)
     check(find_pretrained(tmp_path, device="cpu"), tiny)
 
 
-def test_of_a_training_the_end_then_the_last_and_then_the_best_is_taken(tiny, tmp_path):
+def test_a_folder_prefers_the_final_then_the_last_then_the_best_checkpoint(tiny, tmp_path):
     shutil.copy(tiny[0], tmp_path / "config.yaml")
     for name in ("model_final.pth", "model_0000004.pth", "model_0000009.pth", "model_best.pth"):
         shutil.copy(tiny[2], tmp_path / name)
@@ -102,7 +102,7 @@ def test_of_a_training_the_end_then_the_last_and_then_the_best_is_taken(tiny, tm
         find_pretrained(tmp_path)
 
 
-def test_the_config_of_a_folder_may_name_tables_that_are_missing(tiny, tmp_path):
+def test_missing_tables_are_accepted_if_the_checkpoint_has_the_classes(tiny, tmp_path):
     settings = tiny_settings(PANOPTIC_ON=True)
     settings["DATASETS"]["TABLES"] = ["/somewhere/else/table.json"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -113,14 +113,14 @@ def test_the_config_of_a_folder_may_name_tables_that_are_missing(tiny, tmp_path)
         find_pretrained(tmp_path)
 
 
-def test_a_url(tiny, tmp_path, monkeypatch):
+def test_a_url_is_downloaded_and_loaded(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     handler = partial(QuietHandler, directory=str(tiny[2].parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        check(find_pretrained(f"{url}/whole.pth", device="cpu"), tiny)
-        check(find_pretrained(f"{url}/whole.pth?download=true", device="cpu"), tiny)
+        check(find_pretrained(f"{url}/complete.pth", device="cpu"), tiny)
+        check(find_pretrained(f"{url}/complete.pth?download=true", device="cpu"), tiny)
         with pytest.raises(OSError, match=r"none\.pth cannot be fetched"):
             find_pretrained(f"{url}/none.pth")
         server.shutdown()
@@ -133,7 +133,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_two_hosts_may_have_files_of_one_name(tiny, tmp_path, monkeypatch):
+def test_files_with_the_same_name_on_two_hosts_are_not_confused(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     found = []
     for name in ("a", "b"):
@@ -148,7 +148,7 @@ def test_two_hosts_may_have_files_of_one_name(tiny, tmp_path, monkeypatch):
     assert found == ["a", "b"]
 
 
-def test_the_averaged_weights_of_a_checkpoint(tiny, tmp_path):
+def test_the_averaged_weights_of_a_checkpoint_are_loaded(tiny, tmp_path):
     content = torch.load(tiny[2], weights_only=True)
     averaged = {f"module.{name}": value for name, value in content["model"].items()}
     trained = {name: torch.zeros_like(value) for name, value in content["model"].items()}
@@ -156,7 +156,7 @@ def test_the_averaged_weights_of_a_checkpoint(tiny, tmp_path):
     check(find_pretrained(f"{tmp_path}/x.pth?ema=True", device="cpu"), tiny)
 
 
-def test_the_models_that_come_with_the_code_go_by_their_names():
+def test_packaged_models_are_loaded_by_name():
     assert {"camvid_semantic", "camvid_panoptic"} <= set(packaged_models())
     found = find_pretrained("camvid_semantic", device="cpu")
     assert found.classes.names[:2] == ["sky", "building"] and found.cfg.INPUT.MIN_SIZE_TEST == 432
@@ -168,7 +168,7 @@ def test_a_missing_name_is_reported_with_the_models_that_exist(name):
         find_pretrained(name)
 
 
-def test_a_name_like_those_of_the_hub_gets_the_command_that_downloads_it():
+def test_the_error_for_a_hub_name_contains_the_download_command():
     with pytest.raises(FileNotFoundError, match=r"hf download org/model-1\.0 --local-dir FOLDER"):
         find_pretrained("org/model-1.0")
     with pytest.raises(FileNotFoundError) as caught:
@@ -176,13 +176,13 @@ def test_a_name_like_those_of_the_hub_gets_the_command_that_downloads_it():
     assert "hf download" not in str(caught.value)
 
 
-def test_a_folder_without_a_checkpoint_is_an_error_with_what_is_expected(tmp_path):
+def test_a_folder_without_a_checkpoint_is_an_error_that_names_the_expected_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint: expected model_final\.pth"):
         find_pretrained(tmp_path)
 
 
-def test_a_checkpoint_that_carries_nothing_asks_for_a_config(tiny):
-    with pytest.raises(ValueError, match=r"tiny\.pth does not carry .*config_file="):
+def test_the_error_for_bare_weights_asks_for_a_config_file(tiny):
+    with pytest.raises(ValueError, match=r"tiny\.pth has no config .*config_file="):
         find_pretrained(tiny[1])
 
 
@@ -195,7 +195,7 @@ def test_a_broken_entry_is_an_error_and_a_config_file_replaces_it(tiny, tmp_path
     assert "Only" in caplog.text and "is damaged" in caplog.text
 
 
-def test_a_carried_config_of_keys_that_are_unknown_here_names_the_file(tiny, tmp_path):
+def test_the_error_for_unknown_keys_in_a_checkpoints_config_names_the_file(tiny, tmp_path):
     content = torch.load(tiny[2], weights_only=True)
     content["inference"]["config"] += "\nNOT_OURS: {X: 1}\n"
     torch.save(content, tmp_path / "x.pth")
@@ -203,13 +203,13 @@ def test_a_carried_config_of_keys_that_are_unknown_here_names_the_file(tiny, tmp
         find_pretrained(tmp_path / "x.pth")
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
+def test_a_checkpoint_with_code_is_refused(tmp_path):
     torch.save({"model": {}, "inference": print}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth was refused: loading it would run code"):
         find_pretrained(tmp_path / "x.pth")
 
 
-def test_options_are_on_top_of_what_is_carried_and_are_checked(tiny):
+def test_options_override_the_stored_config_and_are_checked(tiny):
     found = find_pretrained(tiny[2], opts=("INPUT.MIN_SIZE_TEST", 96, "MODEL.DEVICE", "cpu"))
     assert found.cfg.INPUT.MIN_SIZE_TEST == 96
     found = find_pretrained(tiny[1], config_file=tiny[0], opts=("INPUT.MIN_SIZE_TEST", 96))
@@ -220,14 +220,14 @@ def test_options_are_on_top_of_what_is_carried_and_are_checked(tiny):
         find_pretrained(tiny[2], opts=("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 3.0))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_and_else_none_is_missed(tiny, caplog):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_an_error_only_if_it_is_requested(tiny, caplog):
     with pytest.raises(ValueError, match="device='cuda', but torch sees 0 GPUs"):
         find_pretrained(tiny[2], device="cuda")
     assert find_pretrained(tiny[2]).cfg.MODEL.DEVICE == "cpu" and not caplog.records
 
 
-def test_things_are_named_or_numbered(tiny):
+def test_things_are_given_by_name_or_id(tiny):
     assert find_pretrained(tiny[2], things=["sky", 1]).classes.is_thing == [
         True,
         True,
@@ -236,14 +236,14 @@ def test_things_are_named_or_numbered(tiny):
     ]
     assert find_pretrained(tiny[2], things=[]).classes.thing_ids == []
     for wrong in ("cars", 4, -1):
-        with pytest.raises(KeyError, match=rf"things: there is no class {wrong!r}; near it: "):
+        with pytest.raises(KeyError, match=rf"things: there is no class {wrong!r}; there are: "):
             find_pretrained(tiny[2], things=[wrong])
 
 
-def test_class_names_in_an_older_checkpoint_serve_where_the_dataset_names_none(tiny, tmp_path):
+def test_class_names_in_an_older_checkpoint_are_used_if_the_dataset_has_none(tiny, tmp_path):
     content = read_checkpoint(tiny[1])
     write_weights(content["model"], tmp_path / "x.safetensors", ["a", "b", "c", "d"])
     opts = ("DATASETS.TRAIN", ("unknown_x",), "DATASETS.TEST", ("unknown_y",))
     found = find_pretrained(tmp_path / "x.safetensors", config_file=tiny[0], opts=opts)
     assert found.classes.names == ["a", "b", "c", "d"]
-    assert "unknown_x" in MetadataCatalog.list()  # detectron2 makes it; nothing is known of it
+    assert "unknown_x" in MetadataCatalog.list()  # detectron2 creates it, without any metadata

@@ -1,4 +1,4 @@
-"""Images are prepared for the model as in the evaluation; a model that is loaded is complete."""
+"""Images are preprocessed as in evaluation, and only complete models are loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.tiny_model import write_tiny_model
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Paths of a config and of weights."""
+    """Paths of a config and of its weights."""
     return write_tiny_model(tmp_path_factory.mktemp("model"), PANOPTIC_ON=True, INSTANCE_ON=True)
 
 
@@ -25,7 +25,7 @@ def config(tiny, *opts):
 
 
 def change_weights(tiny, folder, change):
-    """A copy of the weights, with their dict changed."""
+    """Return a config whose weights are a copy that ``change`` has modified."""
     content = torch.load(tiny[1], weights_only=True)
     change(content["model"])
     torch.save(content, folder / "changed.pth")
@@ -39,7 +39,7 @@ def image_of(height, width):
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("min_size", [64, 0])
-def test_the_model_gets_what_the_evaluation_gives_it(tiny, tmp_path, image_format, min_size):
+def test_the_input_of_the_model_equals_that_of_evaluation(tiny, tmp_path, image_format, min_size):
     cfg = config(tiny, "INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", str(min_size))
     image = image_of(40, 70)
     Image.fromarray(image).save(tmp_path / "x.png")
@@ -50,25 +50,25 @@ def test_the_model_gets_what_the_evaluation_gives_it(tiny, tmp_path, image_forma
     assert (found["height"], found["width"]) == (40, 70)
 
 
-def test_the_weights_are_those_of_the_checkpoint_and_the_model_does_not_train(tiny):
+def test_the_model_has_the_checkpoints_weights_and_is_in_evaluation_mode(tiny):
     model = load_trained_model(config(tiny))
     saved = torch.load(tiny[1], weights_only=True)["model"]
     assert not model.training
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
 
 
-def test_no_weights_at_all_are_an_error(tiny):
+def test_missing_weights_are_an_error(tiny):
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is not set"):
         load_trained_model(config(tiny, "MODEL.WEIGHTS", ""))
 
 
 @pytest.mark.parametrize("weights", ["none.pth", "none.pkl?matching_heuristics=True"])
-def test_a_missing_checkpoint_is_named(tiny, weights):
+def test_the_error_for_a_missing_checkpoint_names_it(tiny, weights):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint none\.p.*MODEL\.WEIGHTS"):
         load_trained_model(config(tiny, "MODEL.WEIGHTS", weights))
 
 
-def test_a_url_that_nobody_can_read_is_named(tiny):
+def test_the_error_for_an_unreadable_url_names_it(tiny):
     with pytest.raises(OSError, match=r"MODEL\.WEIGHTS nowhere://x\.pth cannot be read"):
         load_trained_model(config(tiny, "MODEL.WEIGHTS", "nowhere://x.pth"))
 
@@ -89,14 +89,14 @@ def test_a_backbone_alone_is_refused(tiny, tmp_path):
         load_trained_model(change_weights(tiny, tmp_path, keep_the_backbone))
 
 
-def test_weights_of_another_shape_are_named_with_both(tiny):
+def test_the_error_for_a_weight_of_another_shape_names_both_shapes(tiny):
     with pytest.raises(
         ValueError, match=r"class_embed.weight has shape \(5, 16\).*expects \(8, 16\)"
     ):
         load_trained_model(config(tiny, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"))
 
 
-def test_what_the_config_and_not_the_checkpoint_decides_may_be_absent(tiny, tmp_path):
+def test_tensors_determined_by_the_config_may_be_missing(tiny, tmp_path):
     def drop(weights):
         for name in list(weights):
             if "criterion." in name or name.endswith("relative_position_index"):
@@ -105,7 +105,7 @@ def test_what_the_config_and_not_the_checkpoint_decides_may_be_absent(tiny, tmp_
     assert load_trained_model(change_weights(tiny, tmp_path, drop)) is not None
 
 
-def test_an_image_of_which_nothing_would_be_left_is_refused(tiny):
+def test_an_image_too_thin_to_resize_is_refused(tiny):
     with pytest.raises(ValueError, match=r"9000×1 pixels \(width×height\) is too thin"):
         InferencePreprocessing(config(tiny))(image_of(1, 9000))
 
@@ -115,11 +115,11 @@ def test_an_unknown_channel_order_is_refused(tiny):
         InferencePreprocessing(config(tiny, "INPUT.FORMAT", "L"))
 
 
-def test_weights_in_memory_take_the_place_of_a_file_and_must_be_whole_as_well(tiny):
+def test_weights_in_memory_replace_a_file_and_must_be_complete_too(tiny):
     weights = torch.load(tiny[1], weights_only=True)["model"]
-    cfg = config(tiny, "MODEL.WEIGHTS", "a folder of others")
+    cfg = config(tiny, "MODEL.WEIGHTS", "other_folder")
     model = load_trained_model(cfg, weights)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     del weights["sem_seg_head.predictor.query_embed.weight"]
-    with pytest.raises(ValueError, match="a folder of others does not fit the model"):
+    with pytest.raises(ValueError, match="other_folder does not fit the model"):
         load_trained_model(cfg, weights)

@@ -1,4 +1,4 @@
-"""Saved results load in COCO's evaluators and give the scores of a direct evaluation."""
+"""Saved results, loaded by COCO's evaluators, give the scores of a direct evaluation."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ DATASET = "test_saved_results"
 
 @pytest.fixture
 def scenes(tmp_path):
-    """Ground truth in a registered dataset, and predictions."""
-    found = write_dataset(tmp_path / "truth")
+    """Scenes with predictions, whose ground truth is a registered dataset."""
+    found = write_dataset(tmp_path / "ground_truth")
     of_kind = {
         kind: {d: c for c, d in CATEGORY_IDS.items() if CLASSES.is_thing[c] == (kind == "thing")}
         for kind in ("thing", "stuff")
     }
     MetadataCatalog.get(DATASET).set(
-        panoptic_json=str(tmp_path / "truth" / "panoptic.json"),
-        panoptic_root=str(tmp_path / "truth" / "panoptic"),
+        panoptic_json=str(tmp_path / "ground_truth" / "panoptic.json"),
+        panoptic_root=str(tmp_path / "ground_truth" / "panoptic"),
         json_file=None,
         thing_dataset_id_to_contiguous_id=of_kind["thing"],
         stuff_dataset_id_to_contiguous_id=of_kind["stuff"],
@@ -61,7 +61,9 @@ def evaluate(evaluator, scenes):
 
 def test_panoptic_results_give_panopticapi_the_scores_of_a_direct_evaluation(scenes, tmp_path):
     save(scenes, tmp_path / "saved", ["panoptic-coco"])
-    found = pq_compute(str(tmp_path / "truth/panoptic.json"), str(tmp_path / "saved/panoptic.json"))
+    found = pq_compute(
+        str(tmp_path / "ground_truth/panoptic.json"), str(tmp_path / "saved/panoptic.json")
+    )
     direct = evaluate(COCOPanopticEvaluator(DATASET), scenes)["panoptic_seg"]
     assert 20 < direct["PQ"] < 95
     for group, ending in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
@@ -71,14 +73,14 @@ def test_panoptic_results_give_panopticapi_the_scores_of_a_direct_evaluation(sce
 
 def test_instance_results_give_pycocotools_the_scores_of_a_direct_evaluation(scenes, tmp_path):
     save(scenes, tmp_path / "saved", ["instances-coco"])
-    panoptic = json.loads((tmp_path / "truth/panoptic.json").read_text())
-    path = tmp_path / "truth/instances.json"
-    path.write_text(json.dumps(instances_of_panoptic(panoptic, tmp_path / "truth/panoptic")))
-    truth = COCO(str(path))
-    found = truth.loadRes(str(tmp_path / "saved/instances.json"))
+    panoptic = json.loads((tmp_path / "ground_truth/panoptic.json").read_text())
+    path = tmp_path / "ground_truth/instances.json"
+    path.write_text(json.dumps(instances_of_panoptic(panoptic, tmp_path / "ground_truth/panoptic")))
+    ground_truth = COCO(str(path))
+    found = ground_truth.loadRes(str(tmp_path / "saved/instances.json"))
     direct = evaluate(COCOEvaluator(DATASET), scenes)
     for task in ("bbox", "segm"):
-        evaluation = COCOeval(truth, found, task)
+        evaluation = COCOeval(ground_truth, found, task)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -87,7 +89,7 @@ def test_instance_results_give_pycocotools_the_scores_of_a_direct_evaluation(sce
             assert 100 * evaluation.stats[index] == direct[task][metric]
 
 
-# What the files hold
+# Contents of the files
 
 
 def test_the_panoptic_json_describes_every_image_segment_and_class(scenes, tmp_path):
@@ -111,7 +113,7 @@ def test_the_panoptic_json_describes_every_image_segment_and_class(scenes, tmp_p
             assert info["score"] == segment["score"] and info["iscrowd"] == 0
 
 
-def test_an_instance_has_its_box_as_left_top_width_and_height_and_its_mask(scenes, tmp_path):
+def test_instances_are_saved_with_mask_and_box_as_left_top_width_height(scenes, tmp_path):
     save(scenes[:1], tmp_path / "saved", ["instances-coco"])
     entries = json.loads((tmp_path / "saved/instances.json").read_text())
     result = from_detectron2(scenes[0].outputs, scenes[0].image, CLASSES).instances
@@ -125,9 +127,7 @@ def test_an_instance_has_its_box_as_left_top_width_and_height_and_its_mask(scene
         assert entry["image_id"] == scenes[0].image_id
 
 
-def test_without_category_ids_a_class_has_its_contiguous_id_plus_1_and_an_image_its_name(
-    scenes, tmp_path
-):
+def test_default_category_ids_count_from_1_and_image_ids_are_the_names(scenes, tmp_path):
     result = from_detectron2(scenes[0].outputs, scenes[0].image, CLASSES, "a/street.jpg")
     result.save(tmp_path / "saved", "panoptic-coco", "instances-coco")
     content = json.loads((tmp_path / "saved/panoptic.json").read_text())
@@ -143,7 +143,7 @@ def test_without_category_ids_a_class_has_its_contiguous_id_plus_1_and_an_image_
     assert content["images"][0]["file_name"] == "street.jpg"
 
 
-def test_images_in_which_nothing_was_found_have_entries_too(tmp_path):
+def test_images_without_segments_have_entries_too(tmp_path):
     image = np.zeros((6, 8, 3), np.uint8)
     panoptic = PanopticResult(np.zeros((6, 8), np.int32), [])
     Result(image, CLASSES, panoptic=panoptic).save(tmp_path, "panoptic-coco")
@@ -155,7 +155,7 @@ def test_images_in_which_nothing_was_found_have_entries_too(tmp_path):
 # Errors
 
 
-def test_a_class_without_a_category_id_is_named(scenes, tmp_path):
+def test_missing_and_duplicate_category_ids_are_errors(scenes, tmp_path):
     class_id = int(scenes[0].outputs["instances"].pred_classes[0])
     ids = {c: d for c, d in CATEGORY_IDS.items() if c != class_id}
     result = from_detectron2(scenes[0].outputs, scenes[0].image, CLASSES)
@@ -168,7 +168,7 @@ def test_a_class_without_a_category_id_is_named(scenes, tmp_path):
         )
 
 
-def test_ids_and_segments_that_do_not_fit_each_other_are_an_error(tmp_path):
+def test_ids_and_segments_that_do_not_match_are_an_error(tmp_path):
     image, ids = np.zeros((6, 8, 3), np.uint8), np.ones((6, 8), np.int32)
     segments = [{"id": 2, "isthing": True, "category_id": 0, "score": 0.5}]
     with pytest.raises(ValueError, match=r"has the ids \[1\], but the segments have \[2\]"):

@@ -1,4 +1,4 @@
-"""The result of one image: drawn, saved, read again."""
+"""The result of one image: conversion, drawing, saving and loading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ H, W = 60, 90
 
 
 def make_result(**changes) -> Result:
-    """Sky above road, and two cars, one of which has a low score."""
+    """Return a result with sky above road, and two cars, one with a low score."""
     rng = np.random.default_rng(0)
     semantic = np.zeros((H, W), np.int32)
     semantic[30:] = 1
@@ -73,10 +73,10 @@ def assert_same(one: Result, other: Result) -> None:
             assert a == b
 
 
-# What a model returns
+# Conversion of a model's output
 
 
-def test_what_the_model_returns_becomes_arrays_by_falling_score():
+def test_a_models_output_becomes_arrays_with_instances_by_descending_score():
     image, ids, names = scene(3)
     classes = {i: SHAPES.names.index(name) for i, name in names.items()}
     outputs = predict(ids, classes, np.random.default_rng(0))
@@ -89,7 +89,7 @@ def test_what_the_model_returns_becomes_arrays_by_falling_score():
     assert (result.panoptic.ids == outputs["panoptic_seg"][0].numpy()).all()
     found, theirs = result.instances, outputs["instances"]
     order = theirs.scores.argsort(descending=True).tolist()
-    assert order != sorted(order)  # something was sorted
+    assert order != sorted(order)  # the output is not sorted already
     assert found.scores.tolist() == theirs.scores[order].tolist()
     assert (found.masks == theirs.pred_masks[order].numpy()).all()
     assert (found.boxes == theirs.pred_boxes.tensor[order].numpy()).all()
@@ -97,7 +97,7 @@ def test_what_the_model_returns_becomes_arrays_by_falling_score():
     assert len(found) == len(order) and result.file_name == "a.png"
 
 
-def test_pixels_that_no_mask_covers_have_a_share_of_zero():
+def test_pixels_outside_all_masks_have_a_score_of_0():
     result = from_detectron2(
         {"sem_seg": torch.zeros(3, 2, 2)}, np.zeros((2, 2, 3), np.uint8), CLASSES
     )
@@ -115,7 +115,7 @@ def test_results_of_another_size_than_the_image_are_refused():
 # Drawing
 
 
-def test_the_richest_kind_is_drawn_unless_another_is_asked_for():
+def test_the_richest_kind_is_drawn_by_default():
     result = make_result()
     assert (result.draw() == result.draw("panoptic")).all()
     assert (result.draw("semantic") != result.draw("panoptic")).any()
@@ -123,7 +123,7 @@ def test_the_richest_kind_is_drawn_unless_another_is_asked_for():
     assert (without.draw() == result.draw("instance")).all()
 
 
-def test_the_threshold_is_an_instances_score_or_a_pixels_share():
+def test_the_threshold_applies_to_scores_of_instances_or_pixels():
     result = make_result()
     assert [r.label for r in result.overlay("instance").regions] == ["car 90%"]
     assert len(result.overlay("instance", 0.3).regions) == 2
@@ -134,7 +134,7 @@ def test_the_threshold_is_an_instances_score_or_a_pixels_share():
     assert len(result.overlay("panoptic", 1.0).regions) == 4
 
 
-def test_the_order_in_which_instances_come_does_not_matter():
+def test_the_order_of_the_instances_is_irrelevant():
     rng = np.random.default_rng(3)
     masks = rng.random((6, 5, 7)) < np.linspace(0.2, 0.8, 6)[:, None, None]
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.55, 0.51], np.float32)
@@ -153,7 +153,7 @@ def test_the_order_in_which_instances_come_does_not_matter():
     assert overlays[0].regions == overlays[1].regions
 
 
-def test_no_instances_at_all_paint_nothing():
+def test_without_instances_nothing_is_painted():
     none = from_detectron2(
         {"instances": instances_of([], [], (4, 6))}, np.zeros((4, 6, 3), np.uint8), CLASSES
     )
@@ -164,7 +164,7 @@ def test_a_missing_result_is_an_error_that_lists_those_that_exist():
     with pytest.raises(ValueError, match=r"no panoptic result, only \['instance', 'semantic'\]"):
         make_result(panoptic=None).draw("panoptic")
     empty = make_result(panoptic=None, semantic=None, instances=None)
-    with pytest.raises(ValueError, match="neither panoptic, nor instance, nor semantic"):
+    with pytest.raises(ValueError, match="The result is empty: it has no panoptic"):
         empty.draw()
     with pytest.raises(ValueError, match="this semantic result has no semantic_scores"):
         make_result(semantic_scores=None).overlay("semantic", 0.5)
@@ -174,12 +174,12 @@ def legend_of(monkeypatch, result, kind, **options):
     from mask_former.results import arrays as module
 
     rows = []
-    monkeypatch.setattr(module, "add_legend", lambda picture, found: rows.extend(found) or picture)
+    monkeypatch.setattr(module, "add_legend", lambda image, found: rows.extend(found) or image)
     result.draw(kind, legend=True, **options)
     return [(row.name, round(row.share, 4), tuple(row.swatch[0, 0])) for row in rows]
 
 
-def test_the_legend_has_the_painted_classes_with_counts_of_things_and_shares(monkeypatch):
+def test_the_legend_lists_painted_classes_with_counts_of_things_and_areas(monkeypatch):
     sky, road, car = CLASSES.colors
     result = make_result()
     cars = 500 / (H * W)
@@ -197,7 +197,7 @@ def test_the_legend_has_the_painted_classes_with_counts_of_things_and_shares(mon
     assert legend_of(monkeypatch, result, "instance", threshold=1.0) == []
 
 
-def test_a_legend_leaves_the_drawing_as_it_is():
+def test_a_legend_does_not_change_the_drawing():
     result = make_result()
     with_legend = result.draw(legend=True, scale=3)
     height, width = 3 * H, 3 * W
@@ -221,14 +221,14 @@ def test_a_legend_leaves_the_drawing_as_it_is():
         {"semantic": np.full((H, W), 70_000, np.int32)},
     ],
 )
-def test_an_npz_is_read_as_it_was_written(tmp_path, changes):
+def test_an_npz_survives_writing_and_reading(tmp_path, changes):
     result = make_result(**changes)
     assert result.save(tmp_path / "a.npz") == [tmp_path / "a.npz"]
     assert_same(load_npz(tmp_path / "a.npz", result.image), result)
     assert not load_npz(tmp_path / "a.npz").image.any()
 
 
-def test_masks_of_any_width_and_none_at_all_survive(tmp_path):
+def test_masks_of_any_width_and_number_survive_an_npz(tmp_path):
     for count, width in ((0, 7), (1, 1), (3, 8), (2, 9)):
         masks = np.random.default_rng(0).random((count, 4, width)) < 0.5
         instances = InstanceResult(
@@ -243,9 +243,9 @@ def test_masks_of_any_width_and_none_at_all_survive(tmp_path):
         assert_same(load_npz(tmp_path / "a.npz"), result)
 
 
-def test_a_broken_or_missing_npz_is_named(tmp_path):
+def test_the_error_for_a_broken_or_missing_npz_names_it(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"gone\.npz is missing: expected a file of Result\.save"
+        FileNotFoundError, match=r"gone\.npz is missing: expected a file that Result\.save"
     ):
         load_npz(tmp_path / "gone.npz")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
@@ -258,7 +258,7 @@ def test_a_broken_or_missing_npz_is_named(tmp_path):
         load_npz(tmp_path / "a.npz", np.zeros((3, 3, 3), np.uint8))
 
 
-def test_class_ids_are_read_back_from_a_png_that_viewers_show_in_colours(tmp_path):
+def test_a_png_of_class_ids_is_shown_in_colours_and_read_back(tmp_path):
     semantic = make_result().semantic.copy()
     semantic[0, :5] = -1
     result = make_result(semantic=semantic)
@@ -271,7 +271,7 @@ def test_class_ids_are_read_back_from_a_png_that_viewers_show_in_colours(tmp_pat
 
 
 @pytest.mark.parametrize("count, dtype, void", [(255, np.uint8, 255), (256, np.uint16, 65535)])
-def test_more_than_255_classes_take_16_bit(tmp_path, count, dtype, void):
+def test_more_than_255_classes_are_saved_with_16_bits(tmp_path, count, dtype, void):
     classes = Classes(
         [str(i) for i in range(count)], [spread_color(i) for i in range(count)], [False] * count
     )
@@ -283,19 +283,19 @@ def test_more_than_255_classes_take_16_bit(tmp_path, count, dtype, void):
     assert (ids == np.where(semantic < 0, void, semantic)).all()
 
 
-def test_the_suffix_of_a_file_decides_its_format(tmp_path):
+def test_the_suffix_of_a_file_determines_its_format(tmp_path):
     result = make_result()
     for name in ("a.png", "deep/er/a.bmp", "A.PNG"):
         assert result.save(tmp_path / name) == [tmp_path / name]
         assert (np.asarray(Image.open(tmp_path / name)) == result.draw()).all()
     result.save(tmp_path / "a.jpg")
-    with Image.open(tmp_path / "a.jpg") as picture:
-        assert picture.format == "JPEG" and picture.size == (W, H)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "JPEG" and image.size == (W, H)
     result.save(tmp_path / "a.json")
     assert {e["image_id"] for e in json.loads((tmp_path / "a.json").read_text())} == {"street"}
 
 
-def test_a_folder_has_the_drawing_unless_formats_are_named(tmp_path):
+def test_a_folder_gets_the_drawing_unless_formats_are_given(tmp_path):
     result = make_result()
     assert result.save(tmp_path / "out") == [tmp_path / "out/overlay/street.png"]
     paths = result.save(str(tmp_path / "v1.2"), "npz", "semantic-png", name="b")
@@ -309,11 +309,13 @@ def test_a_folder_has_the_drawing_unless_formats_are_named(tmp_path):
     [
         ("a.png", ["npz"], r"a\.png can be written as overlay or semantic-png, not as npz"),
         ("a.npz", ["npz", "overlay"], r"a\.npz can be written as npz, not as npz, overlay"),
-        ("a.xyz", [], r"a\.xyz is not a folder, and its suffix is not one that can be written"),
+        ("a.xyz", [], r"a\.xyz is not a folder, and results cannot be written with its suffix"),
         ("a", ["masks"], r"no format 'masks'; expected one of overlay"),
     ],
 )
-def test_a_format_that_cannot_be_written_is_named(tmp_path, name, formats, message):
+def test_the_error_for_an_unsupported_format_names_the_alternatives(
+    tmp_path, name, formats, message
+):
     with pytest.raises(ValueError, match=message):
         make_result().save(tmp_path / name, *formats)
     assert not list(tmp_path.iterdir())

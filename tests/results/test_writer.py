@@ -1,4 +1,4 @@
-"""A folder of results: what is in it, and that a run may stop, go on and be shared."""
+"""A folder of results: its files, and runs that are interrupted, continued or distributed."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def write(folder, results, formats=COCO, **options):
             writer.write(result, name)
 
 
-def test_each_format_has_its_place(results, tmp_path):
+def test_each_format_has_its_own_files(results, tmp_path):
     with ResultWriter(tmp_path, FORMATS) as writer:
         paths = writer.write(results["street0"], "street0")
-        assert not (tmp_path / "panoptic.json").exists()  # until it is whole
+        assert not (tmp_path / "panoptic.json").exists()  # not before it is complete
     written = {path.relative_to(tmp_path).as_posix() for path in paths}
     assert written == {
         "overlay/street0.png",
@@ -55,17 +55,17 @@ def test_each_format_has_its_place(results, tmp_path):
     assert set(files_of(tmp_path)) == written | jsons
 
 
-def test_several_kinds_are_drawn_into_a_file_each(results, tmp_path):
+def test_each_kind_is_drawn_into_its_own_file(results, tmp_path):
     result = results["street0"]
     with ResultWriter(tmp_path, ["overlay", "npz"], kinds=["semantic", "panoptic"]) as writer:
         writer.write(result, "a/street0")
     for kind in ("semantic", "panoptic"):
-        picture = np.asarray(Image.open(tmp_path / f"overlay/a/street0_{kind}.png"))
-        assert (picture == result.draw(kind)).all()
+        drawing = np.asarray(Image.open(tmp_path / f"overlay/a/street0_{kind}.png"))
+        assert (drawing == result.draw(kind)).all()
     assert load_npz(tmp_path / "npz/a/street0.npz").kinds == ["panoptic", "semantic"]
 
 
-def test_overlays_are_drawn_as_they_are_asked_for(results, tmp_path):
+def test_overlays_are_drawn_with_the_given_options(results, tmp_path):
     options = {"opacity": 0.2, "legend": True, "scale": 2}
     with ResultWriter(tmp_path, ["overlay"], drawing=options) as writer:
         (path,) = writer.write(results["street0"], "street0")
@@ -73,13 +73,13 @@ def test_overlays_are_drawn_as_they_are_asked_for(results, tmp_path):
     assert (np.asarray(Image.open(path)) == expected).all()
 
 
-def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(results, tmp_path):
-    write(tmp_path / "whole", results)
+def test_a_killed_run_continues_and_ends_like_an_uninterrupted_one(results, tmp_path):
+    write(tmp_path / "complete", results)
     names = list(results)
     stopped = ResultWriter(tmp_path / "stopped", COCO, category_ids=CATEGORY_IDS)
     for name in names[:3]:
         stopped.write(results[name], name)
-    # killed: not closed, and the last line is torn
+    # The run was killed: the writer is not closed, and the last line is incomplete.
     for path in (tmp_path / "stopped/records").glob("*.jsonl"):
         path.write_bytes(path.read_bytes()[:-7])
     with ResultWriter(tmp_path / "stopped", COCO, category_ids=CATEGORY_IDS) as writer:
@@ -87,7 +87,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(results, 
         for name in names:
             if not writer.has(name):
                 writer.write(results[name], name)
-    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "complete")
 
 
 def test_an_image_is_done_if_all_its_files_exist(results, tmp_path):
@@ -98,7 +98,7 @@ def test_an_image_is_done_if_all_its_files_exist(results, tmp_path):
     assert not ResultWriter(tmp_path, ["npz", "instances-coco"]).has("street0")
 
 
-def test_several_processes_make_the_same_files_as_one(results, tmp_path):
+def test_several_processes_write_the_same_files_as_one(results, tmp_path):
     write(tmp_path / "one", results)
     for rank in range(3):
         mine = dict(list(results.items())[rank::3])
@@ -109,14 +109,14 @@ def test_several_processes_make_the_same_files_as_one(results, tmp_path):
     assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
 
 
-def test_a_result_that_is_written_twice_is_kept_once_as_it_was_last(results, tmp_path):
+def test_a_later_result_of_an_image_replaces_the_earlier_one(results, tmp_path):
     write(tmp_path / "a", {"street0": results["street0"]})
     write(tmp_path / "a", {"street0": results["street1"]})
     write(tmp_path / "b", {"street0": results["street1"]})
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
-def test_a_later_run_may_add_images(results, tmp_path):
+def test_a_later_run_can_add_images(results, tmp_path):
     for name, result in results.items():
         write(tmp_path / "a", {name: result})
     write(tmp_path / "b", results)
@@ -124,7 +124,7 @@ def test_a_later_run_may_add_images(results, tmp_path):
 
 
 def test_the_records_are_never_all_in_memory(results, tmp_path, monkeypatch):
-    """Putting the JSONs together reads one record at a time."""
+    """Merging into the JSON files reads one record at a time."""
     from mask_former.results import records
 
     write(tmp_path, results)
@@ -150,7 +150,7 @@ def test_the_records_are_never_all_in_memory(results, tmp_path, monkeypatch):
 # Errors
 
 
-def test_an_unknown_format_or_kind_is_named(tmp_path):
+def test_the_error_for_an_unknown_format_or_kind_lists_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="no format 'coco'; expected one of overlay, semantic-png"):
         ResultWriter(tmp_path, ["coco"])
     with pytest.raises(ValueError, match="no kind of result 'instances'; expected one of panoptic"):
@@ -161,7 +161,7 @@ def test_an_unknown_format_or_kind_is_named(tmp_path):
     "format_name, kind",
     [("semantic-png", "semantic"), ("panoptic-coco", "panoptic"), ("instances-coco", "instance")],
 )
-def test_a_format_whose_result_is_missing_is_an_error(results, tmp_path, format_name, kind):
+def test_a_format_without_its_kind_of_result_is_an_error(results, tmp_path, format_name, kind):
     from dataclasses import replace
 
     field = {"instance": "instances"}.get(kind, kind)
@@ -171,12 +171,12 @@ def test_a_format_whose_result_is_missing_is_an_error(results, tmp_path, format_
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", ""])
-def test_names_stay_inside_the_folder(results, tmp_path, name):
+def test_names_outside_the_folder_are_refused(results, tmp_path, name):
     with pytest.raises(ValueError, match="is empty or lies outside the folder"):
         ResultWriter(tmp_path / "x", ["npz"]).write(results["street0"], name)
 
 
-def test_a_folder_of_other_categories_is_refused(results, tmp_path):
+def test_a_folder_with_other_categories_is_refused(results, tmp_path):
     write(tmp_path, {"street0": results["street0"]})
     with pytest.raises(ValueError, match=r"categories\.json has other categories"):
         ResultWriter(tmp_path, COCO).write(results["street1"], "street1")

@@ -1,13 +1,14 @@
-"""Damaged files of every kind that is read: each is read rightly, or refused by name.
+"""Damaged files of every format that is read: each is read correctly, or refused by name.
 
-For each mutation a file is damaged and then used as in earnest, in a process of its own. What came
-out is judged by what the undamaged file gives:
+For each mutation, a file is damaged and then used in the normal way, in a process of its own. The
+result is compared with that of the undamaged file:
 
-- "right": the same as undamaged; the damage lies where nothing is read.
-- "refused": an error of ours, with the file's name.
-- "plausible": something else that the format cannot tell from a file that was meant so, such as
-  another pixel in a JPEG, which has no checksum. What *can* be told is listed in the judges below.
-- "problem": a crash, a hang, an error of another kind or without the file's name, or content that
+- "right": the same result; the damage is in a part that is not read.
+- "refused": an expected error (`OUR_ERRORS`) that names the file.
+- "plausible": another result, if the format cannot distinguish the damaged file from an intended
+  one: for example another pixel in a JPEG, which has no checksum. The judges below detect
+  everything that the format does allow to detect.
+- "problem": a crash, a hang, an error of another type or without the file's name, or content that
   cannot be right.
 """
 
@@ -43,14 +44,14 @@ from tests.robustness.samples import (
     semantic_mapper,
     write_checkpoints,
     write_config,
-    write_pictures,
+    write_images,
     write_table,
 )
 
 OUR_ERRORS = (ValueError, KeyError, OSError)
 _CONFIG_KEY = re.compile(r"\b[A-Z_0-9]+\.[A-Z_0-9.]+\b|\bSemSegFPNHead\b")
 MEMORY = 4 << 30
-"""Bytes that reading a small file may take beyond what the process has."""
+"""Bytes that reading a small file may allocate in addition to the memory of the process."""
 Judge = Callable[[Any, Any, str], "str | None"]
 
 
@@ -61,16 +62,17 @@ class Sample:
     kind: str
     path: Path
     use: Callable[[], Any]
-    """Reads it as in earnest; what it returns can be compared with ``==``."""
+    """Function that uses the file in the normal way; its results can be compared with ``==``."""
     judge: Judge
-    """Given what the undamaged file gives, what came out and the kind of damage: what cannot be
-    right about it, or None."""
+    """Function of the undamaged file's result, the damaged file's result and the kind of damage.
+    It returns what cannot be right about the second result, or None."""
     structured: bool = False
+    """True for JSON and YAML, whose values can be mutated."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One mutation and what came of it."""
+    """One mutation and its verdict."""
 
     kind: str
     file: str
@@ -82,31 +84,31 @@ class Case:
     seconds: float = 0.0
 
 
-# Judges: what cannot be right
+# Judges: each returns what cannot be right about a result that differs, or None
 
 
 def must_be_the_same(expected: Any, found: Any, damage: str) -> str | None:
-    """For formats with checksums: whatever is not what was written is damaged."""
-    return "other content than was written was accepted"
+    """Reject every difference, for formats with checksums."""
+    return "content that differs from what was written was accepted"
 
 
 def may_have_other_pixels(expected: Any, found: Any, damage: str) -> str | None:
-    """For pictures without checksums: a picture that was cut short is not whole."""
+    """Reject incomplete images and impossible shapes, for images without checksums."""
     if damage in ("truncated", "empty", "another file"):
-        return f"a picture that is {damage} was accepted"
+        return f"an image that is {damage} was accepted"
     height, width, channels = found[0]
-    return None if channels == 3 and height > 0 and width > 0 else f"a picture of {found[0]}"
+    return None if channels == 3 and height > 0 and width > 0 else f"an image of shape {found[0]}"
 
 
 def must_be_finite(expected: Any, found: Any, damage: str) -> str | None:
-    """For weights without checksums: numbers all the same, of the model's shapes, in any case."""
+    """Reject incomplete files and values that are not finite, for weights without checksums."""
     if damage in ("truncated", "empty", "another file"):
         return f"a checkpoint that is {damage} was accepted"
     return None if found[1] else "weights that are not finite were accepted"
 
 
 def must_be_targets(expected: Any, found: Any, damage: str) -> str | None:
-    """For annotations: targets of the image's size, of known classes, none of them empty."""
+    """Reject targets of another size than the image, of unknown classes, or without a pixel."""
     for size, labels, areas in found:
         if size not in {example[0] for example in expected}:
             return f"an example of the size {size}"
@@ -118,7 +120,7 @@ def must_be_targets(expected: Any, found: Any, damage: str) -> str | None:
 
 
 def must_be_a_table(expected: Any, found: Any, damage: str) -> str | None:
-    """For tables of datasets: names that are text, ids and colours in their range."""
+    """Reject dataset tables with names that are not text, or ids and colours out of range."""
     names, ids, colors, ignored, paths = found
     if not all(isinstance(n, str) for n in (*names, *paths)) or "" in names:
         return f"names {names} or paths {paths}"
@@ -133,14 +135,15 @@ def must_be_a_table(expected: Any, found: Any, damage: str) -> str | None:
 
 
 def must_be_a_config(expected: Any, found: Any, damage: str) -> str | None:
-    """For configs: values of the types that the defaults have."""
+    """Reject configs with a value of another type than in the undamaged one."""
     for key, value in found.items():
         if key in expected and not _alike(expected[key], value):
-            return f"{key} is {value!r}, which was {expected[key]!r}"
+            return f"{key} is {value!r} instead of {expected[key]!r}"
     return None
 
 
 def _alike(one: Any, other: Any) -> bool:
+    """Return True if the second value is of the first one's type; integers may replace floats."""
     if isinstance(one, bool) or isinstance(other, bool):
         return type(one) is type(other)
     if isinstance(one, int | float) and isinstance(other, int | float):
@@ -150,7 +153,7 @@ def _alike(one: Any, other: Any) -> bool:
     return type(one) is type(other)
 
 
-# Uses
+# Functions that use a file in the normal way
 
 
 def _pixels(path: Path) -> Any:
@@ -217,15 +220,14 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def all_samples(folder: Path) -> list[Sample]:
-    """Write a file of each format below ``folder``, an empty one; returns how each is used."""
-    makers = (_picture_samples, _label_samples, _json_samples, _config_samples, _checkpoint_samples)
+    """Write a file of each format below an empty folder, and return the samples."""
+    makers = (_image_samples, _label_samples, _json_samples, _config_samples, _checkpoint_samples)
     return [sample for make in makers for sample in make(folder)]
 
 
-def _picture_samples(folder: Path) -> Iterator[Sample]:
-    for path in write_pictures(folder / "pictures"):
-        safe = path.suffix == ".png"
-        judge = must_be_the_same if safe else may_have_other_pixels
+def _image_samples(folder: Path) -> Iterator[Sample]:
+    for path in write_images(folder / "images"):
+        judge = must_be_the_same if path.suffix == ".png" else may_have_other_pixels
         yield Sample("image", path, partial(_pixels, path), judge)
     own_data.write_semantic_folder(folder / "trained", (0, 1))
     for number, suffix in enumerate((".png", ".jpg")):
@@ -299,7 +301,7 @@ def _new(folder: Path) -> Path:
 
 
 def fuzz(samples: Sequence[Sample], seeds: range) -> Iterator[Case]:
-    """One case a seed, the kinds of files in turn; the same seed is the same case."""
+    """Run one case per seed, cycling through the kinds of files; a seed determines its case."""
     kinds = list(dict.fromkeys(sample.kind for sample in samples))
     undamaged: dict[Path, Any] = {}
     for seed in seeds:
@@ -344,9 +346,9 @@ def _verdict(sample: Sample, expected: Any, outcome: Outcome, damage: str) -> tu
         if not isinstance(outcome.error, OUR_ERRORS):
             return "problem", f"{text}\n{outcome.trace}"
         names = [sample.path.name]
-        if sample.kind == "YAML":  # a value that cannot be is told by its key
+        if sample.kind == "YAML":  # an impossible value may be reported by its key alone
             names += _CONFIG_KEY.findall(text)
-        if sample.kind == "JSON":  # the mappers see the entry of an image alone
+        if sample.kind == "JSON":  # mappers only know the entry of an image, not the JSON
             names.append("a.png")
         if not any(name in text for name in names):
             return "problem", f"the error does not name the file: {text}\n{outcome.trace}"
@@ -354,11 +356,11 @@ def _verdict(sample: Sample, expected: Any, outcome: Outcome, damage: str) -> tu
     if outcome.value == expected:
         return "right", ""
     wrong = sample.judge(expected, outcome.value, damage)
-    return ("problem", wrong) if wrong else ("plausible", f"{damage}")
+    return ("problem", wrong) if wrong else ("plausible", damage)
 
 
 def table_of(cases: Sequence[Case]) -> list[list[Any]]:
-    """A row a kind: mutations, and how many had each verdict."""
+    """Return a row for each kind: number of mutations, and number of each verdict."""
     verdicts = ("right", "refused", "plausible", "problem")
     rows = []
     for kind in dict.fromkeys(case.kind for case in cases):

@@ -1,6 +1,6 @@
 """Run a function in a process of its own, which may hang, crash or be killed without harm.
 
-The process is a fork: it has all that is imported already, so that it starts in milliseconds.
+The process is a fork: modules are imported already, so it starts within milliseconds.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ _FORK: Any = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended."""
+    """The result of a process."""
 
     value: Any = None
-    """What the function returned."""
+    """The function's return value."""
     error: BaseException | None = None
-    """What it raised; its traceback is in ``trace``."""
+    """The function's exception; ``trace`` has its traceback."""
     trace: str = ""
     signal: int | None = None
-    """What ended the process, where neither of both came back."""
+    """The signal or exit code that ended the process, if it sent neither value nor error."""
     timed_out: bool = False
     seconds: float = 0.0
 
     @property
     def ended_well(self) -> bool:
-        """It returned, or raised: it did not hang, and nothing killed it."""
+        """True if the function returned or raised: it did not hang, and nothing killed it."""
         return not self.timed_out and self.signal is None
 
 
 class Process:
-    """A function at work in a fork of this process."""
+    """A function that runs in a fork of this process."""
 
     def __init__(
         self, function: Callable[..., Any], *args: Any, log: Path | None = None, **kwargs: Any
     ) -> None:
         """
         Args:
-            function, args, kwargs: what is called; what it returns has to be picklable.
-            log: a file that what it says is added to; otherwise that is thrown away.
+            function, args, kwargs: the call; its return value must be picklable.
+            log: file to which its output is appended; without one, the output is discarded.
         """
         self._reader, writer = _FORK.Pipe(duplex=False)
         self._began = time.monotonic()
         work = (writer, log, function, args, kwargs)
-        # Not daemonic: a training may have workers of its own.
+        # Daemonic processes cannot have children, but a training may have data workers.
         self._process = _FORK.Process(target=_work, args=work, daemon=False)
         self._process.start()
         writer.close()
@@ -73,44 +73,45 @@ class Process:
         return self._process.is_alive()
 
     def kill(self) -> None:
-        """SIGKILL: the process, and those that it started, can do nothing about it."""
+        """Send SIGKILL to the process and its descendants, which they cannot handle or ignore."""
         kill_tree(self.pid)
 
     def outcome(self, timeout: float = TIMEOUT) -> Outcome:
-        """Wait for the end; after ``timeout`` seconds the process is killed."""
+        """Wait for the end, and kill the process ``timeout`` seconds after its start."""
         value, error, trace, timed_out = None, None, "", False
-        there = self._reader.poll(max(0.0, self._began + timeout - time.monotonic()))
-        if there:
+        received = self._reader.poll(max(0.0, self._began + timeout - time.monotonic()))
+        if received:
             try:
                 value, error, trace = self._reader.recv()
-            except EOFError:  # it ended without a word
-                there = False
+            except EOFError:  # it ended without sending a result
+                received = False
         else:
             timed_out = True
             self.kill()
-        self._process.join(max(0.0, self._began + timeout - time.monotonic()) if there else None)
-        if self._process.is_alive():  # it has said all, but something that it started goes on
+        left = max(0.0, self._began + timeout - time.monotonic())
+        self._process.join(left if received else None)
+        if self._process.is_alive():  # it sent its result, but waits for a process it started
             timed_out = True
             self.kill()
             self._process.join()
         code = self._process.exitcode
         self._reader.close()
         seconds = time.monotonic() - self._began
-        ended = None if there or timed_out else -code if code < 0 else code
+        ended = None if received or timed_out else -code if code < 0 else code
         return Outcome(value, error, trace, ended, timed_out, seconds)
 
 
 def isolated(function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> Outcome:
-    """Call a function in a process of its own; see :class:`Process`."""
+    """Call a function in a process of its own and wait for it; see :class:`Process`."""
     return Process(function, *args).outcome(timeout)
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all that it started, and those in turn, in whatever session."""
+    """Send SIGKILL to a process and all its descendants, whatever their session."""
     tree = [pid]
-    for member in tree:  # which grows
+    for member in tree:  # the list grows in the loop
         with suppress(ProcessLookupError):
-            os.kill(member, signal.SIGSTOP)  # it starts no more of them
+            os.kill(member, signal.SIGSTOP)  # so that it starts no more children
         tree += _children(member)
     for member in tree:
         with suppress(ProcessLookupError):
@@ -118,7 +119,7 @@ def kill_tree(pid: int) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and no zombie."""
+    """Return True if the process exists and is not a zombie."""
     state, _ = _state_and_parent(pid)
     return state not in ("", "Z")
 
@@ -129,7 +130,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _state_and_parent(pid: int) -> tuple[str, str]:
-    """A process's state, a letter, and its parent's number; both empty once it is gone."""
+    """Return a process's state (a letter) and its parent's id; both are empty once it is gone."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
     except OSError:
@@ -143,11 +144,11 @@ def _work(
     target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
-    # Python's own may belong to somebody who captures it.
+    # pytest may have replaced Python's streams to capture output.
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False)
     faulthandler.disable()
-    torch.set_num_threads(1)  # a fork has no other threads of torch's
+    torch.set_num_threads(1)  # torch's thread pool does not survive a fork
     try:
         message: tuple[Any, ...] = (function(*args, **kwargs), None, "")
     except BaseException as error:
@@ -156,7 +157,7 @@ def _work(
 
 
 def _plain(error: BaseException) -> BaseException:
-    """The error, of a type that surely can be pickled."""
+    """Convert an error to one of a built-in type, which can always be pickled."""
     for kind in (FileNotFoundError, OSError, KeyError, ValueError, RuntimeError):
         if isinstance(error, kind):
             return kind(str(error.args[0]) if isinstance(error, KeyError) else str(error))

@@ -1,4 +1,4 @@
-"""A training that is killed again and again must end as one that nobody disturbs."""
+"""Kill a training repeatedly, and compare its end result with an undisturbed training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT = 600.0  # seconds
 
 
 class OftenWritingTrainer(SameImages):
-    """Every iteration writes a checkpoint and a line of metrics, of this iteration alone."""
+    """A trainer that writes metrics at every iteration, without averaging over iterations."""
 
     def build_hooks(self) -> list[Any]:
         made = super().build_hooks()
@@ -44,8 +44,8 @@ class OftenWritingTrainer(SameImages):
 
 
 def run_training(config: Path, output: Path, iterations: int) -> float:
-    """Train, or go on with it, to the end; returns the last loss."""
-    # A checkpoint at each iteration: most of the time goes into writing files.
+    """Start or resume a training, run it to the end, and return the last loss."""
+    # With a checkpoint at each iteration, most of the time is spent on writing files.
     cfg = tiny_cfg(config, output, SOLVER__MAX_ITER=iterations, SOLVER__CHECKPOINT_PERIOD=1)
     trainer = OftenWritingTrainer(cfg)
     trainer.resume_or_load(resume=True)
@@ -55,32 +55,31 @@ def run_training(config: Path, output: Path, iterations: int) -> float:
 
 @dataclass
 class KillReport:
-    """What was seen; a run is as it should be where there are no ``problems``."""
+    """Counts of a run of :func:`kill_training`, and its ``problems``; none are expected."""
 
     kills: int = 0
     while_writing: int = 0
     """Kills that left an unfinished file behind."""
     iterations_lost: int = 0
-    """Done before a kill, and done again after it."""
+    """Iterations that were done before a kill and repeated after it."""
     ended_before_a_kill: int = 0
-    """Trainings that were faster than their next kill: compared, and followed by another one."""
+    """Trainings that ended before their next kill; they are compared, and a new one starts."""
     problems: list[str] = field(default_factory=list)
 
 
 def kill_training(folder: Path, kills: int, seed: int, iterations: int = 20) -> KillReport:
     """Kill a training ``kills`` times at random moments, let it end, and compare.
 
-    Every second kill falls within some milliseconds after a file has changed.
+    Every second kill comes within milliseconds after a file has changed.
 
-    The images are the same at every iteration, so that their order, which a resumed run draws
-    anew, makes no difference: weights and losses have to be those of the undisturbed run, bit by
-    bit.
+    All iterations see the same images, because a resumed run draws another order. Weights and
+    losses must equal those of the undisturbed run, bit by bit.
 
     Args:
-        folder: an empty one.
-        kills: SIGKILLs that hit a running training.
-        seed: of the moments.
-        iterations: of the whole training.
+        folder: an empty folder.
+        kills: number of SIGKILLs that hit a running training.
+        seed: seed of the moments.
+        iterations: length of the training.
     """
     config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
     report, rng = KillReport(), random.Random(seed)
@@ -90,7 +89,8 @@ def kill_training(folder: Path, kills: int, seed: int, iterations: int = 20) -> 
     if not isinstance(expected.value, float):
         report.problems.append(f"the undisturbed training failed: {expected}")
         return report
-    # So late that all kills come about as far as half of the training, and never to its end.
+    # On average, the times until the kills add up to one training, start-ups included. A kill
+    # comes no later than its share of the iterations, so that the last one precedes the end.
     longest = max(1.0, 2 * expected.seconds / kills)
     moments = [
         (rng.uniform(0.02, 1.0) * longest, _checkpoint(broken, iterations * n // (kills + 1)))
@@ -116,7 +116,7 @@ def _kill_until_the_end(
     rng: random.Random,
     report: KillReport,
 ) -> Outcome:
-    """Kill a training at the moments that are left; how it ended after them, or before one."""
+    """Kill a training at the remaining moments; return its outcome once it ends by itself."""
     before: set[str] = set()
     for seconds, checkpoint in moments[report.kills :]:
         process = start()
@@ -138,14 +138,14 @@ def _checkpoint(output: Path, iteration: int) -> Path:
 
 
 def _wait_for_the_moment(process: Process, seconds: float, checkpoint: Path) -> None:
-    """Let a training go on that long, but not beyond a checkpoint."""
+    """Let a training run for that time, but at most until a checkpoint exists."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.is_alive and not checkpoint.exists():
         time.sleep(0.002)
 
 
 def _wait_for_a_write(output: Path, patience: float = 1.0) -> None:
-    """Return when the files of a folder change: a checkpoint takes but some milliseconds."""
+    """Wait until files of a folder change; polls, since a write takes only milliseconds."""
     end = time.monotonic() + patience
     before = _sizes(output)
     while time.monotonic() < end and _sizes(output) == before:
@@ -161,14 +161,14 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _begin_again(output: Path) -> None:
-    """The training came to its end between kills: start another one."""
+    """Delete the files of a training that ended between kills, so that a new one can start."""
     for file in output.rglob("*"):
         if file.is_file():
             file.unlink()
 
 
 def _check_files(output: Path, before: set[str], report: KillReport) -> set[str]:
-    """What a kill left: whole checkpoints, none fewer than before; returns their names."""
+    """Check that a kill left complete checkpoints and lost none; return their names."""
     where = f"after kill {report.kills}"
     checkpoints = sorted(output.glob("*.pth"))
     report.while_writing += any(output.glob(".*.part"))
@@ -184,10 +184,10 @@ def _check_files(output: Path, before: set[str], report: KillReport) -> set[str]
     if pointer.exists():
         last = pointer.read_text()
         if last not in names:
-            report.problems.append(f"{where}: last_checkpoint names {last!r}, which is not there")
+            report.problems.append(f"{where}: last_checkpoint names {last!r}, which is missing")
         elif done := _lines(output / "metrics.json", report, where):
             report.iterations_lost += max(0, done[-1]["iteration"] - _iteration_of(last))
-    elif names:  # its first checkpoint may have been written, the pointer to it not yet
+    elif names:  # the kill may come between the first checkpoint and the pointer to it
         report.problems += [f"{where}: no last_checkpoint"] if len(names) > 1 else []
     return names
 
@@ -197,7 +197,7 @@ def _iteration_of(checkpoint: str) -> int:
 
 
 def _lines(path: Path, report: KillReport, where: str, whole: bool = False) -> list[dict[str, Any]]:
-    """The metrics; a kill may leave the last line unfinished, unless they are to be ``whole``."""
+    """Read the metrics; unless ``whole``, the last line may be unfinished because of a kill."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -207,23 +207,23 @@ def _lines(path: Path, report: KillReport, where: str, whole: bool = False) -> l
             content.append(json.loads(line))
         except ValueError:
             if whole or number < len(lines) - 1 or line.endswith("\n"):
-                report.problems.append(f"{where}: metrics.json, line {number + 1} is no JSON")
+                report.problems.append(f"{where}: metrics.json: line {number + 1} is not JSON")
     return content
 
 
 def _compare(
     unbroken: Path, broken: Path, expected: float, final: Outcome, report: KillReport, kills: int
 ) -> None:
-    """Hold the results of a training that was killed ``kills`` times against the other one's."""
+    """Compare the results of a training that was killed ``kills`` times with the undisturbed."""
     if final.error is not None or not final.ended_well:
-        report.problems.append(f"the last run did not come to its end: {final}")
+        report.problems.append(f"the last run failed: {final}")
         return
     if final.value != expected:
         report.problems.append(f"the final loss is {final.value!r}, without kills {expected!r}")
     one, other = (read_checkpoint(f / "model_final.pth")["model"] for f in (unbroken, broken))
     changed = [name for name in one if not one[name].equal(other[name])]
     if changed:
-        report.problems.append(f"{len(changed)} weights differ, {changed[0]} the first")
+        report.problems.append(f"{len(changed)} weights differ; the first one is {changed[0]}")
     losses = [
         {line["iteration"]: line[LOSS] for line in _lines(f / "metrics.json", report, "end", True)}
         for f in (unbroken, broken)
@@ -231,7 +231,7 @@ def _compare(
     wrong = sorted(i for i in losses[1] if losses[1][i] != losses[0].get(i))
     if wrong:
         report.problems.append(f"metrics.json differs at the iterations {wrong[:5]}")
-    # The line of an iteration is written after its checkpoint: a kill may fall between the two.
+    # The line of an iteration is written after its checkpoint; a kill may come in between.
     missing = sorted(losses[0].keys() - losses[1].keys())
     if len(missing) > kills:
         report.problems.append(f"metrics.json lacks the iterations {missing[:5]}")

@@ -1,4 +1,4 @@
-"""Files that would run a command where they are read carelessly."""
+"""Hostile files, which would run a command if they were read carelessly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKER = "executed"
 
 
 class _Command:
-    """Unpickling it makes the marker file."""
+    """An object that creates the marker file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -32,7 +32,10 @@ class _Command:
 
 
 def hostile_files(folder: Path) -> dict[str, Callable[[], Any]]:
-    """Write the files into ``folder``; by name, what reads each. None may make ``MARKER``."""
+    """Write hostile files into ``folder``, and return the function that reads each, by name.
+
+    No reader may create the file ``MARKER``.
+    """
     marker = folder / MARKER
     command = _Command(marker)
     tag = f"!!python/object/apply:os.system ['touch {marker}']"

@@ -1,4 +1,4 @@
-"""Ways to damage a file, drawn from a seed."""
+"""Random damage to the content of files, reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ WRONG_FILES = [
     b"\x00" * 4096,
     b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
 ]
-"""What lies in the place of a file: error pages, pointers of Git LFS, heads of other formats."""
+"""Files that may replace another one: error pages, Git LFS pointers, headers of other formats."""
 
 
-def _place(data: bytes, rng: random.Random) -> int:
-    """Anywhere, but half of the time in the head or the tail, where formats are fragile."""
-    where = rng.random()
-    if where < 0.3:
+def _offset(data: bytes, rng: random.Random) -> int:
+    """Draw a byte offset; half of them are in the first or last 64 bytes, which matter most."""
+    part = rng.random()
+    if part < 0.3:
         return rng.randrange(min(len(data), 64))
-    if where < 0.5:
+    if part < 0.5:
         return len(data) - 1 - rng.randrange(min(len(data), 64))
     return rng.randrange(len(data))
 
@@ -49,29 +49,29 @@ def _empty(data: bytes, rng: random.Random) -> bytes:
 
 
 def _truncated(data: bytes, rng: random.Random) -> bytes:
-    return data[: _place(data, rng)]
+    return data[: _offset(data, rng)]
 
 
 def _flipped(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 3, 20])):
-        changed[_place(data, rng)] ^= 1 << rng.randrange(8)
+        changed[_offset(data, rng)] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
 def _overwritten(data: bytes, rng: random.Random) -> bytes:
-    start, length = _place(data, rng), rng.choice([1, 8, 64, 512])
+    start, length = _offset(data, rng), rng.choice([1, 8, 64, 512])
     new = rng.choice([bytes(length), b"\xff" * length, rng.randbytes(length)])
     return (data[:start] + new + data[start + length :])[: len(data)]
 
 
 def _cut_out(data: bytes, rng: random.Random) -> bytes:
-    start = _place(data, rng)
+    start = _offset(data, rng)
     return data[:start] + data[start + rng.choice([1, 8, 64, 512]) :]
 
 
 def _inserted(data: bytes, rng: random.Random) -> bytes:
-    start = _place(data, rng)
+    start = _offset(data, rng)
     return data[:start] + rng.randbytes(rng.choice([1, 8, 64])) + data[start:]
 
 
@@ -92,17 +92,17 @@ STRUCTURAL = "structure"
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """The kind of the damage, and the damaged content."""
+    """Damage some bytes; return the kind of damage and the damaged content."""
     weights = [1, 4, 6, 4, 3, 3, 2]
     (kind,) = rng.choices(list(_BYTES), weights)
     return kind, _BYTES[kind](data, rng)
 
 
 def mutate_structure(data: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """The content of a JSON or YAML file with one thing removed, doubled, or of another type."""
+    """Remove, duplicate or replace one value of a JSON or YAML file; return kind and content."""
     is_json = data.lstrip()[:1] in (b"{", b"[")
     content = json.loads(data) if is_json else yaml.safe_load(data)
-    parent, key = rng.choice(list(_places(content)))
+    parent, key = rng.choice(list(_entries(content)))
     how = rng.choice(["remove", "wrong", "wrong", "wrong", "double"])
     if how == "remove":
         del parent[key]
@@ -114,10 +114,10 @@ def mutate_structure(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     return STRUCTURAL, text.encode()
 
 
-def _places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container with every key of it."""
+def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (container, key or index) of each entry of a nested structure."""
     items = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
     for key, value in items:
         yield node, key
         if isinstance(value, dict | list):
-            yield from _places(value)
+            yield from _entries(value)

@@ -1,4 +1,4 @@
-"""Pictures that are sound but odd, each with what has to come out of it."""
+"""Unusual but valid image files, each with the pixels that reading it must return."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image
 
 HEIGHT, WIDTH = 40, 60
 SHARP = {"quality": 100, "subsampling": 0}
-"""A JPEG that loses next to nothing."""
+"""Options of a JPEG that is almost lossless."""
 
 
 def scene(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
-    """Four fields of colour, no two alike: H×W×3, RGB."""
+    """Return an RGB image, H×W×3, whose four quadrants have different colours."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = 200, 30, 30
     pixels[: height // 2, width // 2 :] = 30, 200, 30
@@ -29,14 +29,15 @@ def scene(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class OddPicture:
-    """A file and the pixels that are in it."""
+class OddImage:
+    """An image file and its pixels."""
 
     name: str
     write: Callable[[Path], object]
     expected: NDArray[np.uint8]
+    """RGB, H×W×3."""
     tolerance: int = 0
-    """Of each value; above 0 for formats that lose something."""
+    """The largest allowed difference of a value; above 0 for lossy formats."""
 
 
 def _save(pixels: NDArray[np.uint8], mode: str | None = None, **options: object) -> Callable:
@@ -50,7 +51,7 @@ def _grey() -> NDArray[np.uint8]:
 
 
 def _transparent(path: Path) -> None:
-    """Half transparent and half not: transparency is no colour, and is left out."""
+    """Save with a half that is almost transparent; readers must ignore the transparency."""
     alpha = np.full((HEIGHT, WIDTH, 1), 255, np.uint8)
     alpha[:, : WIDTH // 2] = 3
     Image.fromarray(np.concatenate([scene(), alpha], axis=2)).save(path)
@@ -62,7 +63,7 @@ def _palette(path: Path) -> None:
 
 
 def _turned(path: Path) -> None:
-    """On its side, with the note that it has to be turned by 90° clockwise."""
+    """Save rotated by 90° counter-clockwise, with an EXIF tag that it must be rotated back."""
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.fromarray(np.ascontiguousarray(np.rot90(scene())))
@@ -84,42 +85,42 @@ def _deep_grey(path: Path) -> None:
 
 
 def _deep_pgm(path: Path) -> None:
-    """Byte by byte: Pillow 10 does not write these."""
+    """Write a 16-bit PGM byte by byte, because Pillow 10 cannot."""
     values = _grey()[..., 0].astype(">u2") * 257
     path.write_bytes(b"P5 %d %d 65535\n" % (WIDTH, HEIGHT) + values.astype(">u2").tobytes())
 
 
 def write_too_deep(path: Path) -> None:
-    """Dark values that have 32 bit: as 16 bit they would be black."""
+    """Write an image of 32-bit values up to 255, which would be black if read as 16-bit values."""
     Image.fromarray(_grey()[..., 0].astype(np.int32)).save(path)
 
 
-ODD_PICTURES = [
-    OddPicture("one_pixel.png", _save(scene(2, 2)[1:, 1:]), scene(2, 2)[1:, 1:]),
-    OddPicture("line.png", _save(scene(2, 5000)[:1]), scene(2, 5000)[:1]),
-    OddPicture("column.png", _save(scene(5000, 2)[:, :1]), scene(5000, 2)[:, :1]),
-    OddPicture("grey.png", _save(_grey()[..., 0]), _grey()),
-    OddPicture("grey.jpg", _save(_grey()[..., 0], quality=95), _grey(), tolerance=12),
-    OddPicture("alpha.png", _transparent, scene()),
-    OddPicture("grey_alpha.png", _save(scene(), "LA"), _grey()),
-    OddPicture("deep_grey.png", _deep_grey, _grey()),
-    OddPicture("deep_grey.tif", _deep_grey, _grey()),
-    OddPicture("deep_grey.pgm", _deep_pgm, _grey()),
-    OddPicture("deep_colour.png", _deep_colour, scene()),
-    OddPicture("cmyk.tif", _save(scene(), "CMYK"), scene(), tolerance=1),
-    OddPicture("cmyk.jpg", _save(scene(), "CMYK", **SHARP), scene(), tolerance=3),
-    OddPicture("turned.png", _turned, scene()),
-    OddPicture("turned.jpg", _turned, scene(), tolerance=3),
-    OddPicture("animated.gif", _animated, scene()),
-    OddPicture("animated.webp", _animated, scene()),
-    OddPicture("animated.png", _animated, scene()),
-    OddPicture("palette.png", _palette, scene()),
-    OddPicture("palette.gif", _palette, scene()),
+ODD_IMAGES = [
+    OddImage("one_pixel.png", _save(scene(2, 2)[1:, 1:]), scene(2, 2)[1:, 1:]),
+    OddImage("line.png", _save(scene(2, 5000)[:1]), scene(2, 5000)[:1]),
+    OddImage("column.png", _save(scene(5000, 2)[:, :1]), scene(5000, 2)[:, :1]),
+    OddImage("grey.png", _save(_grey()[..., 0]), _grey()),
+    OddImage("grey.jpg", _save(_grey()[..., 0], quality=95), _grey(), tolerance=12),
+    OddImage("alpha.png", _transparent, scene()),
+    OddImage("grey_alpha.png", _save(scene(), "LA"), _grey()),
+    OddImage("deep_grey.png", _deep_grey, _grey()),
+    OddImage("deep_grey.tif", _deep_grey, _grey()),
+    OddImage("deep_grey.pgm", _deep_pgm, _grey()),
+    OddImage("deep_colour.png", _deep_colour, scene()),
+    OddImage("cmyk.tif", _save(scene(), "CMYK"), scene(), tolerance=1),
+    OddImage("cmyk.jpg", _save(scene(), "CMYK", **SHARP), scene(), tolerance=3),
+    OddImage("turned.png", _turned, scene()),
+    OddImage("turned.jpg", _turned, scene(), tolerance=3),
+    OddImage("animated.gif", _animated, scene()),
+    OddImage("animated.webp", _animated, scene()),
+    OddImage("animated.png", _animated, scene()),
+    OddImage("palette.png", _palette, scene()),
+    OddImage("palette.gif", _palette, scene()),
 ]
 
 
 def write_bomb(path: Path, side: int = 100_000) -> None:
-    """A PNG of some hundred bytes whose head says that it is ``side``×``side`` pixels."""
+    """Write a PNG of about a hundred bytes whose header claims ``side``×``side`` pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         check = zlib.crc32(name + content)

@@ -1,7 +1,7 @@
 """A training in two processes of which one dies; ``python -m tests.robustness.ranks``.
 
-Started by itself with ``--num-gpus 2``, by ``torchrun``, or once for each of two machines, as
-tools/train_net.py is.
+Like tools/train_net.py, it is started with ``--num-gpus 2``, by ``torchrun``, or once on each of
+two machines.
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ from tests.robustness.trainings import RankArguments, train_in_ranks
 
 @dataclass(frozen=True)
 class RankReport:
-    """How the job ended."""
+    """The end of a job of two processes."""
 
     returncodes: list[int]
-    """Of each command."""
+    """The exit code of each command."""
     seconds_after_death: float
-    """Until all commands and processes had ended."""
+    """The time from the death of one process until all commands and processes had ended."""
     left: list[int]
-    """Processes of the job that are still there."""
+    """The ids of processes that still run."""
     output: str
+    """The output of all commands."""
 
 
 def end_a_rank(
     folder: Path, end: str, launcher: str, dying: int, timeout: float = 120
 ) -> RankReport:
-    """Train in two processes, let one of them die, and wait for the end of all of it.
+    """Train in two processes, let one of them die, and wait until all commands have ended.
 
     Args:
-        folder: an empty one.
-        end: "raise" (an error), or what gets a SIGKILL: "kill" (the process alone), "command" (the
-            command that started it), "machine" (both).
-        launcher: "spawn" (``--num-gpus 2``), "torchrun", or "machines": a command for each process,
-            that meet at a port.
-        dying: the rank of the process that dies.
-        timeout: seconds for all of it.
+        folder: an empty folder.
+        end: "raise" an error, or the target of a SIGKILL: "kill" (only the process), "command"
+            (only the command that started it), "machine" (both).
+        launcher: "spawn" (``--num-gpus 2``), "torchrun", or "machines" (one command for each
+            process, which connect through a port).
+        dying: rank of the process that dies.
+        timeout: seconds for the whole job.
 
     Raises:
         subprocess.TimeoutExpired: if the job hangs.
@@ -91,7 +92,7 @@ def _commands(launcher: str, job: list[str]) -> list[list[str]]:
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """In a process group of its own, as on a machine of its own."""
+    """Start a command in its own process group, which stands for a machine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as output:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Small sound files of every format, and the mappers that read them without augmentation."""
+"""Small valid files of every format, and the mappers that read them without augmentation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mask_former.data.mappers import (
 from tests.helpers import own_data
 from tests.helpers.tiny_model import write_tiny_model
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".gif", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".gif", ".bmp")
 CLASSES = 2
 
 
@@ -40,16 +40,16 @@ def instance_mapper() -> Any:
     return MaskFormerInstanceDatasetMapper(True, **_settings(ignore_label=None))
 
 
-def write_pictures(folder: Path) -> list[Path]:
-    """A picture in each format."""
-    paths = [folder / f"picture{suffix}" for suffix in PICTURE_SUFFIXES]
+def write_images(folder: Path) -> list[Path]:
+    """Write an image in each format, and return the paths."""
+    paths = [folder / f"image{suffix}" for suffix in IMAGE_SUFFIXES]
     for path in paths:
         own_data.write_image(path)
     return paths
 
 
 def write_table(folder: Path) -> Path:
-    """A user's own table of a semantic dataset."""
+    """Write a table of a custom dataset for semantic segmentation, and return its path."""
     content = {
         "ignore_label": 255,
         "datasets": {
@@ -67,11 +67,12 @@ def write_table(folder: Path) -> Path:
 
 
 def write_config(folder: Path) -> Path:
+    """Write the config of the tiny model, and return its path."""
     return write_tiny_model(folder, SEMANTIC_ON=True)[0]
 
 
 def write_checkpoints(folder: Path) -> tuple[list[Path], torch.nn.Module]:
-    """A tiny model's weights in each format, and the model."""
+    """Write the tiny model's weights in each format; return the paths and the model."""
     config, source = write_tiny_model(folder, SEMANTIC_ON=True)
     model = build_model(load_cfg(str(config)))
     weights = torch.load(source, weights_only=True)["model"]

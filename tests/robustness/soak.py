@@ -1,10 +1,11 @@
-"""The long version of what tests/robustness/ breaks: ``make soak``.
+"""Run the long version of the robustness tests: ``make soak``.
 
     python -m tests.robustness.soak                        # half an hour at most
     python -m tests.robustness.soak --minutes 5 --only fuzz kill --seed 7
 
-What was done is kept in the report; the same command, on the same machine and code, goes on behind
-it until all is done, and does again what had problems. It ends with 1 where something broke.
+The report keeps the results of each unit of work. The same command, with the same code on the same
+machine, continues where the last run ended, and repeats units that had problems. The exit code is 1
+if there was a problem.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ KILLS, ITERATIONS = 20, 100
 MUTATIONS, MUTATIONS_A_UNIT = 1000, 50
 STEPS, PREDICTIONS = 2000, 5000
 GROWTH = 30.0
-"""Mebibytes that a process may gain between a tenth of its work and the end."""
+"""Mebibytes by which the memory of a process may grow from 10 % of its work to the end."""
 
 
 @dataclass
 class Found:
-    """What came of a unit of work."""
+    """The result of a unit of work."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -67,12 +68,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Unit:
-    """Work that is done in one go."""
+    """Work that is either completed or repeated as a whole."""
 
     part: str
     name: str
     work: Callable[[Path], Found]
-    """Is given an empty folder."""
+    """Function that does the work in an empty folder."""
 
     @property
     def key(self) -> str:
@@ -80,7 +81,7 @@ class Unit:
 
 
 def all_units(seed: int) -> list[Unit]:
-    """In an order in which a short run sees something of everything."""
+    """List all units, in an order in which a short run includes some of every part."""
     disk = [
         Unit("disk", f"full from iteration {i}, files of {s:.0%}", partial(_disk, i, s))
         for i, s in ((0, 0.0), (1, 0.01), (3, 0.3), (4, 0.6), (5, 0.9))
@@ -138,16 +139,16 @@ def _disk(iteration: int, share: float, folder: Path) -> Found:
         problems.append("an unfinished file is left")
     again = isolated(train_on_a_full_disk, config, output, limit, 100)
     if again.error is not None or not (output / "model_final.pth").exists():
-        problems.append(f"with room on the disk it does not go on: {again}")
+        problems.append(f"the training does not resume with free disk space: {again}")
     return Found({"message": str(outcome.error).replace(str(folder), "…")}, problems)
 
 
 def _worker(end: str, folder: Path) -> Found:
     config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
     outcome = isolated(train_with_a_dying_worker, config, folder / "o", end, timeout=MINUTE)
-    told = outcome.error is not None and "DataLoader worker" in str(outcome.error)
+    is_named = outcome.error is not None and "DataLoader worker" in str(outcome.error)
     figures = {"seconds": round(outcome.seconds, 1), "message": str(outcome.error).split("\n")[0]}
-    return Found(figures, [] if told else [f"{outcome}"])
+    return Found(figures, [] if is_named else [f"{outcome}"])
 
 
 def _ranks(end: str, launcher: str, dying: int, folder: Path) -> Found:
@@ -155,7 +156,7 @@ def _ranks(end: str, launcher: str, dying: int, folder: Path) -> Found:
         report = end_a_rank(folder, end, launcher, dying, timeout=5 * MINUTE)
     except subprocess.TimeoutExpired:
         return Found({}, ["the job hangs"])
-    problems = [] if all(report.returncodes) else ["a command ended as if all were well"]
+    problems = [] if all(report.returncodes) else ["a command returned 0 despite the failure"]
     problems += [f"processes are left: {report.left}"] if report.left else []
     problems += ["it took more than a minute"] if report.seconds_after_death > MINUTE else []
     return Found({"seconds_after_death": round(report.seconds_after_death, 1)}, problems)
@@ -164,18 +165,18 @@ def _ranks(end: str, launcher: str, dying: int, folder: Path) -> Found:
 def _memory(work: Callable[[Path, int], list[float]], count: int, folder: Path) -> Found:
     outcome = isolated(work, folder, count, timeout=20 * MINUTE)
     if outcome.error is not None or not outcome.ended_well:
-        return Found({}, [f"it did not come to its end: {outcome}"])
+        return Found({}, [f"the process failed: {outcome}"])
     seen = [round(value, 1) for value in outcome.value]
     grown = seen[-1] - seen[0]
     figures = {"mebibytes": dict(zip((f"{part:.0%}" for part in PARTS), seen, strict=True))}
-    return Found(figures, [f"it grew by {grown:.0f} MiB"] if grown > GROWTH else [])
+    return Found(figures, [f"memory grew by {grown:.0f} MiB"] if grown > GROWTH else [])
 
 
 # The run
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return the properties of the machine on which the figures depend."""
     versions = {"torch": torch.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
     cores = len(os.sched_getaffinity(0))
     system = {"name": platform.node(), "system": platform.platform(), "cores": str(cores)}
@@ -183,18 +184,19 @@ def machine() -> dict[str, str]:
 
 
 def code() -> str:
-    """A checksum of the code that is broken here, and of what breaks it."""
+    """Return a checksum of the package and the tests."""
     files = [path for name in ("mask_former", "tests") for path in (ROOT / name).rglob("*.py")]
     content = b"".join(path.read_bytes() for path in sorted(files))
     return hashlib.sha256(content).hexdigest()
 
 
 def as_json(report: dict[str, Any]) -> str:
+    """Format a report as the content of its file."""
     return json.dumps(report, indent=1, ensure_ascii=False)
 
 
 def begin(path: Path, seed: int) -> dict[str, Any]:
-    """The report at ``path``, if it is of this machine, code and seed; otherwise an empty one."""
+    """Read the report at ``path`` if machine, code and seed are the same, or begin a new one."""
     git = git_state(ROOT / "mask_former")
     report = {"machine": machine(), "git": git, "code": code(), "seed": seed}
     if path.is_file():
@@ -202,14 +204,14 @@ def begin(path: Path, seed: int) -> dict[str, Any]:
         other = [name for name, value in report.items() if earlier.get(name) != value]
         if not other:
             return earlier
-        print(f"{path} was made with another {', '.join(other)}: it begins anew.")
+        print(f"{path} was made with another {', '.join(other)}: starting a new report.")
     return {**report, "done": {}}
 
 
 def soak(units: list[Unit], done: dict[str, Any], minutes: float, save: Callable[[], None]) -> int:
-    """Do what is not yet ``done``, or had problems; returns how many are left.
+    """Do the units that are not ``done`` or had problems, and return how many are left.
 
-    The time is a bound: the unit that it ends in is cut off, and is left for the next run.
+    The time is a hard limit: the unit that runs at its end is stopped, and left for the next run.
     """
     end = time.monotonic() + minutes * MINUTE
     left = [unit for unit in units if unit.key not in done or done[unit.key]["problems"]]
@@ -231,7 +233,7 @@ def soak(units: list[Unit], done: dict[str, Any], minutes: float, save: Callable
 
 
 def rows(done: dict[str, Any]) -> Iterator[list[Any]]:
-    """The table: a row a unit, but one for all mutations of a kind of file."""
+    """Yield the rows of the table: one for each unit, or for each kind of mutated files."""
     verdicts: dict[str, dict[str, int]] = {}
     for name, found in done.items():
         for kind, counts in found["figures"].get("verdicts", {}).items():
@@ -248,16 +250,18 @@ def rows(done: dict[str, Any]) -> Iterator[list[Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip  # noqa: E501
-    parser.add_argument("--minutes", type=float, default=30, help="of the whole run, at most")
+    parser.add_argument("--minutes", type=float, default=30, help="limit of the whole run")
     parser.add_argument("--only", nargs="+", help="kill, fuzz, disk, worker, ranks, memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, default=Path("output/soak.json"))
-    parser.add_argument("--again", action="store_true", help="forget what the report has")
+    parser.add_argument("--again", action="store_true", help="discard the report and start again")
     args = parser.parse_args(argv)
     units = [u for u in all_units(args.seed) if not args.only or u.part in args.only]
     if not units:
-        print(f"--only {' '.join(args.only)}: no such part.", file=sys.stderr)
+        parts = ", ".join(dict.fromkeys(u.part for u in all_units(args.seed)))
+        print(f"--only {' '.join(args.only)}: no such part; expected {parts}.", file=sys.stderr)
         return 1
     args.report.parent.mkdir(parents=True, exist_ok=True)
     if args.again:

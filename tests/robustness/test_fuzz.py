@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file, it is refused by its name, or it does not matter."""
+"""Damaged files are refused by name, unless the damage does not matter or cannot be detected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.robustness.samples import write_checkpoints, write_table
 MUTATIONS = 200
 
 
-def test_no_damaged_file_hangs_or_crashes_or_passes_for_a_whole_one(tmp_path):
+def test_no_damaged_file_hangs_or_crashes_or_is_accepted_although_it_cannot_be_right(tmp_path):
     cases = list(fuzz(all_samples(tmp_path), range(MUTATIONS)))
     problems = [case for case in cases if case.verdict == "problem"]
     assert not problems, "\n".join(map(str, problems[:5]))
@@ -31,13 +31,13 @@ def test_no_damaged_file_hangs_or_crashes_or_passes_for_a_whole_one(tmp_path):
         assert len(refused) >= MUTATIONS // 25, f"{kind}: hardly anything was damaged"
 
 
-def test_a_mutation_can_be_made_again_from_its_seed(tmp_path):
+def test_a_mutation_can_be_repeated_from_its_seed(tmp_path):
     (one,) = fuzz(all_samples(tmp_path / "one"), range(7, 8))
     (other,) = fuzz(all_samples(tmp_path / "other"), range(7, 8))
     assert (one.file, one.damage, one.verdict) == (other.file, other.damage, other.verdict)
 
 
-# What the fuzzer has found, each once
+# Bugs that the fuzzer has found
 
 
 @pytest.mark.parametrize("chunk", [b"IHDR", b"IDAT", b"IEND"])
@@ -48,7 +48,7 @@ def test_a_wrong_bit_in_a_png_is_an_error(tmp_path, chunk):
     assert read_pixels(bytes(content)).shape == (9, 9)
     content[content.index(chunk) + 4 + (20 if chunk == b"IDAT" else 0)] ^= 1
     if chunk == b"IEND":
-        read_pixels(bytes(content))  # nothing of it is left
+        read_pixels(bytes(content))  # a damaged end has no effect; a missing one is an error
         content = content[:-12]
     with pytest.raises(ValueError, match=r"checksum at byte \d+ is wrong|is truncated"):
         read_pixels(bytes(content))
@@ -59,9 +59,9 @@ def test_a_wrong_bit_in_the_weights_of_a_pth_is_an_error(tmp_path):
     torch.save({"model": {"a": torch.full((1000,), 1.5)}}, path)
     content = path.read_bytes()
     number = np.float32(1.5).tobytes() * 10
-    place = content.index(number) + 2
-    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    assert torch.load(path)["model"]["a"].ne(1.5).any()  # torch itself does not look
+    index = content.index(number) + 2
+    path.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
+    assert torch.load(path)["model"]["a"].ne(1.5).any()  # torch does not verify checksums
     with pytest.raises(
         ValueError, match=r"x\.pth is not a readable checkpoint: the checksum of its record"
     ):
@@ -78,7 +78,7 @@ def test_a_pth_that_was_written_without_checksums_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     paths, model = write_checkpoints(tmp_path)
     weights = read_checkpoint(paths[0])["model"]
     name = next(iter(weights))
@@ -89,8 +89,8 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("point", [float("nan"), float("inf"), 1e30, "4", None, [1]])
-def test_a_polygon_of_anything_but_points_near_the_image_is_refused(point):
-    # pycocotools ends the interpreter on NaN.
+def test_a_polygon_with_anything_but_points_near_the_image_is_refused(point):
+    # pycocotools crashes the interpreter on NaN.
     with pytest.raises(ValueError, match=r"here: a polygon is .*expected numbers"):
         check_segmentation([[4, 4, 24, 4, point, 24]], (48, 64), "here")
     check_segmentation([[-4, 4, 70, 4, 24.5, 24]], (48, 64), "here")
@@ -123,19 +123,19 @@ def test_a_table_with_a_value_of_another_type_is_refused(tmp_path, change, messa
         (f"MODEL:\n  SWIN: {{EMBED_DIM: {10**30}}}\n", r"MODEL\.SWIN\."),
         (f"MODEL:\n  SEM_SEG_HEAD: {{MASK_DIM: {10**30}}}\n", r"MASK_DIM .*64-bit numbers"),
         ("MODEL:\n  SWIN: {DEPTHS: [2, x, 6, 2]}\n", r"MODEL\.SWIN\.DEPTHS .*'x', expected a num"),
-        ("MODEL:\n  SWIN: {DEPTHS: [2, 6, 2]}\n", r"MODEL\.SWIN\.DEPTHS .*as many depths as"),
+        ("MODEL:\n  SWIN: {DEPTHS: [2, 6, 2]}\n", r"MODEL\.SWIN\.DEPTHS .*of the same length"),
         ("DATASETS:\n  TRAIN: [{a: 1}]\n", r"DATASETS\.TRAIN .*expected text"),
         ("DATASETS:\n  TRAIN:\n", r"DATASETS\.TRAIN has no value"),
         ("VERSION: new\nSEED: 1\n", r"x\.yaml: .* not supported between"),
     ],
 )
-def test_a_config_that_yacs_would_take_is_refused(tmp_path, text, message):
+def test_an_invalid_config_that_yacs_would_accept_is_refused(tmp_path, text, message):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_cfg(str(tmp_path / "x.yaml"))
 
 
-# The fuzzer itself: what it is to find, it finds
+# The fuzzer itself detects crashes and hangs
 
 
 def crash():
@@ -144,14 +144,14 @@ def crash():
     ctypes.string_at(0)
 
 
-def test_a_crash_and_a_hang_are_told_from_an_error():
+def test_a_crash_and_a_hang_are_distinguished_from_an_error():
     assert isolated(crash).signal == 11
-    assert isolated(time_out, timeout=0.3).timed_out
+    assert isolated(hang, timeout=0.3).timed_out
     assert isinstance(isolated(int, "x").error, ValueError)
     assert isolated(len, "abc").value == 3
 
 
-def time_out():
+def hang():
     import time
 
     time.sleep(60)

@@ -1,4 +1,4 @@
-"""No file runs a command, and each is refused by its name."""
+"""Hostile files run no command, and are refused by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.robustness.isolation import isolated
 from tests.robustness.malice import MARKER, hostile_files
 
 
-def test_the_marker_would_show_what_is_executed(tmp_path):
+def test_unpickling_carelessly_creates_the_marker(tmp_path):
     hostile_files(tmp_path)
     isolated(lambda: str(pickle.loads((tmp_path / "plain.pkl").read_bytes())))
     assert (tmp_path / MARKER).exists()
 
 
-def test_no_file_runs_a_command_and_each_is_refused_by_its_name(tmp_path):
+def test_no_file_runs_a_command_and_each_is_refused_by_name(tmp_path):
     for name, read in hostile_files(tmp_path).items():
         with pytest.raises((ValueError, KeyError)) as info:
             read()

@@ -1,4 +1,4 @@
-"""Odd pictures are read as what they are, by the predictor and by every training mapper."""
+"""Unusual images are read correctly by the predictor, all training mappers and evaluation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY
 from tests.helpers.own_data import write_labels
 from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.isolation import isolated
-from tests.robustness.pictures import ODD_PICTURES, write_bomb, write_too_deep
+from tests.robustness.pictures import ODD_IMAGES, write_bomb, write_too_deep
 from tests.robustness.samples import instance_mapper, panoptic_mapper, semantic_mapper
 
-each_picture = pytest.mark.parametrize("picture", ODD_PICTURES, ids=lambda p: p.name)
+each_image = pytest.mark.parametrize("image", ODD_IMAGES, ids=lambda p: p.name)
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +33,25 @@ def predictor(model):
     return mask_former.MaskFormerPredictor.from_pretrained(weights, config_file=config)
 
 
-def same(found, picture):
-    difference = np.abs(np.asarray(found).astype(int) - picture.expected)
-    return found.shape == picture.expected.shape and difference.max() <= picture.tolerance
+def same(found, image):
+    difference = np.abs(np.asarray(found).astype(int) - image.expected)
+    return found.shape == image.expected.shape and difference.max() <= image.tolerance
 
 
-@each_picture
-def test_an_odd_picture_is_read_as_what_it_is(picture, tmp_path):
-    path = tmp_path / picture.name
-    picture.write(path)
-    assert same(load_image(path).pixels, picture)
+@each_image
+def test_an_odd_image_is_read_correctly(image, tmp_path):
+    path = tmp_path / image.name
+    image.write(path)
+    assert same(load_image(path).pixels, image)
 
 
-@each_picture
-def test_the_predictor_gives_a_result_of_the_pictures_size_or_says_that_it_is_too_thin(
-    picture, tmp_path, predictor
+@each_image
+def test_a_result_has_the_size_of_the_image_unless_it_is_refused_as_too_thin(
+    image, tmp_path, predictor
 ):
-    path = tmp_path / picture.name
-    picture.write(path)
-    height, width = picture.expected.shape[:2]
+    path = tmp_path / image.name
+    image.write(path)
+    height, width = image.expected.shape[:2]
     if max(height, width) > 1000:
         with pytest.raises(
             ValueError, match=rf"{width}×{height} pixels \(width×height\) is too thin"
@@ -63,11 +63,11 @@ def test_the_predictor_gives_a_result_of_the_pictures_size_or_says_that_it_is_to
     assert result.semantic.max() < 4 and np.isfinite(result.semantic_scores).all()
 
 
-def records(folder, picture):
-    """The picture with an annotation for each mapper."""
-    path = folder / picture.name
-    picture.write(path)
-    height, width = picture.expected.shape[:2]
+def records(folder, image):
+    """Write the image and an annotation for each mapper; return the dataset dict."""
+    path = folder / image.name
+    image.write(path)
+    height, width = image.expected.shape[:2]
     write_labels(folder / "labels.png", np.zeros((height, width)))
     ids = np.zeros((height, width, 3), np.uint8)
     ids[..., 0] = 7
@@ -82,39 +82,39 @@ def records(folder, picture):
     }
 
 
-@each_picture
-def test_the_mappers_train_on_what_is_in_the_picture(picture, tmp_path):
-    record = records(tmp_path, picture)
+@each_image
+def test_training_mappers_return_the_pixels_of_the_image(image, tmp_path):
+    record = records(tmp_path, image)
     for mapper in (semantic_mapper(), panoptic_mapper(), instance_mapper()):
         example = mapper(record)
-        assert same(example["image"].permute(1, 2, 0).numpy(), picture)
+        assert same(example["image"].permute(1, 2, 0).numpy(), image)
         assert example["instances"].gt_masks.all() and len(example["instances"]) == 1
 
 
-@each_picture
-def test_evaluation_sees_what_is_in_the_picture(picture, tmp_path, model):
+@each_image
+def test_evaluation_uses_the_pixels_of_the_image(image, tmp_path, model):
     cfg = load_cfg(model[0], ["INPUT.MIN_SIZE_TEST", "0"])
-    example = InferenceMapper(cfg)(records(tmp_path, picture))
-    assert same(example["image"].permute(1, 2, 0).numpy(), picture)
+    example = InferenceMapper(cfg)(records(tmp_path, image))
+    assert same(example["image"].permute(1, 2, 0).numpy(), image)
 
 
-@each_picture
+@each_image
 @pytest.mark.parametrize(
     "name",
     ["mask_former_semantic", "mask_former_panoptic", "detr_panoptic", "mask_former_instance"],
 )
-def test_augmentation_takes_an_odd_picture_or_names_it(picture, name, tmp_path, model):
-    MetadataCatalog.get("odd_pictures").set(ignore_label=255)
+def test_augmentation_accepts_an_odd_image_or_refuses_it_as_too_thin(image, name, tmp_path, model):
+    MetadataCatalog.get("odd_images").set(ignore_label=255)
     sizes = ["INPUT.MIN_SIZE_TRAIN", "(32,)", "INPUT.MAX_SIZE_TRAIN", "96"]
-    cfg = load_cfg(model[0], [*sizes, "DATASETS.TRAIN", "('odd_pictures',)"])
+    cfg = load_cfg(model[0], [*sizes, "DATASETS.TRAIN", "('odd_images',)"])
     mapper = DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train=True)
-    record = records(tmp_path, picture)
+    record = records(tmp_path, image)
     for seed in range(4):
         np.random.seed(seed)
         try:
             example = mapper(record)
         except ValueError as error:
-            assert max(picture.expected.shape) > 1000 and picture.name in str(error)
+            assert max(image.expected.shape) > 1000 and image.name in str(error)
             assert "too thin" in str(error)
         else:
             assert min(example["image"].shape) > 0
@@ -122,7 +122,7 @@ def test_augmentation_takes_an_odd_picture_or_names_it(picture, name, tmp_path, 
 
 
 def read_all(path):
-    """The errors of all that read pictures."""
+    """Return the errors of the predictor and of all training mappers."""
     errors = []
     readers = [load_image, semantic_mapper(), panoptic_mapper(), instance_mapper()]
     for read in readers:
@@ -133,14 +133,14 @@ def read_all(path):
     return errors
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused_by_its_head(tmp_path):
+def test_an_image_that_would_fill_the_memory_is_refused_by_its_header(tmp_path):
     write_bomb(tmp_path / "bomb.png")
     outcome = isolated(read_all, tmp_path / "bomb.png", timeout=10)
     errors = outcome.value
     assert len(errors) == 4 and all("bomb.png" in e and "decompression bomb" in e for e in errors)
 
 
-def test_a_picture_of_32_bit_is_refused_by_name_and_not_read_as_a_black_one(tmp_path, model):
+def test_a_32_bit_image_is_refused_by_name_instead_of_read_as_a_black_one(tmp_path, model):
     path = tmp_path / "deep.tif"
     write_too_deep(path)
     errors = read_all(path)

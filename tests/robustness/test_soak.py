@@ -1,4 +1,4 @@
-"""The long version keeps its time, and keeps of an earlier run what is still true."""
+"""The soak test stops at its time limit, and keeps the results of an earlier run if still valid."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MINUTE = 60.0
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    """A unit's folder stays where it had problems."""
+def temporary_folder(tmp_path, monkeypatch):
+    """Create the folders of units below ``tmp_path``, because those with problems are kept."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -29,7 +29,7 @@ def quick(folder):
 
 
 def hang(mark, folder):
-    """Waits for a process that has a session of its own, as one of torchrun's has."""
+    """Wait for a child process with its own session, such as torchrun starts."""
     sleeper = [sys.executable, "-c", "import time; time.sleep(300)"]
     child = subprocess.Popen(sleeper, start_new_session=True)
     mark.write_text(str(child.pid))
@@ -42,7 +42,7 @@ def run(units, done, seconds):
 
 
 @pytest.mark.subprocess
-def test_a_unit_that_the_time_ends_in_is_cut_off_with_all_it_started_and_is_left(tmp_path):
+def test_a_unit_at_the_time_limit_is_killed_with_its_children_and_counts_as_not_done(tmp_path):
     mark = tmp_path / "pid"
     units = [
         Unit("a", "quick", quick),
@@ -57,18 +57,18 @@ def test_a_unit_that_the_time_ends_in_is_cut_off_with_all_it_started_and_is_left
 
 
 def linger(folder):
-    """Python waits for such a child at its end, when the result is long there."""
+    """Return while a child still runs; at its exit, Python waits for such a child."""
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,)).start()
     return Found()
 
 
-def test_a_unit_that_leaves_something_behind_does_not_outlast_the_time():
+def test_a_unit_that_leaves_a_child_process_stops_at_the_time_limit():
     began = time.monotonic()
     assert run([Unit("a", "lingers", linger)], {}, 1) == 1
     assert time.monotonic() - began < 10
 
 
-def test_after_the_time_nothing_is_begun():
+def test_no_unit_starts_after_the_time_limit():
     done = {}
     assert run([Unit("a", "quick", quick)], done, 0) == 1
     assert not done
@@ -83,7 +83,7 @@ def die(folder):
 
 
 @pytest.mark.parametrize("work, text", [(fail, "it broke"), (die, "signal=7")])
-def test_what_breaks_is_a_problem_and_is_done_again_and_nothing_else_is(work, text):
+def test_only_units_with_problems_are_repeated(work, text):
     done = {}
     assert run([Unit("a", "1", quick), Unit("a", "2", work)], done, MINUTE) == 0
     (problem,) = done["a: 2"]["problems"]
@@ -93,7 +93,7 @@ def test_what_breaks_is_a_problem_and_is_done_again_and_nothing_else_is(work, te
 
 
 @pytest.mark.parametrize("changed", ["machine", "git_state", "code", "seed"])
-def test_what_was_done_elsewhere_or_with_other_code_is_dropped(
+def test_results_of_another_machine_code_or_seed_are_discarded(
     changed, tmp_path, monkeypatch, capsys
 ):
     path, seed = tmp_path / "soak.json", 0
@@ -106,4 +106,4 @@ def test_what_was_done_elsewhere_or_with_other_code_is_dropped(
     else:
         monkeypatch.setattr(module, changed, lambda *_: {"other": "one"})
     assert begin(path, seed)["done"] == {}
-    assert f"another {changed.split('_')[0]}: it begins anew" in capsys.readouterr().out
+    assert f"another {changed.split('_')[0]}: starting a new report" in capsys.readouterr().out

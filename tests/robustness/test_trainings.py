@@ -1,4 +1,4 @@
-"""What happens to a training: kills, full disks, dying workers and processes, and time."""
+"""Trainings under failures: kills, full disks, dying workers and processes, and memory growth."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tests.robustness.trainings import (
 
 MINUTE = 60.0
 GROWTH = 12.0
-"""Mebibytes that a process may gain between a tenth and the end of a short run."""
+"""Mebibytes by which the memory of a process may grow from 10 % of a short run to its end."""
 
 
-def test_a_training_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path):
+def test_a_training_that_is_killed_repeatedly_ends_like_the_undisturbed_one(tmp_path):
     report = kill_training(tmp_path, kills=3, seed=0)
     assert not report.problems, report
     assert (report.kills, report.ended_before_a_kill) == (3, 0)
 
 
 def never(process, *_):
-    """A moment of a kill that comes after the end."""
+    """Wait until the training has ended, so that the kill comes too late."""
     while process.is_alive:
         time.sleep(0.01)
 
@@ -57,7 +57,7 @@ def test_a_training_that_ends_before_it_is_killed_is_compared_too(tmp_path, monk
 
 
 @pytest.mark.parametrize("room", [0, 1])
-def test_on_a_full_disk_the_first_error_is_told_whatever_fails_after_it(tmp_path, room):
+def test_on_a_full_disk_the_first_error_is_raised_whatever_fails_after_it(tmp_path, room):
     config, _ = write_tiny_model(tmp_path, SEMANTIC_ON=True)
     outcome = isolated(train_on_a_full_disk, config, tmp_path / "output", room, 2)
     assert isinstance(outcome.error, OSError) and "model_0000002.pth" in str(outcome.error)
@@ -75,17 +75,17 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(tmp_path):
     assert names == {f"model_000000{i}.pth" for i in range(3)}
     assert (output / "last_checkpoint").read_text() == "model_0000002.pth"
     assert read_checkpoint(output / "model_0000002.pth")["iteration"] == 2
-    roomy = isolated(train_on_a_full_disk, config, output, half * 100, 3)
-    assert roomy.error is None and (output / "model_final.pth").exists(), roomy
+    resumed = isolated(train_on_a_full_disk, config, output, half * 100, 3)
+    assert resumed.error is None and (output / "model_final.pth").exists(), resumed
 
 
 @pytest.mark.parametrize("end, text", [("exit", "exited unexpectedly"), ("kill", "killed by sig")])
-def test_a_data_worker_that_dies_ends_the_training_with_an_error_that_says_so(tmp_path, end, text):
+def test_a_data_worker_that_dies_ends_the_training_with_an_error_that_names_it(tmp_path, end, text):
     config, _ = write_tiny_model(tmp_path, SEMANTIC_ON=True)
     outcome = isolated(train_with_a_dying_worker, config, tmp_path / "o", end, timeout=MINUTE)
     assert not outcome.timed_out and outcome.error is not None, outcome
-    said = rf"DataLoader worker (\(pid.* \d+\).*{text}|ended while it handed over a batch)"
-    assert re.search(said, str(outcome.error)), outcome
+    message = rf"DataLoader worker (\(pid.* \d+\).*{text}|died while it sent a batch)"
+    assert re.search(message, str(outcome.error)), outcome
 
 
 def test_when_one_of_two_processes_is_killed_the_other_ends_and_so_does_the_command(tmp_path):
@@ -95,7 +95,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_so_does_the_comm
     assert "process 1 terminated with signal SIGKILL" in report.output, report.output[-2000:]
 
 
-def test_when_one_of_two_machines_is_gone_the_command_on_the_other_one_ends_with_an_error(tmp_path):
+def test_when_one_of_two_machines_is_lost_the_command_on_the_other_one_ends_with_an_error(tmp_path):
     report = end_a_rank(tmp_path, "machine", "machines", dying=0)
     killed, survivor = report.returncodes
     assert killed == -signal.SIGKILL and survivor == 1 and not report.left, report

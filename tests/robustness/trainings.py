@@ -1,4 +1,4 @@
-"""Tiny trainings to which something happens; each is run in a process of its own."""
+"""Tiny trainings with a failure or a measurement; each is run in a process of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ SETTINGS = {
 
 
 def tiny_cfg(config: Path, output: Path, **more: Any) -> Any:
-    """The config of :func:`write_tiny_model` for a training; keys with ``__`` for the dots."""
+    """Load the config of :func:`write_tiny_model` for a training; seed all random generators.
+
+    Args:
+        more: config keys, with ``__`` instead of dots.
+    """
     output.mkdir(exist_ok=True)
     changed = {key.replace("__", "."): value for key, value in more.items()}
     settings = {**SETTINGS, "OUTPUT_DIR": output, **changed}
@@ -42,7 +46,7 @@ def tiny_cfg(config: Path, output: Path, **more: Any) -> Any:
 
 
 class At(HookBase):
-    """Does something before one iteration."""
+    """Calls a function before one iteration."""
 
     def __init__(self, iteration: int, action: Any) -> None:
         self.iteration, self.action = iteration, action
@@ -53,13 +57,13 @@ class At(HookBase):
 
 
 class SameImages(TinyTrainer):
-    """Always the same two images."""
+    """A trainer that always sees the same two images."""
 
     loaders: ClassVar[list[Any]] = []
 
 
 def train_on_a_full_disk(config: Path, output: Path, limit: int, iteration: int) -> None:
-    """From ``iteration`` on, no file may be larger than ``limit`` bytes."""
+    """Train, or resume; from ``iteration`` on, no file can be larger than ``limit`` bytes."""
     cfg = tiny_cfg(config, output, SOLVER__MAX_ITER=6, SOLVER__CHECKPOINT_PERIOD=1)
     trainer = SameImages(cfg)
     trainer.resume_or_load(resume=True)
@@ -73,7 +77,7 @@ def _limit_files(limits: tuple[int, int]) -> None:
 
 
 class DyingMapper:
-    """Makes examples, until the process it runs in ends without a word."""
+    """Makes examples, until it ends its process without an error message."""
 
     def __init__(self, end: str) -> None:
         self.end = end
@@ -87,7 +91,7 @@ class DyingMapper:
 
 
 def train_with_a_dying_worker(config: Path, output: Path, end: str) -> None:
-    """A data worker exits ("exit"), or is killed as by a system without memory ("kill")."""
+    """Train with a data worker that exits ("exit"), or that the system kills ("kill")."""
 
     class WithWorkers(Trainer):
         @classmethod
@@ -106,17 +110,17 @@ def train_with_a_dying_worker(config: Path, output: Path, end: str) -> None:
 
 
 def resident_mebibytes() -> float:
-    """What this process holds of the memory."""
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 PARTS = (0.1, 0.5, 1.0)
-"""When the memory is looked at, as parts of the whole."""
+"""The fractions of a run at which the memory is measured."""
 
 
 class WatchMemory(HookBase):
-    """Notes the resident memory at ``PARTS`` of the training."""
+    """Records the resident memory at ``PARTS`` of the training."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -128,7 +132,7 @@ class WatchMemory(HookBase):
 
 
 def memory_of_training(folder: Path, steps: int) -> list[float]:
-    """Mebibytes at ``PARTS`` of a training on image files, with flips and crops."""
+    """Train on image files, with flips and crops; return the mebibytes in use at ``PARTS``."""
     from mask_former.data.datasets.custom import register_semantic
 
     config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
@@ -157,7 +161,7 @@ def memory_of_training(folder: Path, steps: int) -> list[float]:
 
 
 def memory_of_prediction(folder: Path, count: int) -> list[float]:
-    """Mebibytes at ``PARTS`` of that many predictions on files of 16 sizes."""
+    """Predict ``count`` images of 16 sizes; return the mebibytes in use at ``PARTS``."""
     import mask_former
 
     config, weights = write_tiny_model(folder, PANOPTIC_ON=True, SEMANTIC_ON=True, INSTANCE_ON=True)
@@ -198,7 +202,7 @@ def train_in_ranks(args: RankArguments) -> None:
 def _die(end: str, mark: Path) -> None:
     mark.touch()
     if end == "raise":
-        raise ValueError("this process has had enough")
+        raise ValueError("an error in one of two processes")
     if end == "machine":
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getppid() if end == "command" else os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What MODEL.FREEZE names stays as it is while the rest is trained."""
+"""Parameters and norms named by MODEL.FREEZE do not change in training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def step(net):
 
 
 def moved(net, patterns):
-    """The entries of the state dict that a step changes."""
+    """Freeze, take a step, and return the names of the changed entries of the state dict."""
     torch.manual_seed(0)
     freeze(net, patterns)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -43,7 +43,7 @@ def moved(net, patterns):
     }
 
 
-def test_without_patterns_all_moves():
+def test_without_patterns_everything_is_trained():
     net = Net()
     assert moved(net, []) == set(net.state_dict())
 
@@ -53,7 +53,7 @@ def test_a_frozen_module_keeps_its_weights_and_the_statistics_of_its_norms():
     assert changed and not {name for name in changed if name.startswith("body")}
 
 
-def test_a_norm_is_at_rest_once_all_its_parameters_are():
+def test_a_norm_is_frozen_once_all_its_parameters_are():
     partly = moved(Net(), ["body.1.weight"])
     assert "body.1.running_mean" in partly and "body.1.weight" not in partly
     changed = moved(Net(), ["body.1.weight", "body.1.bias"])
@@ -61,7 +61,7 @@ def test_a_norm_is_at_rest_once_all_its_parameters_are():
     assert not {name for name in changed if name.startswith("body.1")}
 
 
-def test_evaluation_in_between_does_not_wake_the_norms():
+def test_evaluation_does_not_unfreeze_the_norms():
     net = Net()
     freeze(net, ["body"])
     net.eval()
@@ -71,7 +71,7 @@ def test_evaluation_in_between_does_not_wake_the_norms():
     assert torch.equal(net.body[1].running_mean, before) and net.head[1].training
 
 
-def test_a_pattern_without_a_match_and_nothing_left_are_errors():
+def test_patterns_that_match_nothing_or_everything_are_errors():
     with pytest.raises(
         ValueError, match=r"MODEL.FREEZE: 'bodi' matches no parameter.*similar: body"
     ):
@@ -80,7 +80,7 @@ def test_a_pattern_without_a_match_and_nothing_left_are_errors():
         freeze(Net(), ["*"])
 
 
-def test_the_log_says_how_much_rests(caplog):
+def test_the_number_of_frozen_parameters_is_logged(caplog):
     with caplog.at_level("INFO"):
         freeze(Net(), ["body"])
     assert (
@@ -93,20 +93,22 @@ class Modes(HookBase):
         self.seen = []
 
     def before_train(self):
-        def note(module, args):
+        def record(module, args):
             self.seen.append(module.training)
 
-        self.trainer.model.backbone.patch_embed.norm.register_forward_pre_hook(note)
+        self.trainer.model.backbone.patch_embed.norm.register_forward_pre_hook(record)
 
 
-def test_the_trainer_freezes_what_the_config_names(config):
+def test_the_trainer_freezes_the_configured_parameters(config):
     cfg = config("MODEL.FREEZE", ["backbone", "*query_embed*"])
     before = TinyTrainer.build_model(cfg)
     modes = Modes()
-    made = train(cfg, hook=modes)
+    tiny_trainer = train(cfg, hook=modes)
     start = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
-    changed = {k for k, v in made.model.state_dict().items() if not torch.equal(v, start[k])}
+    changed = {
+        k for k, v in tiny_trainer.model.state_dict().items() if not torch.equal(v, start[k])
+    }
     assert changed and not {k for k in changed if k.startswith("backbone") or "query_embed" in k}
     trained = [name for name, p in before.named_parameters() if p.requires_grad]
-    assert len(made.optimizer.param_groups) == len(trained) < len(list(before.parameters()))
+    assert len(tiny_trainer.optimizer.param_groups) == len(trained) < len(list(before.parameters()))
     assert modes.seen == [False] * 4

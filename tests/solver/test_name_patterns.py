@@ -1,4 +1,4 @@
-"""Patterns match whole names of parameters and of the modules they are in."""
+"""Patterns match complete names of parameters, or of modules that contain them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ NAMES = ["backbone.stem.conv1.weight", "backbone.norm2.bias", "backbone_two.weig
         ("*", NAMES),
     ],
 )
-def test_a_pattern_is_a_whole_name_of_a_parameter_or_a_module(pattern, expected):
+def test_a_pattern_matches_complete_names_of_parameters_and_modules(pattern, expected):
     assert matching(pattern, NAMES, "KEY") == expected
 
 
 @pytest.mark.parametrize("pattern", ["bias", "backbon", "stem", "Backbone", "backbone.norm1"])
-def test_what_matches_nothing_is_an_error(pattern):
+def test_a_pattern_without_a_match_is_an_error(pattern):
     with pytest.raises(ValueError, match=f"KEY: '{pattern}' matches no parameter"):
         matching(pattern, NAMES, "KEY")
 
 
-def test_the_error_tells_near_names_and_else_the_first():
+def test_the_error_suggests_similar_names_or_else_the_first_ones():
     with pytest.raises(ValueError, match=r"similar: .*backbone\.norm2"):
         matching("backbone.norm1", NAMES, "KEY")
     with pytest.raises(ValueError, match="names start with backbone, backbone_two, head"):

@@ -1,5 +1,4 @@
-"""Every trained parameter has the learning rate and the decay it should, and gradients are clipped
-as a whole."""
+"""Learning rate and weight decay of every parameter, and clipping of the full gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from tests.helpers.tiny_model import write_tiny_model
 
 @pytest.fixture
 def solver(cfg):
-    """The config, with settings that cannot be taken for one another."""
+    """The config with a different value for each setting."""
     cfg.SOLVER.BASE_LR = 0.5
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
     cfg.SOLVER.WEIGHT_DECAY = 0.01
@@ -28,7 +27,7 @@ def solver(cfg):
 
 
 class Body(nn.Module):
-    """A parameter of every kind."""
+    """A module with a parameter of every kind."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +55,7 @@ for norm in ("batch_norm", "sync_norm", "group_norm", "layer_norm", "instance_no
 
 
 def settings_by_name(cfg, model):
-    """Name -> (learning rate, weight decay); each group must hold one parameter."""
+    """Return {name: (learning rate, weight decay)}; each group must hold one parameter."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}
     for group in parameter_groups(cfg, model):
@@ -66,7 +65,7 @@ def settings_by_name(cfg, model):
     return found
 
 
-def test_every_kind_of_parameter_has_its_own_decay_and_the_backbone_its_own_rate(solver):
+def test_every_kind_of_parameter_has_its_decay_and_the_backbone_its_rate(solver):
     model = nn.ModuleDict({"backbone": Body(), "head": Body(), "backbone_like": Body()})
     expected = {}
     for part, lr in (("backbone", 0.5 * 0.25), ("head", 0.5), ("backbone_like", 0.5)):
@@ -89,7 +88,7 @@ def test_a_shared_parameter_is_in_one_group(solver):
     assert settings_by_name(solver, model).keys() == {"a.weight", "a.bias", "b.bias"}
 
 
-def test_every_parameter_of_the_model_is_trained_by_the_rules(solver, tmp_path):
+def test_every_parameter_of_a_model_follows_the_rules(solver, tmp_path):
     model = build_model(load_cfg(str(write_tiny_model(tmp_path)[0])))
     found = settings_by_name(solver, model)
     assert found.keys() == dict(model.named_parameters()).keys()
@@ -104,7 +103,7 @@ def test_every_parameter_of_the_model_is_trained_by_the_rules(solver, tmp_path):
     assert {decay for _, decay in found.values()} == {0.0, 0.01, 0.02, 0.03}
 
 
-def test_factors_of_all_patterns_that_match_multiply(solver):
+def test_the_factors_of_all_matching_patterns_are_multiplied(solver):
     solver.SOLVER.LR_MULTIPLIERS = [["backbone", 2.0], ["*.conv.*", 3], ["head.query_embed", 0.5]]
     model = nn.ModuleDict({"backbone": Body(), "head": Body()})
     for name, (lr, decay) in settings_by_name(solver, model).items():
@@ -119,7 +118,7 @@ def test_factors_of_all_patterns_that_match_multiply(solver):
     "entry",
     ["head", ["head"], ["head", "2"], ["head", 0], ["head", -1.0], [2.0, "head"], ["head", True]],
 )
-def test_an_entry_that_is_no_pattern_with_a_factor_is_shown(solver, entry):
+def test_the_error_for_an_invalid_entry_shows_it(solver, entry):
     solver.SOLVER.LR_MULTIPLIERS = [["head", 1.0], entry]
     with pytest.raises(ValueError, match=r"SOLVER.LR_MULTIPLIERS has the entry .*expected a"):
         parameter_groups(solver, nn.ModuleDict({"head": Body()}))
@@ -135,7 +134,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(solver):
 
 
 def linear(gradient):
-    """Two parameters of two elements, and their gradient."""
+    """Return a model with 3 weights of 0 and the given gradient."""
     model = nn.Linear(2, 1)
     model.weight.grad = torch.tensor([gradient[:2]])
     model.bias.grad = torch.tensor(gradient[2:])
@@ -163,7 +162,7 @@ def sgd(cfg):
     "gradient, step",
     [([2.0, 3.0, 6.0], [2 / 7, 3 / 7, 6 / 7]), ([0.2, 0.3, 0.6], [0.2, 0.3, 0.6])],
 )
-def test_step_clips_the_norm_of_the_whole_gradient_and_leaves_a_short_one(sgd, gradient, step):
+def test_a_step_clips_the_norm_of_the_full_gradient_only_if_it_is_too_large(sgd, gradient, step):
     model = linear(gradient)
     build_optimizer(sgd, model).step()
     assert moved(model) == pytest.approx([-value for value in step], abs=1e-5)
@@ -182,7 +181,7 @@ def test_adamw_clips_too(sgd):
     "kind, step",
     [("value", [1.0, 1.0, 1.0]), ("norm", [2 / math.sqrt(13), 3 / math.sqrt(13), 1.0])],
 )
-def test_other_clip_types_are_detectron2s_and_look_at_each_parameter(sgd, kind, step):
+def test_other_clip_types_are_detectron2s_and_act_on_each_parameter(sgd, kind, step):
     sgd.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = kind
     model = linear([2.0, 3.0, 6.0])
     build_optimizer(sgd, model).step()
@@ -190,7 +189,7 @@ def test_other_clip_types_are_detectron2s_and_look_at_each_parameter(sgd, kind, 
 
 
 @pytest.mark.parametrize("enabled, value", [(False, 1.0), (True, 0.0)])
-def test_nothing_is_clipped_where_clipping_is_off(sgd, enabled, value):
+def test_nothing_is_clipped_if_clipping_is_off(sgd, enabled, value):
     sgd.SOLVER.CLIP_GRADIENTS.ENABLED = enabled
     sgd.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = value
     model = linear([2.0, 3.0, 6.0])
@@ -198,7 +197,7 @@ def test_nothing_is_clipped_where_clipping_is_off(sgd, enabled, value):
     assert moved(model) == [-2.0, -3.0, -6.0]
 
 
-def test_sgd_has_the_momentum_of_the_config(sgd):
+def test_sgd_has_the_configured_momentum(sgd):
     sgd.SOLVER.MOMENTUM = 0.5
     sgd.SOLVER.CLIP_GRADIENTS.ENABLED = False
     model = linear([1.0, 1.0, 1.0])

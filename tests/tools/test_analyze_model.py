@@ -1,4 +1,4 @@
-"""tools/analyze_model.py: tables and JSON of what a model costs, without weights or data."""
+"""tools/analyze_model.py: tables and JSON of a model's costs, without weights or data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(*arguments):
     return analyze_model.main([str(argument) for argument in arguments])
 
 
-def test_a_part_of_a_plugin_is_counted(config, tmp_path, capsys):
+def test_the_parameters_of_a_plugin_are_counted(config, tmp_path, capsys):
     plugin, settings = tmp_path / "finest_map.py", yaml.safe_load(config.read_text())
     plugin.write_text(FINEST_MAP_DECODER)
     settings["MODEL"]["SEM_SEG_HEAD"]["PIXEL_DECODER_NAME"] = "FinestMapDecoder"
@@ -38,12 +38,12 @@ def test_a_part_of_a_plugin_is_counted(config, tmp_path, capsys):
 
 
 def numbers(text, row):
-    """The numbers of a table's row."""
+    """Return the numbers in a row of a table."""
     lines = [line.split() for line in text.splitlines()]
     return next([float(word) for word in line[1:]] for line in lines if line[:1] == [row])
 
 
-def test_the_tables_hold_what_the_json_does(config, tmp_path, capsys):
+def test_the_tables_and_the_json_have_the_same_counts(config, tmp_path, capsys):
     output = tmp_path / "new" / "counts.json"
     assert run("--config-file", config, "--size", 64, 96, "--json", output) == 0
     content = json.loads(output.read_text())
@@ -75,7 +75,7 @@ def test_the_depth_decides_which_modules_are_listed(config, capsys):
         assert shown in text and hidden not in text
 
 
-def test_only_the_tasks_that_are_asked_for_are_done(config, tmp_path, capsys):
+def test_only_the_requested_tasks_are_done(config, tmp_path, capsys):
     output = tmp_path / "counts.json"
     options = ("--tasks", "activation", "structure", "speed", "--size", 64, "--json", output)
     assert run("--config-file", config, *options) == 0
@@ -137,7 +137,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(config, options, expected, capsys
 
 
 @pytest.mark.parametrize("options", [["--size", 1, 2, 3], ["--size", 0], ["--num-images", 0]])
-def test_sizes_that_are_none_are_refused(config, options, capsys):
+def test_invalid_sizes_are_refused(config, options, capsys):
     with pytest.raises(SystemExit):
         run("--config-file", config, *options)
     assert options[0] in capsys.readouterr().err

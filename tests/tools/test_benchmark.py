@@ -29,7 +29,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def figures(config, tmp_path):
-    """Run the command and return what it wrote."""
+    """Return a function that runs the command and reads the JSON that it writes."""
 
     def figures(*options):
         output = tmp_path / "new" / "figures.json"
@@ -74,7 +74,7 @@ def test_a_config_compared_with_itself_takes_the_same_time_and_a_deeper_one_long
     assert longer["times_the_first"] > 2 and longer["network_times_the_first"] > 2
 
 
-def test_peers_compute_the_same_and_keep_their_precision(figures):
+def test_peers_compute_the_same_results_in_float32(figures):
     pytest.importorskip("transformers", reason="transformers is not installed")
     options = [*QUICK, "--mode", "all", "--precision", "bf16", "--segments", 2]
     peers = ["--peer", "textbook", "transformers", "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "True"]
@@ -92,7 +92,7 @@ def test_peers_compute_the_same_and_keep_their_precision(figures):
     assert all(one["largest_difference"] < 1e-4 for one in content["results"])
 
 
-def test_the_peak_of_memory_is_of_a_process_of_its_own(figures, capsys):
+def test_peak_memory_is_measured_in_a_process_of_its_own(figures, capsys):
     (result,) = figures(*SMALL, "--iterations", 1)["results"]
     assert result["memory_times_the_first"]["process"] == 1
     peak = result["peak_mib"]
@@ -102,10 +102,10 @@ def test_the_peak_of_memory_is_of_a_process_of_its_own(figures, capsys):
     assert "peak of the process, MiB" in capsys.readouterr().out
 
 
-def test_the_data_are_timed_where_asked_for(figures, tmp_path):
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (40, 30)).save(picture)
-    DatasetCatalog.register("benchmark_images", lambda: [{"file_name": str(picture)}])
+def test_data_loading_is_timed_on_request(figures, tmp_path):
+    image_file = tmp_path / "image.png"
+    Image.new("RGB", (40, 30)).save(image_file)
+    DatasetCatalog.register("benchmark_images", lambda: [{"file_name": str(image_file)}])
     try:
         (result,) = figures(*QUICK, "--data", "DATASETS.TEST", "['benchmark_images']")["results"]
     finally:
@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(config, options, expected, capsys
 @pytest.mark.parametrize(
     "options", [["--size", 1, 2, 3], ["--size", 0], ["--batch", 0], ["--iterations", 0]]
 )
-def test_numbers_that_are_none_are_refused(config, options, capsys):
+def test_invalid_numbers_are_refused(config, options, capsys):
     with pytest.raises(SystemExit):
         run("--config-file", config, *options)
     assert options[0] in capsys.readouterr().err

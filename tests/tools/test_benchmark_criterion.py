@@ -17,7 +17,7 @@ def small_batch(count):
 
 
 @pytest.mark.parametrize("count", [3, 9], ids=["fewer targets", "more targets than queries"])
-def test_the_plain_version_gives_the_same_losses_and_gradients(count):
+def test_the_reference_gives_the_same_losses_and_gradients(count):
     found, gradients = [], []
     for criterion in (tool.build(None), tool.build_reference()):
         outputs, targets = small_batch(count)
@@ -48,12 +48,12 @@ def test_the_memory_of_a_step_is_at_least_that_of_its_gradients():
     )
     found = tool.peak(tool.build(None), outputs, targets)
     if found is None:
-        pytest.skip("this system does not tell a process its peak of memory")
+        pytest.skip("this system does not report the peak memory of a process")
     layers = tool.layer_predictions(outputs)
     bytes_ = sum(layer["pred_masks"].numel() * 4 for layer in layers)
     assert found > 0.9 * bytes_ / 2**20
 
 
-def test_points_that_make_no_sense_are_one_line(capsys):
+def test_an_invalid_number_of_points_is_an_error_of_one_line(capsys):
     assert tool.main([*SMALL, "--points", "-3"]) == 1
     assert "TRAIN_NUM_POINTS is -3" in capsys.readouterr().err

@@ -34,13 +34,13 @@ def test_both_tasks_are_timed(capsys):
 
 
 def test_metrics_that_differ_are_an_error(tmp_path):
-    outputs = tool.made_up(tmp_path, tool.parse(ARGUMENTS))
+    outputs = tool.write_synthetic_data(tmp_path, tool.parse(ARGUMENTS))
     evaluators = tool.evaluators(tmp_path)["semantic"]
     evaluators["ours"]._ignore_label = 0
     with pytest.raises(ValueError, match=r"expected 0 … 5, and 0 for pixels without"):
         tool.measure(evaluators, outputs, "semantic")
 
 
-def test_numbers_that_make_no_sense_are_one_line(capsys):
+def test_an_invalid_number_of_classes_is_an_error_of_one_line(capsys):
     assert tool.main(["--classes", "1"]) == 1
     assert "expected 2 … 254 classes" in capsys.readouterr().err

@@ -30,15 +30,15 @@ def test_the_plain_mapper_makes_the_same_examples(name, tmp_path):
     cfg = load_cfg(str(config), [*SMALL, *([] if name == "detr" else CROP)])
     ours = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
     plain = tool.plain_mapper(cfg)
-    for seed, record in enumerate(tool.made_up(tmp_path, 6, (60, 80), cfg)):
+    for seed, record in enumerate(tool.write_synthetic_data(tmp_path, 6, (60, 80), cfg)):
         np.random.seed(seed)
         one = ours(record)
         np.random.seed(seed)
         two = plain(record)
         assert one["instances"].gt_classes.tolist() == two["instances"].gt_classes.tolist()
-        # PIL's smooth resizing does the same within a window as before it is cut out, to rounding
+        # resizing only the crop window equals resizing before the crop, up to rounding
         assert (one["image"].int() - two["image"].int()).abs().max() <= 1
-        # of nearest neighbours detectron2 takes other ones for 64 bit than for 8
+        # detectron2 rounds nearest neighbours differently for 64-bit and for 8-bit maps
         masks, expected = (example["instances"].gt_masks for example in (one, two))
         assert masks.shape == expected.shape and (masks == expected).float().mean() > 0.97
         if name != "detr":
@@ -62,6 +62,6 @@ def test_a_config_is_timed(capsys):
     assert re.fullmatch(r"  [\d.]+ times as fast", ratio)
 
 
-def test_a_mistake_is_one_line(capsys):
+def test_a_mistake_is_an_error_of_one_line(capsys):
     assert tool.main(["--config-file", "no.yaml"]) == 1
     assert "no.yaml" in capsys.readouterr().err

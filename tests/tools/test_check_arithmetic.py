@@ -1,4 +1,4 @@
-"""tools/check_arithmetic.py: what each setting runs, and the table of the results."""
+"""tools/check_arithmetic.py: the command of each setting, and the table of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAILED = "..F.E\nFAILED tests/a.py::b - c\nERROR tests/d.py::e\n1 failed, 3 pass
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """Replace pytest, which fails with SSE41 only; returns its calls."""
+    """Replace pytest by a function that fails with SSE41 only, and return its calls."""
     found: list[SimpleNamespace] = []
 
     def run(words: list[str], env: dict[str, str], **keywords: Any) -> SimpleNamespace:
@@ -39,7 +39,7 @@ def test_every_setting_is_a_row_and_a_failure_is_named(calls, capsys):
     assert printed[-2:] == ["SSE41: FAILED tests/a.py::b - c", "SSE41: ERROR tests/d.py::e"]
 
 
-def test_settings_are_chosen_by_the_start_of_their_names(calls):
+def test_settings_are_chosen_by_a_prefix_of_their_names(calls):
     assert tool.main(["--only", "AVX2", "noise", "--", "-k", "matcher"]) == 0
     assert len(calls) == 3
     variables = [

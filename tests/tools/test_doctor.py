@@ -1,4 +1,4 @@
-"""tools/doctor.py: each finding from a made-up environment, and the real one without packages."""
+"""tools/doctor.py: findings in simulated environments, and a run in a bare interpreter."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ HEALTHY = doctor.Environment(
 
 
 def with_versions(**versions):
-    """The healthy environment with other versions; `_` in a name stands for `-`."""
+    """Return the healthy environment with other versions; `_` in a name stands for `-`."""
     named = {name.replace("_", "-"): version for name, version in versions.items()}
     return replace(HEALTHY, distributions={**HEALTHY.distributions, **named})
 
@@ -46,7 +46,7 @@ def only_finding(env):
     return findings[0]
 
 
-def test_nothing_is_found_where_all_is_well():
+def test_a_healthy_environment_has_no_findings():
     assert doctor.examine(HEALTHY) == []
 
 
@@ -55,7 +55,7 @@ def test_an_old_python_is_the_only_finding_however_much_else_is_missing():
     assert finding.must and "Python 3.9.18 is too old" in finding.text
 
 
-def test_missing_detectron2_gets_the_line_that_installs_the_pinned_wheel_and_removes_its_tools():
+def test_the_fix_of_a_missing_detectron2_installs_the_pinned_wheel_and_removes_its_tools():
     finding = only_finding(without("detectron2"))
     assert finding.must and finding.text.startswith("missing: detectron2")
     lock = ROOT / "requirements" / "detectron2.txt"
@@ -67,7 +67,7 @@ def test_missing_detectron2_gets_the_line_that_installs_the_pinned_wheel_and_rem
     assert f"sal-detectron2==0.7.2 --hash=sha256:{pin}" in lock.read_text()
 
 
-def test_missing_packages_of_one_use_are_one_finding_with_the_names_that_pip_knows():
+def test_missing_packages_of_one_purpose_are_one_finding_with_their_names_on_pypi():
     finding = only_finding(without("omegaconf", "hydra", "fvcore"))
     assert finding.must and finding.fix == "python -m pip install fvcore hydra-core omegaconf"
 
@@ -83,7 +83,7 @@ def test_packages_with_stale_requirements_are_installed_without_them(module):
     assert "--no-deps" in only_finding(without(module)).fix
 
 
-def test_missing_torchvision_is_chosen_to_fit_the_torch_that_is_there():
+def test_the_fix_of_a_missing_torchvision_installs_the_version_for_the_installed_torch():
     finding = only_finding(without("torchvision"))
     assert finding.must and finding.fix == 'python -m pip install "torchvision==0.29.*"'
 
@@ -91,7 +91,7 @@ def test_missing_torchvision_is_chosen_to_fit_the_torch_that_is_there():
 @pytest.mark.parametrize(
     ("torch", "torchvision"), [("2.6.0", "0.21.0"), ("2.10.0", "0.25.0"), ("2.14.1+cpu", "0.29.0")]
 )
-def test_torch_and_torchvision_that_fit_each_other_pass(torch, torchvision):
+def test_compatible_torch_and_torchvision_pass(torch, torchvision):
     assert doctor.examine(with_versions(torch=torch, torchvision=torchvision)) == []
 
 
@@ -99,16 +99,16 @@ def test_torch_and_torchvision_that_fit_each_other_pass(torch, torchvision):
     ("torch", "torchvision", "fitting"),
     [("2.14.1", "0.28.0", "0.29"), ("2.7.0", "0.21.2", "0.22"), ("2.6.0", "0.29.1", "0.21")],
 )
-def test_torch_and_torchvision_that_do_not_fit_are_found(torch, torchvision, fitting):
+def test_incompatible_torch_and_torchvision_are_found(torch, torchvision, fitting):
     env = with_versions(torch=torch, torchvision=torchvision)
     error = "RuntimeError: operator torchvision::nms does not exist"
     env = replace(env, import_errors={"torchvision": error, "detectron2.engine": error})
-    finding = only_finding(env)  # the errors follow from it and are not told again
+    finding = only_finding(env)  # the import errors are consequences, not further findings
     assert finding.must and torch in finding.text and torchvision in finding.text
     assert finding.fix == f'python -m pip install "torchvision=={fitting}.*"'
 
 
-def test_a_torch_older_than_setup_py_takes_is_found():
+def test_a_torch_older_than_setup_py_requires_is_found():
     finding = only_finding(with_versions(torch="2.5.1", torchvision="0.20.1"))
     assert finding.must and "2.5.1 is too old" in finding.text
     assert '"torch>=2.6"' in (ROOT / "setup.py").read_text()
@@ -120,14 +120,14 @@ def test_a_detectron2_that_cannot_be_imported_is_found_with_the_errors_last_line
     assert finding.must and error in finding.text and "--require-hashes" in finding.fix
 
 
-def test_one_cause_is_told_once_where_everything_above_it_fails_too():
+def test_an_error_that_breaks_several_imports_is_one_finding():
     error = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
     errors = {"cv2": error, "detectron2.engine": error, "mask_former": error}
     finding = only_finding(replace(HEALTHY, import_errors=errors))
     assert finding.text.startswith("cv2") and "opencv-python-headless" in finding.fix
 
 
-def test_an_import_that_fails_for_want_of_a_missing_package_is_not_told_again():
+def test_an_import_that_fails_because_of_a_missing_package_is_not_another_finding():
     env = without("fvcore")
     errors = {"detectron2.engine": "ModuleNotFoundError: No module named 'fvcore'"}
     assert "missing: fvcore" in only_finding(replace(env, import_errors=errors)).text
@@ -143,7 +143,7 @@ def test_an_import_that_fails_for_want_of_a_missing_package_is_not_told_again():
         ("np.object", "2.4.6", True),
     ],
 )
-def test_numpy_is_too_new_for_a_detectron2_that_uses_what_it_dropped(used, numpy, found):
+def test_numpy_is_too_new_for_a_detectron2_that_uses_names_it_removed(used, numpy, found):
     env = replace(with_versions(numpy=numpy), detectron2_uses=frozenset([used]))
     findings = doctor.examine(env)
     assert len(findings) == found
@@ -153,7 +153,7 @@ def test_numpy_is_too_new_for_a_detectron2_that_uses_what_it_dropped(used, numpy
 
 
 @pytest.mark.parametrize(("pillow", "found"), [("9.5.0", False), ("10.0.0", True)])
-def test_pillow_is_too_new_for_a_detectron2_that_uses_what_it_dropped(pillow, found):
+def test_pillow_is_too_new_for_a_detectron2_that_uses_names_it_removed(pillow, found):
     env = replace(with_versions(pillow=pillow), detectron2_uses=frozenset(["Image.LINEAR"]))
     error = "AttributeError: module 'PIL.Image' has no attribute 'LINEAR'"
     findings = doctor.examine(
@@ -164,7 +164,7 @@ def test_pillow_is_too_new_for_a_detectron2_that_uses_what_it_dropped(pillow, fo
         assert findings[0].must and "pillow<10" in findings[0].fix
 
 
-def test_dropped_names_are_found_in_code_and_not_in_comments_or_longer_names(tmp_path):
+def test_removed_names_are_found_in_code_but_not_in_comments_or_longer_names(tmp_path):
     (tmp_path / "data").mkdir()
     code = "mask.astype(np.bool)\nnp.bool_(1)  # np.object\nnp.float32, Image.BILINEAR\n"
     (tmp_path / "data" / "masks.py").write_text(code)
@@ -184,7 +184,7 @@ def make_tools(folder, *names):
         (folder / "tools" / name).touch()
 
 
-def test_the_stray_tools_package_is_known_by_its_files(tmp_path):
+def test_the_stray_tools_package_is_recognized_by_its_files(tmp_path):
     files = ("__init__.py", "plain_train_net.py", "lazyconfig_train_net.py", "train_net.py")
     make_tools(tmp_path / "site-packages", *files)
     found = doctor.find_stray_tools(["", str(tmp_path / "site-packages")])
@@ -212,17 +212,17 @@ def test_two_opencvs_are_a_warning_that_names_both():
 
 
 @pytest.mark.parametrize("name", ["opencv-python", "opencv-contrib-python"])
-def test_a_users_own_opencv_of_another_name_is_fine(name):
+def test_another_opencv_distribution_is_accepted(name):
     others = {k: v for k, v in HEALTHY.distributions.items() if not k.startswith("opencv")}
     assert doctor.examine(replace(HEALTHY, distributions={**others, name: "4.11.0"})) == []
 
 
-def test_what_must_be_mended_comes_before_the_warnings():
+def test_errors_come_before_warnings():
     findings = doctor.examine(without("timm", "scipy"))
     assert [finding.must for finding in findings] == [True, False]
 
 
-def test_imports_are_tried_for_real_and_the_last_line_of_the_error_is_kept(tmp_path, monkeypatch):
+def test_imports_run_in_a_process_and_the_last_line_of_an_error_is_kept(tmp_path, monkeypatch):
     (tmp_path / "fine.py").write_text("print('noise')")
     (tmp_path / "broken.py").write_text("raise ImportError('first line\\nlast line')")
     (tmp_path / "deadly.py").write_text("import os; os._exit(7)")
@@ -230,7 +230,7 @@ def test_imports_are_tried_for_real_and_the_last_line_of_the_error_is_kept(tmp_p
     errors, gpus = doctor.try_imports(["fine", "broken", "deadly"])
     assert errors == {
         "broken": "ImportError: last line",
-        "deadly": "the interpreter died of it (exit code 7)",
+        "deadly": "the interpreter crashed (exit code 7)",
     }
     assert gpus == "-"
 
@@ -238,7 +238,7 @@ def test_imports_are_tried_for_real_and_the_last_line_of_the_error_is_kept(tmp_p
 @pytest.mark.parametrize(
     ("env", "code"), [(HEALTHY, 0), (without("timm"), 0), (without("torch"), 1)]
 )
-def test_the_exit_code_is_1_only_where_something_must_be_mended(env, code, monkeypatch, capsys):
+def test_the_exit_code_is_1_only_if_there_is_an_error(env, code, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "gather", lambda: env)
     assert doctor.main() == code
     assert ("nothing is missing" in capsys.readouterr().out) == (code == 0)
@@ -246,7 +246,7 @@ def test_the_exit_code_is_1_only_where_something_must_be_mended(env, code, monke
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("flags", [("-S", "-E"), ("-I", "-S")])
-def test_it_runs_in_a_bare_interpreter_and_says_what_is_missing(flags, tmp_path):
+def test_it_runs_in_a_bare_interpreter_and_lists_missing_packages(flags, tmp_path):
     command = [sys.executable, *flags, str(DOCTOR)]
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 1 and process.stderr == ""

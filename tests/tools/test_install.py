@@ -1,4 +1,4 @@
-"""tools/install.py: what it refuses, and which lock it takes."""
+"""tools/install.py: refused environments, the choice of the lock, and the commands that run."""
 
 import importlib.util
 import sys
@@ -16,7 +16,7 @@ install = load_script("tools/install.py")
     ("version", "lock"),
     [((3, 10), "lock-py310.txt"), ((3, 11), "lock-py311.txt"), ((3, 13), "lock-py311.txt")],
 )
-def test_python_3_10_has_a_lock_of_its_own(version, lock):
+def test_python_3_10_has_its_own_lock(version, lock):
     assert install.lock_file(version).name == lock
     assert install.lock_file(version).is_file()
 
@@ -27,7 +27,7 @@ def test_the_build_tool_is_pinned_below_the_setuptools_without_pkg_resources(loc
     assert name == "setuptools" and int(version.split(".")[0]) < 81
 
 
-def test_a_python_without_ensurepip_is_told_the_debian_package(monkeypatch):
+def test_the_error_about_a_missing_ensurepip_names_the_debian_package(monkeypatch):
     find_spec = importlib.util.find_spec
     hidden = lambda name: None if name == "ensurepip" else find_spec(name)  # noqa: E731
     monkeypatch.setattr(install.importlib.util, "find_spec", hidden)
@@ -36,7 +36,7 @@ def test_a_python_without_ensurepip_is_told_the_debian_package(monkeypatch):
         install.check_venv_works()
 
 
-def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_an_environment_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(SystemExit, match="is not a virtual environment; it is left alone"):
         install.make_venv(tmp_path)
@@ -46,7 +46,7 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
 def test_a_broken_environment_is_made_again_and_a_working_one_is_kept(tmp_path):
     folder = tmp_path / "venv"
     folder.mkdir()
-    (folder / "pyvenv.cfg").touch()  # broken off before pip was there
+    (folder / "pyvenv.cfg").touch()  # as if interrupted before pip was installed
     python = install.make_venv(folder)
     (folder / "mark").touch()
     assert install.make_venv(folder) == python and (folder / "mark").exists()
@@ -57,7 +57,7 @@ def test_a_broken_environment_is_made_again_and_a_working_one_is_kept(tmp_path):
 
 @pytest.fixture
 def installation(tmp_path, monkeypatch):
-    """The commands that an installation would run, and the facts that it goes by."""
+    """Return the commands that an installation would run, and the facts about its Python."""
     commands = []
     (tmp_path / "tools").mkdir()
     facts = {"python": [3, 11], "site": str(tmp_path), "own_detectron2": False}
@@ -67,7 +67,7 @@ def installation(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_a_detectron2_of_the_users_own_is_kept_and_else_the_stray_tools_are_removed(
+def test_an_installed_detectron2_is_kept_and_otherwise_stray_tools_are_removed(
     own, installation, tmp_path
 ):
     commands, facts = installation
@@ -79,7 +79,7 @@ def test_a_detectron2_of_the_users_own_is_kept_and_else_the_stray_tools_are_remo
     assert commands[-1][-2:] == ["--editable", ROOT]
 
 
-def test_a_wheel_brings_what_it_requires_and_nothing_else_of_the_lock(installation):
+def test_a_wheel_installs_only_its_requirements_with_the_lock_as_a_constraint(installation):
     commands, _ = installation
     install.install_all(Path("python"), wheel=Path("dist/a.whl"))
     lock = ROOT / "requirements" / "lock-py311.txt"

@@ -1,4 +1,4 @@
-"""The pictures of the method show what the network computes."""
+"""tools/make_figures.py: the figures of the method show the values that the network computes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ make_figures = load_script("tools/make_figures.py")
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """The config, weights and picture of a model that gives panoptic results."""
+    """Return the config and weights of a model with panoptic results, and an image file."""
     folder = tmp_path_factory.mktemp("tiny")
     config, weights = write_tiny_model(folder, PANOPTIC_ON=True)
     pixels = np.random.default_rng(0).integers(256, size=(48, 64, 3), dtype=np.uint8)
@@ -29,12 +29,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 
 @pytest.fixture(scope="module")
 def walk(tiny: tuple[Path, Path, Path]):
-    config, weights, picture = tiny
+    config, weights, image_file = tiny
     predictor = MaskFormerPredictor.from_pretrained(weights, config_file=config, device="cpu")
-    return make_figures.walk(predictor, picture)
+    return make_figures.trace_image(predictor, image_file)
 
 
-def test_the_attention_is_the_one_that_the_layer_uses() -> None:
+def test_the_attention_weights_are_those_of_the_layer() -> None:
     torch.manual_seed(0)
     attention = TransformerDecoderLayer(16, 4, 32, 0.0, False).eval().multihead_attn
     torch.nn.init.normal_(attention.in_proj_bias)
@@ -49,7 +49,7 @@ def test_the_attention_is_the_one_that_the_layer_uses() -> None:
     torch.testing.assert_close(mixed, attention(query, key, value))
 
 
-def test_a_walk_has_every_layer_at_the_size_of_the_picture(walk) -> None:
+def test_a_walk_has_every_layer_at_the_size_of_the_image(walk) -> None:
     height, width = walk.image.shape[:2]
     assert len(walk.layers) == len(walk.attention) == 1
     assert walk.layers[0].pred_masks.shape == (6, height, width)
@@ -71,17 +71,17 @@ def test_a_pixel_goes_to_the_query_with_the_largest_score_times_mask(walk) -> No
     assert counts == sorted(counts, reverse=True) and sum(counts) == winners.numel()
 
 
-def test_three_small_pictures_are_written(tiny, tmp_path: Path) -> None:
-    config, weights, picture = map(str, tiny)
-    options = ["--weights", weights, "--config-file", config, "--input", picture]
+def test_three_small_figures_are_written(tiny, tmp_path: Path) -> None:
+    config, weights, image_file = map(str, tiny)
+    options = ["--weights", weights, "--config-file", config, "--input", image_file]
     assert make_figures.main([*options, "--output", str(tmp_path), "--num", "2"]) == 0
     for name in ("queries", "layers", "attention"):
         path = tmp_path / f"method_{name}.png"
         assert path.stat().st_size < 200e3
-        assert np.asarray(Image.open(path).convert("RGB")).std() > 5, "there is something on it"
+        assert np.asarray(Image.open(path).convert("RGB")).std() > 5, "the figure is empty"
 
 
-def test_a_missing_picture_is_one_line(tiny, tmp_path: Path, capsys) -> None:
+def test_a_missing_image_is_an_error_of_one_line(tiny, tmp_path: Path, capsys) -> None:
     config, weights, _ = map(str, tiny)
     options = ["--weights", weights, "--config-file", config, "--output", str(tmp_path)]
     assert make_figures.main([*options, "--input", "no.png"]) == 1

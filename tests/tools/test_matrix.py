@@ -1,4 +1,4 @@
-"""tools/matrix.py: the cells, what keeps one from running, and the table."""
+"""tools/matrix.py: the cells, the reasons for not running one, and the table."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ def lock_of(cell):
 
 
 @pytest.mark.parametrize("cell", matrix.CELLS, ids=lambda cell: cell.name)
-def test_each_cell_changes_packages_that_its_lock_has(cell):
+def test_each_cell_changes_versions_of_packages_in_its_lock(cell):
     lines = matrix.pin(lock_of(cell), cell.pins).splitlines()
     for name, version in cell.pins.items():
         assert f"{name}=={version}" in [line.split("#")[0].strip() for line in lines]
     assert len(lines) == len(lock_of(cell).splitlines())
 
 
-def test_the_cells_reach_from_the_oldest_to_the_newest_versions():
+def test_the_cells_range_from_the_oldest_to_the_newest_versions():
     assert {cell.python for cell in matrix.CELLS} == {"3.10", "3.11", "3.12", "3.13"}
     pins = [cell.pins for cell in matrix.CELLS]
     for name, oldest in {"torch": "2.6.", "numpy": "1.26.", "pillow": "10."}.items():
         assert any(pin.get(name, "").startswith(oldest) for pin in pins)
 
 
-def test_a_package_that_the_lock_has_not_is_refused():
+def test_a_package_that_is_not_in_the_lock_is_refused():
     with pytest.raises(KeyError, match="0 lines nump==…, expected 1"):
         matrix.pin("numpy==2.0\n", {"nump": "1.26"})
 
 
-def test_a_python_that_is_not_there_is_told(monkeypatch, tmp_path):
+def test_a_missing_python_is_the_reason_for_not_running(monkeypatch, tmp_path):
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
-    with pytest.raises(matrix.NotRun, match=r"no Python 3\.99 here"):
+    with pytest.raises(matrix.NotRun, match=r"no working Python 3\.99 "):
         matrix.find_python("3.99")
 
 
-def test_a_python_on_the_path_that_does_not_start_is_passed_over(monkeypatch, tmp_path):
+def test_a_python_on_the_path_that_does_not_start_is_skipped(monkeypatch, tmp_path):
     shim = tmp_path / "bin" / f"python{PYTHON}"
     real = tmp_path / "versions" / f"{PYTHON}.9" / "bin" / "python"
     for file, line in ((shim, "exit 127"), (real, "exit 0")):
@@ -58,7 +58,7 @@ def test_a_python_on_the_path_that_does_not_start_is_passed_over(monkeypatch, tm
     assert matrix.find_python(PYTHON) == real
 
 
-def test_a_full_disk_is_told_before_the_install(monkeypatch, tmp_path):
+def test_missing_disk_space_is_found_before_the_installation(monkeypatch, tmp_path):
     monkeypatch.setattr(matrix, "NEEDED_GB", 10**9)
     monkeypatch.setattr(matrix, "find_python", lambda version: Path(sys.executable))
     cell = matrix.Cell("here", PYTHON)
@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_before_the_install(monkeypatch, tmp_path):
     assert row["result"].startswith("not run: 1000000000 GB of disk are needed")
 
 
-def test_an_install_that_fails_gives_pips_reason(monkeypatch, tmp_path):
+def test_a_failed_installation_gives_the_reason_of_pip(monkeypatch, tmp_path):
     def fail(command, log, minutes=0):
         log.write_text("ERROR: first\nERROR: no matching distribution\n")
         return 1
@@ -85,24 +85,24 @@ def test_an_install_that_fails_gives_pips_reason(monkeypatch, tmp_path):
         ("1 error in 0.5s\n", "1 error"),
     ],
 )
-def test_the_result_is_pytests_last_line(output, result, monkeypatch, tmp_path):
+def test_the_result_is_the_last_line_of_pytest(output, result, monkeypatch, tmp_path):
     monkeypatch.setattr(matrix, "run", lambda command, log: log.write_text(output))
     assert matrix.test(Path("python"), tmp_path / "log") == result
 
 
-def test_tests_that_do_not_start_are_no_result(monkeypatch, tmp_path):
+def test_tests_that_do_not_start_count_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(matrix, "run", lambda command, log: log.write_text("No module pytest\n"))
     with pytest.raises(matrix.NotRun, match="did not start, see log"):
         matrix.test(Path("python"), tmp_path / "log")
 
 
-def test_a_command_that_hangs_is_ended(tmp_path):
+def test_a_command_that_hangs_is_stopped(tmp_path):
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(matrix.NotRun, match="took more than"):
         matrix.run(command, tmp_path / "log", minutes=0.005)
 
 
-def test_a_cell_that_ran_gets_its_row_and_the_page_keeps_the_rest(tmp_path):
+def test_a_cell_that_ran_gets_its_row_and_the_remaining_page_is_kept(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{matrix.START}\n{matrix.END}\nafter\n")
     matrix.write_row(page, {"cell": "py312", "python": "3.12.1", "result": "4 passed"})
@@ -136,7 +136,7 @@ def test_a_failed_test_is_exit_code_1(result, code, monkeypatch, tmp_path):
     assert matrix.main(["--only", "py310", "--cache", str(tmp_path)]) == 0
 
 
-def test_the_projects_page_has_the_marks_and_every_cell_is_named_by_list(capsys):
+def test_the_projects_page_has_the_marks_and_list_names_every_cell(capsys):
     page = matrix.PAGE.read_text()
     assert page.count(matrix.START) == page.count(matrix.END) == 1
     assert matrix.main(["--list"]) == 0
@@ -144,5 +144,5 @@ def test_the_projects_page_has_the_marks_and_every_cell_is_named_by_list(capsys)
     assert [line.split()[0] for line in listed] == [cell.name for cell in matrix.CELLS]
 
 
-def test_the_core_tests_are_there():
+def test_the_core_tests_exist():
     assert all((ROOT / name).exists() for name in matrix.CORE if name.startswith("tests/"))

@@ -1,4 +1,4 @@
-"""tools/mutate.py: which mutants there are, and that tests kill them or do not."""
+"""tools/mutate.py: the mutants of a file, and the outcomes of tests on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.scripts import load_script
 
 mutate = load_script("tools/mutate.py")
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_each_kind_of_mutant(source, expected, folder):
     assert [change.split(" → ")[1] for change in changes(folder, source)] == expected
 
 
-def test_what_does_not_run_is_left_alone(folder):
+def test_decorators_annotations_and_docstrings_have_no_mutants(folder):
     source = '@wraps(1)\ndef f(a: int | None, b: "x" = None) -> int | None:\n    """1 < 2"""\n'
     assert not changes(folder, source + "x: int | None\nf'{a + 1}'\n")
     assert not changes(folder, "@overload\ndef f(a, b=1): ...\n")
@@ -86,7 +86,7 @@ def test_a_mutant_is_the_file_with_one_change(folder):
 
 
 @needs_fork
-def test_a_mutant_is_killed_by_a_test_that_sees_it_and_the_file_is_never_touched(folder):
+def test_a_mutant_is_killed_by_a_test_that_detects_it_and_the_file_is_not_changed(folder):
     source = "def larger(a, b):\n    return a > b\n"
     code, test = folder / "mutated_code.py", folder / "test_code.py"
     code.write_text(source)
@@ -101,7 +101,7 @@ def test_a_mutant_is_killed_by_a_test_that_sees_it_and_the_file_is_never_touched
 
 
 @needs_fork
-def test_a_mutant_that_cannot_be_loaded_is_told_apart(folder):
+def test_tests_that_cannot_be_loaded_are_broken(folder):
     test = folder / "test_broken.py"
     test.write_text("raise RuntimeError\n")
     tests = ["-c", os.devnull, "--rootdir", str(folder), str(test)]
@@ -109,7 +109,7 @@ def test_a_mutant_that_cannot_be_loaded_is_told_apart(folder):
 
 
 @needs_fork
-def test_tests_that_never_end_are_ended(folder):
+def test_tests_that_hang_are_stopped(folder):
     test = folder / "test_slow.py"
     test.write_text("import time\ndef test_it():\n    time.sleep(600)\n")
     tests = ["-c", os.devnull, "--rootdir", str(folder), str(test)]
@@ -129,11 +129,11 @@ def test_the_report_names_survivors_and_counts_timeouts_as_killed(folder, capsys
     )
 
 
-def test_every_mutant_that_is_called_equivalent_is_there():
+def test_every_mutant_in_the_list_of_equivalent_ones_exists():
     known = mutate.read_equivalent()
     files = {mutate.ROOT / name.split(":")[0] for name in known}
     assert not known - {mutant.name for file in files for mutant in mutate.mutants(file)}
 
 
-def test_the_tests_that_it_runs_are_there():
+def test_the_tests_that_it_runs_exist():
     assert all((ROOT / test).exists() for tests in mutate.TESTS.values() for test in tests)

@@ -1,4 +1,4 @@
-"""tools/release.py: what stands against a release, and what the wheel must hold."""
+"""tools/release.py: reasons against a release, and the content of the wheel."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_a_committed_version_with_its_heading_is_ready():
         ({"status": " M a.py\n?? b.py\n"}, "2 files are changed or new"),
         ({"changelog": "## Unreleased\n\n- Newer.\n\n## 1.2.0\n\n- New.\n"}, 'under "Unreleased"'),
         ({"changelog": "## 1.1.0\n\n- Old.\n"}, 'no heading "## 1.2.0"'),
-        ({"tags": ["v1.2.0"]}, "the tag v1.2.0 exists: raise __version__"),
+        ({"tags": ["v1.2.0"]}, "the tag v1.2.0 exists: increase __version__"),
     ],
 )
-def test_each_thing_that_stands_against_a_release_is_named(change, reason):
+def test_each_reason_against_a_release_is_named(change, reason):
     (found,) = release.why_not_ready("1.2.0", **READY | change)
     assert reason in found
 
@@ -43,7 +43,7 @@ def test_an_unreleased_heading_with_nothing_under_it_may_stay():
 
 
 @pytest.mark.subprocess
-def test_the_version_stands_in_one_place():
+def test_the_version_is_in_one_file_only():
     version = release.read_version(ROOT)
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
     for name in ("setup.py", "pyproject.toml", "CITATION.cff"):
@@ -61,7 +61,7 @@ def test_a_package_without_its_version_is_refused_with_the_file(tmp_path):
         release.read_version(tmp_path)
 
 
-def test_modules_tables_configs_and_the_zoo_belong_into_the_wheel_and_the_rest_does_not():
+def test_the_wheel_has_modules_tables_configs_and_the_zoo_and_nothing_else():
     names = (
         *("mask_former/losses/matcher.py", "mask_former/data/tables/camvid.json"),
         *("configs/a/b.yaml", "model_zoo/x.safetensors", "model_zoo/x.md"),
@@ -85,7 +85,7 @@ def test_a_wheel_without_a_config_is_refused_by_name(tmp_path):
         release.check_wheel(wheel, [Path("mask_former/__init__.py"), Path("configs/a.yaml")])
 
 
-def test_ignored_files_are_never_built_and_new_ones_only_in_a_rehearsal(tmp_path):
+def test_ignored_files_are_never_built_and_untracked_ones_only_in_a_rehearsal(tmp_path):
     for name, text in {"a.py": "", "new.py": "", "x.log": "", ".gitignore": "*.log"}.items():
         (tmp_path / name).write_text(text)
     release.git("init", "-q", root=tmp_path)
@@ -97,13 +97,13 @@ def test_ignored_files_are_never_built_and_new_ones_only_in_a_rehearsal(tmp_path
 
 @pytest.fixture
 def environment(tmp_path):
-    """An "interpreter" that claims to have found a package, and draws where it is told to."""
+    """Return a function that writes a fake interpreter, which reports a package and may draw."""
 
-    def make(place: Path, draws: bool) -> Path:
+    def make(package: Path, draws: bool) -> Path:
         python = tmp_path / "venv" / "bin" / "python"
         python.parent.mkdir(parents=True)
         draw = "mkdir drawn; touch drawn/grace_hopper.png" if draws else "true"
-        found = f"echo 1.2.0; echo {place}; echo photo.jpg"
+        found = f"echo 1.2.0; echo {package}; echo photo.jpg"
         python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then {found}; else {draw}; fi\n')
         python.chmod(0o755)
         return python
@@ -111,35 +111,35 @@ def environment(tmp_path):
     return make
 
 
-def test_a_wheel_works_where_its_own_package_predicts_and_draws(environment, tmp_path):
+def test_a_wheel_passes_if_its_own_package_predicts_and_draws(environment, tmp_path):
     python = environment(tmp_path / "venv" / "lib" / "mask_former.py", draws=True)
     release.try_wheel(python, tmp_path / "empty", "1.2.0")
     with pytest.raises(ValueError, match=r"found mask_former 1\.2\.0 at .*expected the wheel's 2"):
         release.try_wheel(python, tmp_path / "again", "2.0.0")
 
 
-def test_the_checkouts_package_does_not_pass_for_the_wheels(environment, tmp_path):
+def test_importing_the_checkouts_package_instead_of_the_wheels_is_an_error(environment, tmp_path):
     python = environment(ROOT / "mask_former" / "__init__.py", draws=True)
     with pytest.raises(ValueError, match="expected the wheel's"):
         release.try_wheel(python, tmp_path / "empty", "1.2.0")
 
 
-def test_a_demo_that_draws_nothing_does_not_pass(environment, tmp_path):
+def test_a_demo_that_draws_nothing_is_an_error(environment, tmp_path):
     python = environment(tmp_path / "venv" / "lib" / "mask_former.py", draws=False)
     with pytest.raises(ValueError, match=r"drew no .*grace_hopper\.png"):
         release.try_wheel(python, tmp_path / "empty", "1.2.0")
 
 
-def test_a_step_that_fails_is_told_with_its_command_and_exit_code_1(monkeypatch, capsys):
+def test_a_step_that_fails_is_reported_with_its_command_and_exit_code_1(monkeypatch, capsys):
     def fail(*_, **__):
         raise subprocess.CalledProcessError(1, ["python", "-m", "build"], stderr=b"no setuptools")
 
     monkeypatch.setattr(release, "release", fail)
     assert release.main([]) == 1
-    assert "this failed: python -m build\nno setuptools" in capsys.readouterr().err
+    assert "a command failed: python -m build\nno setuptools" in capsys.readouterr().err
 
 
-def test_nothing_is_built_where_the_version_is_not_ready(tmp_path, capsys, monkeypatch):
+def test_nothing_is_built_if_the_version_is_not_ready(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(release, "git", lambda *_, **__: " M mask_former/__init__.py\n")
     monkeypatch.setattr(release, "build", lambda *_: os._exit(3))
     assert release.main(["--output", str(tmp_path)]) == 1

@@ -1,4 +1,4 @@
-"""`make demo`: what an earlier run finished is skipped, what was broken off goes on."""
+"""`make demo`: steps that an earlier run finished are skipped, interrupted ones continue."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.scripts import load_script
 
-# Stand-ins for the project's scripts: they note how they were called and write what those write.
+# Stand-ins for the project's scripts: they log their arguments, and write the same files.
 TRAIN_NET = """
 import json, sys
 from pathlib import Path
@@ -37,7 +37,7 @@ output.mkdir(parents=True, exist_ok=True)
 is_photo = "camvid_panoptic" in arguments
 for image in images:
     name = Path(image).stem + ".png" if is_photo else Path(image).name
-    (output / name).write_text("picture")
+    (output / name).write_text("drawing")
 with open("calls", "a") as file:
     print("photos" if is_photo else "demo", *(images if is_photo else [len(images)]), file=file)
 """
@@ -45,7 +45,7 @@ with open("calls", "a") as file:
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
-    """tools/run_demo.py in a made-up repository; returns a function that runs it."""
+    """Return a function that runs tools/run_demo.py in a made-up repository and lists the calls."""
     module = load_script("tools/run_demo.py")
     for path, code in {"tools/train_net.py": TRAIN_NET, "demo/demo.py": DEMO}.items():
         (tmp_path / path).parent.mkdir()
@@ -75,7 +75,7 @@ def demo(tmp_path, monkeypatch):
     return run
 
 
-def test_the_first_run_segments_a_photo_trains_draws_and_says_where_the_pictures_lie(
+def test_the_first_run_segments_a_photo_trains_draws_and_names_the_output_folders(
     demo, tmp_path, capsys
 ):
     assert demo() == [f"photos {tmp_path}/site/with_a_photo/images/temple.jpg", "train", "demo 8"]
@@ -85,33 +85,33 @@ def test_the_first_run_segments_a_photo_trains_draws_and_says_where_the_pictures
     assert "PQ 71.2" in last_line and "output/shapes_demo/pictures" in last_line
 
 
-def test_the_second_run_skips_everything_and_says_so(demo, capsys):
+def test_the_second_run_skips_everything_and_reports_it(demo, capsys):
     demo()
     capsys.readouterr()
     assert demo() == []
     assert capsys.readouterr().out.count("done already") == 3
 
 
-def test_ones_own_photos_are_segmented_in_its_place_each_time(demo, monkeypatch, tmp_path):
+def test_photos_from_the_command_line_are_segmented_in_every_run(demo, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "data")
     mine = f"photos {tmp_path}/data/a.jpg {tmp_path}/data/holiday"
     assert demo("--photos", "a.jpg", "holiday") == [mine, "train", "demo 8"]
     assert demo("--photos", "a.jpg", "holiday") == [mine]
 
 
-def test_without_the_package_of_the_photo_the_rest_runs(demo, tmp_path, capsys):
+def test_without_the_package_of_the_photo_the_other_steps_run(demo, tmp_path, capsys):
     (tmp_path / "site/with_a_photo/images/temple.jpg").unlink()
     assert demo() == ["train", "demo 8"]
     assert "name yours with --photos" in capsys.readouterr().out
 
 
-def test_photos_that_failed_point_at_no_log_of_the_training(demo, tmp_path):
+def test_an_error_of_photos_does_not_refer_to_the_training_log(demo, tmp_path):
     (tmp_path / "demo" / "demo.py").write_text("raise SystemExit(4)")
     with pytest.raises(SystemExit, match=r"photos failed \(exit code 4\); see the error above$"):
         demo()
 
 
-def test_a_photo_that_a_new_model_has_not_seen_is_segmented_again(demo, tmp_path):
+def test_a_photo_is_segmented_again_after_the_weights_change(demo, tmp_path):
     demo()
     weights = tmp_path / "model_zoo" / "camvid_panoptic.safetensors"
     later = weights.stat().st_mtime + 60
@@ -120,7 +120,7 @@ def test_a_photo_that_a_new_model_has_not_seen_is_segmented_again(demo, tmp_path
     assert again.startswith("photos ")
 
 
-def test_a_training_that_failed_exits_with_its_step_and_goes_on_with_resume(demo, tmp_path):
+def test_a_failed_training_is_reported_and_resumed_by_the_next_run(demo, tmp_path):
     (tmp_path / "fail").touch()
     with pytest.raises(SystemExit, match=r"training failed \(exit code 3\).*shapes_demo/log.txt"):
         demo()
@@ -133,7 +133,7 @@ def test_weights_without_results_are_evaluated(demo, tmp_path):
     assert demo()[1:] == ["train", "--eval-only", "demo 8"]
 
 
-def test_results_and_pictures_of_older_weights_do_not_count(demo, tmp_path):
+def test_results_and_drawings_of_older_weights_are_made_again(demo, tmp_path):
     demo()
     weights = tmp_path / "output" / "shapes_demo" / "model_final.pth"
     later = weights.stat().st_mtime + 60
@@ -141,20 +141,20 @@ def test_results_and_pictures_of_older_weights_do_not_count(demo, tmp_path):
     assert demo() == ["--eval-only", "demo 8"]
 
 
-def test_a_pq_below_the_minimum_fails_after_the_pictures(demo, tmp_path):
+def test_a_pq_below_the_minimum_fails_after_drawing(demo, tmp_path):
     with pytest.raises(SystemExit, match=r"PQ 71\.2 is below 80"):
         demo("--minimum-pq", "80")
     assert (tmp_path / "output" / "shapes_demo" / "pictures" / "0.jpg").exists()
 
 
-def test_held_out_images_that_are_gone_are_named_with_the_line_that_writes_them(demo, tmp_path):
+def test_the_error_about_missing_held_out_images_names_the_command_that_writes_them(demo, tmp_path):
     for image in (tmp_path / "data" / "shapes_panoptic" / "val").iterdir():
         image.unlink()
     with pytest.raises(SystemExit, match=r"no images in .*val; .*prepare_shapes\.py"):
         demo()
 
 
-def test_the_numbers_are_read_as_they_are_written(demo, tmp_path):
+def test_the_minimum_pq_is_compared_with_the_results_file(demo, tmp_path):
     demo()
     results = tmp_path / "output" / "shapes_demo" / "results.json"
     scores = json.loads(results.read_text())

@@ -25,11 +25,11 @@ COMMANDS = {
     "train_net": "train",
     "visualize_data": "visualize_data",
 }
-"""The module of each script's command."""
+"""Script -> module of its command."""
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_a_script_is_its_command(
+def test_a_script_runs_its_command(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(ROOT / "tools" / f"{script}.py")
@@ -41,7 +41,7 @@ def test_a_script_is_its_command(
     assert help_text.startswith(f"usage: {script}.py ")
     command = sys.modules[f"mask_former.cli.{COMMANDS[script]}"]
     assert command.__doc__ and command.__doc__.strip() in help_text
-    assert f"tools/{script}.py" in help_text, "the help shows how the script is used"
+    assert f"tools/{script}.py" in help_text, "the help lacks an example of the command line"
 
 
 REQUIRED = {
@@ -54,7 +54,7 @@ REQUIRED = {
     "analyze_model": "--config-file x",
     "benchmark": "--config-file x",
 }
-"""The words that a command with ``--plugin`` needs besides."""
+"""The required arguments of each command that has ``--plugin``."""
 
 
 @pytest.mark.parametrize("script", REQUIRED)

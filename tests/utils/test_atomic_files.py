@@ -1,4 +1,4 @@
-"""A file is replaced at once or not at all, and what went wrong is told of the right file."""
+"""Files are replaced atomically, and errors name the right file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.robustness.isolation import isolated
 from tests.robustness.trainings import _limit_files
 
 
-def save_with_little_room(path, limit):
+def save_with_size_limit(path, limit):
     _limit_files((limit, limit))
     replace_file(path, lambda part: save_torch({"a": torch.zeros(100_000)}, part))
 
 
 @pytest.mark.parametrize("limit", [0, 100, 200_000])
-def test_a_full_disk_is_an_error_with_file_and_cause_and_leaves_the_old_file(tmp_path, limit):
+def test_a_full_disk_is_an_error_with_file_and_cause_and_keeps_the_old_file(tmp_path, limit):
     path = tmp_path / "x.pth"
     path.write_text("old")
-    outcome = isolated(save_with_little_room, path, limit)
+    outcome = isolated(save_with_size_limit, path, limit)
     assert isinstance(outcome.error, OSError)
     assert "File too large; nothing was changed" in str(outcome.error)
     assert str(path) in str(outcome.error)
@@ -32,7 +32,7 @@ def test_a_full_disk_is_an_error_with_file_and_cause_and_leaves_the_old_file(tmp
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
-def test_who_may_read_a_file_is_up_to_the_user_not_to_who_wrote_it(tmp_path, umask, mode):
+def test_file_permissions_follow_the_umask(tmp_path, umask, mode):
     path = tmp_path / "x.safetensors"
     before = os.umask(umask)
     try:
@@ -42,14 +42,14 @@ def test_who_may_read_a_file_is_up_to_the_user_not_to_who_wrote_it(tmp_path, uma
     assert path.stat().st_mode & 0o777 == mode
 
 
-def test_an_error_of_another_file_stays_as_it_is(tmp_path):
-    source = tmp_path / "not_there"
+def test_errors_about_other_files_are_raised_unchanged(tmp_path):
+    source = tmp_path / "missing"
     with pytest.raises(FileNotFoundError) as info:
         replace_file(tmp_path / "x", lambda part: shutil.copyfile(source, part))
     assert info.value.filename == str(source) and info.value.errno == errno.ENOENT
 
 
-def test_an_error_of_no_file_stays_as_it_is(tmp_path):
+def test_errors_that_are_not_about_files_are_raised_unchanged(tmp_path):
     def fail(part):
         raise RuntimeError("broken")
 

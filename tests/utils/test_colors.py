@@ -1,4 +1,4 @@
-"""Colours that can be told apart, and text that can be read on them."""
+"""Distinguishable colours, and text that is readable on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TABLE_NAMES = sorted(path.stem for path in TABLES.glob("*.json"))
 
 
 def luminance(color) -> float:
-    """WCAG 2's relative luminance."""
+    """Return the relative luminance of an RGB colour by WCAG 2, in 0 … 1."""
     total = 0.0
     for channel, weight in zip(color, (0.2126, 0.7152, 0.0722), strict=True):
         c = channel / 255
@@ -28,7 +28,7 @@ def luminance(color) -> float:
 
 
 def contrast(one, other) -> float:
-    """WCAG 2's contrast ratio, 1 … 21."""
+    """Return the contrast ratio of two colours by WCAG 2, in 1 … 21."""
     light, dark = sorted([luminance(one), luminance(other)], reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
@@ -36,7 +36,7 @@ def contrast(one, other) -> float:
 # Text
 
 
-def test_text_can_be_read_on_every_colour():
+def test_text_is_readable_on_every_colour():
     steps = [*range(0, 256, 15), 117, 118, 119]
     for background in np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3).tolist():
         assert contrast(background, text_color(background)) >= 4.5, background
@@ -44,7 +44,7 @@ def test_text_can_be_read_on_every_colour():
 
 @pytest.mark.parametrize("palette", PALETTES)
 @pytest.mark.parametrize("table", TABLE_NAMES)
-def test_it_can_be_read_on_the_colours_of_every_table_and_on_their_instances(table, palette):
+def test_text_is_readable_on_the_colours_of_every_table_and_their_instances(table, palette):
     make = PALETTES[palette]
     categories = read_table(table).categories
     of_table = [tuple(c.color) for c in categories if c.color is not None]
@@ -58,7 +58,7 @@ def test_it_can_be_read_on_the_colours_of_every_table_and_on_their_instances(tab
 # Instances
 
 
-def test_the_first_instance_has_the_colour_of_its_class_and_the_others_have_other_ones():
+def test_the_first_instance_has_the_colour_of_its_class_and_the_others_differ():
     for color in [*COLORS, (0, 0, 0), (128, 128, 128), (255, 255, 255), (220, 20, 60)]:
         shades = [instance_color(color, i) for i in range(12)]
         assert shades[0] == color
@@ -79,7 +79,7 @@ def test_the_colours_of_a_palette_differ(make):
 
 
 def simulate(color, kind):
-    """What a dichromat sees, by the matrices of Viénot, Brettel and Mollon (1999) on linear RGB."""
+    """Return the colour as a dichromat sees it, after Viénot, Brettel and Mollon (1999)."""
     matrix = {
         "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
         "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
@@ -89,13 +89,13 @@ def simulate(color, kind):
 
 
 def closest(colors) -> float:
-    """The distance of the two most alike, in RGB."""
+    """Return the RGB distance of the two most similar colours."""
     points = np.array(colors, float)
     distance = np.linalg.norm(points[:, None] - points, axis=-1)
     return float(distance[np.triu_indices(len(points), 1)].min())
 
 
 @pytest.mark.parametrize("kind", ["protan", "deutan"])
-def test_the_colours_for_the_colour_blind_stay_apart_for_them(kind):
+def test_the_palette_for_colour_blindness_stays_distinguishable(kind):
     assert closest([simulate(colorblind_color(i), kind) for i in range(8)]) > 35
     assert closest([simulate(colorblind_color(i), kind) for i in range(16)]) > 15

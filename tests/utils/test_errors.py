@@ -1,4 +1,4 @@
-"""Texts of errors name their values and are neither quoted nor broken into lines."""
+"""Texts of errors: without quotes, on one line, and with shortened lists of values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_an_error_without_text_is_named_by_its_type() -> None:
     assert one_line(TimeoutError()) == "TimeoutError"
 
 
-def test_long_lists_are_cut_and_counted() -> None:
+def test_long_lists_are_shortened_with_a_count() -> None:
     assert few([]) == "[]"
     assert few([1, "a", [2]]) == "[1, 'a', [2]]"
     assert few(range(8)) == "[0, 1, 2, 3, 4, 5, 6, 7]"
     assert few(range(11), most=2) == "[0, 1] and 9 more"
 
 
-def test_numbers_of_numpy_are_written_as_plain_ones() -> None:
+def test_numpy_numbers_are_written_as_plain_numbers() -> None:
     assert few(np.array([1.5, 2])) == "[1.5, 2.0]" and few({np.uint8(7)}) == "[7]"

@@ -27,7 +27,7 @@ def test_steps_are_interleaved_and_the_warm_up_is_not_collected() -> None:
     assert values == [["a3", "a4"], ["b3", "b4"]]
 
 
-def test_no_rounds_and_no_steps_give_nothing() -> None:
+def test_without_rounds_or_steps_there_are_no_values() -> None:
     assert interleave([], rounds=3) == []
     assert interleave([lambda: 1], rounds=0) == [[]]
 
@@ -38,12 +38,12 @@ def test_a_timed_step_runs_and_returns_its_seconds() -> None:
     assert ran == [1] and 0.02 <= seconds < 10
 
 
-def test_the_clock_is_the_callers() -> None:
+def test_the_clock_can_be_replaced() -> None:
     ticks = iter([3.0, 10.5])
     assert timed(lambda: None, clock=lambda: next(ticks))() == 7.5
 
 
-def test_a_gpu_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_synchronized_before_and_after_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
     timed(lambda: events.append("step"), device="cuda")()

@@ -1,4 +1,4 @@
-"""Checkpoints of all formats are read; what is broken or would run code is refused."""
+"""Checkpoints of every format are read; files that are broken or would run code are refused."""
 
 import gzip
 import io
@@ -41,7 +41,7 @@ def torch_bytes(content, **options):
 
 
 def with_numpy_path(data, package):
-    """A pickle of arrays as numpy 1 ("numpy.core") or numpy 2 ("numpy._core") writes it."""
+    """Return a pickle of arrays as written by numpy 1 ("numpy.core") or 2 ("numpy._core")."""
     other = b"numpy._core" if package == b"numpy.core" else b"numpy.core"
     return data.replace(other, package)
 
@@ -69,11 +69,11 @@ def write(tmp_path):
     return write
 
 
-# What is read
+# Valid files
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_weights_are_read_under_model(name, write):
+def test_the_weights_are_returned_under_model(name, write):
     content = read_checkpoint(write(name, FILES[name]))
     assert list(content) == ["model"]
     assert sorted(content["model"]) == sorted(WEIGHTS)
@@ -85,7 +85,7 @@ def test_the_weights_are_read_under_model(name, write):
         assert torch.as_tensor(value).dtype == WEIGHTS[key].dtype
 
 
-def test_the_two_numpys_are_told_apart_by_the_path_they_write():
+def test_pickles_of_numpy_1_and_2_contain_different_module_paths():
     assert b"numpy.core.multiarray" in FILES["numpy1.pkl"]
     assert b"numpy._core.multiarray" in FILES["numpy2.pkl"]
 
@@ -100,7 +100,7 @@ def test_arrays_of_the_newest_protocol_are_read_from_either_numpy(package, write
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
-def test_what_else_a_checkpoint_holds_is_kept(suffix, write):
+def test_other_entries_of_a_checkpoint_are_kept(suffix, write):
     training = {"model": {"weight": 1.5}, "iteration": 9, "optimizer": {"state": {}, "lr": [0.1]}}
     data = torch_bytes(training) if suffix == "pth" else pickle.dumps(training)
     assert read_checkpoint(write(f"model.{suffix}", data)) == training
@@ -110,11 +110,11 @@ def test_a_path_may_be_a_string(write):
     assert read_checkpoint(str(write("model.pth", FILES["new.pth"]))).keys() == {"model"}
 
 
-# What would run code
+# Files that would run code
 
 
 class Payload:
-    """Unpickling it runs a command."""
+    """An object whose unpickling runs a command."""
 
     def __init__(self, command):
         self.command = command
@@ -125,11 +125,11 @@ class Payload:
 
 @pytest.fixture
 def payload(tmp_path):
-    """A checkpoint whose unpickling would make a file, and that file's path."""
+    """A checkpoint whose unpickling would create a file, and the path of that file."""
     trace = tmp_path / "trace"
     content = {"model": {"weight": Payload(f"echo > '{trace}'")}}
     pickle.loads(pickle.dumps(content))
-    assert trace.exists()  # it would indeed
+    assert trace.exists()  # the payload works
     trace.unlink()
     return content, trace
 
@@ -157,10 +157,10 @@ def test_a_torch_file_that_would_run_code_is_refused_and_does_not_run(zipped, wr
 
 NESTED = {
     "in a list behind a tensor": lambda evil: {"w": torch.ones(2), "x": [({"y": (evil,)},)]},
-    "as a key's value beside the weights": lambda evil: {"model": {}, "optimizer": evil},
+    "as a value next to the weights": lambda evil: {"model": {}, "optimizer": evil},
     "in the metadata of a state dict": lambda evil: with_metadata(evil),
     "in a numpy array of objects": lambda evil: {"w": np.array([evil], dtype=object)},
-    "as the whole file": lambda evil: evil,
+    "as the complete file": lambda evil: evil,
 }
 
 
@@ -172,9 +172,7 @@ def with_metadata(value):
 
 @pytest.mark.parametrize("suffix", ["zip.pth", "old.pth", "pkl"])
 @pytest.mark.parametrize("where", NESTED)
-def test_wherever_in_a_file_code_hides_it_is_refused_and_does_not_run(
-    suffix, where, write, payload
-):
+def test_code_anywhere_in_a_file_is_refused_and_does_not_run(suffix, where, write, payload):
     content, trace = payload
     content = NESTED[where](content["model"]["weight"])
     if suffix == "pkl":
@@ -186,8 +184,8 @@ def test_wherever_in_a_file_code_hides_it_is_refused_and_does_not_run(
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("place", range(5))
-def test_each_of_the_pickles_of_torchs_old_format_is_read_as_data(place, write, payload):
+@pytest.mark.parametrize("index", range(5))
+def test_each_pickle_of_torchs_old_format_is_read_without_running_code(index, write, payload):
     # magic number, protocol version, system, the object, the keys of the storages
     content, trace = payload
     stream = io.BytesIO(FILES["old.pth"])
@@ -195,16 +193,16 @@ def test_each_of_the_pickles_of_torchs_old_format_is_read_as_data(place, write, 
     for _ in range(5):
         start = stream.tell()
         for _ in pickletools.genops(stream):
-            pass  # up to its end
+            pass  # read up to the end of the pickle
         parts.append(FILES["old.pth"][start : stream.tell()])
-    parts[place] = pickle.dumps(content["model"]["weight"], protocol=2)
+    parts[index] = pickle.dumps(content["model"]["weight"], protocol=2)
     with pytest.raises(ValueError, match=r"was refused: .* \(found: \w+\.system\)"):
         read_checkpoint(write("model.pth", b"".join(parts) + stream.read()))
     assert not trace.exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*looks like a TorchScript archive")
-def test_torchs_oldest_format_and_its_programs_are_refused(write, tmp_path, payload):
+def test_torchs_tar_format_and_torchscript_programs_are_refused(write, tmp_path, payload):
     content, trace = payload
     with tarfile.open(tmp_path / "tar.pth", "w") as archive:
         for name in ("storages", "tensors", "pickle"):
@@ -223,7 +221,7 @@ def test_torchs_oldest_format_and_its_programs_are_refused(write, tmp_path, payl
 
 
 @pytest.mark.parametrize("name", ["eval", "getattr", "__import__"])
-def test_a_pickle_that_asks_for_a_builtin_is_refused_and_told_so(name, write):
+def test_a_pickle_with_a_builtin_is_refused_with_its_name(name, write):
     data = b"cbuiltins\n%b\n(S'1'\ntR." % name.encode()
     with pytest.raises(
         ValueError, match=rf"was refused: .* \(found: builtins\.{name}\)\. Only ten"
@@ -231,17 +229,17 @@ def test_a_pickle_that_asks_for_a_builtin_is_refused_and_told_so(name, write):
         read_checkpoint(write("model.pkl", data))
 
 
-def test_a_pickled_module_is_refused_with_what_to_do(write):
+def test_a_pickled_module_is_refused_with_the_fix(write):
     data = torch_bytes({"model": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"found: torch\.nn.*save it again as a dict of tensors"):
         read_checkpoint(write("model.pth", data))
 
 
-# What is broken
+# Broken files
 
 
 @pytest.mark.parametrize("name", ["new.pth", "old.pth", "weights.safetensors", "protocol2.pkl"])
-def test_a_file_cut_anywhere_is_refused(name, write):
+def test_a_file_truncated_anywhere_is_refused(name, write):
     data = FILES[name]
     for length in range(0, len(data), max(1, len(data) // 60)):
         with pytest.raises(
@@ -254,7 +252,7 @@ def test_a_file_cut_anywhere_is_refused(name, write):
 @pytest.mark.parametrize(
     "text", ["", "hello world\n", "<html><body>404: Not Found</body></html>", "Ünïcödé", "."]
 )
-def test_a_file_that_is_no_checkpoint_is_refused(suffix, text, write):
+def test_a_file_that_is_not_a_checkpoint_is_refused(suffix, text, write):
     with pytest.raises(ValueError, match=rf"model\.{suffix} is not a readable checkpoint: \w"):
         read_checkpoint(write(f"model.{suffix}", text.encode()))
 
@@ -272,17 +270,17 @@ def test_a_checkpoint_must_be_a_dict(name, data, write):
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "nowhere.pkl", "nowhere.safetensors", "folder"])
-def test_a_missing_file_is_named(name, tmp_path):
+def test_the_error_for_a_missing_file_names_it(name, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match=rf"{name} \(MODEL\.WEIGHTS\)"):
         read_checkpoint(tmp_path / name)
 
 
-# What is in a file beside the weights, and what is no weight
+# Names of the weights, and entries that are not weights
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", "model_state"])
-def test_whatever_a_library_calls_the_weights_they_stand_under_model(key, write):
+def test_weights_under_the_names_of_other_libraries_are_returned_under_model(key, write):
     data = torch_bytes({key: WEIGHTS, "epoch": 3})
     content = read_checkpoint(write("model.pth", data))
     assert content.keys() == {"model", "epoch"} and content["model"].keys() == WEIGHTS.keys()
@@ -305,7 +303,7 @@ def test_arrays_and_numbers_become_tensors():
         ({"w": np.array("text")}, "w"),
     ],
 )
-def test_what_holds_no_weights_is_named(weights, found):
+def test_the_error_for_a_file_without_weights_names_its_entries(weights, found):
     with pytest.raises(ValueError, match=rf"x\.pth does not hold a state dict: .* found {found}\."):
         as_tensors(weights, "x.pth")
 
@@ -315,7 +313,7 @@ def test_what_holds_no_weights_is_named(weights, found):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
 @pytest.mark.parametrize("names", [None, ["wall, building", "Straße"]])
-def test_what_is_written_is_read_with_the_class_names(suffix, names, tmp_path):
+def test_weights_and_class_names_survive_writing_and_reading(suffix, names, tmp_path):
     path = tmp_path / "new" / f"x{suffix}"
     write_weights(WEIGHTS, path, names)
     content = read_checkpoint(path)
@@ -327,7 +325,7 @@ def test_what_is_written_is_read_with_the_class_names(suffix, names, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
-def test_what_inference_needs_is_written_beside_the_weights(suffix, tmp_path):
+def test_inference_data_is_written_with_the_weights(suffix, tmp_path):
     path = tmp_path / f"x{suffix}"
     data = {"config": "MODEL: {}\n", "classes": [{"name": "Straße", "isthing": True}]}
     write_weights(WEIGHTS, path, inference=data)
@@ -337,11 +335,11 @@ def test_what_inference_needs_is_written_beside_the_weights(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_holds_weights_alone_has_no_extras(name, write):
+def test_a_file_with_only_weights_has_no_extras(name, write):
     assert read_extras(write(name, FILES[name])) == {}
 
 
-def test_an_inference_entry_of_somebody_elses_is_left_to_those_who_need_it(write):
+def test_a_foreign_inference_entry_is_read_without_an_error(write):
     path = write("x.safetensors", save(WEIGHTS, metadata={"inference": "yes"}))
     content = read_checkpoint(path)
     assert content["inference"] == "yes" and content["model"].keys() == WEIGHTS.keys()
@@ -353,7 +351,7 @@ def test_another_suffix_is_refused_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_class_names_that_are_no_json_make_a_broken_file(write):
+def test_class_names_that_are_not_json_are_an_error(write):
     data = save(WEIGHTS, metadata={"class_names": "[a"})
     with pytest.raises(ValueError, match=r"is not a readable checkpoint"):
         read_checkpoint(write("x.safetensors", data))
@@ -386,7 +384,7 @@ KEPT_NAMES = [
 ]
 
 
-def test_parameters_of_the_pixel_decoder_get_its_name_and_no_others():
+def test_only_parameters_of_the_pixel_decoder_are_renamed():
     old = {name: name for name in [*OLD_NAMES, *KEPT_NAMES]}
     expected = {name: value for value, name in OLD_NAMES.items()} | {k: k for k in KEPT_NAMES}
     assert rename_old_layout(old) == expected
@@ -394,20 +392,20 @@ def test_parameters_of_the_pixel_decoder_get_its_name_and_no_others():
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
 @pytest.mark.parametrize("size", range(4))
-def test_renaming_twice_is_renaming_once(prefix, size):
+def test_renaming_is_idempotent_and_loses_no_name(prefix, size):
     for names in itertools.combinations([*OLD_NAMES, *OLD_NAMES.values(), *KEPT_NAMES], size):
         weights = {prefix + name: name for name in names}
         once = rename_old_layout(weights)
         assert rename_old_layout(once) == once
-        assert sorted(once.values()) == sorted(names)  # nothing is lost, nothing covers another
+        assert sorted(once.values()) == sorted(names)  # no name is lost or overwritten
 
 
-def test_a_name_that_the_model_has_stays():
+def test_a_name_that_the_model_has_is_kept():
     name = "sem_seg_head.mask_features.weight"
     assert rename_old_layout({name: 1}, keep={name}) == {name: 1}
 
 
-def test_the_old_form_of_every_published_model_becomes_todays():
+def test_the_old_names_of_every_published_model_are_converted():
     published = json.loads(gzip.decompress(PUBLISHED.read_bytes()))
     assert len(published) == 30
     for names in published.values():

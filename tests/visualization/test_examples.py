@@ -1,4 +1,4 @@
-"""Examples are those on disk, and those of the mapper, pixel by pixel."""
+"""Drawn examples equal the annotations on disk, and the mapper's examples, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CLASSES = Classes(
     [True, False, True, False],
 )
 DATASET = "examples_scene"
-# segment: id, class, crowd
+# id of a segment: (class, crowd)
 SEGMENTS = {7: (0, 0), 300: (2, 0), 65536: (2, 0), 9: (3, 1)}
 
 
 def segment_ids():
-    """0 is void."""
+    """Return the H×W map of segment ids; 0 is void."""
     ids = np.zeros((HEIGHT, WIDTH), np.int64)
     ids[:, 8:] = 7
     ids[20:36, 10:30] = 300
@@ -94,7 +94,7 @@ def region_at(example, y, x):
 # Annotations
 
 
-def test_a_label_map_has_a_target_a_class_and_ignored_pixels_are_in_none(scene):
+def test_a_label_map_has_a_target_per_class_and_ignored_pixels_have_none(scene):
     example = annotated_example(
         {key: scene[key] for key in ("file_name", "sem_seg_file_name")}, CLASSES, DATASET
     )
@@ -109,7 +109,7 @@ def test_a_label_map_has_a_target_a_class_and_ignored_pixels_are_in_none(scene):
     assert (example.void == (labels == IGNORE)).all() and not example.padding.any()
 
 
-def test_an_ignore_label_that_is_0_is_painted_nowhere(scene):
+def test_an_ignore_label_of_0_is_not_painted(scene):
     MetadataCatalog.remove(DATASET)
     MetadataCatalog.get(DATASET).set(ignore_label=0)
     labels = label_map()
@@ -120,7 +120,7 @@ def test_an_ignore_label_that_is_0_is_painted_nowhere(scene):
     assert (example.void == (labels == 0)).all() and example.class_ids == [1, 2, 3]
 
 
-def test_a_panoptic_annotation_has_a_target_a_segment_and_crowds_say_so(scene):
+def test_a_panoptic_annotation_has_a_target_per_segment_and_crowds_are_labelled(scene):
     example = annotated_example(scene, CLASSES, DATASET)
     ids = segment_ids()
     for index, (segment, (class_id, crowd)) in enumerate(SEGMENTS.items()):
@@ -145,7 +145,7 @@ def box(x, y, width, height, category, **more):
     }
 
 
-def test_polygons_are_filled_and_small_instances_lie_on_large_ones(scene):
+def test_polygons_are_filled_and_small_instances_cover_large_ones(scene):
     annotations = [box(0, 0, 40, 30, 2), box(10, 10, 8, 6, 3, iscrowd=1)]
     record = {"file_name": scene["file_name"], "annotations": annotations}
     example = annotated_example(record, CLASSES, DATASET)
@@ -165,7 +165,7 @@ def scene_image(scene):
     return {"file_name": scene["file_name"]}
 
 
-def test_a_wrong_annotation_is_named(scene):
+def test_missing_and_invalid_annotations_are_errors(scene):
     with pytest.raises(KeyError, match=r"expected one of .*'annotations'.* found \['file_name'\]"):
         annotated_example(scene_image(scene), CLASSES, DATASET)
     few = Classes(NAMES[:2], CLASSES.colors[:2], [True, False])
@@ -174,7 +174,7 @@ def test_a_wrong_annotation_is_named(scene):
             annotated_example({**scene_image(scene), **keys}, few, DATASET)
 
 
-# What is fed
+# Inputs of the model
 
 
 each_mapper = pytest.mark.parametrize(
@@ -184,7 +184,7 @@ each_mapper = pytest.mark.parametrize(
 
 @each_mapper
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_an_example_is_the_mappers_in_rgb(cfg, scene, name, image_format):
+def test_an_example_equals_the_mappers_in_rgb(cfg, scene, name, image_format):
     cfg.INPUT.DATASET_MAPPER_NAME, cfg.INPUT.FORMAT = name, image_format
     cfg.INPUT.RANDOM_FLIP = "none"
     np.random.seed(3)
@@ -200,7 +200,7 @@ def test_an_example_is_the_mappers_in_rgb(cfg, scene, name, image_format):
 
 
 @each_mapper
-def test_padding_is_what_the_mapper_added_and_void_what_else_is_in_no_target(cfg, scene, name):
+def test_padding_is_what_the_mapper_added_and_void_is_unlabelled(cfg, scene, name):
     cfg.INPUT.DATASET_MAPPER_NAME = name
     cfg.INPUT.RANDOM_FLIP = "none"
     example = ModelInputs(cfg, CLASSES, is_train=True)(scene)
@@ -215,33 +215,33 @@ def test_padding_is_what_the_mapper_added_and_void_what_else_is_in_no_target(cfg
     assert not (example.void & padding).any()
 
 
-def test_the_size_before_padding_is_that_of_each_image(cfg, scene):
+def test_padding_is_found_for_images_of_any_size(cfg, scene):
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     cfg.INPUT.MIN_SIZE_TRAIN = (20, 30, 40)
-    fed = ModelInputs(cfg, CLASSES, is_train=True)
+    inputs = ModelInputs(cfg, CLASSES, is_train=True)
     np.random.seed(0)
     heights = set()
     for _ in range(12):
-        example = fed(scene)
+        example = inputs(scene)
         inside = ~example.padding
         height, width = inside.any(1).sum(), inside.any(0).sum()
         heights.add(height)
         assert width == height * WIDTH // HEIGHT and inside.sum() == height * width
-        # the mapper pads with gray, and random pixels are not gray all over
+        # The mapper pads with gray, while the random image is not entirely gray.
         assert (example.image[example.padding] == 128).all()
         assert (example.image[inside] != 128).any()
     assert heights == {20, 30, 40}
 
 
-def test_targets_that_a_crop_has_emptied_are_kept_where_the_mapper_keeps_them(cfg, scene):
+def test_targets_emptied_by_a_crop_are_kept_like_in_the_mapper(cfg, scene):
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_panoptic"
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [8, 8]
     np.random.seed(0)
-    fed = ModelInputs(cfg, CLASSES, is_train=True)
-    assert any(0 in fed(scene).areas for _ in range(5))
+    inputs = ModelInputs(cfg, CLASSES, is_train=True)
+    assert any(0 in inputs(scene).areas for _ in range(5))
 
 
-def test_a_test_image_is_fed_without_targets(cfg, scene):
+def test_a_test_image_has_no_targets(cfg, scene):
     cfg.INPUT.MIN_SIZE_TEST = 80
     example = ModelInputs(cfg, CLASSES, is_train=False)(scene)
     assert example.image.shape == (80, 120, 3) and not example.has_targets
@@ -251,7 +251,7 @@ def test_a_test_image_is_fed_without_targets(cfg, scene):
 
 
 class FixedMapper:
-    """A plug-in that keeps nothing to itself, and gives what it was made for."""
+    """A custom mapper that returns the entries ``given``."""
 
     given: dict
 
@@ -263,7 +263,7 @@ class FixedMapper:
 
 
 @pytest.mark.parametrize("kind", ["bit masks", "label map"])
-def test_other_mappers_may_give_bit_masks_or_a_label_map_alone(cfg, kind, monkeypatch):
+def test_other_mappers_may_return_bit_masks_or_only_a_label_map(cfg, kind, monkeypatch):
     labels = torch.full((4, 6), IGNORE)
     labels[:2, :3] = 1
     labels[3] = 3
@@ -280,7 +280,7 @@ def test_other_mappers_may_give_bit_masks_or_a_label_map_alone(cfg, kind, monkey
     assert (example.void == (labels == IGNORE).numpy()).all()
 
 
-def test_an_unknown_mapper_is_named(cfg):
+def test_the_error_for_an_unknown_mapper_names_it(cfg):
     cfg.INPUT.DATASET_MAPPER_NAME = "no_mapper"
     with pytest.raises(KeyError, match=r"INPUT\.DATASET_MAPPER_NAME is 'no_mapper'"):
         ModelInputs(cfg, CLASSES, is_train=True)

@@ -1,4 +1,4 @@
-"""A legend: every row can be read, and takes as little room as it can."""
+"""Legends: every row is drawn completely, in little space."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def rows(count, name="class"):
     ]
 
 
-def colors_in(picture):
-    packed = np.unique(np.asarray(picture).reshape(-1, 3).astype(np.int64) @ [256**2, 256, 1])
+def colors_in(image):
+    packed = np.unique(np.asarray(image).reshape(-1, 3).astype(np.int64) @ [256**2, 256, 1])
     return {(c // 256**2, c // 256 % 256, c % 256) for c in packed.tolist()}
 
 
@@ -28,7 +28,7 @@ def test_every_row_is_drawn_in_any_number_of_columns(count, columns):
     assert {spread_color(i) for i in range(count)} <= colors_in(legend)
     lines = -(-count // columns)
     assert legend.height == lines * draw_legend(rows(1), text=12).height
-    assert (np.asarray(legend)[:, -3:] == 255).all()  # nothing is cut off on the right
+    assert (np.asarray(legend)[:, -3:] == 255).all()  # no text is cut off on the right
 
 
 def test_columns_do_not_touch():
@@ -41,7 +41,7 @@ def test_columns_do_not_touch():
         )
 
 
-def test_shares_are_rounded_and_tiny_ones_say_so():
+def test_percentages_are_rounded_and_tiny_ones_marked():
     swatch = np.zeros((1, 1, 3), np.uint8)
     shares = (1.0, 0.1234, 0.0005, 0.0004)
     percents = [LegendRow(swatch, "", share).percent for share in shares]
@@ -50,9 +50,9 @@ def test_shares_are_rounded_and_tiny_ones_say_so():
 
 @pytest.mark.parametrize("size", [(600, 900), (900, 300), (300, 1200), (40, 40), (1, 1)])
 @pytest.mark.parametrize("count", [1, 12, 100])
-def test_the_image_stays_as_it_is_and_every_row_is_next_to_it_or_below_it(size, count):
-    picture = np.full((*size, 3), 7, np.uint8)
-    result = add_legend(picture, rows(count))
+def test_the_image_is_unchanged_and_every_row_is_next_to_it_or_below_it(size, count):
+    image = np.full((*size, 3), 7, np.uint8)
+    result = add_legend(image, rows(count))
     height, width = size
     assert (result[:height, :width] == 7).all()
     result[:height, :width] = 255
@@ -60,12 +60,12 @@ def test_the_image_stays_as_it_is_and_every_row_is_next_to_it_or_below_it(size, 
     assert (result[-1] == 255).all() and (result[:, -1] == 255).all()
 
 
-def test_a_few_rows_lie_below_the_image_and_a_column_of_many_next_to_it():
+def test_few_rows_are_below_the_image_and_many_in_a_column_next_to_it():
     few, many = (add_legend(np.zeros((400, 400, 3), np.uint8), rows(n)) for n in (2, 22))
     assert few.shape[1] == 400 and few.shape[0] < 450
     assert many.shape[0] == 400 and many.shape[1] < 560
 
 
 def test_without_rows_there_is_no_legend():
-    picture = np.zeros((20, 30, 3), np.uint8)
-    assert add_legend(picture, []) is picture
+    image = np.zeros((20, 30, 3), np.uint8)
+    assert add_legend(image, []) is image

@@ -1,4 +1,4 @@
-"""Every region has its colour and a name that can be read, and the rest stays as it was."""
+"""Every region has its colour and a readable name, and all other pixels are unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_semantic_overlay_has_one_region_for_each_class_in_the_map():
     assert overlay.ids.tolist() == [[2, 2, 1], [1, 0, 2]]
 
 
-def test_a_panoptic_overlay_has_one_region_a_segment_and_things_carry_their_score():
+def test_a_panoptic_overlay_has_one_region_per_segment_and_scores_of_things():
     ids = np.array([[7, 7, 3], [3, 0, 9]], np.int32)
     segments = [
         {"id": 3, "isthing": True, "category_id": 2, "score": 0.914},
@@ -58,7 +58,7 @@ def test_an_empty_panoptic_result_paints_nothing():
     assert (draw(gray(4, 6), overlay) == gray(4, 6)).all()
 
 
-def test_small_masks_lie_on_large_ones_and_of_equal_ones_the_first_on_top():
+def test_small_masks_cover_large_ones_and_the_first_of_equal_ones_is_on_top():
     masks = np.zeros((3, 4, 6), bool)
     masks[0] = True
     masks[1, :2, :2] = masks[2, :2, :2] = True
@@ -73,12 +73,12 @@ def test_small_masks_lie_on_large_ones_and_of_equal_ones_the_first_on_top():
 # Drawing
 
 
-def test_a_region_is_painted_and_what_is_in_none_is_left_as_it_was():
+def test_regions_are_painted_and_all_other_pixels_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     ids = np.zeros((40, 60), np.int32)
     ids[10:13, 5:50] = 1  # too thin for a label
     before = image.copy()
-    picture = draw(image, Overlay(ids, [Region("road", (128, 64, 128))]), opacity=0.5)
+    drawing = draw(image, Overlay(ids, [Region("road", (128, 64, 128))]), opacity=0.5)
     assert (image == before).all()
     outlined = {(y, x) for y in (9, 12) for x in range(5, 50)} | {
         (y, x) for y in range(10, 13) for x in (4, 49)
@@ -86,34 +86,34 @@ def test_a_region_is_painted_and_what_is_in_none_is_left_as_it_was():
     for y in range(40):
         for x in range(60):
             if (y, x) in outlined:
-                assert (picture[y, x] >= 150).all()  # white shines through
+                assert (drawing[y, x] >= 150).all()  # white shines through
             elif ids[y, x]:
                 expected = (image[y, x] + np.array([128, 64, 128])) / 2
-                assert np.abs(picture[y, x] - expected).max() <= 1
+                assert np.abs(drawing[y, x] - expected).max() <= 1
             else:
-                assert (picture[y, x] == image[y, x]).all()
+                assert (drawing[y, x] == image[y, x]).all()
 
 
 def test_the_image_is_upsampled_by_the_scale():
     ids = np.zeros((20, 30), np.int32)
     ids[:, 15:] = 1
-    picture = draw(gray(20, 30), Overlay(ids, [Region("a", (255, 0, 0))]), scale=4)
-    assert picture.shape == (80, 120, 3)
-    assert (picture[10, 10] == 100).all() and (picture[70, 100] == (178, 50, 50)).all()
+    drawing = draw(gray(20, 30), Overlay(ids, [Region("a", (255, 0, 0))]), scale=4)
+    assert drawing.shape == (80, 120, 3)
+    assert (drawing[10, 10] == 100).all() and (drawing[70, 100] == (178, 50, 50)).all()
 
 
 def test_image_and_result_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"image is \(20, 30\) \(H, W\), the result \(20, 31\)"):
+    with pytest.raises(ValueError, match=r"image is \(20, 30\) .*result is \(20, 31\)"):
         draw(gray(20, 30), Overlay(np.zeros((20, 31), np.int32), []))
 
 
 def boxes_of(ids, regions):
-    """The boxes of the labels that are drawn, by label."""
+    """Return the boxes (left, top, right, bottom) of the drawn labels, by label."""
     placed, _ = labels.place_labels(ids, regions)
     return {label.text: label.box for label in placed}
 
 
-def test_labels_lie_inside_the_image_and_never_on_each_other():
+def test_labels_are_inside_the_image_and_never_overlap():
     rng = np.random.default_rng(0)
     for size in ((120, 400), (300, 300), (60, 60), (7, 300), (1, 1)):
         coarse = rng.integers(0, 9, (3, 4))
@@ -130,7 +130,7 @@ def test_labels_lie_inside_the_image_and_never_on_each_other():
                 assert apart or bottom <= other[1] or other[3] <= top
 
 
-def test_a_label_lies_on_its_region_and_small_or_thin_regions_have_none():
+def test_a_label_is_inside_its_region_and_small_or_thin_regions_have_none():
     ids = np.zeros((200, 300), np.int32)
     ids[20:120, 30:150] = 1
     ids[150:156, :] = 2  # thin
@@ -142,45 +142,45 @@ def test_a_label_lies_on_its_region_and_small_or_thin_regions_have_none():
     assert (ids[int(top) : int(bottom) + 1, int(left) : int(right) + 1] == 1).all()
 
 
-def test_a_name_that_is_wider_than_the_image_is_left_out():
+def test_a_name_wider_than_the_image_is_left_out():
     regions = [Region("a name that is rather long", (0, 0, 142))]
     assert not boxes_of(np.ones((300, 60), np.int32), regions)
     assert boxes_of(np.ones((300, 300), np.int32), regions)
 
 
-def test_a_label_goes_to_the_widest_part_of_a_region_in_parts():
+def test_the_label_of_a_disconnected_region_is_in_its_widest_part():
     ids = np.zeros((200, 300), np.int32)
     ids[10:40, 10:60] = ids[100:190, 150:290] = 1
     left, top, *_ = boxes_of(ids, [Region("car", (0, 0, 142))])["car"]
     assert left > 150 and top > 100
 
 
-def test_names_beyond_ascii_are_drawn():
+def test_names_with_non_ascii_characters_are_drawn():
     assert labels.font(12).getmask("ß").getbbox() != labels.font(12).getmask("\uffff").getbbox()
 
 
-def test_the_same_result_is_always_drawn_the_same():
+def test_drawing_is_deterministic():
     ids = np.random.default_rng(0).integers(0, 4, (10, 12)).repeat(9, 0).repeat(9, 1)
     segments = [
         {"id": i, "isthing": True, "category_id": 2, "score": 0.5, "area": 0} for i in (1, 2, 3)
     ]
-    pictures = [draw(gray(90, 108), panoptic_overlay(ids, segments, CLASSES)) for _ in range(2)]
-    assert (pictures[0] == pictures[1]).all()
-    assert len(Counter(map(tuple, pictures[0].reshape(-1, 3).tolist()))) > 4
+    drawings = [draw(gray(90, 108), panoptic_overlay(ids, segments, CLASSES)) for _ in range(2)]
+    assert (drawings[0] == drawings[1]).all()
+    assert len(Counter(map(tuple, drawings[0].reshape(-1, 3).tolist()))) > 4
 
 
 def test_labels_are_written_in_black_or_white_on_the_colour_of_their_region():
     ids = np.ones((120, 300), np.int32)
     for color, text in (((0, 0, 142), 255), ((240, 228, 66), 0)):
         region = Region("a name", color)
-        picture = draw(gray(120, 300), Overlay(ids, [region]))
+        drawing = draw(gray(120, 300), Overlay(ids, [region]))
         left, top, right, bottom = map(int, boxes_of(ids, [region])["a name"])
-        box = picture[top : bottom + 1, left : right + 1].reshape(-1, 3)
+        box = drawing[top : bottom + 1, left : right + 1].reshape(-1, 3)
         assert (box == color).all(1).mean() > 0.5 and (box == text).all(1).any()
 
 
 def large_scene(height=1500, width=2000, count=40):
-    """Wavy regions of 40 classes, some of the image unpainted."""
+    """Return an image and an overlay of wavy regions of 40 classes, partly unpainted."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     coarse = rng.integers(0, count + 1, (12, 16))
@@ -192,7 +192,7 @@ def large_scene(height=1500, width=2000, count=40):
 
 
 def plain_blend(image, overlay):
-    """The same paint without outlines and labels, as it is first written in numpy."""
+    """Blend without outlines and labels, in straightforward numpy."""
     colors = np.array([(0, 0, 0), *(region.color for region in overlay.regions)], np.float32)
     blended = (0.5 * image + 0.5 * colors[overlay.ids]).astype(np.uint8)
     blended[overlay.ids == 0] = image[overlay.ids == 0]
@@ -200,7 +200,7 @@ def plain_blend(image, overlay):
 
 
 def test_drawing_a_large_image_costs_less_than_blending_it_in_plain_numpy():
-    """It takes half of that. Interleaved and in CPU time, because other jobs may run."""
+    """It takes about half. Measured interleaved and in CPU time, because other jobs may run."""
     image, overlay = large_scene()
     seconds: dict[object, list[float]] = {draw: [], plain_blend: []}
     for _ in range(3):

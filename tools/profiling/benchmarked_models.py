@@ -1,4 +1,4 @@
-"""Models that are benchmarked interleaved: a step of each, cut into stages."""
+"""Models to benchmark: each runs a step that is divided into stages."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def initial_weights(cfg: CfgNode, seed: int = 0) -> dict[str, Tensor]:
 
 
 class BenchmarkedModel(ABC):
-    """One benchmarked model.
+    """Model to benchmark, with its input and its optimizer.
 
     Args:
         name: Name in the results.
-        cfg: Config, with the ``SOLVER`` to train the model.
+        cfg: Config; ``SOLVER`` defines the training step.
         workload: Input of a step.
         model: Model with its weights, on the config's device.
     """
@@ -167,8 +167,8 @@ class BenchmarkedMaskFormer(BenchmarkedModel):
             if self.workload.segments is not None:
                 force_confident(outputs["pred_logits"], self.workload.segments)
         elif self.watch.is_running:
-            # The criterion's backward pass ends when the first gradient reaches the outputs:
-            # operations are differentiated last to first, and all of the criterion comes later.
+            # The criterion's backward pass ends when the first gradient reaches the outputs,
+            # because autograd differentiates the last operations, those of the criterion, first.
             self._criterion_is_differentiated = False
             for tensor in _tensors(outputs):
                 tensor.register_hook(self._after_criterion_backward)
@@ -184,7 +184,7 @@ class BenchmarkedMaskFormer(BenchmarkedModel):
 
     def _infer(self) -> None:
         settings = self.model.inference
-        results: list[Any] = []  # kept to the end of the step, as by a call of the model
+        results: list[Any] = []  # kept until the end of the step, as in a call of the model
         self.watch.start()
         for logits in self.model.predict(self.batch):
             if settings.semantic_on:
@@ -250,7 +250,7 @@ class BenchmarkedMaskFormer(BenchmarkedModel):
 
 
 class _TimedMatcher(nn.Module):
-    """Matcher that ends the stage "matching"."""
+    """Wrapper of a matcher that ends the stage "matching"."""
 
     def __init__(self, matcher: nn.Module, watch: Stopwatch) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ def _before(module: nn.Module, do: Callable[[], None], compiled: bool = False) -
     def hook(module: nn.Module, inputs: Any) -> None:
         do()
 
-    # hooks of a compiled module are compiled with it, unless that is disabled
+    # Otherwise torch compiles the hook together with the module.
     module.register_forward_pre_hook(torch.compiler.disable(hook) if compiled else hook)
 
 

@@ -1,4 +1,4 @@
-"""Interleaved measurements: a machine's speed drifts, so only ratios within a round count."""
+"""Interleaved measurements: a machine's speed drifts, so only ratios in a round are reliable."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def build_models(specs: Sequence[ModelSpec], workload: Workload) -> list[Benchma
     """Build models, all with the weights of the first if they fit.
 
     Raises:
-        ImportError, ValueError: if a peer is not installed, or cannot be the config's model.
+        ImportError, ValueError: if a peer is not installed, or does not support the config.
         OSError, ValueError: see :func:`load_trained_model`.
     """
     first = specs[0]
@@ -75,7 +75,7 @@ def _build(spec: ModelSpec, workload: Workload, weights: Mapping[str, Tensor]) -
     if not isinstance(model, MaskFormer):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {type(model).__name__}; expected MaskFormer, because only "
-            "its stages are known."
+            "its stages can be measured."
         )
     return BenchmarkedMaskFormer(spec.name, spec.cfg, workload, weights, model)
 

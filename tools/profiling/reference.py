@@ -1,10 +1,10 @@
-"""The model with the paper's formulas written plainly, as a reference for speed and memory.
+"""The model with the paper's formulas in their plainest form, a reference for speed and memory.
 
 It stands in for the published code and does the same work: each matched mask is upsampled to full
 size and compared there, layers and images are matched one after another, the masks of all queries
-are upsampled before any decision, every decoder layer predicts in inference, Swin is detectron2's,
-and the memory layout is that of the images. Pixel decoder and transformer decoder are this
-package's. The results are the same up to rounding.
+are upsampled before any query is dropped, every decoder layer predicts in inference, Swin is
+detectron2's, and the memory layout is that of the images. Pixel decoder and transformer decoder are
+this package's. The results are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FOCAL = {"alpha": 0.25, "gamma": 2.0}
 
 
 class ReferenceMatcher(HungarianMatcher):
-    """Matching of one layer and one image after another."""
+    """Matcher that processes one layer and one image after another."""
 
     @torch.no_grad()
     def match_layers(
@@ -64,21 +64,23 @@ class ReferenceMatcher(HungarianMatcher):
 
     def _match(self, logits: Tensor, masks: Tensor, target: Target) -> Match:
         """Match Q×(K+1) class logits and Q×h×w mask logits to the targets of one image."""
-        truth = F.interpolate(target["masks"][:, None].float(), size=masks.shape[-2:]).flatten(1)
+        ground_truth = F.interpolate(
+            target["masks"][:, None].float(), size=masks.shape[-2:]
+        ).flatten(1)
         rows = masks.flatten(1).float()
         inside = sigmoid_focal_loss(rows, torch.ones_like(rows), **_FOCAL)
         outside = sigmoid_focal_loss(rows, torch.zeros_like(rows), **_FOCAL)
-        focal = (inside @ truth.T + outside @ (1 - truth).T) / rows.shape[1]
+        focal = (inside @ ground_truth.T + outside @ (1 - ground_truth).T) / rows.shape[1]
         probability = rows.sigmoid()
-        area = probability.sum(1, keepdim=True) + truth.sum(1)
-        dice = 1 - (2 * probability @ truth.T + 1) / (area + 1)
+        area = probability.sum(1, keepdim=True) + ground_truth.sum(1)
+        dice = 1 - (2 * probability @ ground_truth.T + 1) / (area + 1)
         cost = self.mask_weight * focal + self.dice_weight * dice
         cost = cost - self.class_weight * logits.softmax(-1)[:, target["labels"]]
         return Match(*map(torch.as_tensor, linear_sum_assignment(cost.float().cpu())))
 
 
 class ReferenceCriterion(SetCriterion):
-    """Losses of one layer after another; gradients by autograd."""
+    """Criterion that computes one layer after another; its gradients come from autograd."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class ReferenceCriterion(SetCriterion):
         *,
         batch_counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the same losses as :class:`SetCriterion`, in one process."""
+        """Compute the same losses as :class:`SetCriterion` does in one process."""
         layers = layer_predictions(outputs)
         matches = self.matcher.match_layers(layers, targets)
         count = max(1, sum(batch_counts or [len(target["labels"]) for target in targets]))
@@ -115,10 +117,10 @@ class ReferenceCriterion(SetCriterion):
         ]
         size = targets[0]["masks"].shape[-2:]
         rows = F.interpolate(chosen[:, None], size=size, mode="bilinear").flatten(1).float()
-        truth, probability = torch.cat(masks).flatten(1).float(), rows.sigmoid()
-        area = probability.sum(1) + truth.sum(1)
-        dice = 1 - (2 * (probability * truth).sum(1) + 1) / (area + 1)
-        focal = sigmoid_focal_loss(rows, truth, **_FOCAL).mean(1)
+        ground_truth, probability = torch.cat(masks).flatten(1).float(), rows.sigmoid()
+        area = probability.sum(1) + ground_truth.sum(1)
+        dice = 1 - (2 * (probability * ground_truth).sum(1) + 1) / (area + 1)
+        focal = sigmoid_focal_loss(rows, ground_truth, **_FOCAL).mean(1)
         return {
             "loss_ce": F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight),
             "loss_mask": focal.sum() / count,
@@ -127,7 +129,7 @@ class ReferenceCriterion(SetCriterion):
 
 
 class ReferenceLogits(ImageLogits):
-    """Results of an image from the upsampled masks of all queries."""
+    """Logits of an image whose results are computed from the upsampled masks of all queries."""
 
     @cached_property
     def masks(self) -> Tensor:
@@ -167,7 +169,7 @@ class ReferenceLogits(ImageLogits):
 
 
 def semantic_inference(mask_cls: Tensor, masks: Tensor) -> Tensor:
-    """Convert Q×(K+1) and Q×H×W logits to scores, K×H×W."""
+    """Convert Q×(K+1) class and Q×H×W mask logits to class scores, K×H×W."""
     return torch.einsum("qk,qhw->khw", mask_cls.softmax(-1)[:, :-1], masks.sigmoid())
 
 
@@ -179,7 +181,7 @@ def panoptic_inference(
     object_mask_threshold: float,
     overlap_threshold: float,
 ) -> tuple[Tensor, list[SegmentInfo]]:
-    """Compute ids H×W and their segments, one query after another."""
+    """Compute the H×W map of segment ids and the segments, one query after another."""
     scores, labels = mask_cls.softmax(-1).max(-1)
     keep = (labels < mask_cls.shape[-1] - 1) & (scores > object_mask_threshold)
     scores, labels, probability = scores[keep], labels[keep], masks.sigmoid()[keep]
@@ -205,7 +207,7 @@ def panoptic_inference(
 def instance_inference(
     mask_cls: Tensor, masks: Tensor, topk: int, thing_ids: Iterable[int]
 ) -> Instances:
-    """Choose the best (query, class) pairs, of thing classes only if there are any."""
+    """Choose the best ``topk`` (query, class) pairs; keep only things if any class is a thing."""
     probability = mask_cls.softmax(-1)[:, :-1]
     scores, pairs = probability.flatten().topk(min(topk, probability.numel()), sorted=False)
     labels = pairs % probability.shape[1]
@@ -224,7 +226,7 @@ def instance_inference(
 
 
 class ReferenceMaskFormer(MaskFormer):
-    """:class:`MaskFormer` with everything around its two decoders written plainly."""
+    """:class:`MaskFormer` whose parts are in their plainest form, except for its two decoders."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -236,11 +238,11 @@ class ReferenceMaskFormer(MaskFormer):
         return batch
 
     def network(self, images: Tensor) -> Outputs:
-        with all_predictions(self):  # in inference too, as published code does
+        with all_predictions(self):  # also in inference, as in the published code
             return super().network(images)
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[SegmentationLogits]:
-        """Run the network on whole images.
+        """Return the logits of whole images.
 
         Raises:
             ValueError: if an image is larger than a sliding window.
@@ -250,7 +252,7 @@ class ReferenceMaskFormer(MaskFormer):
     def _reference_logits(self, logits: SegmentationLogits) -> ReferenceLogits:
         if not isinstance(logits, ImageLogits):
             raise ValueError(
-                "The textbook version runs images whole: set TEST.SLIDING_WINDOW.SIZE to 0."
+                "The textbook version runs only on whole images: set TEST.SLIDING_WINDOW.SIZE to 0."
             )
         return ReferenceLogits(**{f.name: getattr(logits, f.name) for f in fields(logits)})
 

@@ -1,4 +1,4 @@
-"""Time of the stages of a step, its peak memory, and the machine's rate, on a CPU or a GPU."""
+"""Time of a step's stages, its peak memory, and the machine's speed, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stopwatch:
     """Stopwatch that cuts a step into stages; each lap ends one.
 
     On a GPU it records events and does not synchronise before :meth:`read`. Laps are ignored
-    unless it is running, from :meth:`start` to :meth:`read`.
+    unless it is running.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,6 +34,7 @@ class Stopwatch:
 
     @property
     def is_running(self) -> bool:
+        """True from :meth:`start` to :meth:`read`."""
         return bool(self._marks)
 
     def start(self) -> None:
@@ -48,7 +49,7 @@ class Stopwatch:
             self._marks.append((stage, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Stop, and return seconds by stage in the order they ended; equal names are added up."""
+        """Stop and return the seconds by stage, in order; laps with the same name are added up."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         marks, self._marks = self._marks, []
@@ -80,8 +81,8 @@ class Peak(NamedTuple):
 def peak_memory(step: Callable[[], object], device: torch.device) -> Peak:
     """Measure the peak memory of ``step()``; run it once before, for its one-time allocations.
 
-    On a CPU it is the process's resident memory, as Linux reports it. Other systems cannot reset
-    its highest value, so only that of the whole process is known.
+    On a CPU it is the resident memory of the process, as Linux reports it. Other systems cannot
+    reset the peak, so only that of the whole process is known.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)

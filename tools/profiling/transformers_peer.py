@@ -1,4 +1,4 @@
-"""Hugging Face's MaskFormer with this package's weights, as its users run it."""
+"""Hugging Face's MaskFormer with this package's weights and its own post-processing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BenchmarkedTransformersModel(BenchmarkedModel):
 
     Raises:
         ImportError: if transformers is not installed.
-        ValueError: if its MaskFormer cannot hold the model.
+        ValueError: if its MaskFormer cannot represent the model.
     """
 
     def __init__(

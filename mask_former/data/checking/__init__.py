@@ -1,4 +1,4 @@
-"""Validate a dataset: each file, then the whole. ``tools/check_dataset.py`` uses it."""
+"""Validation of a dataset, file by file and as a whole, for ``tools/check_dataset.py``."""
 
 from .images import ClassTable, Finding, ImageCheck, check_image
 from .sources import Source, classes_of_dataset, from_coco_json, from_folders, from_registered

@@ -1,6 +1,6 @@
-"""Collect every error of an image and its annotation, where a mapper stops at the first.
+"""Collect all errors of an image and its annotations; a mapper would stop at the first.
 
-The checks are the mappers' own readers, whose exceptions are collected here.
+The files are read with the mappers' readers, whose exceptions are collected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Finding:
     file: str
     message: str
     is_error: bool = True
-    """False: a note, since it may be intended."""
+    """False for a note about something that may be intended."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ClassTable:
 
     names: Sequence[str]
     ignore_label: int | None = None
-    """The value of pixels without a class; None without a label map."""
+    """The value of pixels without a class; None if there are no label maps."""
 
     @property
     def num_classes(self) -> int:
@@ -63,9 +63,9 @@ class ImageCheck:
     size: tuple[int, int] | None = None
     """Height and width in pixels, after any EXIF rotation; None: the image is unreadable."""
     pixels: Counter[int] = field(default_factory=Counter)
-    """Pixels by class id, or by label if it is not a class; overlapping instances each count."""
+    """Number of pixels by class id, or by unknown label; overlapping instances each count."""
     num_targets: int = 0
-    """Segments, instances, or classes of a label map."""
+    """Number of segments, of instances, or of classes in a label map."""
 
     @contextmanager
     def collecting(self, file: str) -> Iterator[None]:
@@ -97,15 +97,15 @@ def check_image(record: Record, classes: ClassTable) -> ImageCheck:
     for key, check_annotation in _CHECKS.items():
         if key not in record:
             continue
-        # Every annotation is checked, but only the first one is counted.
-        one = ImageCheck(size=check.size)
-        with one.collecting(str(record[key]) if key.endswith("file_name") else image_file):
-            check_annotation(record, image, classes, one)
-        check.findings += one.findings
+        # Every annotation is checked, but only the pixels and targets of the first are counted.
+        part = ImageCheck(size=check.size)
+        with part.collecting(str(record[key]) if key.endswith("file_name") else image_file):
+            check_annotation(record, image, classes, part)
+        check.findings += part.findings
         if not has_any:
-            check.pixels, check.num_targets = one.pixels, one.num_targets
+            check.pixels, check.num_targets = part.pixels, part.num_targets
             has_any = True
-            if not one.findings and not any(0 <= c < classes.num_classes for c in one.pixels):
+            if not part.findings and not any(0 <= c < classes.num_classes for c in part.pixels):
                 check.findings.append(Finding(image_file, "no pixel has a class.", is_error=False))
     if not has_any:
         message = f"has no annotation: expected one of {list(_CHECKS)}, found {sorted(record)}."
@@ -176,7 +176,7 @@ _CHECKS: Mapping[str, Callable[[Record, NDArray[Any] | None, ClassTable, ImageCh
     "sem_seg_file_name": _check_labels,
     "annotations": _check_instances,
 }
-"""Checks by the key of the record, the most detailed annotation first."""
+"""Checks by the record's key that names the annotation; the most detailed annotation first."""
 
 
 def _check_class_ids(
@@ -203,7 +203,7 @@ def _check_size(
 
 
 def _about_colors(file: str) -> str:
-    """Guess the meaning of a label map of several channels; "" for all other files."""
+    """Guess the meaning of a label map with several channels; return "" for any other file."""
     try:
         pixels = read_image(file, "sem_seg_file_name")
     except ValueError:  # reported by the caller

@@ -1,4 +1,4 @@
-"""Check the mask of an instance: does it cover a pixel, and does it reach beyond the image?"""
+"""Check that an instance's mask covers a pixel and does not reach beyond the image."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..formats.coco_instances import decode_segmentation
 __all__ = ["instance_area"]
 
 TOLERANCE = 1.0
-"""Pixels that a polygon may reach beyond the image, because of rounding."""
+"""Number of pixels by which rounding may move a polygon beyond the image."""
 
 
 def instance_area(annotation: dict[str, Any], size: Size, where: str) -> tuple[int, str | None]:
     """Count the pixels that an instance covers.
 
     Args:
-        annotation: COCO's, with ``segmentation``; see ``decode_segmentation``.
+        annotation: a COCO annotation with ``segmentation``; see ``decode_segmentation``.
         size: height and width of the image in pixels.
         where: file and annotation, for the messages.
 
     Returns:
-        The number of pixels, and a message about a polygon that reaches beyond the image, if any.
+        The number of pixels, and a message if a polygon reaches beyond the image, else None.
 
     Raises:
-        ValueError: if there is no mask, or it is malformed, of another image's size or empty.
+        ValueError: if the mask is missing, malformed, empty, or of another size than the image.
     """
     segmentation = annotation.get("segmentation")
     area = int(decode_segmentation(segmentation, size, where).sum())

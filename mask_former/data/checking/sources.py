@@ -1,7 +1,7 @@
-"""Find the images and annotations to check: folders, a COCO JSON or a registered dataset.
+"""List the images and annotations to check: of folders, a COCO JSON or a registered dataset.
 
-Unlike the loaders of datasets, which stop at the first error, these collect every error of the
-source as a finding and read on.
+Unlike the loaders of datasets, which stop at the first error, these functions record every error
+of the source as a finding and continue.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Source", "classes_of_dataset", "from_coco_json", "from_folders", "fr
 
 @dataclass(frozen=True)
 class Source:
-    """The images to check, with the findings about the source itself."""
+    """The images to check, and the findings about the folders or the JSON that list them."""
 
     records: list[Record]
     classes: ClassTable
@@ -71,17 +71,17 @@ def _files_of(folder: Path) -> dict[str, Path]:
 
 
 def from_registered(name: str) -> Source:
-    """Read a dataset of detectron2's catalog; ``import mask_former`` registers ours.
+    """Read a dataset of detectron2's catalog; ``import mask_former`` registers the built-in ones.
 
-    If its loader stops at an error, all its files are looked up at the paths in its metadata.
+    If its loader raises an error, its files are found through the paths in its metadata.
 
     Raises:
         KeyError: if there is no such dataset.
-        FileNotFoundError, ValueError: if its loader finds it incomplete, and its metadata does not
-            name its files, or they are missing altogether.
+        FileNotFoundError, ValueError: if its loader raises, and its metadata does not name existing
+            folders and files.
     """
     if name not in DatasetCatalog:
-        raise KeyError(f"There is no dataset {name!r}; known are {sorted(DatasetCatalog)}.")
+        raise KeyError(f"There is no dataset {name!r}; expected one of {sorted(DatasetCatalog)}.")
     try:
         records = DatasetCatalog.get(name)
     except (FileNotFoundError, ValueError):
@@ -148,13 +148,13 @@ def from_coco_json(path: Path, images: Path, panoptic_root: Path | None = None) 
     is_panoptic = "segments_info" in content["annotations"][0]
     if is_panoptic and panoptic_root is None:
         raise ValueError(
-            f"{path} is in COCO's panoptic format (it has 'segments_info'): also give the folder "
-            "of its PNGs, --panoptic-root."
+            f"{path} is in COCO's panoptic format (it has 'segments_info'): pass the folder of its "
+            "PNGs, too (--panoptic-root)."
         )
     if panoptic_root is not None and not is_panoptic:
         raise ValueError(
             f"{path} has no 'segments_info', so it is not in COCO's panoptic format: omit "
-            "--panoptic-root, or give the panoptic JSON."
+            "--panoptic-root, or pass the panoptic JSON."
         )
     try:
         return _Coco(path, content, images, is_panoptic).read(panoptic_root)
@@ -205,12 +205,12 @@ class _Coco:
             for image in self._unique("images", report=False)
         ]
         for record in records:
-            own = by_image[record["image_id"]]
+            entries = by_image[record["image_id"]]
             if panoptic_root is None:
-                record["annotations"] = self._mapped(own, record)
-            elif own:
-                record["pan_seg_file_name"] = str(panoptic_root / own[0]["file_name"])
-                record["segments_info"] = self._mapped(own[0]["segments_info"], record)
+                record["annotations"] = self._mapped(entries, record)
+            elif entries:
+                record["pan_seg_file_name"] = str(panoptic_root / entries[0]["file_name"])
+                record["segments_info"] = self._mapped(entries[0]["segments_info"], record)
             else:
                 message = f"is in 'images' of {self.path}, but has no annotation: it is not used."
                 self.findings.append(Finding(record["file_name"], message, is_error=False))
@@ -229,7 +229,7 @@ class _Coco:
         return [s | {"category_id": self.contiguous.get(s["category_id"])} for s in segments]
 
     def _unique(self, entries: str, key: str = "id", report: bool = True) -> list[dict[str, Any]]:
-        """Keep the first of the entries that share a value of ``key``."""
+        """Return the entries; of those with the same value of ``key``, only the first."""
         found = self.content[entries]
         if report:
             self._report_duplicates(f"{key} of {entries!r}", [entry[key] for entry in found])

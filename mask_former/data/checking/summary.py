@@ -1,4 +1,4 @@
-"""Summarize the checks of a dataset: its classes, likely label mistakes, a fitting config."""
+"""Summary of a dataset's checks: its classes, likely label mistakes, and a config that fits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Summary:
     overall: list[Finding]
     """Findings about the dataset as a whole."""
     pixels: Counter[int]
-    """Number of pixels by class id, or by label if it is not a class."""
+    """Number of pixels by class id, or by unknown label."""
     images: Counter[int]
-    """Number of images that have the class or label."""
+    """Number of images in which a class id or unknown label occurs."""
     num_images: int
     sizes: list[tuple[int, int]]
     """Height and width in pixels of each readable image."""
@@ -91,7 +91,7 @@ def _overall(source: Source, pixels: Counter[int]) -> list[Finding]:
 
 
 def _hint(values: set[int], count: int, ignored: int) -> str | None:
-    """Guess the mistake behind unexpected values, from those of all label maps together."""
+    """Guess the mistake behind unexpected values, given the values of all label maps."""
     labels = sorted(values - {ignored})
     listed = f"Over all label maps, the labels are {_ranges(sorted(values))}"
     if values and values <= {0, 255} and 255 in values and count <= 2:
@@ -142,8 +142,8 @@ def _ranges(values: Sequence[int], most: int = 8) -> str:
 def fitting_config(source: Source, summary: Summary) -> dict[str, Any]:
     """Choose config values that fit the data, nested as in YAML.
 
-    Sizes follow the published ADE20K configs: the crop is as large as the images' shorter side (up
-    to 512 pixels), and images are resized so that their shorter side is 0.5 … 2 times that.
+    Sizes follow the published ADE20K configs: the crop is as large as the images' median shorter
+    side (up to 512 pixels), and shorter sides are resized to 0.5 … 2 times the crop.
     """
     first: Record = source.records[0] if source.records else {}
     panoptic, instance = "pan_seg_file_name" in first, "annotations" in first

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _GENERATORS: dict[str, Callable[[Path], None]] = {"shapes": generate_shapes}
-"""By the name in a table of the package: a function that makes the files of a dataset folder."""
+"""Functions that create the files of a dataset folder, by the ``generator`` of a table."""
 
 _EVALUATORS = {"sem_seg": "sem_seg", "panoptic": "coco_panoptic_seg", "instances": "coco"}
 
@@ -42,9 +42,9 @@ def datasets_root() -> Path:
 def metadata(table: Table, dataset: Dataset, root: Path) -> dict[str, Any]:
     """Build detectron2's metadata of one dataset.
 
-    Panoptic metadata follows detectron2's "standard" COCO panoptic: things and stuff share one list
-    of all classes and one of all colours, and only the id maps separate them. Instance metadata
-    lists the things only.
+    Panoptic metadata is like that of detectron2's "standard" COCO panoptic dataset: things and
+    stuff share one list of classes and one of colours, and only the id maps separate them. Instance
+    metadata lists only the things.
     """
     if dataset.kind == "instances":
         return _instance_metadata(table, dataset, root)
@@ -97,7 +97,7 @@ def register_tables(root: str | Path | None = None) -> None:
     """Register every table of the package; repeated calls have no further effect.
 
     Args:
-        root: the folder of all datasets; by default ``$DETECTRON2_DATASETS``, or "datasets".
+        root: the folder of all datasets; None: ``$DETECTRON2_DATASETS``, or "datasets".
 
     Raises:
         ValueError: if other code registered a dataset of the same name.
@@ -107,12 +107,12 @@ def register_tables(root: str | Path | None = None) -> None:
 
 
 def register_table(path: str | Path, root: str | Path | None = None) -> None:
-    """Register the datasets of one table, in any folder; see ``register_tables``."""
+    """Register the datasets of one table file; see ``register_tables``."""
     register(read_table(path), datasets_root() if root is None else Path(root).expanduser())
 
 
 def register(table: Table, base: Path) -> None:
-    """Register the datasets of a table, with its paths relative to ``base``."""
+    """Register the datasets of a table, whose paths are relative to ``base``."""
     for name, dataset in table.datasets.items():
         content = repr(replace(with_base(table, base), path=Path()))
         origin = (str(table.path.resolve()), content)
@@ -134,7 +134,7 @@ def register(table: Table, base: Path) -> None:
 
 @dataclass(frozen=True)
 class _Loader:
-    """The function that detectron2's catalog calls; ``origin`` identifies it as ours."""
+    """Loader that detectron2's catalog calls; ``origin`` identifies its table and content."""
 
     table: Table
     name: str

@@ -26,12 +26,12 @@ def read_classes(source: str | Path | Sequence[str | Category]) -> list[Category
         source: a file, or lines; ``Category`` objects are returned unchanged.
 
     Returns:
-        The classes in the order of the lines; ``id`` is the pixel value, or None without one.
+        The classes in the order of the lines; ``id`` is the pixel value, or None if there is none.
 
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if there is no class, a line has another form, a name or value occurs twice, or
-            only some of the lines have a value, or a colour.
+            only some of the lines have a value or a colour.
     """
     where = str(source) if isinstance(source, str | Path) else "classes"
     lines = _lines(Path(source)) if isinstance(source, str | Path) else source
@@ -76,8 +76,8 @@ def _check_all_or_none(values: Mapping[int, object], where: str, what: str) -> N
     without = [number for number, value in values.items() if value is None]
     if 0 < len(without) < len(values):
         raise ValueError(
-            f"{where}: {len(values) - len(without)} of {len(values)} classes have {what}, but not "
-            f"that of line {without[0]}; expected all of them, or none."
+            f"{where}: {len(values) - len(without)} of {len(values)} classes have {what}, but the "
+            f"class in line {without[0]} does not; expected all of them, or none."
         )
 
 
@@ -91,9 +91,9 @@ def classes_of_json(path: Path, content: dict[str, Any], kind: str) -> list[Cate
     """Read the ``categories`` of a COCO JSON, ordered by id.
 
     Args:
-        path: the JSON, for messages.
+        path: the JSON, for error messages.
         content: its content.
-        kind: "panoptic", or "instances": then all classes are things.
+        kind: "panoptic", or "instances", whose classes are all things.
 
     Raises:
         ValueError: if there is no category, one lacks ``id``, ``name`` or (panoptic) ``isthing``,
@@ -101,7 +101,7 @@ def classes_of_json(path: Path, content: dict[str, Any], kind: str) -> list[Cate
     """
     needed = {"id": int, "name": str} | ({"isthing": int} if kind == "panoptic" else {})
     if not content.get("categories"):
-        raise ValueError(f"{path}: found no `categories`, expected at least one class there.")
+        raise ValueError(f"{path}: `categories` is missing or empty, expected one class or more.")
     for entry in content["categories"]:
         wrong = [key for key in needed if not isinstance(entry.get(key), needed[key])]
         if wrong:

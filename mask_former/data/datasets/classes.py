@@ -1,4 +1,4 @@
-"""Classes of a dataset: their names, their colours, and which of them are things."""
+"""Classes of a dataset: their names and colours, and which of them are things."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Classes:
         lengths = len(self.names), len(self.colors), len(self.is_thing)
         if len(set(lengths)) > 1:
             raise ValueError(
-                "Classes have a name, a colour and an is_thing each; found "
-                f"{lengths[0]} names, {lengths[1]} colours and {lengths[2]} is_thing."
+                "Every class needs one name, colour and is_thing; found "
+                f"{lengths[0]} names, {lengths[1]} colours and {lengths[2]} values of is_thing."
             )
 
     @property
     def known_names(self) -> list[str] | None:
-        """Names of the classes; None if they are only numbered ("class 0", …)."""
+        """Names of the classes; None if they are placeholders ("class 0", …)."""
         return None if self.names == _numbered(len(self.names)) else self.names
 
     @property
@@ -40,18 +40,18 @@ class Classes:
 
     @classmethod
     def from_metadata(cls, metadata: Any, num_classes: int) -> Classes:
-        """Classes from a dataset's metadata, or numbered ones ("class 3") if it does not list K.
+        """Read classes from a dataset's metadata; name them "class 0", … if it does not list K.
 
         Args:
             metadata: detectron2's metadata, with ``stuff_classes`` or ``thing_classes`` and their
-                colours. Things are the values of ``thing_dataset_id_to_contiguous_id``; if it is
-                missing, all classes are things if only ``thing_classes`` lists K names.
-            num_classes: K; a list of another length belongs to other classes and is ignored.
+                colours. Things are the values of ``thing_dataset_id_to_contiguous_id``; without it,
+                all classes are things if only ``thing_classes`` lists K names.
+            num_classes: K; lists of another length belong to other classes and are ignored.
         """
 
         def find(suffix: str) -> tuple[str, list[Any]] | None:
             lists = ((kind, metadata.get(f"{kind}_{suffix}", None)) for kind in ("stuff", "thing"))
-            found = ((kind, list(one)) for kind, one in lists if one and len(one) == num_classes)
+            found = ((kind, list(v)) for kind, v in lists if v and len(v) == num_classes)
             return next(found, None)
 
         kind, names = find("classes") or ("", _numbered(num_classes))
@@ -69,20 +69,20 @@ class Classes:
         """Return the same classes in other colours; a class's colour depends only on its id.
 
         Args:
-            name: A key of :data:`mask_former.utils.colors.PALETTES`; "dataset" changes nothing.
+            name: a key of :data:`mask_former.utils.colors.PALETTES`; "dataset" changes nothing.
 
         Raises:
-            ValueError: if there is no palette of this name.
+            ValueError: if there is no palette with this name.
         """
         if name not in PALETTES:
-            raise ValueError(f"There is no palette {name!r}; there are {', '.join(PALETTES)}.")
-        make = PALETTES[name]
-        if make is None:
+            raise ValueError(f"There is no palette {name!r}; choose from {', '.join(PALETTES)}.")
+        color_of = PALETTES[name]
+        if color_of is None:
             return self
-        return replace(self, colors=[make(index) for index in range(len(self.names))])
+        return replace(self, colors=[color_of(index) for index in range(len(self.names))])
 
     def to_data(self) -> list[dict[str, Any]]:
-        """Return plain data for files: a dict of name, color and isthing per class."""
+        """Return plain data for files: for each class a dict of name, color and isthing."""
         return [
             {"name": name, "color": list(color), "isthing": bool(is_thing)}
             for name, color, is_thing in zip(self.names, self.colors, self.is_thing, strict=True)

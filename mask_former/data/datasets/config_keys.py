@@ -1,4 +1,4 @@
-"""Connect a config and its datasets: register a user's tables, derive keys from the data."""
+"""Connect a config with its datasets: register a user's tables, derive keys from the data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _FITTING = {
     "coco_panoptic_seg": ("mask_former_panoptic", "PANOPTIC_ON"),
     "coco": ("mask_former_instance", "INSTANCE_ON"),
 }
-"""Mapper and evaluated result, by ``evaluator_type``."""
+"""The mapper, and the key that enables the result to evaluate, by ``evaluator_type``."""
 
 
 def register_own_tables(cfg: CfgNode) -> None:
-    """Register the datasets of each table in ``DATASETS.TABLES``, with paths relative to the table.
+    """Register the datasets of the tables in ``DATASETS.TABLES``; paths are relative to the table.
 
     Raises:
         FileNotFoundError: if a table is missing.
@@ -51,8 +51,8 @@ def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, An
     """Derive config keys from the data: datasets, classes, mapper and evaluated result.
 
     Args:
-        train: registered datasets, all of one kind.
-        test: likewise; may be empty.
+        train: names of registered training datasets, all of one kind.
+        test: names of registered test datasets of the same kind; may be empty.
 
     Returns:
         Full names of keys and their values, such as ``{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 11}``.
@@ -68,22 +68,22 @@ def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, An
         if found != described[train[0]]:
             raise ValueError(
                 f"The datasets {train[0]!r} and {name!r} cannot be combined: their evaluator_type, "
-                f"classes and ignore label are {described[train[0]]} and {found}."
+                f"classes and ignore label are {described[train[0]]} and {found}, expected equal."
             )
-    mapper, measured = _FITTING[kind]
+    mapper, result_key = _FITTING[kind]
     return {
         "DATASETS.TRAIN": list(train),
         "DATASETS.TEST": list(test),
         "INPUT.DATASET_MAPPER_NAME": mapper,
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(classes),
         "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": ignore_label,
-        f"MODEL.MASK_FORMER.TEST.{measured}": True,
+        f"MODEL.MASK_FORMER.TEST.{result_key}": True,
     }
 
 
 def _describe(name: str) -> tuple[str, tuple[str, ...], int]:
     if name not in DatasetCatalog:
-        raise KeyError(f"There is no dataset {name!r}; known are {sorted(DatasetCatalog)}.")
+        raise KeyError(f"There is no dataset {name!r}; expected one of {sorted(DatasetCatalog)}.")
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
     if kind not in _FITTING:
@@ -96,6 +96,6 @@ def _describe(name: str) -> tuple[str, tuple[str, ...], int]:
 
 
 def use_datasets(cfg: CfgNode, train: Sequence[str], test: Sequence[str] = ()) -> None:
-    """Set the keys of ``fitting_keys`` in ``cfg``; all others stay unchanged."""
+    """Set the keys of ``fitting_keys`` in ``cfg``; other keys stay unchanged."""
     for key, value in fitting_keys(train, test).items():
         cfg.merge_from_list([key, value])

@@ -1,7 +1,7 @@
-"""Custom datasets: convert folders and files to a table of datasets, and register it.
+"""Custom datasets: describe folders and files by a table of datasets, and register it.
 
-``register_*`` register such a table (see ``table``) at once, ``tools/train_net.py`` writes it next
-to its results, and a user may also write one by hand.
+``register_*()`` register such a table (see ``table``) at once, ``tools/train_net.py`` writes it
+next to its results, and a user may also write one by hand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Annotated:
-    """The files of one dataset: its images, and one kind of annotation."""
+    """The files of one dataset: its images and their annotations, of one kind."""
 
     images: str | Path
     labels: str | Path | None = None
@@ -54,14 +54,14 @@ def register_semantic(
 ) -> Table:
     """Register images with label maps of the same stem as a detectron2 dataset.
 
-    A repeated call has no further effect; with other arguments, it replaces the earlier one. Each
-    process of a job must call it.
+    A repeated call has no further effect; a call with other arguments replaces the earlier dataset.
+    Each process of a job must call it.
 
     Args:
         name: the name of the dataset, for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
-        images: a folder.
+        images: the folder of the images.
         labels: a folder of single-channel 8-bit or 16-bit images; a pixel is the index of its class
-            in ``classes``, or the value that ``classes`` assigns to it.
+            in ``classes``, or the value that ``classes`` assigns to that class.
         classes: a file or a list of lines ``NAME`` or ``VALUE: NAME``, optionally followed by a
             colour ``#RRGGBB``; see ``read_classes``.
         ignore_label: the pixel value that has no class; by default 255, or 65535 if 255 is a class.
@@ -83,7 +83,7 @@ def register_semantic(
 def register_instances(name: str, images: str | Path, json_file: str | Path) -> Table:
     """Register images with a JSON in COCO's instance format; see ``register_semantic``.
 
-    Classes, their names, ids and colours are the JSON's ``categories``.
+    The classes, with their names, ids and colours, are the JSON's ``categories``.
 
     Raises:
         FileNotFoundError: if a folder or file is missing.
@@ -106,7 +106,7 @@ def register_panoptic(
 
     Raises:
         FileNotFoundError: if a folder or file is missing.
-        ValueError: if the JSON is malformed or holds instances, or the name is taken.
+        ValueError: if the JSON is malformed or in instance format, or the name is taken.
     """
     table = json_table({name: Annotated(images, json_file=json_file, panoptic=panoptic)})
     register(table, Path())
@@ -184,9 +184,8 @@ def _read_json_dataset(data: Annotated, json_file: Path) -> tuple[Dataset, list[
     is_panoptic = "segments_info" in content["annotations"][0]
     if is_panoptic and data.panoptic is None:
         raise ValueError(
-            f"{json_file} is in COCO's panoptic format: its annotations have `segments_info`. Give "
-            "the folder of its PNGs as well (--train-panoptic, --val-panoptic; "
-            "register_panoptic)."
+            f"{json_file} is in COCO's panoptic format: its annotations have `segments_info`. Pass "
+            "the folder of its PNGs, too (--train-panoptic, --val-panoptic; register_panoptic)."
         )
     if not is_panoptic and data.panoptic is not None:
         raise ValueError(
@@ -224,21 +223,21 @@ def _existing(path: str | Path | None) -> str:
 
 
 def copy_table(path: Path, copy: Path) -> None:
-    """Write a copy of a table that names its files by absolute paths.
+    """Write a copy of a table that refers to its files by absolute paths.
 
     Args:
-        path: The table, whose relative paths are relative to its folder.
-        copy: The file to write.
+        path: the table; its relative paths are relative to its folder.
+        copy: the file to write.
     """
     write_table(replace(with_base(read_table(path), path.parent.absolute()), path=copy))
 
 
 _ALWAYS = ("ignore_label", "labels_are_ids")
-"""Settings that a table states even if they have their default value."""
+"""Settings that are written even if they have their default value."""
 
 
 def write_table(table: Table) -> None:
-    """Write a table to its ``path``, whose folder is created, for ``register_table`` to read."""
+    """Write a table to its ``path``, in the format of ``read_table``; create the folder."""
     settings = {
         field.name: value
         for field in fields(table)

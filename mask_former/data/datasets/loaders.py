@@ -1,6 +1,6 @@
-"""Load files on disk as detectron2's standard dataset dicts.
+"""Load datasets on disk as detectron2's standard dataset dicts.
 
-No image is opened here, except the PNGs of panoptic annotations that are converted to instances.
+No image is opened, except for the PNGs of panoptic annotations that are converted to instances.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 from detectron2.structures import BoxMode
 
 from ..formats.coco_instances import check_segmentation, complete, compress, instances_of_panoptic
-from ..formats.coco_json import naming_mistakes, read_json
+from ..formats.coco_json import located_errors, read_json
 
 _PANOPTIC, _INSTANCES = "COCO panoptic format", "COCO instance format"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def load_sem_seg(image_root: Path, sem_seg_root: Path) -> list[dict[str, Any]]:
-    """Pair images and label maps of the same stem.
+    """Pair images and label maps of the same stem (file name without suffix).
 
     Returns:
         Dicts with ``file_name`` and ``sem_seg_file_name``, ordered by stem.
 
     Raises:
-        FileNotFoundError: if an image has no label map, or the reverse, or a folder has no image.
-        ValueError: if two files of one folder share a stem.
+        FileNotFoundError: if an image or a label map has no partner, or a folder has no image.
+        ValueError: if two files of one folder have the same stem.
     """
     images, labels = files_by_stem(image_root), files_by_stem(sem_seg_root)
     _check_partners(images, labels, sem_seg_root)
@@ -39,13 +39,13 @@ def load_sem_seg(image_root: Path, sem_seg_root: Path) -> list[dict[str, Any]]:
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """List the image files of a folder by stem, without hidden files and other suffixes."""
+    """List the image files of a folder by stem; hidden files and other suffixes are skipped."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in files:
-            raise ValueError(f"{path} and {files[path.stem]} share a stem: remove one of them.")
+            raise ValueError(f"{path} and {files[path.stem]} share a stem: remove or rename one.")
         files[path.stem] = path
     if not files:
         raise FileNotFoundError(f"{folder} has no file with one of the suffixes {IMAGE_SUFFIXES}.")
@@ -53,11 +53,12 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _check_partners(files: dict[str, Path], others: dict[str, Path], other_root: Path) -> None:
-    lonely = sorted(files.keys() - others.keys())
-    if lonely:
+    unpaired = sorted(files.keys() - others.keys())
+    if unpaired:
         raise FileNotFoundError(
-            f"{files[lonely[0]]} has no partner '{lonely[0]}.*' in {other_root} ({len(lonely)} of "
-            f"{len(files)} files have none): every image needs a label map of the same name."
+            f"{files[unpaired[0]]} has no partner '{unpaired[0]}.*' in {other_root} "
+            f"({len(unpaired)} of {len(files)} files have none): every image needs a label map of "
+            "the same name."
         )
 
 
@@ -72,8 +73,8 @@ def load_panoptic(
 ) -> list[dict[str, Any]]:
     """Read annotations in COCO panoptic format (Kirillov et al., Panoptic Segmentation, 2019).
 
-    The image's name comes from the JSON's ``images``; if an image is not listed there, from the
-    annotation's own name with the suffix found on disk. detectron2's ``load_coco_panoptic_json``
+    The image's name comes from the JSON's ``images``, or, if the image is not listed there, is the
+    annotation's name with the suffix found on disk. detectron2's ``load_coco_panoptic_json``
     instead assumes that every image is a .jpg.
 
     Args:
@@ -81,20 +82,20 @@ def load_panoptic(
         panoptic_root: the folder of the annotations' PNGs.
         panoptic_json: the annotations.
         contiguous_ids: category id in the JSON -> contiguous id.
-        thing_ids: the category ids, as in the JSON, that are things.
-        sem_seg_root: a folder of the images' label maps, ``<stem>.png``.
+        thing_ids: category ids of the things, as in the JSON.
+        sem_seg_root: the folder of the images' label maps, ``<stem>.png``, if there is one.
 
     Returns:
-        Dicts with ``file_name``, ``image_id``, ``pan_seg_file_name``, ``segments_info``
-        (``category_id`` contiguous, ``isthing`` and ``iscrowd``), ``height`` and ``width`` if the
-        JSON has them, and ``sem_seg_file_name`` with a ``sem_seg_root``.
+        Dicts with ``file_name``, ``image_id``, ``pan_seg_file_name``, ``segments_info`` (with a
+        contiguous ``category_id``, ``isthing`` and ``iscrowd``), ``height`` and ``width`` if the
+        JSON has them, and ``sem_seg_file_name`` if ``sem_seg_root`` is given.
 
     Raises:
         FileNotFoundError: if a file that the JSON names is missing.
         ValueError: if the JSON is malformed, or has a category that is not in ``contiguous_ids``.
     """
     content = read_json(panoptic_json, _PANOPTIC)
-    with naming_mistakes(panoptic_json, _PANOPTIC):
+    with located_errors(panoptic_json, _PANOPTIC):
         return list(
             _panoptic_records(
                 content,
@@ -194,9 +195,9 @@ def load_instances(
 
     Args:
         image_root: the folder of the images.
-        json_file: the annotations; None: the things of a panoptic annotation are converted.
+        json_file: the annotations; None: convert the things of panoptic annotations.
         contiguous_ids: category id in the JSON -> contiguous id.
-        panoptic_json, panoptic_root: the JSON and the PNGs of the panoptic annotation, if there is
+        panoptic_json, panoptic_root: the JSON and the PNGs of the panoptic annotations, if there is
             no ``json_file``; every PNG is read.
 
     Returns:
@@ -213,12 +214,12 @@ def load_instances(
             raise ValueError("Instances need a json_file, or panoptic_json and panoptic_root.")
         source = panoptic_json
         content = read_json(source, _PANOPTIC)
-        with naming_mistakes(source, _PANOPTIC):
+        with located_errors(source, _PANOPTIC):
             content = instances_of_panoptic(content, panoptic_root)
     else:
         source = json_file
         content = read_json(source, _INSTANCES)
-    with naming_mistakes(source, _INSTANCES):
+    with located_errors(source, _INSTANCES):
         return _instance_records(content, source, image_root, contiguous_ids)
 
 

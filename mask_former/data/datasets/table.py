@@ -3,10 +3,10 @@
 A table (``tables/*.json``) describes a family of datasets that share their categories. Its paths
 are absolute, or relative to ``$DETECTRON2_DATASETS`` (in a user's table: to the table's folder)::
 
-    prepare       optional: how to create the files, for the message to users who lack them
-    generator     the package's own tables only: the key of one of the package's functions that
-                  make the files on first use
-    ignore_label  the pixel value that has no class (default 255)
+    prepare       optional: how to create the files, for the error message if they are missing
+    generator     only in tables of the package: name of a function of the package that creates
+                  the files on first use
+    ignore_label  the value of pixels without a class (default 255)
     labels_are_ids  pixels of label maps are the categories' ids, not their indices
     datasets      name -> kind ("sem_seg", "panoptic" or "instances"), folders, evaluator_type;
                   instances have a json_file, or are the things of panoptic_json, panoptic_root
@@ -34,7 +34,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("isthing", "labels_are_ids", "stuff_ids_of_things"), bool),
     "color": list,
 }
-"""Expected types by the name of a field, in tables, datasets and categories alike."""
+"""Expected types of the fields of tables, datasets and categories, by name."""
 _WORDS = {
     str: "text (a name must not be empty)",
     int: "an integer, 0 or more",
@@ -62,7 +62,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of a table, with paths relative to the root of all datasets."""
+    """One dataset of a table, such as a split; see the module for the paths."""
 
     kind: str
     image_root: str
@@ -92,7 +92,7 @@ class Table:
         return [c.name for c in self.categories]
 
     def contiguous_ids(self, isthing: bool | None = None) -> dict[int, int]:
-        """Map dataset ids to contiguous ids, of things, of stuff, or of both (None)."""
+        """Map dataset ids to contiguous ids, for things, stuff, or both (None)."""
         return {
             c.id: i
             for i, c in enumerate(self.categories)
@@ -114,17 +114,17 @@ class Table:
 
     @property
     def instance_ids(self) -> dict[int, int]:
-        """Dataset id -> contiguous id among the things only, the classes of "instances"."""
+        """Dataset id -> contiguous id among the things, which are the classes of instances."""
         return {i: index for index, i in enumerate(self.contiguous_ids(isthing=True))}
 
     @property
     def source_ids(self) -> dict[int, int]:
-        """Id in the original download -> contiguous id, of the categories that have one."""
+        """Id in the original download -> contiguous id, for categories that have a source id."""
         return {c.source_id: i for i, c in enumerate(self.categories) if c.source_id is not None}
 
 
 def read_table(path: str | Path) -> Table:
-    """Read and check one table; a bare name ("camvid") means one of the package's own.
+    """Read and check one table; a name without suffix ("camvid") means a table of the package.
 
     Raises:
         FileNotFoundError: if the table is missing.
@@ -147,7 +147,7 @@ def read_table(path: str | Path) -> Table:
 
 
 def with_base(table: Table, base: Path) -> Table:
-    """Return the table with absolute paths; those that were relative lie below ``base``."""
+    """Return the table with absolute paths; relative ones are resolved against ``base``."""
     datasets = {}
     for name, dataset in table.datasets.items():
         paths = {key: value for key in _PATHS if (value := getattr(dataset, key)) is not None}
@@ -167,13 +167,16 @@ def check_table(table: Table) -> None:
         )
     ids = [c.id for c in table.categories]
     if any(i is not None for i in ids) and len(set(ids) - {None}) != len(ids):
-        raise ValueError(f"{table.path}: every category needs a unique `id`, or none has one.")
+        raise ValueError(
+            f"{table.path}: the ids of the categories are {ids[:8]}; expected a unique `id` in "
+            "each category, or none at all."
+        )
     source_ids = [c.source_id for c in table.categories if c.source_id is not None]
     if len(set(source_ids)) < len(source_ids):
-        raise ValueError(f"{table.path}: two categories share a `source_id`.")
+        raise ValueError(f"{table.path}: two categories share a `source_id`: make them unique.")
     _check_labels(table)
     if len({c.color is None for c in table.categories}) > 1:
-        raise ValueError(f"{table.path}: every category needs a `color`, or none has one.")
+        raise ValueError(f"{table.path}: some categories lack a `color`; expected all or none.")
     from_panoptic = ["panoptic_root", "panoptic_json"]
     needed = {"sem_seg": ["sem_seg_root"], "panoptic": from_panoptic, "instances": ["json_file"]}
     for name, dataset in table.datasets.items():
@@ -198,7 +201,7 @@ def check_table(table: Table) -> None:
 
 
 def _check_types(table: Table) -> None:
-    """Check the type of each value, since JSON may hold anything."""
+    """Check the type of each value, because JSON may contain any type."""
     entries = [("the table", table), *table.datasets.items()]
     entries += [(f"category {number}", c) for number, c in enumerate(table.categories)]
     for name, entry in entries:
@@ -220,7 +223,7 @@ def _is_in_range(key: str, value: Any) -> bool:
 
 
 def _check_labels(table: Table) -> None:
-    """Check that the ignore label is not a class, and that ``labels_are_ids`` finds ids."""
+    """Check that the ignore label is not a class, and that ids exist if labels are ids."""
     ids = [c.id for c in table.categories]
     if table.labels_are_ids and not all(i is not None and 0 <= i <= 65535 for i in ids):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Convert annotations in COCO's instance format, polygons and RLEs, to masks and back.
 
-The format is that of https://cocodataset.org/#format-data, rasterised as ``pycocotools`` does.
+https://cocodataset.org/#format-data describes the format; masks are rasterised by ``pycocotools``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 
 _FAR = 10
-"""Multiple of the image's longer side: a point farther away than that is a mistake."""
+"""Multiple of the image's longer side; larger coordinates are a mistake."""
 
 
 def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
@@ -39,11 +39,11 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
         segmentation: a list of polygons [x0, y0, x1, y1, …] in pixels, or an RLE: a dict of
             ``size`` and ``counts`` (a list of run lengths, or the compressed text).
         size: height and width of the image.
-        where: file and annotation, for the message.
+        where: file and annotation, for error messages.
 
     Raises:
         ValueError: if it is empty, a polygon has fewer than three points, an odd number of values
-            or points far from the image, or an RLE has another size or no counts.
+            or points far from the image, or an RLE has no counts or another size than the image.
     """
     if isinstance(segmentation, Mapping):
         found = segmentation.get("size", ())
@@ -75,7 +75,7 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
 def _check_coordinates(values: Any, size: Size, where: str) -> None:
     """Check that coordinates are numbers near the image.
 
-    pycocotools crashes on NaN, and its time grows with the length of every edge.
+    pycocotools crashes on NaN, and its run time grows with the length of every edge.
     """
     try:
         points = np.asarray(values)
@@ -84,8 +84,8 @@ def _check_coordinates(values: Any, size: Size, where: str) -> None:
         largest = np.nan
     if not largest <= _FAR * max(size):
         raise ValueError(
-            f"{where}: a polygon is {few(values)}, expected numbers, pixels in an image of "
-            f"{size} (height, width). Remove the polygon, or correct it."
+            f"{where}: a polygon is {few(values)}, expected numbers: pixel coordinates in an image "
+            f"of {size} (height, width). Remove the polygon, or correct it."
         )
 
 
@@ -96,7 +96,7 @@ def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[An
         The mask, H×W, uint8, 0 or 1.
 
     Raises:
-        ValueError: as ``check_segmentation`` does, or if the RLE's counts are damaged.
+        ValueError: as in ``check_segmentation``, or if the RLE's counts are damaged.
     """
     check_segmentation(segmentation, size, where)
     if not isinstance(segmentation, Mapping):
@@ -111,10 +111,10 @@ def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[An
 def compress(segmentation: Any, size: Size, where: str) -> Any:
     """Compress the run lengths of an RLE; return any other segmentation unchanged.
 
-    detectron2 does not read lists of run lengths.
+    This is needed because detectron2 does not read lists of run lengths.
 
     Raises:
-        ValueError: if the run lengths do not fit an image of this size.
+        ValueError: if the run lengths do not add up to the image's size.
     """
     counts = segmentation["counts"] if isinstance(segmentation, Mapping) else None
     if not isinstance(counts, list):
@@ -124,8 +124,8 @@ def compress(segmentation: Any, size: Size, where: str) -> Any:
         raise ValueError(f"{where}: the counts of its RLE are {few(counts)}, expected numbers.")
     if sum(counts) != pixels or min(counts) < 0:
         raise ValueError(
-            f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels}, "
-            f"those of {size} (height, width), none of them negative: create it again."
+            f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels} "
+            f"for {size} (height, width), and no negative counts: create it again."
         )
     return compress_runs(counts, size)
 
@@ -134,12 +134,12 @@ def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str,
     """Add missing ``iscrowd``, ``area`` and ``bbox`` to a COCO annotation.
 
     Args:
-        annotation: with a ``segmentation``.
+        annotation: a COCO annotation with a ``segmentation``.
         size: height and width of the image.
-        where: file and annotation, for messages.
+        where: file and annotation, for error messages.
 
     Raises:
-        ValueError: as ``decode_segmentation`` does.
+        ValueError: as in ``decode_segmentation``.
     """
     full = {"iscrowd": 0, **annotation}
     if "area" not in full or not full.get("bbox"):
@@ -156,8 +156,8 @@ def instances_of_panoptic(content: Mapping[str, Any], panoptic_root: Path) -> di
         panoptic_root: the folder of its PNGs, each of which is read.
 
     Returns:
-        ``images`` (with ``height`` and ``width``), ``annotations`` (compressed RLEs, ids from 1)
-        and ``categories`` of an instance JSON, with unchanged image and category ids.
+        The content of an instance JSON: ``images`` (with ``height`` and ``width``), ``annotations``
+        (compressed RLEs, ids from 1) and ``categories``; image and category ids are unchanged.
 
     Raises:
         FileNotFoundError: if a PNG is missing.

@@ -1,4 +1,4 @@
-"""Read JSONs of COCO's formats, and name the file in every error about its content."""
+"""Read JSON files in COCO's formats, and name the file in every error about its content."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["naming_mistakes", "read_json"]
+__all__ = ["located_errors", "read_json"]
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """Read a JSON in one of COCO's formats.
+    """Read a JSON file in one of COCO's formats.
+
+    Args:
+        path: the file.
+        expected: name of the format, for error messages.
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if it is not a JSON, or has no ``images`` or ``annotations``; the message names
-            the ``expected`` format.
+        ValueError: if it is not a JSON file, or has no ``images`` or ``annotations``.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON ({error}): restore the file.") from error
+        raise ValueError(f"{path} is not a JSON file ({error}): restore it.") from error
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not content.get(key):
             raise ValueError(f"{path}: expected {expected}, but `{key}` is missing.")
@@ -30,11 +33,11 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
 
 
 @contextmanager
-def naming_mistakes(path: Path, expected: str) -> Iterator[None]:
-    """Convert errors about missing keys and wrong types into one that names the file.
+def located_errors(path: Path, expected: str) -> Iterator[None]:
+    """Convert errors about missing keys and wrong types into errors that name the file.
 
     Raises:
-        ValueError: if the body raises; the message names ``path`` and the ``expected`` format.
+        ValueError: for such an error; the message names ``path`` and the ``expected`` format.
     """
     try:
         yield
@@ -48,5 +51,5 @@ def naming_mistakes(path: Path, expected: str) -> Iterator[None]:
         raise ValueError(f"{path}: expected {expected}, but the key {error} is missing.") from error
     except (AttributeError, IndexError, OSError, OverflowError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected {expected}, but a value is of another type: {error}."
+            f"{path}: expected {expected}, but a value has the wrong type: {error}."
         ) from error

@@ -19,7 +19,7 @@ from ..targets import index_segments
 
 
 def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Describe the segments of a map as COCO does.
+    """Build COCO's ``segments_info`` of a map of segment ids.
 
     Args:
         ids: H×W segment ids; 0 is void.
@@ -52,7 +52,7 @@ def segments_info(ids: NDArray[np.int32], category_ids: Mapping[int, int]) -> li
 
 
 def category_entries(categories: Iterable[Category]) -> list[dict[str, Any]]:
-    """Describe classes as the ``categories`` of a COCO JSON do."""
+    """Build the ``categories`` of a COCO JSON."""
     return [
         {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": c.color}
         for c in categories
@@ -66,7 +66,7 @@ def write_ids(path: Path, ids: NDArray[np.int32]) -> None:
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write H×W or H×W×3 (RGB) as a PNG, atomically."""
+    """Write an image, H×W or H×W×3 (RGB), as a PNG, atomically."""
     png = Image.fromarray(image)
     replace_file(path, lambda part: png.save(part, format="PNG", compress_level=3))
 

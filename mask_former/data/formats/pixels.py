@@ -1,7 +1,7 @@
-"""Decode image files to pixels: complete, upright and scaled instead of clipped.
+"""Decode image files completely and upright, with deep values scaled instead of clipped.
 
-Every reader of images and label maps in the project goes through this file, so that training,
-evaluation, test-time augmentation and prediction see the same pixels of a file.
+Every reader of images and label maps in the project uses this file, so that training, evaluation,
+test-time augmentation and prediction get the same pixels from an image file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ def read_pixels(content: bytes, image_format: str | None = None) -> NDArray[Any]
 
     Args:
         content: the bytes of the file.
-        image_format: "RGB" or "BGR" returns H×W×3, uint8: values of 9 to 16 bits are scaled to 8,
-            grey is repeated to three channels, and palette indices become colours. None returns
-            the stored values, such as those of a label map, of up to 32 bits.
+        image_format: "RGB" or "BGR": values of 9 to 16 bits are scaled to 8 bits, grey is repeated
+            to three channels, and palette indices become colours. None: keep the stored values,
+            such as those of a label map.
+
+    Returns:
+        H×W×3, uint8; for None H×W or H×W×C, with the file's type, of up to 32 bits.
 
     Raises:
         ValueError: if a PNG is damaged, or an image has 32-bit, fractional or negative values.
-        Exception: if Pillow cannot read the file; it raises almost any type. ``image_errors``
-            converts them.
+        Exception: of almost any type if Pillow cannot read the file; see ``image_errors``.
     """
     with open_image(content) as image:
         # Pillow would clip values of more than 8 bits to white.
@@ -46,10 +48,10 @@ def read_pixels(content: bytes, image_format: str | None = None) -> NDArray[Any]
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open an image file as a PIL image, as it is stored (no EXIF rotation).
+    """Open an image file as a PIL image, as stored (without EXIF rotation).
 
     Raises:
-        ValueError, Exception: as ``read_pixels`` does.
+        ValueError, Exception: as in ``read_pixels``.
     """
     check_png(content)
     try:
@@ -61,16 +63,16 @@ def open_image(content: bytes) -> Image.Image:
 
 @contextmanager
 def image_errors(name: str, *, missing: str = "", damaged: str = "") -> Iterator[None]:
-    """Convert every error of reading an image file into one that names the file.
+    """Convert every error in reading an image file into one that names the file.
 
     Args:
-        name: the file, as the messages start.
+        name: the file, with which messages start.
         missing: advice at the end of the message about a missing file.
         damaged: advice at the end of the message about an unreadable file.
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if the file is not an image, or a damaged one.
+        ValueError: if the file is damaged or not an image.
     """
     try:
         yield
@@ -83,10 +85,10 @@ def image_errors(name: str, *, missing: str = "", damaged: str = "") -> Iterator
 
 
 def check_png(content: bytes) -> None:
-    """Compare the checksum of each chunk of a PNG; Pillow skips those of the pixel data.
+    """Verify the checksum of each chunk of a PNG; Pillow skips those of the pixel data.
 
     Args:
-        content: the bytes of a file; those that do not start as a PNG pass.
+        content: the bytes of a file; files in other formats are not checked.
 
     Raises:
         ValueError: if a checksum is wrong, or the file is truncated.
@@ -106,13 +108,13 @@ def check_png(content: bytes) -> None:
 
 
 def deep_bits(image: Image.Image) -> int:
-    """Return the number of bits per value in the file of a grey image of more than 8 bits.
+    """Return the number of bits per value that the file of a deep grey image stores.
 
     Pillow's mode "I" is ambiguous: it holds 32-bit integers, but also 16-bit PGMs, signed 16-bit
     TIFFs and, in older versions of Pillow, 16-bit PNGs.
 
     Args:
-        image: an image just opened, of a mode that starts with "I" or "F".
+        image: an image just opened, in a mode that starts with "I" or "F".
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return int(image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0])
@@ -121,7 +123,7 @@ def deep_bits(image: Image.Image) -> int:
 
 
 def deep_to_8_bit(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Convert grey values H×W of 9 to 16 bits to three equal channels H×W×3 of 8 bits.
+    """Convert grey values H×W of 9 to 16 bits to three equal 8-bit channels H×W×3.
 
     Raises:
         ValueError: if there are more bits, so that the value of white is unknown, or a value is

@@ -1,4 +1,4 @@
-"""Read images and annotations, with errors that explain how to correct them."""
+"""Readers of images and annotations, whose error messages explain how to fix the files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def read_image(file_name: str, key: str, image_format: str | None = None) -> NDArray[Any]:
-    """Read the pixels of an image file that a dataset dict names; see ``read_pixels``.
+    """Read the image file that a dataset dict names; see ``read_pixels`` for the pixels.
 
     Args:
         file_name: a path, or anything else that detectron2's ``PathManager`` opens.
@@ -34,7 +34,7 @@ def read_image(file_name: str, key: str, image_format: str | None = None) -> NDA
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if the file is not an image, or a damaged one.
+        ValueError: if the file is damaged or not an image.
     """
     errors = image_errors(
         f"{file_name}, the '{key}' of a dataset dict,",
@@ -53,7 +53,7 @@ def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray[An
         H×W, uint8 or uint16.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_image`` does; also if the file holds colours,
+        FileNotFoundError, ValueError: as in ``read_image``; also if the file holds colours,
             fractions, or values of more than 16 bits.
     """
     labels = read_image(file_name, key)
@@ -84,7 +84,7 @@ def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -
         H×W, uint8 or uint16.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_label_map`` does; also if a value is not in
+        FileNotFoundError, ValueError: as in ``read_label_map``; also if a value is not in
             ``label_map``.
     """
     labels = read_label_map(file_name)
@@ -105,18 +105,18 @@ def read_class_map(file_name: str, label_map: Mapping[int, int] | None = None) -
 def read_segment_map(
     file_name: str, segment_ids: list[int], *, may_be_absent: bool = False
 ) -> NDArray[Any]:
-    """Read a COCO panoptic PNG, and replace its ids by their index in ``segment_ids``, from 1.
+    """Read a COCO panoptic PNG and replace its ids by their index in ``segment_ids``, from 1.
 
     Args:
         file_name: the PNG.
         segment_ids: the ids of ``segments_info``.
-        may_be_absent: whether some of them may occur at no pixel.
+        may_be_absent: allow ids that no pixel has.
 
     Returns:
         H×W, uint8 (uint16 for more than 255 segments); 0 where there is no segment.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_image`` does; also if the ids in the file and in
+        FileNotFoundError, ValueError: as in ``read_image``; also if the ids in the file and in
             ``segments_info`` differ.
     """
     wrong = [i for i in segment_ids if type(i) is not int or not 0 < i <= MAX_SEGMENT_ID]
@@ -127,20 +127,20 @@ def read_segment_map(
             f"integers in 1..{MAX_SEGMENT_ID}, and {few(twice)} more than once, expected a unique "
             "id for each segment. Write the annotation again with such ids."
         )
-    both = f"'segments_info' and {file_name} disagree"
+    conflict = f"'segments_info' and {file_name} disagree"
     ids = decode_segment_ids(read_image(file_name, "pan_seg_file_name", "RGB"))
     index_map, present = index_segments(ids, segment_ids)
     unknown = sorted(set(present.tolist()) - {0, *segment_ids})
     if unknown:
         raise ValueError(
-            f"{both}: the ids {few(unknown)} are in the PNG but not in 'segments_info', which "
+            f"{conflict}: the ids {few(unknown)} are in the PNG but not in 'segments_info', which "
             f"lists {few(segment_ids)}. An id is R + 256·G + 256²·B of an RGB PNG; is it another "
             "image's PNG, or one written in greyscale or resized with interpolation?"
         )
     absent = sorted(set(segment_ids) - set(present.tolist()))
     if absent and not may_be_absent:
         raise ValueError(
-            f"{both}: the ids {few(absent)} are in 'segments_info' but at no pixel of the PNG. "
+            f"{conflict}: the ids {few(absent)} are in 'segments_info' but at no pixel of the PNG. "
             "Remove them from the annotation, or restore the PNG that belongs to it."
         )
     return index_map
@@ -165,11 +165,11 @@ def check_classes(classes: Iterable[int], num_classes: int, where: str, hint: st
     Args:
         classes: class ids, without the ignore label.
         num_classes: K.
-        where: the file, for the message.
-        hint: likely reasons, for the message.
+        where: the file, for the error message.
+        hint: likely reasons, for the error message.
 
     Raises:
-        ValueError: if some are outside.
+        ValueError: if a class id is out of range.
     """
     wrong = sorted({int(c) for c in classes if not 0 <= c < num_classes})
     if wrong:

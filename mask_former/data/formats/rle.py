@@ -1,8 +1,8 @@
 """COCO's run-length encoding (RLE) of masks.
 
-An RLE is a dict of ``size`` ([H, W]) and ``counts``: the lengths of the runs of pixels outside and
-inside the mask, alternating, down the columns. Everything here returns ``counts`` compressed and as
-a string, as JSON needs them.
+An RLE is a dict of ``size`` ([H, W]) and ``counts``: the lengths of alternating runs of pixels
+outside and inside the mask, down the columns. All functions here return ``counts`` compressed and
+as a string, which JSON can store.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Rle(TypedDict):
 
 
 def encode_mask(mask: NDArray[Any]) -> Rle:
-    """Encode a mask, H×W, bool or 0 and 1 in uint8."""
+    """Encode a mask, H×W, bool or uint8 with values 0 and 1."""
     return _as_text(coco_mask.encode(np.asfortranarray(mask.view(np.uint8))))
 
 
 def decode_mask(rle: Rle | Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Decode a compressed RLE to a mask, H×W, uint8, 0 or 1.
+    """Decode a compressed RLE to a mask, H×W, uint8 with values 0 and 1.
 
     Raises:
         ValueError, TypeError: if ``counts`` is damaged.
@@ -42,20 +42,20 @@ def decode_mask(rle: Rle | Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def compress_runs(lengths: list[int], size: Size) -> Rle:
-    """Convert run lengths to an RLE; they must add up to the number of pixels."""
+    """Convert run lengths, which must add up to the number of pixels, to an RLE."""
     return _as_text(coco_mask.frPyObjects({"size": list(size), "counts": lengths}, *size))
 
 
 def area_and_box(rle: Rle) -> tuple[float, list[float]]:
-    """Return the number of pixels of a mask, and its box: left, top, width, height in pixels."""
+    """Return the area of a mask and its box (left, top, width, height), in pixels."""
     return float(coco_mask.area(rle)), coco_mask.toBbox(rle).tolist()
 
 
 def encode_label_map(labels: NDArray[Any]) -> dict[int, Rle]:
-    """Encode the mask of each value of an H×W map of integers, all in one pass.
+    """Encode the mask of each value of an integer map H×W, all in one pass.
 
     Returns:
-        The RLE of each value that occurs, by ascending value.
+        The RLEs by value, in ascending order of the values that occur.
     """
     pixels = labels.ravel(order="F")
     starts = np.flatnonzero(np.append(True, pixels[1:] != pixels[:-1]))
@@ -66,7 +66,7 @@ def encode_label_map(labels: NDArray[Any]) -> dict[int, Rle]:
     runs_of = np.split(np.stack([starts, ends], axis=1), first[1:])
     encoded = {}
     for value, runs in zip(present.tolist(), runs_of, strict=True):
-        # The distances between all starts and ends: the runs outside and inside, alternating.
+        # The distances between all starts and ends are the runs outside and inside, alternating.
         lengths = np.diff(runs.ravel(), prepend=0, append=pixels.size).tolist()
         encoded[value] = compress_runs(lengths if lengths[-1] else lengths[:-1], labels.shape)
     return encoded

@@ -1,4 +1,4 @@
-"""Dataset mappers, which turn a dataset dict into an example: one file per mapper."""
+"""Dataset mappers, which turn a dataset dict into an example; one file per mapper."""
 
 from .detr_panoptic import DETRPanopticDatasetMapper
 from .inference import InferenceMapper

@@ -1,4 +1,4 @@
-"""The pipeline of all training mappers: read, check, augment, pad, make targets."""
+"""The pipeline that all training mappers share: read, check, augment, pad, make targets."""
 
 from __future__ import annotations
 
@@ -35,25 +35,26 @@ class Annotations(NamedTuple):
 
     segments: SegmentMap | InstanceMasks
     sem_seg: NDArray[Any] | None
-    """Class ids, H×W, uint8 or uint16, with ``ignore_label`` elsewhere; None: no label map."""
+    """Class ids, H×W, uint8 or uint16; ``ignore_label`` for no class. None: no label map."""
 
 
 class TrainingMapper:
-    """Turn a dataset dict into a training example; subclasses define ``read_annotations``.
+    """Base class of mappers that turn a dataset dict into a training example.
 
-    The example has the keys of the dict, except those of annotations, and
+    Subclasses define ``read_annotations``. An example has the dict's keys, except those of
+    annotations, and
 
     - ``image``: 3×H×W, uint8, channels in the order of ``image_format``;
     - ``instances``: ``Instances((H, W))`` with ``gt_classes`` (N, int64) and ``gt_masks``
       (N×H×W, bool);
     - ``sem_seg``: H×W, int64, with the ignore label, if the mapper has a label map;
-    - ``valid``: H×W, bool, with ``mask_ignore``: True for pixels of a target, False for those
-      without a label, of a crowd or of padding;
+    - ``valid``: H×W, bool, with ``mask_ignore``: True for pixels of a target, False for unlabelled
+      pixels, crowds and padding;
     - ``height``, ``width``: the size of the image on disk.
     """
 
     keeps_empty_masks = True
-    """True if a segment without a pixel in the crop stays a target at ``min_mask_area`` 0."""
+    """With ``min_mask_area`` 0, keep segments without a pixel in the crop as empty targets."""
 
     @configurable
     def __init__(
@@ -74,16 +75,16 @@ class TrainingMapper:
             is_train: must be True; see Raises.
             augmentations: the augmentations of image and annotation, in order.
             image_format: "RGB" or "BGR".
-            ignore_label: in 0 … 65535, the label of pixels that have no class; None makes no
-                ``sem_seg``, if the mapper does not need it.
-            size_divisibility: the side of the square that image and targets are padded to, in
-                pixels; 0 or less: no padding.
-            num_classes: K, to check the annotations against; None: they are not checked.
-            min_mask_area: masks of fewer pixels after augmentation are dropped.
+            ignore_label: label of pixels without a class, in 0 … 65535; None: no ``sem_seg``, for
+                mappers that do not need it.
+            size_divisibility: side in pixels of the square that image and targets are padded to; 0
+                or less: no padding.
+            num_classes: K, to check annotations against; None: do not check them.
+            min_mask_area: masks with fewer pixels after augmentation are dropped.
             mask_ignore: add ``valid`` to the example.
 
         Raises:
-            ValueError: if a value is out of its range, or ``is_train`` is False, since evaluators
+            ValueError: if a value is out of range, or ``is_train`` is False, because evaluators
                 read the annotations of test images themselves.
         """
         if not is_train:
@@ -137,8 +138,8 @@ class TrainingMapper:
         Raises:
             FileNotFoundError: if a file is missing.
             KeyError: if the dict lacks the annotation.
-            ValueError: if a file is damaged, image and annotation do not fit each other or the
-                number of classes, or the augmented image is larger than the side it is padded to.
+            ValueError: if a file is damaged, image and annotation differ in size, a class id is out
+                of range, or the augmented image is larger than the side that it is padded to.
         """
         image_file = dataset_dict["file_name"]
         example = {
@@ -174,7 +175,7 @@ class TrainingMapper:
         return example
 
     def require(self, dataset_dict: dict[str, Any], *keys: str) -> None:
-        """Raise KeyError, naming a mapper that fits, unless the dict has all ``keys``."""
+        """Raise a KeyError that names a fitting mapper unless the dict has all ``keys``."""
         missing = [key for key in keys if key not in dataset_dict]
         if missing:
             raise KeyError(
@@ -193,14 +194,14 @@ class TrainingMapper:
                 f"{image_file}: after augmentation it is {width}×{height} pixels (width×height), "
                 f"and INPUT.SIZE_DIVISIBILITY, the side that examples are padded to, is {side}. "
                 f"Set INPUT.CROP.ENABLED to True with an INPUT.CROP.SIZE of at most {side} on "
-                f"either side, or INPUT.SIZE_DIVISIBILITY to {max(height, width)} or more (-1 pads "
-                "nothing here)."
+                f"either side, or INPUT.SIZE_DIVISIBILITY to {max(height, width)} or more (-1: no "
+                "padding)."
             )
         return side, side
 
 
 def settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-    """Read the arguments that all mappers share from a config."""
+    """Read the arguments that all training mappers share from a config."""
     return {
         "is_train": is_train,
         "image_format": cfg.INPUT.FORMAT,
@@ -214,7 +215,7 @@ def ignore_label_of(datasets: tuple[str, ...]) -> int:
     """Return the ignore label in the metadata of all ``datasets``.
 
     Raises:
-        ValueError: if there is none, or several.
+        ValueError: if it is missing, or differs between datasets.
     """
     labels = {name: MetadataCatalog.get(name).get("ignore_label") for name in datasets}
     if len(set(labels.values())) != 1 or None in labels.values():
@@ -226,7 +227,7 @@ def ignore_label_of(datasets: tuple[str, ...]) -> int:
 
 
 def _pad_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Convert H×W×3 to 3×``size``, with ``IMAGE_PAD_VALUE`` on the right and at the bottom."""
+    """Convert H×W×3 to 3×``size``, padded with ``IMAGE_PAD_VALUE`` at the right and bottom."""
     height, width, channels = image.shape
     make = np.empty if (height, width) == size else partial(np.full, fill_value=IMAGE_PAD_VALUE)
     padded = make((channels, *size), dtype=image.dtype)
@@ -245,4 +246,4 @@ def _fitting_mapper(dataset_dict: dict[str, Any]) -> str:
         fitting += ["mask_former_instance"]
     if not fitting:
         return "No mapper for mask targets fits such a dict: check what DATASETS.TRAIN loads."
-    return f"INPUT.DATASET_MAPPER_NAME that fits: {' or '.join(fitting)}."
+    return f"Set INPUT.DATASET_MAPPER_NAME to {' or '.join(fitting)}."

@@ -19,7 +19,7 @@ __all__ = ["DETRPanopticDatasetMapper"]
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):
     """Panoptic targets with DETR's augmentation (Carion et al., 2020).
 
-    Unlike ``mask_former_panoptic``, images are not padded and no label map is made.
+    Unlike ``mask_former_panoptic``, it neither pads images nor makes label maps.
     """
 
     @classmethod

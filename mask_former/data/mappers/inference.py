@@ -37,7 +37,7 @@ class InferenceMapper:
 
         Raises:
             FileNotFoundError: if the file is missing.
-            ValueError: if the file is not an image, or a damaged one, or the image is too thin.
+            ValueError: if the file is damaged or not an image, or the image is too thin.
         """
         file_name = dataset_dict["file_name"]
         example = {key: v for key, v in dataset_dict.items() if key not in ANNOTATION_KEYS}

@@ -21,10 +21,10 @@ __all__ = ["MaskFormerInstanceDatasetMapper"]
 
 @DATASET_MAPPER_REGISTRY.register(name="mask_former_instance")
 class MaskFormerInstanceDatasetMapper(TrainingMapper):
-    """One target per entry of ``annotations`` that is not a crowd, from its polygons or RLE.
+    """Mapper with one target per entry of ``annotations`` that is not a crowd (polygons or RLE).
 
-    Masks may overlap, and no label map is made. Objects without a pixel, because they lie outside
-    the crop or are smaller than a pixel, are dropped.
+    Masks may overlap, and no label map is made. Objects that cover no pixel, because they lie
+    outside the crop or are smaller than a pixel, are dropped.
     """
 
     keeps_empty_masks = False
@@ -34,7 +34,7 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
         """Return the arguments of ``__init__``, with MaskFormer's augmentation and padding.
 
         Raises:
-            ValueError: if the crop limits the area of a category, which needs a label map.
+            ValueError: if the crop limits the area of a category, for which a label map is needed.
         """
         crop = cfg.INPUT.CROP
         if crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1:

@@ -19,10 +19,10 @@ __all__ = ["MaskFormerPanopticDatasetMapper"]
 
 @DATASET_MAPPER_REGISTRY.register(name="mask_former_panoptic")
 class MaskFormerPanopticDatasetMapper(TrainingMapper):
-    """One target per segment that is not a crowd, from ``pan_seg_file_name``, ``segments_info``.
+    """Mapper with one target per segment of a panoptic PNG that is not a crowd.
 
-    The label map, which the crop needs, is read from ``sem_seg_file_name`` if the dict has it, and
-    otherwise made from the segments.
+    The dict names the PNG, ``pan_seg_file_name``, and its ``segments_info``. The label map, which
+    the crop needs, is read from ``sem_seg_file_name`` if the dict has it, else made from segments.
     """
 
     def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:

@@ -18,7 +18,7 @@ __all__ = ["MaskFormerSemanticDatasetMapper", "read_sem_seg"]
 
 @DATASET_MAPPER_REGISTRY.register(name="mask_former_semantic")
 class MaskFormerSemanticDatasetMapper(TrainingMapper):
-    """One target per class that is present after augmentation, from ``sem_seg_file_name``."""
+    """Mapper with one target per class of ``sem_seg_file_name`` that augmentation keeps."""
 
     keeps_empty_masks = False
 
@@ -27,10 +27,10 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
         self.require(dataset_dict, "sem_seg_file_name")
         if self.ignore_label is None:
             raise ValueError(
-                f"{type(self).__name__} needs an ignore_label, found None: pass the dataset's."
+                f"{type(self).__name__} needs an ignore_label, found None: pass the dataset's own."
             )
         sem_seg = read_sem_seg(dataset_dict, image, self.ignore_label, self.num_classes)
-        # All classes are targets: absent ones are dropped with those that the crop empties.
+        # All classes are targets: absent ones are dropped together with those outside the crop.
         known = np.arange(np.iinfo(sem_seg.dtype).max + 1)[: self.num_classes]
         classes = known[known != self.ignore_label]
         return Annotations(SegmentMap(sem_seg, classes, classes, self.ignore_label), sem_seg)
@@ -42,18 +42,18 @@ def read_sem_seg(
     """Read and check the label map of an image.
 
     Args:
-        dataset_dict: names the label map, ``sem_seg_file_name``, with an optional ``label_map``.
+        dataset_dict: has ``sem_seg_file_name`` and optionally ``label_map``.
         image: H×W×3.
-        ignore_label: the label of pixels that have no class.
-        num_classes: K, to check the labels against; None: they are not checked.
+        ignore_label: label of pixels without a class.
+        num_classes: K, to check labels against; None: do not check them.
 
     Returns:
         H×W, uint8 or uint16.
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if the file is damaged, its size differs from the image's, or a label is neither
-            the ignore label nor in 0 … K-1.
+        ValueError: if the file is damaged, its size differs from the image's, or a label is out of
+            0 … K-1 and not the ignore label.
     """
     file_name = dataset_dict["sem_seg_file_name"]
     labels = read_class_map(file_name, dataset_dict.get("label_map"))

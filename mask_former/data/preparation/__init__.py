@@ -1,1 +1,1 @@
-"""Download and convert the published datasets."""
+"""Check and convert downloads of published datasets."""

@@ -1,4 +1,4 @@
-"""Command line and parallel loop over files, shared by the scripts in ``datasets/``."""
+"""Command line and parallel loop over files of the scripts in ``datasets/``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def run_command(
     Args:
         prepare: called with the root of all datasets and the number of processes.
         description: the first line of the help.
-        download: where the source comes from, printed after an error about a source file.
-        arguments: the words of the command line; None: those of the process.
+        download: where to get the source files, printed after an error about one of them.
+        arguments: command-line arguments; None: those of the process.
 
     Returns:
-        The exit code: 1 after an error, which is one line on stderr, 130 if interrupted.
+        The exit code: 0; 1 after an error, printed as one line on stderr; 130 if interrupted.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """True if all targets exist; since each is written atomically, they are then complete."""
+        """True if all targets exist; they are complete, because each is written atomically."""
         return all(path.exists() for path in self.targets)
 
 
@@ -90,16 +90,16 @@ def convert_all(
 
     Args:
         convert: writes the targets, each atomically, so that a job may be interrupted.
-        jobs: all jobs, those that are done included.
+        jobs: all jobs, including those that are done.
         workers, description: see ``parallel_map``.
 
     Raises:
-        FileNotFoundError: if a source is missing; nothing is converted then.
+        FileNotFoundError: if a source is missing; then nothing is converted.
     """
-    left = [job for job in jobs if not job.done]
-    make_ready(left)
+    todo = [job for job in jobs if not job.done]
+    make_ready(todo)
     call = partial(_call, convert)
-    parallel_map(call, left, workers=workers, description=description, done=len(jobs) - len(left))
+    parallel_map(call, todo, workers=workers, description=description, done=len(jobs) - len(todo))
 
 
 def _call(convert: Callable[..., None], job: Job) -> None:
@@ -128,15 +128,15 @@ def parallel_map(
     """Compute ``[function(item) for item in items]`` in several processes, with a progress bar.
 
     Args:
-        function: picklable, as items and results are.
+        function: picklable, like items and results.
         items: the arguments of the calls.
         workers: number of processes; 1 runs in this process.
-        description: the text before the bar.
-        done: number of further items that are done already, for the bar.
+        description: the text before the progress bar.
+        done: number of items done earlier, which the progress bar counts, too.
 
     Raises:
         ChildProcessError: if a process was killed.
-        Exception: the first error of ``function``; items that have not started yet are dropped.
+        Exception: the first error of ``function``; items that have not started are dropped.
     """
     count = len(items) + done
     progress = partial(tqdm, total=count, initial=done, desc=description, unit="image")
@@ -144,7 +144,7 @@ def parallel_map(
     if workers <= 1:
         with progress(items) as bar:
             return [function(item) for item in bar]
-    # A forked process does not import everything again; elsewhere fork is unavailable or unsafe.
+    # Forked processes need no imports; outside Linux, fork is unavailable or unsafe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     try:
         with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
@@ -159,7 +159,7 @@ def parallel_map(
 
 
 def _begin_worker() -> None:
-    """Leave interrupts to the parent process, and exit when the parent is killed."""
+    """Leave Ctrl-C to the parent process, and exit when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Check the files of a download: none is missing, and each has the expected form."""
+"""Check that the files of a download exist and have the expected form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..formats.pixels import image_errors, open_image
 
 
 def require(paths: Iterable[Path]) -> None:
-    """Raise FileNotFoundError if files are missing; it names the first and counts the others."""
+    """Raise a FileNotFoundError that names the first missing file and counts the others."""
     missing = [path for path in paths if not path.exists()]
     if missing:
         more = f" (as are {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -25,11 +25,11 @@ def require(paths: Iterable[Path]) -> None:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file to its end, as it is stored (no EXIF rotation).
+    """Read a complete image file, as stored (without EXIF rotation).
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if the file is not an image, or a damaged one.
+        ValueError: if the file is damaged or not an image.
     """
     require([path])
     with image_errors(str(path), damaged="Copy it again."):
@@ -43,8 +43,8 @@ def read_labels(path: Path, largest: int, meaning: str) -> NDArray[np.uint8]:
 
     Args:
         path: the file.
-        largest: the largest value that may occur.
-        meaning: the meaning of the values 0 … ``largest``, for the message.
+        largest: the largest allowed value.
+        meaning: the meaning of the values 0 … ``largest``, for the error message.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -65,7 +65,7 @@ def read_labels(path: Path, largest: int, meaning: str) -> NDArray[np.uint8]:
 def check_size(
     labels_path: Path, labels: NDArray[Any], image_path: Path, image: Image.Image
 ) -> None:
-    """Raise ValueError unless an annotation (H×W or H×W×C) has the size of its image."""
+    """Raise ValueError unless an annotation (H×W or H×W×C) is as large as its image."""
     height, width = labels.shape[:2]
     if (width, height) != image.size:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""The built-in dataset, drawn on first use: ``scene`` draws, ``writer`` writes the files."""
+"""The built-in dataset of shapes: ``scene`` draws its images, ``writer`` writes the files."""

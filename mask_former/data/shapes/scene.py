@@ -1,11 +1,11 @@
 """Draw scenes of simple shapes on textured backgrounds from a seed.
 
-The class of a thing is its outline, that of a stuff region its pattern. Colours come from a small
-palette that is drawn for each scene and shared by everything in it, so colours do not reveal the
-class, and hardly the borders of segments.
+The outline of a thing and the pattern of a stuff region define their classes. Colours come from a
+small palette that is drawn for each scene and shared by everything in it, so colours do not reveal
+classes, and reveal only few borders of segments.
 
 Only NumPy's float64 arithmetic and PCG64's ``random``, ``uniform`` and ``integers`` are used, and
-no library that rasterises or blurs, so that a seed gives the same scene on every machine.
+no library that rasterises or blurs, so that a seed produces the same scene on every machine.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 HEIGHT, WIDTH = 128, 160  # pixels
 THINGS_PER_SCENE = (3, 12)
-NEW_CLASS = 0.7  # probability that the next thing is of a class that the scene does not have yet
+NEW_CLASS = 0.7  # probability that the next thing has a class that is new in the scene
 RADIUS = (15.0, 30.0)  # pixels
-TILT = 0.35  # radians, the largest rotation of a thing, either way
+TILT = 0.35  # radians, the largest rotation of a thing in either direction
 MIN_VISIBLE_AREA = 120  # pixels, of every thing
-MIN_VISIBLE_PART = 0.6  # of a thing's area, including what the image border cuts off
+MIN_VISIBLE_PART = 0.6  # fraction of a thing's full area, also outside the image
 MIN_STUFF_AREA = 600  # pixels
 PERIOD = (10.0, 16.0)  # pixels, of every pattern
 SUBSAMPLES = 3  # per pixel and axis, for antialiasing
@@ -42,9 +42,9 @@ def _polar(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _star(x: Array, y: Array) -> NDArray[np.bool_]:
-    """Test points for a star of five points.
+    """Test whether points lie inside a five-pointed star.
 
-    A straight edge leads from an outer corner (radius 1) to an inner one, and is mirrored.
+    All edges mirror one straight edge, from an outer corner (radius 1) to an inner corner.
     """
     radius, angle = _polar(x, y)
     sector = np.pi / 5
@@ -55,7 +55,7 @@ def _star(x: Array, y: Array) -> NDArray[np.bool_]:
     return (px - 1) * iy - py * (ix - 1) < 0
 
 
-# Tests for points inside, in the thing's frame, where it fills about the unit disc.
+# Tests whether points lie inside a thing, in its own frame, where it about fills the unit disc.
 OUTLINES: dict[str, Outline] = {
     "disc": lambda x, y: x**2 + y**2 < 0.85,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) < 0.25,
@@ -75,7 +75,7 @@ def _dots(u: Array, v: Array) -> Array:
     return 0.3 - np.hypot((u + row % 2 / 2) % 1 - 0.5, v - row - 0.5)
 
 
-# Positive for one colour, negative for the other; coordinates in periods.
+# Negative where a pattern has its first colour, positive for the second; coordinates in periods.
 PATTERNS: dict[str, Pattern] = {
     "stripes": lambda u, v: np.abs(u % 1 - 0.5) - 0.25,
     "checks": lambda u, v: np.sin(np.pi * u * 1.4) * np.sin(np.pi * v * 1.4) / 4,
@@ -103,7 +103,7 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One segment: its coverage of each pixel (0 to 1), in a box at (left, top)."""
+    """One segment: its coverage of each pixel (0 … 1) in a box at (left, top)."""
 
     name: str
     frame: _Frame
@@ -112,7 +112,7 @@ class _Layer:
     top: int = 0
 
     def clip(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Return the part of the box inside the image, as slices of the image and of the box."""
+        """Return the part of the box inside the image, as slices of the image and the box."""
         (height, width), left, top = self.coverage.shape, self.left, self.top
         rows = slice(max(top, 0), min(top + height, HEIGHT))
         columns = slice(max(left, 0), min(left + width, WIDTH))
@@ -128,8 +128,8 @@ def scene(
     """Draw one scene.
 
     Returns:
-        The image, H×W×3 RGB; the segment ids, H×W from 1, of every pixel; and the class name of
-        each segment id. A pattern occurs in at most one segment of a scene.
+        The image, H×W×3 RGB; the segment id of every pixel, H×W from 1; and the class name by
+        segment id. A pattern occurs in at most one segment of a scene.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     layers, ids = _layout(rng)
@@ -137,7 +137,7 @@ def scene(
 
 
 def _layout(rng: np.random.Generator) -> tuple[list[_Layer], NDArray[np.int32]]:
-    """Draw layers from the bottom to the top, and the map of their ids 1, 2, … ."""
+    """Draw layers from bottom to top, and the map of their ids 1, 2, … ."""
     while True:
         layers, ids = _stuff(rng)
         num_stuff = len(layers)
@@ -150,7 +150,7 @@ def _layout(rng: np.random.Generator) -> tuple[list[_Layer], NDArray[np.int32]]:
 
 
 def _stuff(rng: np.random.Generator) -> tuple[list[_Layer], NDArray[np.int32]]:
-    """Draw two or three regions; each but the first is separated from the others by a wavy line."""
+    """Draw two or three regions; wavy lines separate all but the first from the others."""
     x, y = _pixel_centres(slice(0, WIDTH), slice(0, HEIGHT))
     ids = np.ones((HEIGHT, WIDTH), np.int32)
     layers: list[_Layer] = []
@@ -168,8 +168,8 @@ def _stuff(rng: np.random.Generator) -> tuple[list[_Layer], NDArray[np.int32]]:
 def _add_things(
     rng: np.random.Generator, count: int, layers: list[_Layer], ids: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """Put up to ``count`` things on top of ``layers``, so that enough of each stays visible."""
-    needed = [0.0] * (len(layers) + 1)  # least visible pixels, by id
+    """Put up to ``count`` things on top of ``layers`` so that enough of each stays visible."""
+    needed = [0.0] * (len(layers) + 1)  # minimum of visible pixels, by id
     total = len(layers) + count
     for _ in range(20 * count):
         fresh = sorted(set(OUTLINES) - {layer.name for layer in layers})
@@ -228,20 +228,20 @@ def _render(rng: np.random.Generator, layers: list[_Layer]) -> NDArray[np.uint8]
 
 
 def _pattern_fill(layer: _Layer, u: Array, v: Array, colours: Array) -> Array:
-    """Fill with two of the colours, with a transition of about one pixel."""
+    """Fill a region with a pattern of two colours; transitions are about one pixel wide."""
     mix = np.clip(0.5 + layer.frame.unit * PATTERNS[layer.name](u, v), 0, 1)
     return colours[0] + (colours[1] - colours[0]) * mix[..., None]
 
 
 def _gradient_fill(u: Array, v: Array, colours: Array, turn: float) -> Array:
-    """Fill with a gradient from the first colour over the second, in the middle, to the third."""
+    """Fill a thing with a gradient from the first to the third colour; the second is central."""
     sweep = (np.cos(turn) * u + np.sin(turn) * v)[..., None]
     end = np.where(sweep < 0, colours[0], colours[2])
     return end + (colours[1] - end) * (1 - np.clip(1.1 * np.abs(sweep), 0, 1))
 
 
 def _palette(rng: np.random.Generator) -> Array:
-    """Draw RGB colours (0 to 1), any two of them clearly different."""
+    """Draw RGB colours (0 … 1), every two of them clearly different."""
     while True:
         hsv = rng.uniform((0, 0.25, 0.4), (1, 0.85, 1), size=(PALETTE, 3))
         palette = np.array([colorsys.hsv_to_rgb(*color) for color in hsv])
@@ -260,7 +260,7 @@ def _blurred(coverage: Array) -> Array:
 
 
 def _pixel_centres(columns: slice, rows: slice) -> tuple[Array, Array]:
-    """Return x as 1×w and y as h×1."""
+    """Return the x coordinates 1×w and y coordinates h×1 of the centres of pixels."""
     x = np.arange(columns.start, columns.stop) + 0.5
     y = np.arange(rows.start, rows.stop) + 0.5
     return x[None], y[:, None]

@@ -28,12 +28,12 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Settings:
-    """Size and seed of the dataset, saved with it as settings.json."""
+    """Size and seed of the dataset, saved with it in settings.json."""
 
     num_train: int = 2000
     num_val: int = 200
     seed: int = 0
-    version: int = 1  # of the drawing; incremented if a seed gives other scenes
+    version: int = 1  # of the drawing code; incremented if a seed produces other scenes
 
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_val) < 1 or self.seed < 0:
@@ -52,11 +52,11 @@ def generate(folder: str | Path, settings: Settings | None = None) -> None:
     atomically, so that a killed process leaves no incomplete dataset.
 
     Args:
-        folder: receives {train,val}/, panoptic_{train,val}/ and panoptic_{train,val}.json.
-        settings: the size and seed; None: ``DEFAULT``, but an existing dataset may have others.
+        folder: will contain {train,val}/, panoptic_{train,val}/ and panoptic_{train,val}.json.
+        settings: the size and seed; None: those of an existing dataset, else ``DEFAULT``.
 
     Raises:
-        ValueError: if the folder holds a dataset with other settings, or was not made here.
+        ValueError: if the folder contains a dataset with other settings, or something else.
     """
     folder = Path(folder)
     if folder.exists():
@@ -86,8 +86,8 @@ def _check(folder: Path, wanted: Settings | None) -> None:
         wanted = Settings(found.num_train, found.num_val, found.seed)
     if found != wanted:
         raise ValueError(
-            f"{folder} holds {found}, but {wanted} is requested. Remove it, or choose another "
-            "folder."
+            f"{folder} contains a dataset with {found}, but {wanted} is requested. Remove it, or "
+            "choose another folder."
         )
 
 
@@ -125,7 +125,7 @@ def _write_scene(
 
 
 def _map(draw: partial[list[dict[str, Any]]], count: int) -> Iterator[list[dict[str, Any]]]:
-    """Compute ``map(draw, range(count))``, on all cores if processes can be forked cheaply."""
+    """Compute ``map(draw, range(count))``, on all cores where processes can be forked."""
     workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if workers == 1 or count < 100 or multiprocessing.current_process().daemon:
         yield from map(draw, range(count))

@@ -1,7 +1,7 @@
 """The training augmentations of MaskFormer and of DETR, built from detectron2's.
 
-The random draws and their distributions are detectron2's; two steps need fewer passes over the
-pixels. All draws come from numpy, so that its seed determines an example.
+The random draws and their distributions are detectron2's, but flips and colour jitter need fewer
+passes over the pixels. All draws come from numpy, so that its seed determines an example.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .crops import ClassUniformCrop, ResizeAndCrop
 __all__ = ["ColorAugSSD", "build_augmentation", "build_detr_augmentation"]
 
 DETR_PRE_CROP_SIZES = (400, 500, 600)
-"""The shortest edges, in pixels, that DETR resizes images to before cropping."""
+"""The shortest edges in pixels to which DETR resizes images before cropping."""
 
 
 class HFlipTransform(T.HFlipTransform):
-    """detectron2's flip with a contiguous result: copying its view takes longer than the flip."""
+    """detectron2's flip, but with a contiguous result; copying detectron2's view is slower."""
 
     def apply_image(self, img: NDArray[Any]) -> NDArray[Any]:
         """Mirror an image, H×W or H×W×3, 8 or 16 bits, left to right."""
@@ -33,7 +33,7 @@ class HFlipTransform(T.HFlipTransform):
 
 
 class RandomFlip(T.RandomFlip):
-    """detectron2's augmentation with the same draws and the transform above."""
+    """detectron2's augmentation, with the transform above instead of detectron2's."""
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
         """Draw whether an image, H×W×3, is flipped."""
@@ -46,9 +46,9 @@ class ColorAugSSD(T.Augmentation):
     """The colour jitter of SSD (Liu et al., 2016): brightness, contrast, saturation and hue.
 
     Ranges, order and rounding are those of ``detectron2.projects.point_rend.ColorAugSSDTransform``,
-    which draws from the ``random`` module while it is applied, so that one transform returns a
-    different result each time. Here the transform is fixed once it is drawn, and each step is a
-    look-up in a table of 256 values instead of a pass in floating point.
+    which draws from the ``random`` module when it is applied, so that one transform returns a
+    different result each time. Here ``get_transform`` draws a fixed transform, and each step looks
+    values up in a table of 256 instead of computing in floating point.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class ColorAugSSD(T.Augmentation):
 
         Args:
             img_format: "RGB" or "BGR".
-            brightness_delta: the largest change of the brightness, of 255, either way.
-            contrast_low, contrast_high: the range of the factor on all channels.
-            saturation_low, saturation_high: the range of the factor on the saturation.
-            hue_delta: the largest change of the hue, in units of 2 degrees, either way.
+            brightness_delta: the largest change of the brightness, up or down, in 0 … 255.
+            contrast_low, contrast_high: the range of the factor for all channels.
+            saturation_low, saturation_high: the range of the factor for the saturation.
+            hue_delta: the largest change of the hue, up or down, in units of 2 degrees.
         """
         self._init(locals())
 
@@ -95,7 +95,7 @@ class ColorAugSSD(T.Augmentation):
 
 
 def _linear(factor: float, offset: float = 0) -> NDArray[Any]:
-    """Return the table of a linear function of 8-bit values: 256 values."""
+    """Return the look-up table of a linear function of 8-bit values: 256 values."""
     values = np.arange(256, dtype=np.float32) * factor + offset
     return np.clip(values, 0, 255).astype(np.uint8)
 
@@ -103,14 +103,14 @@ def _linear(factor: float, offset: float = 0) -> NDArray[Any]:
 def _hsv_table(
     hue: NDArray[Any] | None = None, saturation: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    """Return the table of the three channels of an HSV image: 1×256×3."""
+    """Return a look-up table for the three channels of an HSV image: 1×256×3."""
     same = np.arange(256, dtype=np.uint8)
     channels = (same if hue is None else hue, same if saturation is None else saturation, same)
     return np.stack(channels, axis=-1)[None]
 
 
 def _look_up(image: NDArray[Any], tables: list[NDArray[Any]], img_format: str) -> NDArray[Any]:
-    """Apply tables one after the other: 256 values to the image, 1×256×3 to its HSV form."""
+    """Apply tables in order: those of 256 values to the image, those of 1×256×3 to its HSV form."""
     is_rgb = img_format == "RGB"
     to_hsv, from_hsv = (
         (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
@@ -127,8 +127,8 @@ def build_augmentation(cfg: CfgNode, ignore_label: int | None) -> list[T.Augment
     """Build MaskFormer's augmentation: resize, crop with an area limit, colour jitter, flip.
 
     Args:
-        cfg: its keys in ``INPUT`` are explained in ``mask_former.config.keys``.
-        ignore_label: the label that the limit on a category's area does not count; None: there is
+        cfg: ``mask_former.config.keys`` explains the keys in ``INPUT``.
+        ignore_label: the label that the crop's limit on a category's area ignores; None: there is
             no such label.
 
     Raises:
@@ -154,7 +154,7 @@ def build_detr_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
     and crops; then it resizes.
 
     Args:
-        cfg: its keys in ``INPUT`` are explained in ``mask_former.config.keys``.
+        cfg: ``mask_former.config.keys`` explains the keys in ``INPUT``.
 
     Raises:
         ValueError: if a key of ``INPUT`` has an unknown value.
@@ -173,7 +173,7 @@ def _resize(cfg: CfgNode) -> T.ResizeShortestEdge:
     if sampling == "range" and len(sizes) != 2:
         raise ValueError(
             f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)}: with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' "
-            "it must be two values, the smallest and the largest shortest edge."
+            "expected two values, the minimum and the maximum of the shorter side."
         )
     return T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
 

@@ -1,4 +1,4 @@
-"""Crops of training examples: resize and crop in one pass, and crops centred on rare classes."""
+"""Crops of training examples: resizing and cropping in one pass, and crops of rare classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["ClassUniformCrop", "ResizeAndCrop", "ResizeCropTransform"]
 
 
 class ResizeCropTransform(T.Transform):
-    """Resize an image, then crop it, computing only the pixels that the crop keeps.
+    """A transform that resizes and then crops, but computes only the pixels inside the crop.
 
-    The image is resized by PIL (bilinear, antialiased), as in ``T.ResizeTransform``. Label maps of
-    any integer type take the pixel under the centre of the new one, as PIL does.
+    PIL resizes images (bilinear, antialiased), as in ``T.ResizeTransform``. In label maps, of any
+    integer type, each new pixel takes the value under its centre, as in PIL.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class ResizeCropTransform(T.Transform):
 
         Args:
             h, w: the size of the input.
-            new_h, new_w: the size that it is resized to.
-            x0, y0, crop_w, crop_h: the window of the resized image.
+            new_h, new_w: the size after resizing.
+            x0, y0, crop_w, crop_h: the crop's window in the resized image.
         """
         super().__init__()
         self._set_attributes(locals())
@@ -67,22 +67,22 @@ def _nearest(start: int, length: int, old: int, new: int) -> NDArray[Any]:
 
 
 class ResizeAndCrop(T.Augmentation):
-    """Resize and crop as one transform, with the same draws as the two in sequence."""
+    """Resizing and cropping as one transform, with the random draws of the two in sequence."""
 
     def __init__(self, resize: T.ResizeShortestEdge, crop: T.Augmentation | None = None) -> None:
         """Store the two augmentations.
 
         Args:
             resize: draws the new size.
-            crop: draws the window in the resized image: ``ClassUniformCrop``, ``T.RandomCrop`` or
-                ``T.RandomCrop_CategoryAreaConstraint``; None keeps the full image.
+            crop: draws the window in the resized image: a ``ClassUniformCrop``, ``T.RandomCrop`` or
+                ``T.RandomCrop_CategoryAreaConstraint``; None: keep the full image.
         """
         self._init(locals())
 
     def get_transform(
         self, image: NDArray[Any], sem_seg: NDArray[Any] | None
     ) -> ResizeCropTransform:
-        """Draw size and window for an H×W×3 image and its label map, which the crop may need.
+        """Draw size and window for an image H×W×3 and its label map, which some crops read.
 
         Raises:
             ValueError: if the image is so thin that a side would be resized to 0 pixels.
@@ -115,10 +115,10 @@ def _reads_labels(crop: T.Augmentation) -> bool:
 
 
 class ClassUniformCrop(T.Augmentation):
-    """Move some of a crop's windows so that they contain a pixel of a randomly drawn class.
+    """A crop, some windows of which are moved to contain a pixel of a randomly drawn class.
 
-    All classes of the image are equally likely, however few pixels they have, and so are then all
-    pixels of the class. (Zhu et al., 2019, *Improving Semantic Segmentation via Video Propagation
+    All classes of the image are equally likely, however few pixels they have; then all pixels of
+    the drawn class are. (Zhu et al., 2019, *Improving Semantic Segmentation via Video Propagation
     and Label Relaxation*, section 3.4, draw classes for whole epochs.)
     """
 
@@ -130,10 +130,10 @@ class ClassUniformCrop(T.Augmentation):
         Args:
             crop: draws the window's size, and its position if no class is drawn.
             probability: the probability that a class is drawn, in 0 … 1.
-            ignore_label: a label that is not a class; None: there is no such label.
+            ignore_label: the label that is not a class; None: there is no such label.
 
         Raises:
-            ValueError: if ``probability`` is out of its range.
+            ValueError: if ``probability`` is out of range.
         """
         if not 0 <= probability <= 1:
             raise ValueError(
@@ -142,7 +142,7 @@ class ClassUniformCrop(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: NDArray[Any], sem_seg: NDArray[Any] | None) -> T.CropTransform:
-        """Draw the window for an image and its H×W label map; without a map, as ``crop`` does."""
+        """Draw the window for an image and its label map H×W; without a map, as ``crop`` does."""
         window = self.crop(T.AugInput(image, sem_seg=sem_seg))
         if sem_seg is None or np.random.rand() >= self.probability:
             return window

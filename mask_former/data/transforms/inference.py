@@ -14,14 +14,14 @@ __all__ = ["InferencePreprocessing"]
 
 
 class InferencePreprocessing:
-    """Resize an image and convert it to a model's input, identically wherever a model runs."""
+    """Resizing of an image and conversion to a model's input, the same wherever a model runs."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """Read the settings of a config.
 
         Args:
-            cfg: its keys ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` set the size,
-                ``INPUT.FORMAT`` the channel order.
+            cfg: ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` set the size, ``INPUT.FORMAT``
+                the channel order.
 
         Raises:
             ValueError: if ``INPUT.FORMAT`` is neither "RGB" nor "BGR".
@@ -35,11 +35,11 @@ class InferencePreprocessing:
         """Preprocess one image.
 
         Args:
-            image: H×W×3, RGB.
+            image: H×W×3, uint8, RGB.
 
         Returns:
-            ``image`` (3×h×w, uint8, channels in the order of ``INPUT.FORMAT``), and the size of
-            the output, ``height`` and ``width``, which is that of the input.
+            ``image`` (3×h×w, uint8, channels in the order of ``INPUT.FORMAT``), and ``height`` and
+            ``width``, the size of the model's output, which is that of the original image.
 
         Raises:
             ValueError: if the image is so thin that a side would be resized to 0 pixels.

@@ -28,26 +28,26 @@ def encode(
     """Convert segmentation maps to the targets that ``model.criterion`` takes.
 
     Args:
-        segmentation_maps: one map, or one for each image: integers H×W (numpy, torch, PIL), class
+        segmentation_maps: One map, or one for each image: integers H×W (numpy, torch, PIL), class
             ids; or instance ids, with ``instance_id_to_semantic_id``.
-        instance_id_to_semantic_id: class id of every instance id; one mapping for all maps, or one
+        instance_id_to_semantic_id: Class id of every instance id; one mapping for all maps, or one
             for each map.
-        ignore_index: value of pixels that belong to no target; with ``do_reduce_labels`` it is
+        ignore_index: Value of pixels that belong to no target; with ``do_reduce_labels`` it is
             compared after the reduction.
-        do_reduce_labels: treat 0 as no target, and reduce every other value (and class id) by one.
-        num_classes: number of classes K; if given, class ids must be in 0 … K-1.
-        size: size (H, W) that masks are padded to with False, on the right and at the bottom; by
+        do_reduce_labels: Treat 0 as no target, and reduce every other value (and class id) by one.
+        num_classes: Number of classes K; if given, class ids must be in 0 … K-1.
+        size: Size (H, W) that masks are padded to with False, on the right and at the bottom; by
             default the largest height and width of the maps.
-        with_valid: also return ``valid``, the pixels that belong to a target.
+        with_valid: Also return ``valid``, the pixels that belong to a target.
 
     Returns:
         One target for each map, in order: ``labels`` N, int64, in ascending order of the map's
         values; ``masks`` N×H×W, bool; and with ``with_valid``, ``valid`` H×W, bool.
 
     Raises:
-        ValueError: for a map that is not integers H×W or is larger than ``size``, a class id that
-            is not in 0 … K-1, or a number of mappings that differs from that of the maps.
-        KeyError: for an instance id that its mapping gives no class.
+        ValueError: If a map is not integers H×W or is larger than ``size``, a class id is not in
+            0 … K-1, or the number of mappings differs from that of the maps.
+        KeyError: If an instance id is missing in its mapping.
     """
     if not isinstance(segmentation_maps, list | tuple):
         segmentation_maps = [segmentation_maps]
@@ -87,8 +87,8 @@ def _integer_map(values: Any, index: int) -> NDArray[Any]:
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             f"Segmentation map {index} is {array.dtype} of shape {array.shape}; expected integers "
-            "H×W, one id for each pixel. (A colour PNG of COCO's panoptic form is read by "
-            "mask_former.data.targets.decode_segment_ids.)"
+            "H×W, one id for each pixel. (mask_former.data.targets.decode_segment_ids converts a "
+            "colour PNG of COCO's panoptic format.)"
         )
     return array
 
@@ -109,9 +109,8 @@ def _segments_of(
     unknown = [] if class_of is None else [value for value in ids if value not in class_of]
     if unknown:
         raise KeyError(
-            f"Segmentation map {index} has the instance ids {unknown[:5]}, of which "
-            "instance_id_to_semantic_id has no class: add them, or set ignore_index if they are "
-            "not instances."
+            f"Segmentation map {index} has the instance ids {unknown[:5]}, which are missing in "
+            "instance_id_to_semantic_id: add them, or set ignore_index if they are not instances."
         )
     labels = [(value if class_of is None else class_of[value]) - reduce for value in ids]
     index_map, _ = index_segments(values, ids)
@@ -125,6 +124,6 @@ def _check_classes(labels: NDArray[Any], num_classes: int | None, index: int) ->
         expected = "not negative" if num_classes is None else f"in 0 … {num_classes - 1}"
         raise ValueError(
             f"Segmentation map {index} has the class ids {wrong[:5].tolist()}; expected ids "
-            f"{expected}. Set ignore_index if pixels of them have no class, or do_reduce_labels "
-            "if 0 has none."
+            f"{expected}. Set ignore_index if these pixels have no class, or do_reduce_labels if "
+            "the value 0 means no class."
         )

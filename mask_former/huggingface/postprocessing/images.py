@@ -24,11 +24,11 @@ class ImagePrediction(NamedTuple):
     """The outputs for one image, and the size of its result."""
 
     mask_cls: Tensor
-    """Q×(K+1), fp32."""
+    """Class logits, Q×(K+1), fp32."""
     masks: LazyMasks | WholeMasks
     """The mask logits of Q queries."""
     size: Size | None
-    """Size that the result is resized to; None: the masks have the size of the result already."""
+    """Size (H, W) to which the result is resized; None: the masks already have that size."""
 
 
 def split_batch(
@@ -54,8 +54,8 @@ def split_batch(
         if image[0] > padded[0] or image[1] > padded[1]:
             raise ValueError(
                 f"image_sizes has {image} (height, width) for image {index}, but mask logits of "
-                f"{tuple(masks.shape[-2:])} are of an input of {padded}: give the size of the "
-                "image as the network saw it, not that of the file (which is target_sizes')."
+                f"{tuple(masks.shape[-2:])} belong to an input of {padded}: give the image's size "
+                "in the network's input; the size of the image file belongs in target_sizes."
             )
         logits = logits.resize(padded).crop(image).resize(target)
         yield ImagePrediction(classes[index].float(), logits, None)

@@ -1,9 +1,9 @@
 """Convert the logits of a batch to maps like those of ``MaskFormerImageProcessor``.
 
 In every function ``outputs`` is a mapping with ``pred_logits`` B×Q×(K+1) and ``pred_masks``
-B×Q×h×w, as our models return it, or with ``class_queries_logits`` and ``masks_queries_logits``, as
-those of ``transformers`` do. No function holds maps of all queries at the size of the result,
-except for masks that are the result.
+B×Q×h×w, which this project's models return, or with ``class_queries_logits`` and
+``masks_queries_logits``, which those of ``transformers`` return. To save memory, no function holds
+maps of all queries at the size of the result, unless the masks are the result.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ def post_process_semantic(
     """Find the best class of every pixel.
 
     Args:
-        outputs: outputs for a batch; see the module.
-        target_sizes: size (H, W) of each result; by default that of the mask logits, or of the
-            image.
-        image_sizes: size (height, width) of each image within the padded input, in pixels of the
-            network's input (four to a cell of the mask logits). With it the results are made as
-            ``MaskFormer`` makes them: mask logits are upsampled to the padded input, cropped to the
-            image and resized to the target size before anything else. Without it, as in
-            ``transformers``, padding is stretched into the result, and the result is resized.
+        outputs: Outputs for a batch; see the module's docstring.
+        target_sizes: Size (H, W) of each result; by default that of the mask logits, or of the
+            image if ``image_sizes`` is given.
+        image_sizes: Size (H, W) of each image within the padded input, in pixels of the network's
+            input, which has 4×4 pixels for each mask logit. If given, mask logits are first
+            upsampled to the padded input, cropped to the image and resized to the target size, as
+            in ``MaskFormer``. Otherwise, as in ``transformers``, the padding is kept, and class
+            scores, probabilities or masks are resized to the target size.
 
     Returns:
         Class ids, H×W, int64: one map for each image.
 
     Raises:
-        KeyError: if ``outputs`` has neither pair of names.
-        ValueError: if the number of sizes is not B, or an image is larger than the input.
+        KeyError: If ``outputs`` has neither pair of names.
+        ValueError: If the number of sizes is not B, or an image is larger than the input.
     """
     return [_semantic(image) for image in split_batch(outputs, target_sizes, image_sizes)]
 
@@ -111,15 +111,15 @@ def post_process_panoptic(
     least ``mask_threshold``) is dropped, and its pixels become void.
 
     Args:
-        outputs, target_sizes, image_sizes: see :func:`post_process_semantic`.
-        threshold, mask_threshold, overlap_mask_area_threshold: in [0, 1].
-        label_ids_to_fuse: classes whose segments are merged into one; by default none.
+        outputs, target_sizes, image_sizes: See :func:`post_process_semantic`.
+        threshold, mask_threshold, overlap_mask_area_threshold: Values in [0, 1]; see above.
+        label_ids_to_fuse: Ids of classes whose segments are merged into one; by default none.
 
     Returns:
         One result for each image: ids H×W, int32, from 1 on, with 0 for void; and the segments.
 
     Raises:
-        KeyError, ValueError: as :func:`post_process_semantic`.
+        KeyError, ValueError: See :func:`post_process_semantic`.
     """
     fuse = set(label_ids_to_fuse or ())
     return [
@@ -149,7 +149,7 @@ def _panoptic(
         own += (band >= mask_threshold).sum((0, 2))
         winner[rows] = argmax_with_margin(band)[0]
     won = torch.bincount(winner.flatten(), minlength=len(scores))
-    share = (won / own).double()  # transformers compares like this: in fp32, 4 of 5 exceeds 0.8
+    share = (won / own).double()  # as in transformers: the fp32 quotient 4/5 exceeds 0.8
     solid = (won > 0) & (own > 0) & (share > overlap_threshold)
     ids, segments = segment_ids(winner, scores, labels, solid, things=set(), fuse=fuse)
     return PostProcessed(
@@ -177,22 +177,21 @@ def post_process_instance(
     """Find the best Q of all (query, class) pairs, and keep those that score ``threshold`` or more.
 
     The score of a pair is its class probability × the mean mask probability inside the mask
-    (σ > 0.5). Empty masks are left out. Without ``image_sizes`` masks are made at the size of the
-    logits and upsampled to the nearest, as in ``transformers``; with them, edges are smooth.
+    (σ > 0.5). Empty masks are left out. Without ``image_sizes``, binary masks at the size of the
+    logits are resized by nearest neighbour, as in ``transformers``; with it, edges are smooth.
 
     Args:
-        outputs, target_sizes, image_sizes: see :func:`post_process_semantic`.
-        threshold: in [0, 1].
-        form: form of ``segmentation``. ``id_map``: H×W int32, ids from 0 on, -1 without an
-            instance; the last of several instances at a pixel. ``masks``: n×H×W bool. ``rle``: a
-            list of n run-length encodings of COCO, ``{"size": [H, W], "counts": str}``, as in
-            pycocotools.
+        outputs, target_sizes, image_sizes: See :func:`post_process_semantic`.
+        threshold: Smallest score of a kept pair, in [0, 1].
+        form: Form of ``segmentation``. ``id_map``: H×W int32, ids from 0 on, -1 for pixels without
+            an instance; where instances overlap, the last one. ``masks``: n×H×W bool. ``rle``: list
+            of n COCO run-length encodings, ``{"size": [H, W], "counts": str}``, as in pycocotools.
 
     Returns:
         One result for each image.
 
     Raises:
-        KeyError, ValueError: as :func:`post_process_semantic`, and for an unknown ``form``.
+        KeyError, ValueError: See :func:`post_process_semantic`, and for an unknown ``form``.
     """
     if form not in get_args(Form):
         raise ValueError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}.")
@@ -205,7 +204,7 @@ def post_process_instance(
 def _instances(image: ImagePrediction, threshold: float, form: Form) -> PostProcessed:
     mask_cls, logits, size = image
     topk = len(mask_cls)
-    if size is None:  # the masks are large: make only those that can reach the threshold
+    if size is None:  # the masks are large: compute only those that can reach the threshold
         candidates = mask_cls.softmax(-1)[:, :-1] >= threshold
         topk = min(topk, int(candidates.sum()))
     found = instance_inference(mask_cls, logits, topk=topk)

@@ -1,8 +1,8 @@
-"""Swin Transformer (arXiv 2103.14030): detectron2's, with the published names and settings.
+"""detectron2's Swin Transformer (arXiv 2103.14030), with the published names and settings.
 
-Parameters, their names and the results are detectron2's. By default its stages are replaced by
-:class:`SwinStage`, which takes over their parameters and runs the kernels of
-:mod:`mask_former.ops.window_attention`; with ``MODEL.REFERENCE_OPS`` they stay.
+Parameters, their names and the outputs equal detectron2's. By default :class:`SwinStage` replaces
+each stage: it keeps the parameters and runs the kernels of
+:mod:`mask_former.ops.window_attention`. ``MODEL.REFERENCE_OPS`` keeps detectron2's stages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Attention(nn.Module):
         self.proj, self.proj_drop = source.proj, source.proj_drop
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """Attend over the tokens of maps, B×HW×C; the result has the same shape."""
+        """Apply window attention to tokens B×HW×C; the output has the same shape."""
         options = {"scale": self.scale, "dropout": self.attn_drop.p if self.training else 0.0}
         if isinstance(layout, WindowLayout):
             query, key, value = to_windows(self.qkv(x), self.qkv.bias, layout, self.num_heads)
@@ -77,14 +77,14 @@ class _Attention(nn.Module):
         return self.proj_drop(self.proj(joined.view(x.shape)))
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
-        """1×heads×N×N, by the relative position of two tokens in a window."""
+        """Return the bias 1×heads×N×N between the N tokens of a window."""
         index = self.relative_position_index
         bias = self.relative_position_bias_table[index.view(-1)].view(1, *index.shape, -1)
         return bias.permute(0, 3, 1, 2).to(dtype)
 
 
 class _Block(nn.Module):
-    """Window attention and MLP, each behind a norm and around it a residual connection."""
+    """Window attention and MLP, each with pre-normalisation and a residual connection."""
 
     def __init__(self, source: SwinTransformerBlock) -> None:
         """Take over the parameters of detectron2's ``source``."""
@@ -94,13 +94,13 @@ class _Block(nn.Module):
         self.drop_path, self.norm2, self.mlp = source.drop_path, source.norm2, source.mlp
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """B×HW×C to the same shape."""
+        """Transform tokens B×HW×C; the output has the same shape."""
         x = x + self.drop_path(self.attn(self.norm1(x), layout))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class _PatchMerging(nn.Module):
-    """Merge 2×2 tokens into one of twice the channels; a side that is odd is padded."""
+    """Layer that merges 2×2 tokens into one with twice the channels; odd sides are padded."""
 
     def __init__(self, source: PatchMerging) -> None:
         """Take over the parameters of detectron2's ``source``."""
@@ -108,17 +108,17 @@ class _PatchMerging(nn.Module):
         self.reduction, self.norm = source.reduction, source.norm
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """B×HW×C to B×(H/2·W/2)×2C."""
+        """Merge tokens B×HW×C into B×(⌈H/2⌉·⌈W/2⌉)×2C."""
         channels = x.shape[-1]
         x = F.pad(x.view(-1, height, width, channels), (0, 0, 0, width % 2, 0, height % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-        # B×H/2×W/2, then the four that are merged: column before row, as the weights have it
+        # the four tokens of a square in column-major order, as the pretrained weights expect
         x = x.permute(0, 1, 3, 4, 2, 5).reshape(x.shape[0], -1, 4 * channels)
         return self.reduction(self.norm(x))
 
 
 class SwinStage(nn.Module):
-    """The blocks of one stage, and the patch merging that leads to the next."""
+    """The blocks of one stage, and the patch merging before the next stage."""
 
     def __init__(self, source: BasicLayer) -> None:
         """Take over the parameters of detectron2's ``source``."""
@@ -131,10 +131,10 @@ class SwinStage(nn.Module):
     def forward(
         self, x: Tensor, height: int, width: int
     ) -> tuple[Tensor, int, int, Tensor, int, int]:
-        """Run the stage on B×HW×C.
+        """Run the stage on tokens B×HW×C.
 
         Returns:
-            The result, its height and width; the next stage's input, its height and width.
+            The output B×HW×C, H and W; then the next stage's input with its height and width.
         """
         layouts = {shift: self._layout(x, height, width, shift) for shift in self.shifts}
         for block in self.blocks:
@@ -146,17 +146,17 @@ class SwinStage(nn.Module):
 
     def _layout(self, x: Tensor, height: int, width: int, shift: int) -> Layout:
         size = self.window_size
-        exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 has none
+        exporting = getattr(torch.compiler, "is_exporting", bool)  # missing in torch 2.6
         if exporting() or torch.jit.is_tracing():
             return open_layout(x.shape[0], height, width, size, shift, x.device)
-        if torch.compiler.is_compiling():  # a compiler makes of the plain copies what is needed
+        if torch.compiler.is_compiling():  # the compiler optimises the plain copies itself
             return plain_layout(x.shape[0], height, width, size, shift, x.device)
         return window_layout(x.shape[0], height, width, self.num_heads, size, shift, x.device)
 
 
 @BACKBONE_REGISTRY.register()
 class D2SwinTransformer(SwinTransformer):
-    """detectron2's ``SwinTransformer`` under ``MODEL.SWIN``; its maps are named res2 … res5."""
+    """detectron2's ``SwinTransformer`` with the keys ``MODEL.SWIN``; its maps are res2 … res5."""
 
     layers: nn.ModuleList
 
@@ -164,20 +164,20 @@ class D2SwinTransformer(SwinTransformer):
     def __init__(
         self, *, out_features: Sequence[str], reference_ops: bool = False, **settings: Any
     ) -> None:
-        """Build all four stages, norms included, because the published weights have them all.
+        """Build all four stages and their norms, because the published weights contain them all.
 
         Args:
-            out_features: names of the maps that are returned.
-            reference_ops: run detectron2's own stages.
-            settings: settings of detectron2's ``SwinTransformer``.
+            out_features: names of the maps to return.
+            reference_ops: keep detectron2's own stages.
+            settings: arguments of detectron2's ``SwinTransformer``.
 
         Raises:
-            KeyError: if ``out_features`` has a name that does not exist.
+            KeyError: if ``out_features`` contains an unknown name.
         """
         unknown = set(out_features) - set(_STAGES)
         if unknown:
             raise KeyError(
-                f"MODEL.SWIN.OUT_FEATURES has {sorted(unknown)}; a Swin has {list(_STAGES)}."
+                f"MODEL.SWIN.OUT_FEATURES has {sorted(unknown)}; expected names of {list(_STAGES)}."
             )
         super().__init__(**settings)
         if not reference_ops:
@@ -204,6 +204,6 @@ class D2SwinTransformer(SwinTransformer):
         return self._out_feature_strides[_STAGES[-1]]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """B×3×H×W to maps of strides 4, 8, 16, 32 by name."""
+        """Compute maps by name, at strides 4, 8, 16, 32, from normalised images B×3×H×W."""
         maps = dict(zip(_STAGES, super().forward(x).values(), strict=True))
         return {name: maps[name] for name in self._out_features}

@@ -1,4 +1,4 @@
-"""Any timm model that can be cut into feature maps, as a detectron2 backbone."""
+"""Any timm model that provides feature maps, as a detectron2 backbone."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def add_config(cfg: CfgNode) -> None:
     """Add the keys ``MODEL.TIMM.*``."""
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = ""  # timm's name of the model, such as "tf_efficientnet_lite0"
-    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # named by strides 4 … 32
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # at strides 4, 8, 16, 32
     cfg.MODEL.TIMM.FREEZE_AT = 0  # n freezes all layers up to res<n>, norms included; 0: none
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth, a probability
 
 
 class TimmBackbone(Backbone):
-    """A timm model cut into feature maps, named res2 … res5 by their strides 4 … 32."""
+    """A timm model that returns feature maps, named res2 … res5 at strides 4 … 32."""
 
     def __init__(
         self,
@@ -45,17 +45,19 @@ class TimmBackbone(Backbone):
         drop_path_rate: float = 0.0,
         reference_ops: bool = False,
     ) -> None:
-        """
+        """Create the model with random weights.
+
         Args:
-            name: timm's name of the model. Its weights are random here.
+            name: timm's name of the model.
             in_channels: channels of the image.
-            out_features: names of the maps that are returned.
-            freeze_at: n freezes everything up to and including the map ``res<n>``; 0: nothing.
+            out_features: names of the maps to return.
+            freeze_at: n freezes all layers up to the map ``res<n>``; 0 freezes nothing.
             drop_path_rate: probability of stochastic depth; not all models accept it.
             reference_ops: run torch's own depthwise convolutions.
 
         Raises:
-            ValueError: if timm does not know the model or cannot cut it, or a map is missing.
+            ImportError: if timm is not installed.
+            ValueError: if timm does not know the model or cannot extract the feature maps.
         """
         super().__init__()
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
@@ -63,7 +65,7 @@ class TimmBackbone(Backbone):
         if not reference_ops:
             speed_up_depthwise(self.body)
         info: Any = self.body.feature_info
-        # Of several maps of one stride, the last one has the most layers behind it.
+        # Of several maps with the same stride, the last one is the deepest.
         self._index = {
             f"res{int(math.log2(stride))}": index
             for index, stride in enumerate(info.reduction())
@@ -73,7 +75,7 @@ class TimmBackbone(Backbone):
         missing = [feature for feature in out_features if feature not in self._index]
         if missing:
             raise ValueError(
-                f"MODEL.TIMM.OUT_FEATURES asks for {missing}, but {name} gives "
+                f"MODEL.TIMM.OUT_FEATURES has {missing}, but the feature maps of {name} are "
                 f"{sorted(self._index)} (strides {info.reduction()})."
             )
         self._out_features = list(out_features)
@@ -90,18 +92,18 @@ class TimmBackbone(Backbone):
         return max(self._out_feature_strides[feature] for feature in self._out_features)
 
     def _freeze(self, freeze_at: int) -> list[nn.Module]:
-        """Freeze all layers up to ``res<freeze_at>``, and return those that have a mode."""
+        """Freeze all layers up to ``res<freeze_at>``; return those to keep in evaluation mode."""
         if not freeze_at:
             return []
         feature = f"res{freeze_at}"
         if feature not in self._index:
             raise ValueError(
                 f"MODEL.TIMM.FREEZE_AT is {freeze_at}, but there is no {feature}: 0 freezes "
-                f"nothing, n everything up to one of {sorted(self._index)}."
+                f"nothing, and n freezes all layers up to res<n>, one of {sorted(self._index)}."
             )
         modules = dict(self.body.named_modules())
         last = self._module_of(feature, modules)
-        # timm defines its layers in the order they run in.
+        # timm defines layers in the order in which they run.
         order = list(modules)
         end = max(i for i, name in enumerate(order) if f"{name}.".startswith(f"{last}."))
         ancestors = {last.rsplit(".", n)[0] for n in range(1, last.count(".") + 1)} | {""}
@@ -114,16 +116,16 @@ class TimmBackbone(Backbone):
         return frozen
 
     def _module_of(self, feature: str, modules: dict[str, nn.Module]) -> str:
-        """Find the name of the layer whose output a map is."""
+        """Find the name of the layer that outputs a map."""
         info: Any = self.body.feature_info
         name = info.module_name()[self._index[feature]]
-        # timm flattens some models to cut them, and wraps others.
+        # To extract feature maps, timm flattens some models and wraps others.
         for known in (name, name.replace(".", "_"), f"model.{name}"):
             if known in modules:
                 return known
         raise ValueError(
-            f"MODEL.TIMM.FREEZE_AT: {type(self.body).__name__} has no layer {name!r} that gives "
-            f"{feature}, so it cannot be frozen up to there; 0 freezes nothing."
+            f"MODEL.TIMM.FREEZE_AT: {type(self.body).__name__} has no layer {name!r}, the source "
+            f"of {feature}, so it cannot be frozen up to there; set the key to 0 to freeze nothing."
         )
 
     def train(self, mode: bool = True) -> TimmBackbone:
@@ -139,7 +141,7 @@ class TimmBackbone(Backbone):
             x = x.contiguous(memory_format=torch.channels_last)
         maps = self.body(x)
         if self._channels_last:
-            maps = [one.permute(0, 3, 1, 2) for one in maps]
+            maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
         return {feature: maps[self._index[feature]] for feature in self._out_features}
 
 
@@ -148,7 +150,7 @@ def _create(name: str, **options: Any) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise ImportError("MODEL.BACKBONE.NAME is a timm one: pip install timm") from error
+        raise ImportError("timm backbones need timm, which is missing: pip install timm") from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         hint = f"Did you mean one of {near}?" if near else "timm.list_models() lists them all."
@@ -156,7 +158,7 @@ def _create(name: str, **options: Any) -> nn.Module:
     try:
         return timm.create_model(name, features_only=True, pretrained=False, **options)
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f"timm cannot cut {name!r} into feature maps: {error}") from error
+        raise ValueError(f"timm cannot extract feature maps from {name!r}: {error}") from error
 
 
 @BACKBONE_REGISTRY.register()

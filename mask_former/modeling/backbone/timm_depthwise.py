@@ -1,4 +1,4 @@
-"""timm's depthwise convolutions, with gradients that are fast in mixed precision on a CPU."""
+"""Faster gradients for timm's depthwise convolutions in mixed precision on a CPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["speed_up_depthwise"]
 
 
 def speed_up_depthwise(body: nn.Module) -> None:
-    """Run the depthwise convolutions of a timm model by ``depthwise_conv2d`` when it is faster.
+    """Run a timm model's depthwise convolutions with ``depthwise_conv2d`` where it is faster.
 
-    That is in training on a CPU under autocast; otherwise they run as they are.
+    It is faster in training on a CPU under autocast; elsewhere nothing changes.
     """
     for module in body.modules():
         if isinstance(module, nn.Conv2d) and _is_depthwise(module):

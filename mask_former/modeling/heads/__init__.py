@@ -1,1 +1,1 @@
-"""Heads, which follow the backbone: registered in detectron2's ``SEM_SEG_HEADS_REGISTRY``."""
+"""Segmentation heads, in detectron2's ``SEM_SEG_HEADS_REGISTRY``."""

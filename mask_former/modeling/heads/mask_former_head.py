@@ -16,7 +16,7 @@ from ..transformer_decoder.base import TransformerDecoder, build_transformer_dec
 
 __all__ = ["DecoderPair", "MaskFormerHead", "prefixed"]
 
-_OF_THE_PIXEL_DECODER = {
+_PIXEL_DECODER_FIELDS = {
     "transformer_encoder": "encoder_features",
     "pixel_embedding": "mask_features",
     "multi_scale_pixel_decoder": "multi_scale",
@@ -25,7 +25,7 @@ _OF_THE_PIXEL_DECODER = {
 
 
 class DecoderPair(nn.Module):
-    """A pixel decoder and a transformer decoder, whose name ``predictor`` is the published one."""
+    """A pixel decoder and a transformer decoder (``predictor``, as in the published weights)."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class DecoderPair(nn.Module):
         predictor: TransformerDecoder,
         transformer_in_feature: str,
     ) -> None:
-        """
+        """Connect both decoders.
+
         Args:
-            pixel_decoder: see :class:`~mask_former.modeling.pixel_decoder.PixelDecoder`.
-            predictor: see
-                :class:`~mask_former.modeling.transformer_decoder.base.TransformerDecoder`.
-            transformer_in_feature: what the queries attend to: the name of a backbone map,
+            pixel_decoder: computes per-pixel embeddings.
+            predictor: the transformer decoder.
+            transformer_in_feature: name of the map that queries attend to: a backbone map,
                 ``transformer_encoder``, ``pixel_embedding`` or ``multi_scale_pixel_decoder``.
         """
         super().__init__()
@@ -51,18 +51,18 @@ class DecoderPair(nn.Module):
     def parts_of(
         cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], mask_classification: bool = True
     ) -> dict[str, Any]:
-        """Build the arguments of the constructor from a config.
+        """Build the constructor's arguments from a config.
 
         Raises:
-            KeyError: if ``TRANSFORMER_IN_FEATURE`` names a map that does not exist.
-            ValueError: if it names a map that the pixel decoder does not make, or the decoder does
-                not have ``MASK_DIM`` channels.
+            KeyError: if ``TRANSFORMER_IN_FEATURE`` is not the name of a map.
+            ValueError: if it names a map that the pixel decoder does not output, or if the mask
+                features do not have ``MASK_DIM`` channels.
         """
         decoder = build_pixel_decoder(cfg, input_shape)
         shapes = decoder.output_shape()
         _check_mask_dim(cfg, decoder, shapes["mask_features"].channels)
         in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        maps = {**input_shape, **{k: shapes.get(v) for k, v in _OF_THE_PIXEL_DECODER.items()}}
+        maps = {**input_shape, **{k: shapes.get(v) for k, v in _PIXEL_DECODER_FIELDS.items()}}
         if in_feature not in maps:
             raise KeyError(
                 f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}; expected one of "
@@ -72,9 +72,8 @@ class DecoderPair(nn.Module):
         if attended is None:
             raise ValueError(
                 f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}, a map that the pixel "
-                f"decoder {type(decoder).__name__} does not make. "
-                "'TransformerEncoderPixelDecoder' makes 'transformer_encoder'; every model has "
-                "'res5'."
+                f"decoder {type(decoder).__name__} does not output. Use 'res5', which every model "
+                "has; 'TransformerEncoderPixelDecoder' outputs 'transformer_encoder'."
             )
         channels = attended.channels
         return {
@@ -86,18 +85,21 @@ class DecoderPair(nn.Module):
     def decoder_inputs(
         self, features: dict[str, Tensor]
     ) -> tuple[PixelFeatures, tuple[Tensor, ...]]:
-        """Run the pixel decoder and choose the maps that the queries attend to.
+        """Run the pixel decoder and select the maps that queries attend to.
 
         Args:
-            features: B×C_i×h_i×w_i by name, the maps of the backbone.
+            features: backbone maps B×C_i×h_i×w_i by name.
+
+        Returns:
+            The pixel decoder's maps, and the selected maps B×C×h_i×w_i, coarse to fine.
         """
         pixels = PixelFeatures(*self.pixel_decoder.forward_features(features))
-        field = _OF_THE_PIXEL_DECODER.get(self.transformer_in_feature)
+        field = _PIXEL_DECODER_FIELDS.get(self.transformer_in_feature)
         maps = getattr(pixels, field) if field else features[self.transformer_in_feature]
         return pixels, maps if isinstance(maps, tuple) else (maps,)
 
     def predict_masks(self, features: dict[str, Tensor]) -> Outputs:
-        """Predict a set of masks from the maps of the backbone, B×C_i×h_i×w_i by name."""
+        """Predict a set of masks from backbone maps B×C_i×h_i×w_i by name."""
         pixels, maps = self.decoder_inputs(features)
         return self.predictor(maps, pixels.mask_features)
 
@@ -108,10 +110,11 @@ class MaskFormerHead(DecoderPair):
 
     @configurable
     def __init__(self, *, num_classes: int, **decoders: Any) -> None:
-        """
+        """Connect both decoders.
+
         Args:
             num_classes: K, without "no object".
-            decoders: see :class:`DecoderPair`.
+            decoders: arguments of :class:`DecoderPair`.
         """
         super().__init__(**decoders)
         self.num_classes = num_classes
@@ -122,7 +125,7 @@ class MaskFormerHead(DecoderPair):
         return {"num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, **parts}
 
     def forward(self, features: dict[str, Tensor]) -> Outputs:
-        """Predict a set of masks from the maps of the backbone, B×C_i×h_i×w_i by name."""
+        """Predict a set of masks from backbone maps B×C_i×h_i×w_i by name."""
         return self.predict_masks(features)
 
     def inner_outputs(self, features: dict[str, Tensor]) -> tuple[PixelFeatures, list[Prediction]]:
@@ -136,7 +139,7 @@ class MaskFormerHead(DecoderPair):
 
 
 def prefixed(prefix: str, rows: ParameterRows) -> ParameterRows:
-    """Put a prefix before all names."""
+    """Add a prefix to all names."""
     classes = {prefix + name: more for name, more in rows.classes.items()}
     return ParameterRows(classes, tuple(prefix + name for name in rows.queries))
 

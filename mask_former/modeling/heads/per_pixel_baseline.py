@@ -21,18 +21,18 @@ __all__ = ["PerPixelBaselineHead", "PerPixelBaselinePlusHead", "segmentor_losses
 
 
 class _PerPixelHead(nn.Module):
-    """The part that both baselines share: class logits at stride 4, upsampled, cross-entropy."""
+    """Base of both baselines: upsampling of class logits from stride 4, and cross-entropy."""
 
     ignore_value: int
-    """The label of pixels that are left out."""
+    """Label of the pixels that the loss ignores."""
     loss_weight: float
-    """The weight of the cross-entropy."""
+    """Weight of the cross-entropy."""
     common_stride: int
-    """The stride of the class logits, which are upsampled by it."""
+    """Stride of the class logits, and the factor by which they are upsampled."""
     num_classes: int
 
     def layer_logits(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Compute the class logits B×K×h×w of all supervised layers; the last is the result."""
+        """Compute the class logits B×K×h×w of all supervised layers; the last is the output."""
         raise NotImplementedError
 
     def forward(
@@ -53,7 +53,7 @@ class _PerPixelHead(nn.Module):
         return self._upsample(self.layer_logits(features)[-1]), {}
 
     def losses(self, features: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted losses by name, one for each supervised layer, in either mode.
+        """Compute the weighted loss of each supervised layer, in training or evaluation mode.
 
         Args:
             features: backbone maps by name.
@@ -87,7 +87,7 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PerPixelBaselineHead(_PerPixelHead):
-    """A 1×1 convolution on the per-pixel embeddings: "PerPixelBaseline"."""
+    """The paper's "PerPixelBaseline": a 1×1 convolution on the per-pixel embeddings."""
 
     @configurable
     def __init__(
@@ -99,7 +99,8 @@ class PerPixelBaselineHead(_PerPixelHead):
         loss_weight: float,
         common_stride: int,
     ) -> None:
-        """
+        """Create the classifier.
+
         Args:
             pixel_decoder: computes the per-pixel embeddings.
             num_classes, ignore_value, loss_weight, common_stride: see the attributes.
@@ -128,7 +129,7 @@ class PerPixelBaselineHead(_PerPixelHead):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PerPixelBaselinePlusHead(DecoderPair, _PerPixelHead):
-    """MaskFormer's network with one fixed query for each class: "PerPixelBaseline+"."""
+    """The paper's "PerPixelBaseline+": MaskFormer's network with one query for each class."""
 
     @configurable
     def __init__(
@@ -140,10 +141,11 @@ class PerPixelBaselinePlusHead(DecoderPair, _PerPixelHead):
         common_stride: int,
         **decoders: Any,
     ) -> None:
-        """
+        """Connect both decoders.
+
         Args:
             num_classes, ignore_value, loss_weight, common_stride: see the attributes.
-            decoders: see :class:`~.mask_former_head.DecoderPair`.
+            decoders: arguments of :class:`~.mask_former_head.DecoderPair`.
         """
         super().__init__(**decoders)
         self.num_classes = num_classes
@@ -167,7 +169,7 @@ class PerPixelBaselinePlusHead(DecoderPair, _PerPixelHead):
         return [layer["pred_masks"] for layer in layer_predictions(self.predict_masks(features))]
 
     def parameter_rows(self) -> ParameterRows:
-        """Name the parameters with one row for each class, which is its query."""
+        """Name the parameters with one row for each class, those of the queries included."""
         rows = prefixed("predictor.", self.predictor.parameter_rows())
         return ParameterRows({**rows.classes, **dict.fromkeys(rows.queries, 0)}, rows.queries)
 
@@ -180,8 +182,9 @@ def segmentor_losses(
     detectron2's own ``forward`` computes them in training mode only.
 
     Args:
-        model: its head is one of the two above.
-        batched_inputs: one dict for each image, with ``image`` 3×H×W and ``sem_seg`` H×W.
+        model: a model with one of the heads above.
+        batched_inputs: one dict for each image: ``image`` 3×H×W, values 0 … 255, and ``sem_seg``
+            H×W, class ids.
     """
     head: Any = model.sem_seg_head
     backbone = model.backbone

@@ -1,4 +1,4 @@
-"""Pixel decoders: from the maps of a backbone to per-pixel embeddings (paper, section 3.3)."""
+"""Pixel decoders, which turn backbone maps into per-pixel embeddings (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Pixe
     """Build the pixel decoder that ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` names.
 
     Raises:
-        KeyError: for an unknown name of a decoder or of a map in ``IN_FEATURES``.
+        KeyError: for an unknown decoder, or an unknown map in ``IN_FEATURES``.
         TypeError: if the registered class lacks a method of :class:`PixelDecoder`.
     """
     key = "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
@@ -32,5 +32,5 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Pixe
     decoder = entry(cfg, input_shape)
     for method in ("forward_features", "output_shape"):
         if not callable(getattr(decoder, method, None)):
-            raise TypeError(f"{key} is {name!r}, which is not a pixel decoder: no {method}().")
+            raise TypeError(f"{key} is {name!r}, which is not a pixel decoder: add {method}().")
     return decoder

@@ -11,13 +11,13 @@ __all__ = ["PixelDecoder"]
 
 
 class PixelDecoder(nn.Module):
-    """Turns the maps of a backbone into per-pixel embeddings at stride 4 (paper, section 3.3)."""
+    """Base class: backbone maps to per-pixel embeddings at stride 4 (paper, section 3.3)."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Return channels and stride of the maps by their name in ``PixelFeatures``.
+        """Return channels and stride of the output maps, by field of ``PixelFeatures``.
 
-        ``mask_features`` always; ``encoder_features`` with an encoder; ``multi_scale`` if there are
-        several maps for the transformer decoder, which share one number of channels.
+        ``mask_features`` is always present, ``encoder_features`` if there is an encoder, and
+        ``multi_scale`` if there are several maps for the transformer decoder, of equal channels.
         """
         raise NotImplementedError
 
@@ -25,6 +25,6 @@ class PixelDecoder(nn.Module):
         """Compute the maps.
 
         Args:
-            features: B×C_i×h_i×w_i by name, the maps of the backbone.
+            features: backbone maps B×C_i×h_i×w_i by name.
         """
         raise NotImplementedError

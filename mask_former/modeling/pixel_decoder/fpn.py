@@ -1,4 +1,4 @@
-"""The paper's light pixel decoder: a feature pyramid (FPN, arXiv 1612.03144)."""
+"""The paper's lightweight pixel decoder: a feature pyramid (FPN, arXiv 1612.03144)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ __all__ = ["BasePixelDecoder"]
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class BasePixelDecoder(PixelDecoder):
-    """Upsample each map, from the coarsest to the finest, and add it to the next one.
+    """Feature pyramid: from coarse to fine, each map is upsampled and added to the next finer one.
 
-    ``layer_n … layer_1`` and ``adapter_{n-1} … adapter_1`` count from the finest level, 1, as in
-    the published weights.
+    As in the published weights, ``layer_1 … layer_n`` and ``adapter_1 … adapter_{n-1}`` are
+    numbered from the finest level, 1.
     """
 
     @configurable
     def __init__(
         self, input_shape: dict[str, ShapeSpec], *, conv_dim: int, mask_dim: int, norm: str
     ) -> None:
-        """
+        """Create the layers.
+
         Args:
             input_shape: channels and strides of the backbone maps, by name.
             conv_dim: channels of the pyramid.
             mask_dim: channels of the per-pixel embeddings.
-            norm: detectron2's name of a norm; "" for none: then convolutions have a bias.
+            norm: detectron2's name of a norm; "" for convolutions with a bias and no norm.
         """
         super().__init__()
         finest_first = sorted(input_shape, key=lambda name: input_shape[name].stride)
@@ -81,7 +82,7 @@ class BasePixelDecoder(PixelDecoder):
         return {"mask_features": ShapeSpec(channels=self.mask_dim, stride=self.strides[0])}
 
     def encode(self, coarsest: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the coarsest map as ``layer_n`` takes it, and the encoder's map or None."""
+        """Return the input of ``layer_n``, and the encoder's map or None."""
         return coarsest, None
 
     def forward_features(self, features: dict[str, Tensor]) -> PixelFeatures:
@@ -91,8 +92,8 @@ class BasePixelDecoder(PixelDecoder):
             features: B×C_i×h_i×w_i by name.
 
         Returns:
-            Mask features B×mask_dim×H/4×W/4 (the grid of the finest level); with an encoder, its
-            map B×conv_dim×h_n×w_n.
+            Mask features B×mask_dim×H/4×W/4 (the finest map's grid); with an encoder, its output
+            B×conv_dim×h_n×w_n.
         """
         coarsest, encoded = self.encode(features[self.in_features[-1]])
         pyramid = self.get_submodule(f"layer_{self.levels}")(coarsest)

@@ -19,7 +19,7 @@ __all__ = ["TransformerEncoderPixelDecoder"]
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class TransformerEncoderPixelDecoder(BasePixelDecoder):
-    """``input_proj``, encoder layers, then the pyramid."""
+    """``input_proj`` and encoder layers on the coarsest map, then the pyramid."""
 
     @configurable
     def __init__(
@@ -35,7 +35,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         dropout: float,
         pre_norm: bool,
     ) -> None:
-        """Take the arguments of the pyramid, and the encoder's, which is ``conv_dim`` wide."""
+        """Create the pyramid and an encoder of width ``conv_dim``; see their classes."""
         coarsest = max(input_shape, key=lambda name: input_shape[name].stride)
         projected = ShapeSpec(channels=conv_dim, stride=input_shape[coarsest].stride)
         super().__init__(

@@ -16,7 +16,7 @@ __all__ = ["TransformerDecoder", "build_transformer_decoder"]
 
 
 class TransformerDecoder(DeeplySupervised):
-    """Turns maps and per-pixel embeddings into a set of masks with one class each."""
+    """Base class: feature maps and per-pixel embeddings to a set of masks with one class each."""
 
     CLASS_PARAMETERS: ClassVar[tuple[str, ...]] = ("class_embed.weight", "class_embed.bias")
     """Names of parameters with one row for each class, then one for "no object"."""
@@ -29,8 +29,8 @@ class TransformerDecoder(DeeplySupervised):
         """Predict a set of masks.
 
         Args:
-            maps: the maps that ``MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE`` names, coarse to fine,
-                B×C×h_i×w_i each; the queries attend to them.
+            maps: the maps that queries attend to, B×C×h_i×w_i each, coarse to fine, as named by
+                ``MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE``.
             mask_features: B×MASK_DIM×h×w, per-pixel embeddings.
             all_layers: predict from every layer, not only from the last.
 
@@ -41,7 +41,7 @@ class TransformerDecoder(DeeplySupervised):
         raise NotImplementedError
 
     def forward(self, maps: tuple[Tensor, ...], mask_features: Tensor) -> Outputs:
-        """Predict as :meth:`decode` does; from every layer if that is supervised."""
+        """Predict as :meth:`decode` does, from every layer under deep supervision."""
         *earlier, last = self.decode(maps, mask_features, all_layers=self.predicts_all)
         return cast(Outputs, {**last, "aux_outputs": earlier})
 
@@ -58,7 +58,7 @@ def build_transformer_decoder(
     Args:
         cfg: the config.
         in_channels: channels of the maps that the queries attend to.
-        mask_classification: predict a class for each query; otherwise masks alone.
+        mask_classification: predict a class for each query; otherwise only masks.
 
     Raises:
         KeyError: for an unknown name.
@@ -71,6 +71,6 @@ def build_transformer_decoder(
     if not isinstance(decoder, TransformerDecoder):
         raise TypeError(
             f"{key} is {name!r}, which is not a transformer decoder: derive {entry.__name__} from "
-            "mask_former.modeling.transformer_decoder.base.TransformerDecoder and give it decode()."
+            "mask_former.modeling.transformer_decoder.base.TransformerDecoder, with a decode()."
         )
     return decoder

@@ -1,4 +1,4 @@
-"""The transformer module of the paper (section 3.3): queries to classes and masks."""
+"""The paper's transformer module (section 3.3), which turns queries into classes and masks."""
 
 from __future__ import annotations
 
@@ -42,12 +42,16 @@ class TransformerPredictor(TransformerDecoder):
         mask_dim: int,
         enforce_input_proj: bool,
     ) -> None:
-        """
+        """Create the decoder and its prediction layers.
+
         Args:
-            in_channels: channels of the map that the queries attend to.
-            mask_classification: predict a class for each query; otherwise masks alone.
+            in_channels: channels of the map that queries attend to.
+            mask_classification: predict a class for each query; otherwise only masks.
             num_classes: K, without "no object".
             hidden_dim: width of the transformer.
+            num_queries: Q.
+            heads, dropout, feedforward_dim, encoder_layers, decoder_layers, pre_norm: see
+                :class:`~mask_former.layers.Transformer`.
             deep_supervision: in training, predict from every decoder layer.
             mask_dim: channels of the per-pixel embeddings.
             enforce_input_proj: project the map even if it has ``hidden_dim`` channels.
@@ -96,7 +100,7 @@ class TransformerPredictor(TransformerDecoder):
     def decode(
         self, maps: tuple[Tensor, ...], mask_features: Tensor, *, all_layers: bool
     ) -> list[Prediction]:
-        """Predict a set of masks; the queries attend to one map, B×in_channels×h_n×w_n."""
+        """Predict a set of masks; queries attend to one map B×in_channels×h_n×w_n."""
         (feature_map,) = maps
         # L×B×Q×C: the state of the queries after each layer, normalised
         states = self.transformer(self.input_proj(feature_map), self.query_embed.weight)

@@ -1,4 +1,4 @@
-"""Checks of a dataset: each planted mistake is found, in its file, and nothing else is."""
+"""Dataset checks: each planted mistake is found in its file, and nothing else is reported."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def plain_image(height=HEIGHT, width=WIDTH):
 
 
 def label_map():
-    """600 pixels of each class, 600 ignored."""
+    """Return a 40×60 label map with 600 pixels of each class and 600 ignored ones."""
     return np.repeat(np.array([0, 1, 2, 255], np.uint8), 15)[None].repeat(HEIGHT, 0)
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three images with label maps."""
+    """Folders of three images and of their label maps."""
     for stem in "abc":
         save(tmp_path / "images" / f"{stem}.png", plain_image())
         save(tmp_path / "labels" / f"{stem}.png", label_map())
@@ -59,7 +59,7 @@ def check(source):
 
 
 def errors_in(summary):
-    """File name -> messages, of the errors."""
+    """Return the messages of the errors by file name."""
     found: dict[str, list[str]] = {}
     for finding in summary.findings + summary.overall:
         if finding.is_error:
@@ -80,7 +80,7 @@ def one_error(source, file, pattern):
 # Label maps
 
 
-def test_a_sound_dataset_has_no_finding_and_its_pixels_are_counted(folders):
+def test_a_valid_dataset_has_no_finding_and_its_pixels_are_counted(folders):
     summary = check(from_folders(*folders, CLASSES))
     assert summary.findings == summary.overall == []
     assert summary.pixels == {0: 1800, 1: 1800, 2: 1800, 255: 1800}
@@ -88,7 +88,7 @@ def test_a_sound_dataset_has_no_finding_and_its_pixels_are_counted(folders):
     assert summary.sizes == [(HEIGHT, WIDTH)] * 3 and summary.most_targets == 3
 
 
-def test_every_file_without_a_partner_is_named(folders):
+def test_every_file_without_a_partner_is_reported(folders):
     images, labels = folders
     (labels / "a.png").unlink()
     (images / "c.png").unlink()
@@ -97,7 +97,7 @@ def test_every_file_without_a_partner_is_named(folders):
     assert f"'a.*' in {labels}" in found["a.png"][0] and f"'c.*' in {images}" in found["c.png"][0]
 
 
-def test_what_is_wrong_with_one_file_hides_nothing_in_the_others(folders):
+def test_a_mistake_in_one_file_hides_nothing_in_the_others(folders):
     images, labels = folders
     (images / "a.png").write_bytes(b"no image")
     (labels / "b.png").write_bytes((labels / "b.png").read_bytes()[:60])
@@ -138,7 +138,7 @@ def test_an_image_and_its_label_map_that_are_both_unreadable_are_both_reported(f
     assert [finding.file for finding in findings] == [str(f / "a.png") for f in folders]
 
 
-def test_all_that_is_wrong_with_a_label_map_is_found(folders):
+def test_all_mistakes_of_a_label_map_are_found(folders):
     labels = label_map()[:, :50].copy()
     labels[0, 0] = 9
     save(folders[1] / "a.png", labels)
@@ -146,10 +146,10 @@ def test_all_that_is_wrong_with_a_label_map_is_found(folders):
     assert ["the same size" in messages[0], "[9]" in messages[1]] == [True, True]
 
 
-def test_an_image_that_exif_turns_is_measured_upright(folders):
+def test_an_image_rotated_by_exif_is_measured_upright(folders):
     images, _ = folders
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # to be rotated by 90 degrees
     Image.fromarray(plain_image()).save(images / "a.png", exif=exif)
     one_error(from_folders(*folders, CLASSES), "a.png", r"is 40×60 .* sides are swapped.*EXIF")
     Image.fromarray(plain_image(WIDTH, HEIGHT)).save(images / "a.png", exif=exif)
@@ -164,12 +164,12 @@ def test_an_image_that_exif_turns_is_measured_upright(folders):
         (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), "interpolated"),
     ],
 )
-def test_kinds_of_colours_in_a_label_map_are_distinguished(folders, array, pattern):
+def test_the_error_for_a_coloured_label_map_names_its_likely_cause(folders, array, pattern):
     save(folders[1] / "a.png", array)
     one_error(from_folders(*folders, CLASSES), "a.png", pattern)
 
 
-def test_a_palette_image_gives_its_indices(folders):
+def test_a_palette_image_is_read_as_its_indices(folders):
     image = Image.fromarray(label_map())
     image.putpalette([7, 8, 9] * 256)
     image.save(folders[1] / "a.png")
@@ -217,12 +217,12 @@ def test_one_class_with_all_other_pixels_ignored_is_accepted(folders):
     assert errors_in(check(from_folders(*folders, ClassTable(["road"], 255)))) == {}
 
 
-def test_an_ignore_label_that_is_a_class_is_found(folders):
+def test_an_ignore_label_that_is_a_class_is_an_error(folders):
     found = errors_in(check(from_folders(*folders, ClassTable([str(i) for i in range(256)], 255))))
     assert "the id of the class '255'" in found["dataset"][0]
 
 
-def test_labels_may_have_values_of_their_own(folders):
+def test_pixel_values_can_be_mapped_to_classes(folders):
     source = from_folders(*folders, CLASSES, {0: 2, 1: 0, 2: 1, 255: 255})
     assert errors_in(check(source)) == {}
     source = from_folders(*folders, CLASSES, {0: 2, 1: 0, 255: 255})
@@ -238,7 +238,7 @@ SQUARE = [10.0, 10.0, 20.0, 10.0, 20.0, 20.0, 10.0, 20.0]
 
 @pytest.fixture
 def coco(tmp_path):
-    """Two images, an instance in each, and the content of their JSON."""
+    """The content of an instance JSON of two saved images with one instance each."""
     images = []
     for number, stem in enumerate("ab"):
         save(tmp_path / "images" / f"{stem}.png", plain_image())
@@ -258,7 +258,7 @@ def instances(tmp_path, content):
     return from_coco_json(path, tmp_path / "images")
 
 
-def test_sound_instances_are_counted_by_contiguous_class(coco, tmp_path):
+def test_valid_instances_are_counted_by_contiguous_class(coco, tmp_path):
     source = instances(tmp_path, coco)
     summary = check(source)
     assert summary.findings == summary.overall == []
@@ -298,14 +298,14 @@ RLE = {"size": [HEIGHT, WIDTH], "counts": [5, 20, HEIGHT * WIDTH - 25]}
         ),
     ],
 )
-def test_each_mistake_in_an_instance_json_is_found_where_it_is(
+def test_each_mistake_in_an_instance_json_is_found_and_located(
     coco, tmp_path, plant, file, pattern
 ):
     plant(coco)
     one_error(instances(tmp_path, coco), file, pattern)
 
 
-def test_an_rle_is_as_good_as_polygons(coco, tmp_path):
+def test_an_rle_is_accepted_instead_of_polygons(coco, tmp_path):
     _set("segmentation", RLE)(coco)
     summary = check(instances(tmp_path, coco))
     assert errors_in(summary) == {} and summary.pixels[0] == 20
@@ -323,7 +323,7 @@ def test_polygons_that_leave_the_image_and_images_without_instances_are_notes(co
 
 @pytest.fixture
 def panoptic(tmp_path, coco):
-    """The content of a panoptic JSON of the same images; its PNGs are written."""
+    """The content of a panoptic JSON of the same images, whose PNGs are saved."""
     annotations = []
     for image in coco["images"]:
         ids = np.zeros((HEIGHT, WIDTH), np.int32)
@@ -344,7 +344,7 @@ def panoptic_source(tmp_path, content, root="png"):
     return from_coco_json(path, tmp_path / "images", root and tmp_path / root)
 
 
-def test_sound_panoptic_annotations_are_counted(panoptic, tmp_path):
+def test_valid_panoptic_annotations_are_counted(panoptic, tmp_path):
     summary = check(panoptic_source(tmp_path, panoptic))
     assert summary.findings == summary.overall == []
     assert summary.pixels == {0: 1600, 1: 1600} and summary.most_targets == 2
@@ -364,7 +364,7 @@ def _segment(**values):
         (lambda c: c["annotations"].append(c["annotations"][1]), "panoptic.json", "image_id of"),
     ],
 )
-def test_each_mistake_in_a_panoptic_json_is_found_where_it_is(
+def test_each_mistake_in_a_panoptic_json_is_found_and_located(
     panoptic, tmp_path, plant, file, pattern
 ):
     plant(panoptic)
@@ -379,7 +379,7 @@ def test_an_image_without_a_panoptic_annotation_is_a_note(panoptic, tmp_path):
 
 
 def test_the_two_formats_are_distinguished(panoptic, coco, tmp_path):
-    with pytest.raises(ValueError, match="also give the folder"):
+    with pytest.raises(ValueError, match="pass the folder"):
         panoptic_source(tmp_path, panoptic, root=None)
     with pytest.raises(ValueError, match="no 'segments_info'"):
         panoptic_source(tmp_path, coco)
@@ -398,7 +398,7 @@ def test_a_json_of_another_format_is_an_error(coco, tmp_path):
 
 @pytest.fixture
 def registered(folders):
-    """A function that registers a loader over the folders."""
+    """A function that registers a loader as the dataset "checked"."""
 
     def register(load, **metadata):
         DatasetCatalog.register("checked", load)
@@ -417,7 +417,7 @@ def test_a_registered_dataset_is_checked_against_its_metadata(folders, registere
     assert errors_in(check(source)) == {}
 
 
-def test_where_a_loader_stops_at_the_first_mistake_all_are_found(folders, registered):
+def test_all_mistakes_are_found_where_the_loader_stops_at_the_first(folders, registered):
     def load():
         raise FileNotFoundError("the first")
 
@@ -427,7 +427,7 @@ def test_where_a_loader_stops_at_the_first_mistake_all_are_found(folders, regist
     assert list(errors_in(check(from_registered("checked")))) == ["a.png", "b.png"]
 
 
-def test_a_loaders_error_stays_where_the_metadata_do_not_help(registered):
+def test_a_loaders_error_is_raised_if_the_metadata_name_no_folders(registered):
     def load():
         raise FileNotFoundError("the first")
 
@@ -436,7 +436,7 @@ def test_a_loaders_error_stays_where_the_metadata_do_not_help(registered):
         from_registered("checked")
 
 
-def test_an_unknown_dataset_is_an_error_that_lists_the_known():
+def test_an_unknown_dataset_is_an_error_that_lists_the_known_ones():
     with pytest.raises(KeyError, match=r"no dataset 'nowhere'.*coco_2017_train"):
         from_registered("nowhere")
 

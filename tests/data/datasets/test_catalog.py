@@ -1,4 +1,4 @@
-"""Tables of datasets, what is registered from them, and the two loaders."""
+"""Tables of datasets, the metadata and loaders registered from them, and the two loaders."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 SHARED = REPOSITORY.parent / "shared"
 GOLDEN = REPOSITORY / "tests" / "golden" / "dataset_metadata_sha256.json"
-ROOT = "$DETECTRON2_DATASETS"  # as the published facts spell it
+ROOT = "$DETECTRON2_DATASETS"  # as in the published facts
 
 
 def published_metadata(name: str) -> dict[str, Any]:
     return json.loads(json.dumps(MetadataCatalog.get(name).as_dict()))
 
 
-def own_table(folder: Path, **changes: Any) -> Path:
+def write_table(folder: Path, **changes: Any) -> Path:
     content = {
         "prepare": "python prepare_own.py",
         "datasets": {"own": {"kind": "sem_seg", "image_root": "own/i", "sem_seg_root": "own/l"}},
@@ -60,7 +60,7 @@ def test_published_metadata_has_the_golden_checksum_of_every_key(name: str) -> N
     assert found == json.loads(GOLDEN.read_text())[name]
 
 
-def test_published_metadata_is_the_spec_value_by_value() -> None:
+def test_published_metadata_equals_the_spec() -> None:
     spec = SHARED / "spec" / "datasets.json"
     if not spec.exists():
         pytest.skip("needs ../shared/spec/datasets.json")
@@ -106,7 +106,7 @@ def test_camvid_has_its_eleven_classes_in_label_order() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(catalog.TABLES.glob("*.json")), ids=lambda p: p.stem)
-def test_a_table_has_one_category_a_line(path: Path) -> None:
+def test_tables_have_one_category_per_line(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [line for line in lines if '"name":' in line]
     assert len(names) == len(catalog.read_table(path).categories)
@@ -115,7 +115,7 @@ def test_a_table_has_one_category_a_line(path: Path) -> None:
 # ------------------------------------------------------------------------------ registration
 
 
-def test_registering_twice_is_registering_once() -> None:
+def test_registering_twice_changes_nothing() -> None:
     catalog.register_tables("root")
     loader = DatasetCatalog["camvid_sem_seg_val"]
     metadata = MetadataCatalog.get("camvid_sem_seg_val")
@@ -125,37 +125,37 @@ def test_registering_twice_is_registering_once() -> None:
     assert MetadataCatalog.get("camvid_sem_seg_val") is metadata
 
 
-def test_another_root_takes_the_place_of_the_former() -> None:
+def test_registering_with_another_root_replaces_the_first() -> None:
     catalog.register_tables("here")
     catalog.register_tables("there")
     root = MetadataCatalog.get("camvid_sem_seg_val").image_root
     assert root == str(Path("there/camvid/images/val"))
 
 
-def test_the_root_is_that_of_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_datasets_root_is_detectron2s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", "~/data")
     assert catalog.datasets_root() == Path.home() / "data"
     monkeypatch.delenv("DETECTRON2_DATASETS")
     assert catalog.datasets_root() == Path("datasets")
 
 
-def test_a_dataset_of_the_users_of_the_same_name_is_an_error(tmp_path: Path) -> None:
+def test_a_name_registered_by_other_code_is_an_error(tmp_path: Path) -> None:
     DatasetCatalog.register("own", lambda: [])
     with pytest.raises(ValueError, match=r"'own'.*by other code.*another name"):
-        catalog.register_table(own_table(tmp_path))
+        catalog.register_table(write_table(tmp_path))
 
 
 def test_two_tables_with_the_same_dataset_are_an_error(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    catalog.register_table(own_table(tmp_path / "a"), root=tmp_path / "a")
+    catalog.register_table(write_table(tmp_path / "a"), root=tmp_path / "a")
     with pytest.raises(ValueError, match=r"already registered by .*a.own\.json"):
-        catalog.register_table(own_table(tmp_path / "b"), root=tmp_path / "b")
+        catalog.register_table(write_table(tmp_path / "b"), root=tmp_path / "b")
 
 
-def test_a_copy_of_a_table_takes_its_place(tmp_path: Path) -> None:
+def test_a_copy_of_a_table_can_replace_it(tmp_path: Path) -> None:
     touch(tmp_path / "own/i/1.png", tmp_path / "own/l/1.png")
-    table = own_table(tmp_path)
+    table = write_table(tmp_path)
     catalog.register_table(table, root=tmp_path)
     records = DatasetCatalog.get("own")
     copy_table(table, tmp_path / "copy" / "own.json")
@@ -164,9 +164,9 @@ def test_a_copy_of_a_table_takes_its_place(tmp_path: Path) -> None:
     assert DatasetCatalog.get("own") == records
 
 
-def test_one_table_is_all_it_takes_to_add_a_dataset(tmp_path: Path) -> None:
+def test_a_table_is_enough_to_add_a_dataset(tmp_path: Path) -> None:
     touch(tmp_path / "own/i/1.png", tmp_path / "own/l/1.png")
-    catalog.register_table(own_table(tmp_path), root=tmp_path)
+    catalog.register_table(write_table(tmp_path), root=tmp_path)
     assert DatasetCatalog.get("own") == [
         {
             "file_name": str(tmp_path / "own/i/1.png"),
@@ -176,7 +176,7 @@ def test_one_table_is_all_it_takes_to_add_a_dataset(tmp_path: Path) -> None:
     assert MetadataCatalog.get("own").stuff_classes == ["cat", "dog"]
 
 
-def test_missing_files_are_an_error_on_loading_that_explains_the_remedy(
+def test_missing_files_are_an_error_on_loading_that_names_the_fix(
     tmp_path: Path,
 ) -> None:
     catalog.register_tables(tmp_path)
@@ -218,7 +218,7 @@ def test_missing_files_are_an_error_on_loading_that_explains_the_remedy(
 def test_a_broken_table_is_an_error_that_names_the_table(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    path = own_table(tmp_path, **changes)
+    path = write_table(tmp_path, **changes)
     with pytest.raises(ValueError, match=message) as error:
         catalog.read_table(path)
     assert str(path) in str(error.value)
@@ -228,17 +228,17 @@ def test_a_broken_table_is_an_error_that_names_the_table(
 
 
 @pytest.mark.parametrize("generator", ["os", "mask_former.data.shapes.writer", "shapes"])
-def test_a_users_table_with_a_generator_is_refused_and_nothing_is_imported(
+def test_a_custom_table_with_a_generator_is_refused_and_nothing_is_imported(
     tmp_path: Path, generator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib, "import_module", None)
-    path = own_table(tmp_path, generator=generator)
+    path = write_table(tmp_path, generator=generator)
     with pytest.raises(ValueError, match=rf"own\.json: found a `generator`, '{generator}'.*Remove"):
         catalog.register_table(path)
     assert "own" not in DatasetCatalog
 
 
-def test_each_generator_of_the_packages_tables_is_a_function_of_the_package(
+def test_generators_of_the_packages_tables_are_functions_of_the_package(
     tmp_path: Path,
 ) -> None:
     catalog.register_tables(tmp_path)
@@ -251,7 +251,7 @@ def test_each_generator_of_the_packages_tables_is_a_function_of_the_package(
 # ----------------------------------------------------------------------------------- loaders
 
 
-def test_images_and_labels_pair_by_stem_whatever_their_suffixes(tmp_path: Path) -> None:
+def test_images_and_labels_are_paired_by_stem_with_any_suffix(tmp_path: Path) -> None:
     images, labels = tmp_path / "i", tmp_path / "l"
     touch(images / "b.jpg", images / "a.JPEG", images / ".DS_Store", images / "list.txt")
     touch(labels / "a.tif", labels / "b.png")
@@ -268,7 +268,7 @@ def test_images_and_labels_pair_by_stem_whatever_their_suffixes(tmp_path: Path) 
         (["i/a.txt", "l/a.png"], "i has no file"),
     ],
 )
-def test_an_image_without_label_or_the_reverse_is_an_error(
+def test_an_image_without_label_or_a_label_without_image_is_an_error(
     tmp_path: Path, files: list[str], message: str
 ) -> None:
     touch(*(tmp_path / name for name in files))
@@ -276,14 +276,14 @@ def test_an_image_without_label_or_the_reverse_is_an_error(
         load_sem_seg(tmp_path / "i", tmp_path / "l")
 
 
-def test_two_images_of_one_stem_are_an_error(tmp_path: Path) -> None:
+def test_two_images_with_the_same_stem_are_an_error(tmp_path: Path) -> None:
     touch(tmp_path / "i/a.jpg", tmp_path / "i/a.png", tmp_path / "l/a.png")
     with pytest.raises(ValueError, match="share a stem"):
         load_sem_seg(tmp_path / "i", tmp_path / "l")
 
 
 def panoptic_tree(folder: Path) -> dict[str, Any]:
-    """One image, whose segments are of the categories 5 (stuff) and 9 (a thing)."""
+    """Return the JSON of one image with segments of the categories 5 (stuff) and 9 (a thing)."""
     segments = [
         {"id": 3, "category_id": 9, "area": 7, "bbox": [0, 1, 2, 3], "iscrowd": 1},
         {"id": 8, "category_id": 5},
@@ -322,7 +322,7 @@ def test_panoptic_records_are_detectron2s_standard_dicts(tmp_path: Path) -> None
     assert "sem_seg_file_name" not in load_tree(tmp_path, content)[0]
 
 
-def test_an_image_that_the_json_does_not_list_is_found_on_disk(tmp_path: Path) -> None:
+def test_an_image_missing_in_the_json_is_found_on_disk(tmp_path: Path) -> None:
     content = panoptic_tree(tmp_path)
     content["images"][0]["id"] = 43
     record = load_tree(tmp_path, content)[0]
@@ -331,7 +331,7 @@ def test_an_image_that_the_json_does_not_list_is_found_on_disk(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["i/a.webp", "p/a.png", "s/a.png"])
-def test_a_file_that_the_json_names_must_exist(tmp_path: Path, name: str) -> None:
+def test_files_named_in_the_json_must_exist(tmp_path: Path, name: str) -> None:
     content = panoptic_tree(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{name}.*p\.json.*42"):
@@ -354,7 +354,7 @@ def test_a_json_of_another_format_is_an_error(tmp_path: Path, text: str) -> None
         load_panoptic(tmp_path, tmp_path, tmp_path / "p.json", contiguous_ids={}, thing_ids=[])
 
 
-def test_on_real_coco_annotations_the_records_are_detectron2s() -> None:
+def test_records_of_real_coco_annotations_equal_detectron2s() -> None:
     sample = SHARED / "data" / "coco_panoptic_sample"
     if not sample.exists():
         pytest.skip("needs ../shared/data/coco_panoptic_sample")
@@ -372,7 +372,7 @@ def test_on_real_coco_annotations_the_records_are_detectron2s() -> None:
         assert {k: v for k, v in ours.items() if k not in ("height", "width")} == theirs
 
 
-def test_ade20k_panoptic_records_carry_the_semantic_label_map(tmp_path: Path) -> None:
+def test_ade20k_panoptic_records_name_the_semantic_label_map(tmp_path: Path) -> None:
     root = tmp_path / "ADEChallengeData2016"
     annotation = {"image_id": "ADE_val_1", "file_name": "ADE_val_1.png"}
     annotation["segments_info"] = [{"id": 1, "category_id": 7}, {"id": 2, "category_id": 0}]

@@ -11,7 +11,7 @@ from mask_former.data.datasets.catalog import Category
 from mask_former.data.datasets.class_files import classes_of_json, read_classes
 
 
-def test_a_line_is_a_name_with_a_value_before_and_a_colour_behind_where_they_are_wanted() -> None:
+def test_a_line_is_a_name_with_optional_value_and_colour() -> None:
     assert read_classes(["sky", "traffic light"]) == [Category("sky"), Category("traffic light")]
     assert read_classes(["0: sky", "255 :  traffic light"]) == [
         Category("sky", id=0),
@@ -21,13 +21,13 @@ def test_a_line_is_a_name_with_a_value_before_and_a_colour_behind_where_they_are
     assert read_classes(["7: no. #5 #010203"]) == [Category("no. #5", id=7, color=[1, 2, 3])]
 
 
-def test_a_file_is_its_lines_without_the_empty_ones(tmp_path: Path) -> None:
+def test_empty_lines_of_a_file_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes("\ufeffStraße\r\n\r\n  tree \n".encode())
     assert [c.name for c in read_classes(path)] == ["Straße", "tree"]
 
 
-def test_categories_are_taken_as_they_are() -> None:
+def test_categories_are_accepted_unchanged() -> None:
     assert read_classes([Category("a", id=3), "4: b"]) == [Category("a", id=3), Category("b", id=4)]
 
 
@@ -37,14 +37,16 @@ def test_categories_are_taken_as_they_are() -> None:
         ([], "has no class"),
         (["", "  "], "has no class"),
         (["a", "7:"], "line 2: found '7:', expected 'NAME'"),
-        (["a", "#102030"], None),  # a name, if an odd one
+        (["a", "#102030"], None),  # an odd name, but a valid one
         (["a", "b", "a"], "the name 'a' occurs more than once"),
         (["1: a", "1: b"], "the pixel value 1 occurs more than once"),
         (["1: a", "b"], "1 of 2 classes have a pixel value"),
         (["a #102030", "b"], "1 of 2 classes have a colour"),
     ],
 )
-def test_a_mistake_is_named_with_its_line(lines: list[str], message: str | None) -> None:
+def test_the_error_for_a_mistake_names_the_line_or_the_entries(
+    lines: list[str], message: str | None
+) -> None:
     if message is None:
         assert len(read_classes(lines)) == len(lines)
         return
@@ -52,7 +54,7 @@ def test_a_mistake_is_named_with_its_line(lines: list[str], message: str | None)
         read_classes(lines)
 
 
-def test_a_file_that_is_missing_or_no_text_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.txt"):
         read_classes(tmp_path / "nothing.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
@@ -64,7 +66,7 @@ def categories(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"categories": list(entries)}
 
 
-def test_categories_of_a_json_are_in_the_order_of_their_ids_and_instances_are_things() -> None:
+def test_categories_are_sorted_by_id_and_those_of_instances_are_things() -> None:
     content = categories({"id": 9, "name": "b"}, {"id": 2, "name": "a", "supercategory": "x"})
     assert classes_of_json(Path("x.json"), content, "instances") == [
         Category("a", id=2, isthing=True),
@@ -72,7 +74,7 @@ def test_categories_of_a_json_are_in_the_order_of_their_ids_and_instances_are_th
     ]
 
 
-def test_panoptic_categories_say_what_is_a_thing_and_keep_their_colours() -> None:
+def test_panoptic_categories_keep_isthing_and_their_colours() -> None:
     entries = [
         {"id": 1, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
         {"id": 2, "name": "car", "isthing": 1, "color": [4, 5, 6]},
@@ -94,6 +96,8 @@ def test_panoptic_categories_say_what_is_a_thing_and_keep_their_colours() -> Non
         (categories(*[{"id": 1, "name": n} for n in "ab"]), "instances", "id 1 occurs more"),
     ],
 )
-def test_a_mistake_in_a_json_is_named(content: dict[str, Any], kind: str, message: str) -> None:
+def test_the_error_for_a_mistake_in_a_json_describes_it(
+    content: dict[str, Any], kind: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         classes_of_json(Path("x.json"), content, kind)

@@ -1,4 +1,4 @@
-"""Classes: from metadata, in other colours, and as plain data."""
+"""Classes: construction from metadata, palettes, and plain data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = Classes(
 )
 
 
-def test_names_and_colours_are_the_metadatas():
+def test_names_colours_and_things_come_from_the_metadata():
     metadata = Metadata(
         stuff_classes=CLASSES.names,
         stuff_colors=[list(c) for c in CLASSES.colors],
@@ -26,14 +26,14 @@ def test_names_and_colours_are_the_metadatas():
     assert CLASSES.thing_ids == [2]
 
 
-def test_thing_classes_are_taken_where_only_they_fit_and_are_all_things():
+def test_thing_classes_are_used_if_only_their_number_fits():
     metadata = Metadata(stuff_classes=["things", "sky"], thing_classes=["a", "b", "c"])
     classes = Classes.from_metadata(metadata, 3)
     assert classes.names == ["a", "b", "c"] and classes.thing_ids == [0, 1, 2]
 
 
 @pytest.mark.parametrize("metadata", [Metadata(), Metadata(stuff_classes=["a", "b"])])
-def test_without_names_for_every_class_they_are_numbered(metadata):
+def test_without_a_name_for_every_class_classes_are_numbered(metadata):
     classes = Classes.from_metadata(metadata, 4)
     assert classes.names == ["class 0", "class 1", "class 2", "class 3"]
     assert len(set(classes.colors)) == 4 and classes.thing_ids == []
@@ -49,7 +49,7 @@ def test_without_names_for_every_class_they_are_numbered(metadata):
         ("coco_2017_val_panoptic", 133, 80),
     ],
 )
-def test_the_things_of_known_datasets_are_counted(dataset, count, things):
+def test_builtin_datasets_have_the_expected_number_of_things(dataset, count, things):
     assert dataset in MetadataCatalog.list()
     assert len(Classes.from_metadata(MetadataCatalog.get(dataset), count).thing_ids) == things
 
@@ -57,7 +57,7 @@ def test_the_things_of_known_datasets_are_counted(dataset, count, things):
 # Palettes
 
 
-def test_a_palette_gives_a_class_a_colour_by_its_id_alone():
+def test_a_palettes_colour_depends_only_on_the_class_id():
     assert CLASSES.with_palette("dataset") == CLASSES
     few, many = (
         Classes(["a"] * n, [(0, 0, 0)] * n, [True] * n).with_palette("colorblind") for n in (3, 90)
@@ -71,7 +71,7 @@ def test_every_palette_has_a_colour_for_every_class():
         assert len(CLASSES.with_palette(name).colors) == 3
 
 
-def test_an_unknown_palette_is_named():
+def test_the_error_for_an_unknown_palette_lists_the_known_ones():
     with pytest.raises(ValueError, match="no palette 'rainbow'; there are dataset, spread, color"):
         CLASSES.with_palette("rainbow")
 
@@ -79,7 +79,7 @@ def test_an_unknown_palette_is_named():
 # Plain data
 
 
-def test_classes_survive_as_json():
+def test_classes_survive_a_json_round_trip():
     data = json.loads(json.dumps(CLASSES.to_data()))
     assert data[2] == {"name": "car", "color": [0, 0, 142], "isthing": True}
     assert Classes.from_data(data) == CLASSES
@@ -87,7 +87,7 @@ def test_classes_survive_as_json():
 
 
 @pytest.mark.parametrize("entry", [{"name": "a"}, {"name": "a", "color": [1], "isthing": 0}, "a"])
-def test_data_of_another_form_is_refused(entry):
+def test_data_in_another_format_is_refused(entry):
     with pytest.raises(ValueError, match=r"list of dicts of name, color .* and isthing; found"):
         Classes.from_data([entry])
 

@@ -1,4 +1,4 @@
-"""Keys that fit registered datasets, and a config's own tables."""
+"""Config keys that fit registered datasets, and the tables that a config names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keys_of(train: str, *test: str) -> dict[str, Any]:
     return {key.rpartition(".")[2]: v for key, v in fitting_keys([train], test).items()}
 
 
-def test_keys_of_semantic_data(semantic: tuple[str, str]) -> None:
+def test_keys_for_a_semantic_dataset(semantic: tuple[str, str]) -> None:
     assert keys_of(*semantic) == {
         "TRAIN": ["own_a"],
         "TEST": ["own_b"],
@@ -42,7 +42,7 @@ def test_keys_of_semantic_data(semantic: tuple[str, str]) -> None:
     }
 
 
-def test_keys_of_instances_count_things_and_those_of_panoptic_data_all(tmp_path: Path) -> None:
+def test_keys_for_instances_count_things_and_for_panoptic_data_all_classes(tmp_path: Path) -> None:
     register_instances("own", *write_instances(tmp_path))
     keys = keys_of("own")
     assert (keys["TEST"], keys["NUM_CLASSES"], keys["INSTANCE_ON"]) == ([], 2, True)
@@ -52,7 +52,7 @@ def test_keys_of_instances_count_things_and_those_of_panoptic_data_all(tmp_path:
     assert keys["DATASET_MAPPER_NAME"] == "mask_former_panoptic"
 
 
-def test_use_datasets_sets_these_keys_and_leaves_the_others(semantic: tuple[str, str]) -> None:
+def test_use_datasets_sets_the_fitting_keys_and_no_others(semantic: tuple[str, str]) -> None:
     cfg = get_mask_former_cfg()
     before = cfg.clone()
     use_datasets(cfg, ["own_a"], ["own_b"])
@@ -63,15 +63,15 @@ def test_use_datasets_sets_these_keys_and_leaves_the_others(semantic: tuple[str,
     assert cfg.SOLVER == before.SOLVER
 
 
-def test_datasets_of_other_classes_or_unknown_ones_are_errors(semantic: tuple[str, str]) -> None:
+def test_unknown_datasets_and_differing_classes_are_errors(semantic: tuple[str, str]) -> None:
     with pytest.raises(KeyError, match="no dataset 'own_c'"):
         fitting_keys(["own_a"], ["own_c"])
     with pytest.raises(ValueError, match=r"'own_a' and 'camvid_sem_seg_val' cannot be combined"):
         fitting_keys(["own_a"], ["camvid_sem_seg_val"])
-    DatasetCatalog.register("of_others", list)
-    MetadataCatalog.get("of_others").evaluator_type = "lvis"
+    DatasetCatalog.register("foreign", list)
+    MetadataCatalog.get("foreign").evaluator_type = "lvis"
     with pytest.raises(ValueError, match="evaluator_type 'lvis'"):
-        fitting_keys(["of_others"])
+        fitting_keys(["foreign"])
 
 
 # ------------------------------------------------------------------------------ DATASETS.TABLES
@@ -91,14 +91,14 @@ def write_config(folder: Path, table: str, **datasets: Any) -> str:
     return str(path)
 
 
-def test_loading_a_config_registers_its_tables_which_may_be_in_its_folder(tmp_path: Path) -> None:
+def test_loading_a_config_registers_its_tables_with_paths_relative_to_it(tmp_path: Path) -> None:
     write_table(tmp_path)
     cfg = load_cfg(write_config(tmp_path, "table.json"))
     assert tuple(cfg.DATASETS.TABLES) == (str(tmp_path / "table.json"),)
     assert len(DatasetCatalog.get("by_hand")) == 2
 
 
-def test_a_config_that_evaluates_nothing_logs_it(
+def test_a_config_without_a_test_dataset_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_config(tmp_path, str(write_table(tmp_path)), TRAIN=["by_hand"])

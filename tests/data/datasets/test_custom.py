@@ -1,4 +1,4 @@
-"""Custom datasets, registered by a call from Python and by the table written from it."""
+"""Custom datasets, registered from Python or from the table that is written for them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write_semantic(folder: Path, labels: np.ndarray, dtype: Any = np.uint8) -> t
     return folder / "i", folder / "l"
 
 
-def trained_on(name: str, num_classes: int) -> np.ndarray:
-    """The label map that the mapper makes of the only image, without augmentation."""
+def training_labels(name: str, num_classes: int) -> np.ndarray:
+    """Return the H×W label map that the mapper makes of the only image without augmentation."""
     (record,) = DatasetCatalog.get(name)
     mapper = MaskFormerSemanticDatasetMapper(
         augmentations=[],
@@ -54,8 +54,8 @@ def targets(example: dict[str, Any]) -> tuple[Any, Any]:
     return example["instances"].gt_classes, example["instances"].gt_masks
 
 
-def evaluated(name: str, prediction: np.ndarray, num_classes: int) -> dict[str, float]:
-    """The scores of a prediction (class ids) for the only image."""
+def evaluate(name: str, prediction: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Return the metrics of a prediction (H×W class ids) for the only image."""
     (record,) = DatasetCatalog.get(name)
     scores = torch.nn.functional.one_hot(torch.as_tensor(prediction), num_classes).permute(2, 0, 1)
     evaluator = SemSegEvaluator(name, distributed=False)
@@ -66,7 +66,7 @@ def evaluated(name: str, prediction: np.ndarray, num_classes: int) -> dict[str, 
 
 # ------------------------------------------------------------------------------------ semantic
 
-RECIPES = {  # stored labels, classes, ignore label, type of the files -> class ids, ignored pixels
+RECIPES = {  # stored labels, classes, ignore label, dtype, expected class ids (None: ignored)
     "class ids": ([0, 1, 2], ["a", "b", "c"], None, np.uint8, [0, 1, 2]),
     "class ids, some ignored": ([255, 1, 0], ["a", "b"], None, np.uint8, [None, 1, 0]),
     "binary masks": ([0, 255, 0], ["0: ground", "255: thing"], None, np.uint8, [0, 1, 0]),
@@ -94,24 +94,24 @@ def test_each_way_to_store_labels_trains_and_evaluates_the_same_classes(
     register_semantic("own", images, labels, classes, ignore_label=ignore_label)
     ignored = MetadataCatalog.get("own").ignore_label
     assert ignored >= len(classes)
-    truth = np.array([ignored if c is None else c for c in expected])[LABELS]
-    assert trained_on("own", len(classes)).tolist() == truth.tolist()
-    perfect = np.where(truth == ignored, 0, truth)
-    scores = evaluated("own", perfect, len(classes))
+    expected_labels = np.array([ignored if c is None else c for c in expected])[LABELS]
+    assert training_labels("own", len(classes)).tolist() == expected_labels.tolist()
+    perfect = np.where(expected_labels == ignored, 0, expected_labels)
+    scores = evaluate("own", perfect, len(classes))
     assert scores["pACC"] == pytest.approx(100) and scores["mIoU"] == pytest.approx(100)
     wrong = (perfect + 1) % max(2, len(classes))
     if len(classes) > 1:
-        assert evaluated("own", wrong, len(classes))["pACC"] == 0
+        assert evaluate("own", wrong, len(classes))["pACC"] == 0
 
 
-def test_a_pixel_value_of_no_class_is_an_error_in_training_and_evaluation(tmp_path: Path) -> None:
+def test_an_unknown_pixel_value_is_an_error_in_training_and_evaluation(tmp_path: Path) -> None:
     images, labels = write_semantic(tmp_path, np.array([0, 255, 254])[LABELS])
     register_semantic("own", images, labels, ["0: ground", "255: thing"])
     message = r"l/a\.png: found the pixel values \[254\], expected \[0, 255, 65535\]"
     with pytest.raises(ValueError, match=message):
-        trained_on("own", 2)
+        training_labels("own", 2)
     with pytest.raises(ValueError, match=message):
-        evaluated("own", LABELS % 2, 2)
+        evaluate("own", LABELS % 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_pixel_value_of_no_class_is_an_error_in_training_and_evaluation(tmp_pa
         (["65536: a"], None, "an `id` in 0 … 65535"),
     ],
 )
-def test_what_label_maps_cannot_hold_is_an_error(
+def test_classes_that_label_maps_cannot_store_are_an_error(
     tmp_path: Path, classes: list[str], ignore_label: int | None, message: str
 ) -> None:
     images, labels = write_semantic(tmp_path, LABELS)
@@ -130,14 +130,14 @@ def test_what_label_maps_cannot_hold_is_an_error(
         register_semantic("own", images, labels, classes, ignore_label=ignore_label)
 
 
-def test_the_ignore_label_leaves_255_to_a_class_that_has_it(tmp_path: Path) -> None:
+def test_the_default_ignore_label_is_255_unless_a_class_uses_it(tmp_path: Path) -> None:
     data = {"own": Annotated(tmp_path, labels=tmp_path)}
     assert semantic_table(data, [str(i) for i in range(255)]).ignore_label == 255
     assert semantic_table(data, [str(i) for i in range(256)]).ignore_label == 65535
     assert semantic_table(data, ["0: a", "255: b"]).ignore_label == 65535
 
 
-def test_registering_again_counts_and_a_name_of_others_is_refused(tmp_path: Path) -> None:
+def test_registering_again_replaces_only_custom_datasets(tmp_path: Path) -> None:
     images, labels = write_semantic(tmp_path, LABELS)
     register_semantic("own", images, labels, ["a", "b", "c"])
     loader = DatasetCatalog["own"]
@@ -158,7 +158,7 @@ def test_a_missing_folder_is_an_error_at_once(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ JSON annotations
 
 
-def test_instances_take_their_classes_from_the_json(tmp_path: Path) -> None:
+def test_classes_of_instances_come_from_the_json(tmp_path: Path) -> None:
     images, json_file = write_instances(tmp_path)
     register_instances("own", images, json_file)
     assert MetadataCatalog.get("own").thing_classes == ["cat", "dog"]
@@ -167,7 +167,7 @@ def test_instances_take_their_classes_from_the_json(tmp_path: Path) -> None:
     assert sorted(set(classes)) == [0, 1]
 
 
-def test_panoptic_data_take_classes_and_things_from_the_json(tmp_path: Path) -> None:
+def test_classes_and_things_of_panoptic_data_come_from_the_json(tmp_path: Path) -> None:
     images, json_file, panoptic = write_panoptic(tmp_path)
     register_panoptic("own", images, json_file, panoptic)
     metadata = MetadataCatalog.get("own")
@@ -177,7 +177,7 @@ def test_panoptic_data_take_classes_and_things_from_the_json(tmp_path: Path) -> 
     assert [(s["category_id"], s["isthing"]) for s in segments] == [(0, False), (1, True)]
 
 
-def test_a_json_of_the_other_kind_is_an_error_that_names_the_argument(
+def test_a_json_of_the_other_format_is_an_error_that_names_the_argument(
     tmp_path: Path,
 ) -> None:
     images, json_file, panoptic = write_panoptic(tmp_path / "p")
@@ -188,7 +188,7 @@ def test_a_json_of_the_other_kind_is_an_error_that_names_the_argument(
         register_panoptic("own", images, json_file, panoptic)
 
 
-def test_two_jsons_need_the_same_categories(tmp_path: Path) -> None:
+def test_jsons_with_different_categories_are_an_error(tmp_path: Path) -> None:
     images, json_file = write_instances(tmp_path)
     content = json.loads(json_file.read_text())
     content["categories"][0]["name"] = "horse"
@@ -205,7 +205,7 @@ def test_two_jsons_need_the_same_categories(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["semantic", "instances", "panoptic"])
-def test_a_table_reads_back_as_it_was_written(tmp_path: Path, kind: str) -> None:
+def test_a_table_survives_writing_and_reading(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "new" / "own_table.json"
     if kind == "semantic":
         images, labels = write_semantic(tmp_path, LABELS)
@@ -224,7 +224,7 @@ def test_a_table_reads_back_as_it_was_written(tmp_path: Path, kind: str) -> None
     assert len(DatasetCatalog.get("own")) == 1
 
 
-def test_a_table_written_by_hand_may_name_paths_relative_to_it(tmp_path: Path) -> None:
+def test_paths_in_a_table_may_be_relative_to_it(tmp_path: Path) -> None:
     write_semantic(tmp_path, LABELS)
     datasets = {"own": {"kind": "sem_seg", "image_root": "i", "sem_seg_root": "l"}}
     path = tmp_path / "own.json"
@@ -232,4 +232,4 @@ def test_a_table_written_by_hand_may_name_paths_relative_to_it(tmp_path: Path) -
     cfg = get_mask_former_cfg()
     cfg.DATASETS.TABLES = (str(path),)
     register_own_tables(cfg)
-    assert trained_on("own", 3).tolist() == LABELS.tolist()
+    assert training_labels("own", 3).tolist() == LABELS.tolist()

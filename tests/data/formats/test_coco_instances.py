@@ -1,4 +1,4 @@
-"""COCO's instance annotations, against pycocotools and loops over pixels."""
+"""COCO's instance annotations, compared with pycocotools and loops over pixels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def random_mask(seed):
 
 
 def runs_of(mask):
-    """Lengths of runs of 0 and 1 in turn, column by column."""
+    """Return the lengths of alternating runs of 0 and 1, column by column."""
     counts, value = [0], 0
     for pixel in mask.T.ravel().tolist():
         if pixel != value:
@@ -42,7 +42,7 @@ def runs_of(mask):
 
 
 def forms_of(mask):
-    """The three forms of RLE: run lengths, compressed bytes and compressed text."""
+    """Return the three forms of RLE: run lengths, compressed bytes and compressed text."""
     compressed = coco_mask.encode(np.asfortranarray(mask))
     text = compressed["counts"].decode()
     return [
@@ -62,7 +62,7 @@ def random_polygons(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_form_of_rle_gives_its_mask_pixel_by_pixel(seed):
+def test_every_form_of_rle_is_decoded_to_its_mask(seed):
     mask = random_mask(seed)
     for rle in forms_of(mask):
         found = decode_segmentation(rle, SIZE, WHERE)
@@ -71,7 +71,7 @@ def test_every_form_of_rle_gives_its_mask_pixel_by_pixel(seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_polygons_give_the_union_that_pycocotools_makes_of_them(seed):
+def test_polygons_are_decoded_to_the_union_of_pycocotools_masks(seed):
     polygons = random_polygons(seed)
     expected = np.zeros(SIZE, bool)
     for polygon in polygons:
@@ -103,14 +103,14 @@ def test_a_polygon_covers_the_pixels_between_its_corners():
         ({"size": [20, 30], "counts": 5}, r"its RLE is damaged"),
     ],
 )
-def test_a_broken_segmentation_is_an_error_that_names_file_and_annotation(segmentation, message):
+def test_broken_segmentations_are_errors_that_name_file_and_annotation(segmentation, message):
     with pytest.raises(ValueError, match=rf"x\.json: annotation id 7: {message}"):
         decode_segmentation(segmentation, SIZE, WHERE)
 
 
-def test_area_and_box_are_made_of_the_mask_where_they_lack_and_kept_where_not():
-    made = complete({"segmentation": [SQUARE]}, SIZE, WHERE)
-    assert made == {"segmentation": [SQUARE], "iscrowd": 0, "area": 60, "bbox": [2, 3, 10, 6]}
+def test_missing_areas_and_boxes_are_computed():
+    completed = complete({"segmentation": [SQUARE]}, SIZE, WHERE)
+    assert completed == {"segmentation": [SQUARE], "iscrowd": 0, "area": 60, "bbox": [2, 3, 10, 6]}
     given = {"segmentation": [SQUARE], "iscrowd": 1, "area": 1.5, "bbox": [0, 0, 1, 1]}
     assert complete(given, SIZE, WHERE) == given
 
@@ -120,7 +120,7 @@ def test_area_and_box_are_made_of_the_mask_where_they_lack_and_kept_where_not():
 
 @pytest.fixture
 def panoptic(tmp_path):
-    """Two images of three things (category 4, one a crowd; 9) and stuff (2); returns the JSON."""
+    """The JSON of two images with things (categories 4 and 9, one a crowd) and stuff (2)."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for name in ("a", "b"):
@@ -151,7 +151,7 @@ def test_the_things_of_a_panoptic_annotation_become_instances(panoptic, tmp_path
     found = instances_of_panoptic(panoptic, tmp_path / "png")
     assert [c["name"] for c in found["categories"]] == ["cat", "dog"]
     assert [a["id"] for a in found["annotations"]] == [1, 2, 3, 4, 5, 6]
-    (tmp_path / "instances.json").write_text(json.dumps(found))  # it is plain JSON
+    (tmp_path / "instances.json").write_text(json.dumps(found))  # plain JSON
     coco = COCO(tmp_path / "instances.json")
     for name in ("a", "b"):
         indices = read_segment_map(str(tmp_path / "png" / f"{name}.png"), [10, 7, 300, 65536])
@@ -167,7 +167,7 @@ def test_the_things_of_a_panoptic_annotation_become_instances(panoptic, tmp_path
             assert annotation["bbox"] == [x, y, columns[-1] + 1 - x, rows[-1] + 1 - y]
 
 
-def test_things_of_a_panoptic_annotation_load_as_instances_of_the_table(panoptic, tmp_path):
+def test_things_of_a_panoptic_json_are_loaded_as_instances(panoptic, tmp_path):
     records = load_instances(
         tmp_path,
         contiguous_ids={4: 0, 9: 1},
@@ -183,7 +183,7 @@ def test_things_of_a_panoptic_annotation_load_as_instances_of_the_table(panoptic
 
 @pytest.fixture
 def tree(tmp_path):
-    """One image with a polygon of the category 5, one without any; returns the JSON's content."""
+    """The content of a JSON: one image with a polygon of category 5, one without annotations."""
     for name in ("a.png", "b.png"):
         (tmp_path / name).touch()
     size = {"height": 20, "width": 30}
@@ -200,7 +200,7 @@ def load(folder, content):
     return load_instances(folder, folder / "x.json", contiguous_ids={5: 0, 3: 1})
 
 
-def test_records_are_detectron2s_standard_dicts_also_of_images_without_an_object(tree, tmp_path):
+def test_records_are_detectron2s_standard_dicts(tree, tmp_path):
     instance = {"id": 0, "category_id": 0, "segmentation": [SQUARE], "iscrowd": 0}
     instance |= {"bbox": [2, 3, 10, 6], "bbox_mode": 1}  # XYWH
     size = {"height": 20, "width": 30}
@@ -215,9 +215,9 @@ def test_records_are_detectron2s_standard_dicts_also_of_images_without_an_object
     ]
 
 
-def test_detectron2_can_decode_what_is_loaded(tree, tmp_path):
+def test_detectron2_can_decode_the_loaded_records(tree, tmp_path):
     mask = random_mask(0)
-    for rle in forms_of(mask)[::2]:  # JSON knows no bytes
+    for rle in forms_of(mask)[::2]:  # JSON cannot hold bytes
         tree["annotations"][0]["segmentation"] = rle
         (annotation,) = load(tmp_path, tree)[0]["annotations"]
         instances = annotations_to_instances([annotation], SIZE, mask_format="bitmask")
@@ -242,7 +242,7 @@ def test_a_broken_annotation_is_an_error_that_names_json_and_annotation(
         load(tmp_path, tree)
 
 
-def test_missing_keys_files_and_double_ids_are_named(tree, tmp_path):
+def test_missing_keys_and_files_and_duplicate_ids_are_errors(tree, tmp_path):
     with pytest.raises(ValueError, match=r"annotation id 0 occurs twice"):
         load(tmp_path, tree | {"annotations": tree["annotations"] * 2})
     with pytest.raises(ValueError, match=r"id None of image_id None lacks \['id', 'image_id',"):
@@ -272,7 +272,9 @@ def write_table(folder, **dataset):
     return path
 
 
-def test_the_classes_of_instances_are_the_tables_things(restored_catalogs, tree, tmp_path):
+def test_classes_of_an_instances_dataset_are_the_things_of_its_table(
+    restored_catalogs, tree, tmp_path
+):
     (tmp_path / "x.json").write_text(json.dumps(tree))
     catalog.register_table(write_table(tmp_path, json_file="x.json"), tmp_path)
     metadata = MetadataCatalog.get("own_instances")
@@ -285,7 +287,7 @@ def test_the_classes_of_instances_are_the_tables_things(restored_catalogs, tree,
     assert [[a["category_id"] for a in r["annotations"]] for r in records] == [[1], []]
 
 
-def test_a_table_of_instances_needs_their_files_and_things(tmp_path):
+def test_a_table_of_instances_needs_annotation_files_and_things(tmp_path):
     with pytest.raises(ValueError, match=r"an? instances dataset needs \['json_file'\]"):
         catalog.read_table(write_table(tmp_path))
     with pytest.raises(ValueError, match=r"instances dataset needs \['panoptic_root'\]"):
@@ -298,7 +300,9 @@ def test_a_table_of_instances_needs_their_files_and_things(tmp_path):
 
 @pytest.mark.parametrize("family, things", [("camvid", 3), ("shapes", 8)])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_our_panoptic_datasets_are_also_instances(restored_catalogs, family, things, split):
+def test_builtin_panoptic_datasets_also_exist_as_instances(
+    restored_catalogs, family, things, split
+):
     catalog.register_tables("root")
     metadata = MetadataCatalog.get(f"{family}_instances_{split}")
     panoptic = MetadataCatalog.get(f"{family}_panoptic_{split}")

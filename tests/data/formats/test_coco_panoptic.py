@@ -1,4 +1,4 @@
-"""COCO panoptic format: what is written is what others read."""
+"""COCO panoptic format: panopticapi reads the written ids, and segments are described."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from mask_former.data.formats.coco_panoptic import segments_info, write_ids
 
 
-def test_ids_beyond_one_and_two_bytes_survive_the_png(tmp_path: Path) -> None:
+def test_ids_of_up_to_three_bytes_survive_the_png(tmp_path: Path) -> None:
     ids = np.array([[0, 1, 255], [256, 65535, 65536], [65537, 2**24 - 1, 70000]], np.int32)
     write_ids(tmp_path / "a.png", ids)
     for y, row in enumerate(np.asarray(Image.open(tmp_path / "a.png")).tolist()):
@@ -21,12 +21,12 @@ def test_ids_beyond_one_and_two_bytes_survive_the_png(tmp_path: Path) -> None:
     np.testing.assert_array_equal(utils.rgb2id(np.asarray(Image.open(tmp_path / "a.png"))), ids)
 
 
-def test_no_unfinished_file_is_left(tmp_path: Path) -> None:
+def test_no_partial_file_is_left(tmp_path: Path) -> None:
     write_ids(tmp_path / "a.png", np.zeros((2, 2), np.int32))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_segments_are_described_by_area_and_box_and_void_is_left_out() -> None:
+def test_segments_are_described_by_area_and_box_without_void() -> None:
     ids = np.array([[0, 7, 7, 0], [0, 7, 0, 0], [2, 0, 0, 2]], np.int32)
     assert segments_info(ids, {7: 70, 2: 20}) == [
         {"id": 2, "category_id": 20, "area": 2, "bbox": [0, 2, 4, 1], "iscrowd": 0},

@@ -1,4 +1,4 @@
-"""The depth of an image is that of its file, whatever type Pillow loads it as."""
+"""Pixels are scaled by the bit depth of the file, whatever type Pillow loads it as."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TYPES = {
 
 
 def packed_12(values):
-    """Two values in three bytes."""
+    """Pack two 12-bit values into three bytes."""
     a, b = values.astype(np.uint16).reshape(-1, 2).T
     return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=1).astype(np.uint8).tobytes()
 
 
 def grey_tiff(values, bits, kind=UNSIGNED, order="<"):
-    """A TIFF, byte by byte: Pillow does not write all of those that it reads."""
+    """Build a TIFF byte by byte, because Pillow cannot write every kind that it reads."""
     height, width = values.shape
     if bits == 12:
         data = packed_12(values)
@@ -39,7 +39,7 @@ def grey_tiff(values, bits, kind=UNSIGNED, order="<"):
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
     tags |= {279: len(data), 339: kind}
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data))
-    # Type 4: one number of 32 bit.
+    # Type 4: one 32-bit number.
     entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()]
     return head + data + struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
 
@@ -49,7 +49,7 @@ def pgm(values):
 
 
 def fits(values):
-    """A format of which Pillow does not say how deep it is."""
+    """Build a FITS file, whose bit depth Pillow does not report."""
     height, width = values.shape
     cards = {"SIMPLE": "T", "BITPIX": 32, "NAXIS": 2, "NAXIS1": width, "NAXIS2": height}
     head = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in cards.items()) + "END"
@@ -74,7 +74,7 @@ TOO_DEEP = {
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_9_to_16_bit_are_scaled_by_what_the_file_has(name, tmp_path):
+def test_images_of_9_to_16_bits_are_scaled_by_the_depth_of_the_file(name, tmp_path):
     pixels = read_pixels(SCALED[name], "RGB")
     assert pixels.dtype == np.uint8 and (pixels == DARK[..., None]).all()
     (tmp_path / "x").write_bytes(SCALED[name])
@@ -97,14 +97,14 @@ def test_a_32_bit_image_is_refused_because_its_white_value_is_unknown(name, tmp_
                 load_image(source)
 
 
-def test_values_below_0_are_refused():
+def test_negative_values_are_refused():
     content = grey_tiff(DARK * 256.0 - 300, 16, SIGNED)
     with pytest.raises(ValueError, match=r"from -300 to 5588, 16 bits each; .*integers from 0"):
         read_pixels(content, "RGB")
 
 
 @pytest.mark.parametrize("name", ["without a sign", "with a sign", "the other byte order"])
-def test_label_maps_may_have_32_bit(name, tmp_path):
+def test_label_maps_may_have_32_bits(name, tmp_path):
     assert (read_pixels(TOO_DEEP[name]) == DARK).all()
     (tmp_path / "labels.tif").write_bytes(TOO_DEEP[name])
     labels = read_label_map(str(tmp_path / "labels.tif"))

@@ -1,4 +1,4 @@
-"""Run-length encodings are those of pycocotools, with the counts as a string."""
+"""Run-length encodings equal those of pycocotools, with the counts as a string."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reference(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (40, 30)])
 @pytest.mark.parametrize("share", [0, 0.3, 1])
-def test_masks_are_encoded_as_pycocotools_does_and_decoded_again(
+def test_masks_are_encoded_like_pycocotools_and_decoded_again(
     shape: tuple[int, int], share: float
 ) -> None:
     mask = np.random.default_rng(0).random(shape) < share
@@ -34,12 +34,12 @@ def test_masks_are_encoded_as_pycocotools_does_and_decoded_again(
     assert (decode_mask(found) == mask).all() and decode_mask(found).dtype == np.uint8
 
 
-def test_a_view_of_a_larger_array_is_encoded_as_its_copy() -> None:
+def test_a_view_of_a_larger_array_is_encoded_like_a_copy() -> None:
     stack = np.random.default_rng(0).random((20, 30, 4)) < 0.5
     assert encode_mask(stack[::2, :, 1]) == encode_mask(stack[::2, :, 1].copy())
 
 
-def test_run_lengths_are_down_the_columns_outside_first() -> None:
+def test_run_lengths_go_down_the_columns_and_start_with_background() -> None:
     mask = np.array([[0, 1, 1], [0, 0, 1]], dtype=bool)
     assert compress_runs([2, 1, 1, 2], (2, 3)) == encode_mask(mask)
     assert area_and_box(encode_mask(mask)) == (3.0, [1.0, 0.0, 2.0, 2.0])
@@ -47,7 +47,7 @@ def test_run_lengths_are_down_the_columns_outside_first() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (40, 30)])
 @pytest.mark.parametrize("values", [[3], [0, 1], [5, 0, 300]])
-def test_each_value_of_a_label_map_is_encoded_as_its_mask(
+def test_each_value_of_a_label_map_is_encoded_like_its_mask(
     shape: tuple[int, int], values: list[int]
 ) -> None:
     labels = np.random.default_rng(0).choice(values, shape).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Every training mapper passes the battery."""
+"""Every training mapper passes the shared battery of tests."""
 
 from tests.helpers.batteries.mapper import MapperBattery
 

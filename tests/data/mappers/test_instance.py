@@ -1,4 +1,4 @@
-"""`mask_former_instance`: targets are the masks of the annotation, wherever the image goes."""
+"""``mask_former_instance``: targets are the annotated masks, transformed like the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY
 HEIGHT, WIDTH, CLASSES = 40, 60, 5
 SIZE = (HEIGHT, WIDTH)
 POLYGON = [[20.5, 3, 50.2, 8.7, 40, 30, 22, 25]]
-CROWD = 3  # the place of the crowd
+CROWD = 3  # index of the crowd
 
 
 def rle(mask):
@@ -27,14 +27,14 @@ def rle(mask):
 
 
 def decoded(segmentation):
-    """pycocotools' own way to a mask."""
+    """Decode a segmentation to a mask with pycocotools."""
     if isinstance(segmentation, list):
         segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *SIZE))
     return coco_mask.decode(segmentation).astype(bool)
 
 
 def annotations():
-    """Overlapping objects: polygons, RLE, two polygons, a crowd and polygons off the image."""
+    """Return overlapping objects: polygon, RLE, two polygons, a crowd, and one partly outside."""
     noise = np.random.default_rng(0).random(SIZE) < 0.5
     right = np.zeros(SIZE, bool)
     right[10:, 35:] = True
@@ -47,12 +47,12 @@ def annotations():
     ]
     return [
         {
-            "id": 100 + place,
-            "category_id": place,
+            "id": 100 + index,
+            "category_id": index,
             "segmentation": segmentation,
-            "iscrowd": int(place == CROWD),
+            "iscrowd": int(index == CROWD),
         }
-        for place, segmentation in enumerate(segmentations)
+        for index, segmentation in enumerate(segmentations)
     ]
 
 
@@ -92,7 +92,7 @@ def from_config(cfg):
     return DATASET_MAPPER_REGISTRY.get("mask_former_instance")(cfg, is_train=True)
 
 
-def test_masks_are_pycocotools_and_crowds_are_dropped(scene):
+def test_masks_equal_pycocotools_and_crowds_are_dropped(scene):
     before = copy.deepcopy(scene)
     example = mapper_with()(scene)
     instances = example["instances"]
@@ -101,12 +101,12 @@ def test_masks_are_pycocotools_and_crowds_are_dropped(scene):
     kept = [a for a in scene["annotations"] if not a["iscrowd"]]
     for found, annotation in zip(instances.gt_masks, kept, strict=True):
         assert (found.numpy() == decoded(annotation["segmentation"])).all()
-    assert instances.gt_masks.sum(0).max() > 1  # they overlap
+    assert instances.gt_masks.sum(0).max() > 1  # some masks overlap
     assert set(example) == {"file_name", "image_id", "height", "width", "image", "instances"}
     assert str(scene) == str(before)
 
 
-def test_random_polygons_and_rle_give_pycocotools_masks(scene):
+def test_masks_of_random_polygons_and_rles_equal_pycocotools(scene):
     rng = np.random.default_rng(2)
     segmentations = []
     for _ in range(20):
@@ -130,7 +130,7 @@ def test_random_polygons_and_rle_give_pycocotools_masks(scene):
     ],
     ids=lambda transform: type(transform).__name__,
 )
-def test_a_transform_moves_masks_as_it_moves_decoded_ones(transform, scene):
+def test_transformed_targets_equal_transformed_masks(transform, scene):
     found = mapper_with(transform)(scene)["instances"]
     expected = [
         (a["category_id"], transform.apply_segmentation(decoded(a["segmentation"]).astype("uint8")))
@@ -143,8 +143,8 @@ def test_a_transform_moves_masks_as_it_moves_decoded_ones(transform, scene):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_masks_move_with_the_image_through_the_configs_pipeline(seed, scene):
-    """The image shows one object in each channel, so it is the ground truth itself."""
+def test_masks_are_transformed_like_the_image_by_the_configured_augmentations(seed, scene):
+    """Each channel of the image shows one object, so the image is its own ground truth."""
     three = [scene["annotations"][0], scene["annotations"][2], scene["annotations"][4]]
     image = np.stack([decoded(a["segmentation"]) for a in three], -1).astype(np.uint8) * 255
     Image.fromarray(image).save(scene["file_name"])
@@ -158,7 +158,7 @@ def test_masks_move_with_the_image_through_the_configs_pipeline(seed, scene):
     for channel, label in zip(example["image"], (0, 2, 4), strict=True):
         mask = by_class.get(label, torch.zeros(64, 64, dtype=torch.bool))
         assert not mask[padded].any()
-        assert mask[(channel == 255) & ~padded].all()  # resizing mixes borders alone
+        assert mask[(channel == 255) & ~padded].all()  # resizing mixes only borders
         assert not mask[channel == 0].any()
     assert "sem_seg" not in example
 
@@ -172,14 +172,14 @@ def test_objects_without_a_pixel_in_the_crop_are_dropped(scene):
     assert large.gt_classes.tolist() == [0, 1, 2]
 
 
-def test_an_image_without_objects_gives_no_target(scene):
+def test_an_image_without_objects_has_no_target(scene):
     example = mapper_with(T.HFlipTransform(WIDTH), mask_ignore=True)(scene | {"annotations": []})
     assert example["instances"].gt_masks.shape == (0, *SIZE)
     assert example["instances"].gt_classes.tolist() == []
     assert example["valid"].all()
 
 
-def test_only_crowds_and_padding_are_not_valid(scene):
+def test_only_crowds_and_padding_are_invalid(scene):
     example = mapper_with(mask_ignore=True, size_divisibility=64)(scene)
     crowd = decoded(scene["annotations"][CROWD]["segmentation"])
     targets = example["instances"].gt_masks[:, :HEIGHT, :WIDTH].any(0).numpy()
@@ -213,12 +213,12 @@ def test_an_annotation_without_a_mask_is_an_error(scene):
         mapper_with()(scene)
 
 
-def test_image_and_annotation_must_be_of_one_size(scene):
+def test_an_image_of_another_size_than_annotated_is_an_error(scene):
     with pytest.raises(ValueError, match=r"image\.png, got \(60, 40\), expect \(60, 41\)"):
         mapper_with()(scene | {"height": HEIGHT + 1, "width": WIDTH})
 
 
-def test_a_dict_without_annotations_names_the_mapper_that_fits(scene):
+def test_the_error_for_a_dict_without_annotations_names_the_mapper_that_fits(scene):
     other = {"file_name": scene["file_name"], "sem_seg_file_name": "labels.png"}
     with pytest.raises(KeyError, match=r"needs \['annotations'\].*fits: mask_former_semantic"):
         mapper_with()(other)
@@ -230,7 +230,7 @@ def test_a_crop_that_limits_categories_is_refused():
         from_config(cfg)
 
 
-def test_no_metadata_is_needed(scene):
+def test_metadata_is_not_needed(scene):
     cfg = make_cfg(**{"DATASETS.TRAIN": ("nobodys_instances",)})
     assert len(from_config(cfg)(scene)["instances"]) > 0
     assert "nobodys_instances" not in MetadataCatalog.list()

@@ -1,8 +1,8 @@
-"""From a dataset dict to a training example: all three mappers on one battery, then each alone.
+"""From dataset dicts to training examples: tests of all three mappers, then of each one.
 
-The scene is of flat colours, one a segment, at the corners of the colour cube: resizing mixes them
-only at borders, and never into another corner. So wherever the augmented image has a segment's
-colour, the masks must say so.
+Every segment of the scene has its own flat colour, a corner of the RGB cube. Resizing mixes colours
+only at borders, and never into another corner. Therefore every pixel of the augmented image with a
+segment's colour must be in that segment's mask.
 """
 
 import copy
@@ -21,11 +21,11 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY
 
 HEIGHT, WIDTH, IGNORE = 40, 60, 255
 COLORS = np.array(list(product((0, 255), repeat=3)), dtype=np.uint8)
-# segment: class, crowd; 0 is void, class 2 has two segments and class 4 only a crowd
+# Class of each segment; 0 is void, class 2 has two segments and class 4 only a crowd.
 CLASSES = [None, 0, 2, 2, 4, 1]
 CROWD = 4
 SEGMENT_IDS = [0, 7, 300, 65536, 16777215, 9]
-SIDE = 64  # what the padding mappers pad to
+SIDE = 64  # side that the padding mappers pad to
 
 SEMANTIC, PANOPTIC, DETR = "mask_former_semantic", "mask_former_panoptic", "detr_panoptic"
 each_mapper = pytest.mark.parametrize("name", [SEMANTIC, PANOPTIC, DETR])
@@ -108,9 +108,9 @@ def make_cfg(**settings):
 
 
 def plain(**settings):
-    """A config that leaves the scene as it is."""
-    still = {"INPUT__MIN_SIZE_TRAIN": (HEIGHT,), "INPUT__RANDOM_FLIP": "none"}
-    return make_cfg(**still, INPUT__CROP__ENABLED=False, **settings)
+    """Return a config without augmentation."""
+    fixed = {"INPUT__MIN_SIZE_TRAIN": (HEIGHT,), "INPUT__RANDOM_FLIP": "none"}
+    return make_cfg(**fixed, INPUT__CROP__ENABLED=False, **settings)
 
 
 def make(name, cfg=None):
@@ -123,7 +123,7 @@ def run(mapper, scene, seed=0):
 
 
 def expected_targets(name, segments, keep_empty=True):
-    """Classes and masks of a map of segment numbers, by loops over segments and classes."""
+    """Return classes and masks of a map of segment numbers, by loops over segments."""
     if name == SEMANTIC:
         classes = sorted({CLASSES[s] for s in np.unique(segments) if s > 0})
         members = [[s for s in range(1, 6) if CLASSES[s] == c] for c in classes]
@@ -155,7 +155,7 @@ def test_an_unaugmented_example_is_the_scene(name, scene):
 
 
 @each_mapper
-def test_an_example_holds_the_dicts_entries_but_its_annotations(name, scene):
+def test_an_example_holds_the_dicts_entries_except_annotations(name, scene):
     scene["extra"] = {"deep": [1]}
     scene["annotations"] = []
     before = copy.deepcopy(scene)
@@ -170,10 +170,10 @@ def test_an_example_holds_the_dicts_entries_but_its_annotations(name, scene):
 @each_mapper
 @pytest.mark.parametrize("flip", ["horizontal", "vertical"])
 @pytest.mark.parametrize("seed", range(8))
-def test_masks_and_labels_move_with_the_image(name, flip, seed, scene):
+def test_masks_and_labels_are_transformed_like_the_image(name, flip, seed, scene):
     example = run(make(name, make_cfg(INPUT__RANDOM_FLIP=flip)), scene, seed)
     image, instances = example["image"].permute(1, 2, 0).numpy(), example["instances"]
-    pure = np.full(image.shape[:2], -1)  # the segment whose colour a pixel has, unmixed
+    pure = np.full(image.shape[:2], -1)  # the segment whose exact colour a pixel has
     for segment in range(6):
         pure[(image == COLORS[segment]).all(-1)] = segment
     assert (pure >= 0).mean() > 0.2
@@ -189,7 +189,7 @@ def test_masks_and_labels_move_with_the_image(name, flip, seed, scene):
 
 
 @each_mapper
-def test_a_seed_fixes_the_example(name, scene):
+def test_an_example_is_reproducible_with_a_seed(name, scene):
     mapper = make(name, make_cfg(INPUT__COLOR_AUG_SSD=True))
     shapes = set()
     for seed in range(6):
@@ -202,19 +202,19 @@ def test_a_seed_fixes_the_example(name, scene):
 
 @each_mapper
 def test_colour_jitter_changes_the_image_but_no_mask(name, scene):
-    steady = run(make(name, plain(INPUT__SIZE_DIVISIBILITY=-1)), scene)
+    unchanged = run(make(name, plain(INPUT__SIZE_DIVISIBILITY=-1)), scene)
     jittered = [
         run(make(name, plain(INPUT__SIZE_DIVISIBILITY=-1, INPUT__COLOR_AUG_SSD=True)), scene, seed)
         for seed in range(6)
     ]
     for example in jittered:
-        assert torch.equal(example["instances"].gt_masks, steady["instances"].gt_masks)
-    is_changed = [not torch.equal(example["image"], steady["image"]) for example in jittered]
-    assert any(is_changed) == (name != DETR)  # DETR's augmentation has none
+        assert torch.equal(example["instances"].gt_masks, unchanged["instances"].gt_masks)
+    is_changed = [not torch.equal(example["image"], unchanged["image"]) for example in jittered]
+    assert any(is_changed) == (name != DETR)  # DETR's augmentation has no jitter
 
 
 @each_mapper
-def test_channels_are_in_the_order_of_the_config(name, scene):
+def test_channels_have_the_configured_order(name, scene):
     rgb = run(make(name, make_cfg(INPUT__FORMAT="RGB")), scene, seed=3)["image"]
     bgr = run(make(name, make_cfg(INPUT__FORMAT="BGR")), scene, seed=3)["image"]
     assert torch.equal(rgb, bgr.flip(0))
@@ -223,7 +223,7 @@ def test_channels_are_in_the_order_of_the_config(name, scene):
 
 
 @each_mapper
-def test_masks_below_the_least_area_are_dropped(name, scene):
+def test_masks_below_the_minimum_area_are_dropped(name, scene):
     everything = run(make(name, plain()), scene)["instances"]
     areas = everything.gt_masks.sum((1, 2))
     least = int(areas.sort().values[1])
@@ -236,7 +236,7 @@ def test_masks_below_the_least_area_are_dropped(name, scene):
 
 
 @each_mapper
-def test_masks_that_a_crop_empties_stay_targets_unless_an_area_is_asked_for(name, scene):
+def test_masks_emptied_by_a_crop_stay_targets_unless_a_minimum_area_is_set(name, scene):
     tight = {"INPUT__CROP__SIZE": [8, 8], "INPUT__MIN_SIZE_TRAIN": (40,)}
     emptied = 0
     for seed in range(20):
@@ -253,22 +253,22 @@ def test_masks_that_a_crop_empties_stay_targets_unless_an_area_is_asked_for(name
 
 @each_mapper
 @pytest.mark.parametrize("seed", range(4))
-def test_on_request_the_example_marks_the_pixels_that_belong_to_a_target(name, seed, scene):
+def test_with_mask_ignore_the_pixels_that_belong_to_a_target_are_valid(name, seed, scene):
     assert "valid" not in run(make(name), scene)
     settings = {"MODEL__MASK_FORMER__MASK_IGNORE": True}
     example = run(make(name, make_cfg(**settings)), scene, seed)
     masks = example["instances"].gt_masks
     assert example["valid"].dtype == torch.bool
     assert torch.equal(example["valid"], masks.any(0))
-    assert name == DETR or not example["valid"].all()  # the padding does not count
+    assert name == DETR or not example["valid"].all()  # padding is invalid
     without_small = make_cfg(**settings, INPUT__MIN_MASK_AREA=int(masks.sum((1, 2)).max()))
     fewer = run(make(name, without_small), scene, seed)
     assert len(fewer["instances"]) < len(masks)
-    assert torch.equal(fewer["valid"], example["valid"])  # a small target has a label still
+    assert torch.equal(fewer["valid"], example["valid"])  # dropped small targets stay valid
 
 
 @each_mapper
-def test_an_image_without_any_label_gives_no_target(name, scene, tmp_path):
+def test_an_image_without_labels_has_no_target(name, scene, tmp_path):
     scene["sem_seg_file_name"] = save(tmp_path / "l.png", np.full((HEIGHT, WIDTH), IGNORE, "uint8"))
     scene["pan_seg_file_name"] = save(tmp_path / "p.png", np.zeros((HEIGHT, WIDTH, 3), "uint8"))
     scene["segments_info"] = []
@@ -279,13 +279,13 @@ def test_an_image_without_any_label_gives_no_target(name, scene, tmp_path):
 
 
 @each_mapper
-def test_testing_is_left_to_the_inference_mapper(name):
+def test_mappers_for_training_refuse_testing_and_name_the_inference_mapper(name):
     with pytest.raises(ValueError, match=r"use mask_former\.data\.mappers\.InferenceMapper\(cfg\)"):
         DATASET_MAPPER_REGISTRY.get(name)(make_cfg(), is_train=False)
 
 
 @each_mapper
-def test_a_missing_file_and_one_that_is_not_an_image_are_named(name, scene, tmp_path):
+def test_the_error_for_a_missing_or_unreadable_image_names_it(name, scene, tmp_path):
     scene["file_name"] = str(tmp_path / "gone.png")
     with pytest.raises(FileNotFoundError, match=r"gone\.png, the 'file_name'.*DETECTRON2_DATASETS"):
         run(make(name), scene)
@@ -296,7 +296,7 @@ def test_a_missing_file_and_one_that_is_not_an_image_are_named(name, scene, tmp_
 
 
 @each_mapper
-def test_a_damaged_annotation_is_named(name, scene, tmp_path):
+def test_the_error_for_a_damaged_annotation_names_it(name, scene, tmp_path):
     key = "sem_seg_file_name" if name == SEMANTIC else "pan_seg_file_name"
     noise = np.random.default_rng(0).integers(0, 5, (HEIGHT, WIDTH, 3)).astype(np.uint8)
     whole = save(tmp_path / "whole.png", noise[..., 0] if name == SEMANTIC else noise)
@@ -310,7 +310,7 @@ def test_a_damaged_annotation_is_named(name, scene, tmp_path):
 
 
 @each_mapper
-def test_sizes_that_differ_are_named_with_both_files(name, scene, tmp_path):
+def test_the_error_for_different_sizes_names_both_files(name, scene, tmp_path):
     key = "sem_seg_file_name" if name == SEMANTIC else "pan_seg_file_name"
     with Image.open(scene[key]) as annotation:
         scene[key] = save(tmp_path / "large.png", np.asarray(annotation).repeat(2, 0))
@@ -319,14 +319,14 @@ def test_sizes_that_differ_are_named_with_both_files(name, scene, tmp_path):
 
 
 @each_mapper
-def test_the_dicts_size_must_be_the_images(name, scene):
+def test_a_dict_with_another_size_than_the_image_is_an_error(name, scene):
     scene |= {"height": HEIGHT, "width": WIDTH + 1}
     with pytest.raises(ValueError, match=r"image\.png, got \(60, 40\), expect \(61, 40\)"):
         run(make(name), scene)
 
 
 @each_mapper
-def test_a_dict_of_another_task_names_the_mapper_that_fits(name, scene):
+def test_the_error_for_a_dict_of_another_task_names_the_mapper_that_fits(name, scene):
     removed = "sem_seg_file_name" if name == SEMANTIC else "segments_info"
     fitting = "mask_former_panoptic or detr_panoptic" if name == SEMANTIC else SEMANTIC
     del scene[removed]
@@ -334,7 +334,7 @@ def test_a_dict_of_another_task_names_the_mapper_that_fits(name, scene):
     with pytest.raises(KeyError, match=message):
         run(make(name), scene)
     scene = {"file_name": scene["file_name"], "annotations": []}
-    with pytest.raises(KeyError, match=r"DATASET_MAPPER_NAME that fits: mask_former_instance"):
+    with pytest.raises(KeyError, match=r"Set INPUT.DATASET_MAPPER_NAME to mask_former_instance"):
         run(make(name), scene)
     del scene["annotations"]
     with pytest.raises(KeyError, match=r"No mapper for mask targets fits"):
@@ -348,7 +348,7 @@ def test_a_dict_of_another_task_names_the_mapper_that_fits(name, scene):
 @pytest.mark.parametrize(
     "dataset, ignore_label", [("mapper_scene", 255), ("mapper_scene_16", 65535)]
 )
-def test_padding_is_grey_unlabelled_and_on_the_right_and_at_the_bottom(
+def test_padding_is_grey_unlabelled_and_at_the_right_and_bottom(
     name, dataset, ignore_label, scene, tmp_path
 ):
     labels = np.where(label_map() == IGNORE, 0, label_map())
@@ -369,7 +369,7 @@ def test_padding_is_grey_unlabelled_and_on_the_right_and_at_the_bottom(
 
 @each_padding
 @pytest.mark.parametrize("off", [0, -1])
-def test_no_side_means_no_padding(name, off, scene):
+def test_without_a_size_divisibility_nothing_is_padded(name, off, scene):
     example = run(make(name, plain(INPUT__SIZE_DIVISIBILITY=off)), scene)
     assert example["image"].shape == (3, HEIGHT, WIDTH)
 
@@ -405,7 +405,7 @@ def test_the_crop_avoids_windows_of_one_class(name, scene, tmp_path):
 
 
 @each_padding
-def test_the_metadata_must_name_one_ignore_label_of_16_bit(name):
+def test_the_metadata_must_have_one_ignore_label_of_16_bits(name):
     with pytest.raises(ValueError, match=r"ignore_label is {'nobodys_dataset': None}.*Set it"):
         make(name, make_cfg(DATASETS__TRAIN=("nobodys_dataset",)))
     with pytest.raises(ValueError, match=r"'mapper_scene': 255, 'mapper_scene_16': 65535"):
@@ -434,7 +434,7 @@ LABEL_FILES = {
 
 @pytest.mark.parametrize("kind", LABEL_FILES)
 @pytest.mark.parametrize("seed", range(3))
-def test_label_maps_of_all_kinds_give_the_same_example(kind, seed, scene, tmp_path):
+def test_label_maps_of_every_file_type_give_the_same_example(kind, seed, scene, tmp_path):
     suffix, write = LABEL_FILES[kind]
     expected = run(make(SEMANTIC), scene, seed)
     write(label_map(), tmp_path / suffix)
@@ -446,7 +446,7 @@ def test_label_maps_of_all_kinds_give_the_same_example(kind, seed, scene, tmp_pa
 
 @pytest.mark.parametrize("flip", ["horizontal", "vertical"])
 @pytest.mark.parametrize("seed", range(4))
-def test_16_bit_labels_and_ignore_label_pass_the_augmentation(flip, seed, scene, tmp_path):
+def test_16_bit_labels_and_ignore_label_survive_augmentation(flip, seed, scene, tmp_path):
     large = np.array([65535, 300, 846, 846, 300, 5], dtype=np.uint16)
     scene["sem_seg_file_name"] = save(tmp_path / "w.tif", large[scene_segments()])
     cfg = make_cfg(
@@ -493,7 +493,7 @@ def test_values_other_than_class_ids_are_an_error(labels, message, scene, tmp_pa
 
 
 @each_padding
-def test_labels_outside_the_classes_are_named_with_the_range(name, scene, tmp_path):
+def test_the_error_for_labels_outside_the_classes_names_them_and_the_range(name, scene, tmp_path):
     wrong = np.where(label_map() == 4, 5, label_map())
     wrong[0, :12] = np.arange(100, 112)
     scene["sem_seg_file_name"] = save(tmp_path / "wrong.png", wrong)
@@ -534,11 +534,11 @@ def test_crowds_are_dropped(name, scene):
 
 @each_panoptic
 def test_targets_come_in_the_order_of_segments_info(name, scene):
-    forth = run(make(name, plain()), scene)["instances"]
+    forward = run(make(name, plain()), scene)["instances"]
     scene["segments_info"].reverse()
-    back = run(make(name, plain()), scene)["instances"]
-    assert torch.equal(back.gt_classes, forth.gt_classes.flip(0))
-    assert torch.equal(back.gt_masks, forth.gt_masks.flip(0))
+    reverse = run(make(name, plain()), scene)["instances"]
+    assert torch.equal(reverse.gt_classes, forward.gt_classes.flip(0))
+    assert torch.equal(reverse.gt_masks, forward.gt_masks.flip(0))
 
 
 @each_panoptic
@@ -553,7 +553,7 @@ def test_more_than_255_segments_are_distinguished(name, scene, tmp_path):
         assert (masks[i].numpy() == (ids == i + 1)).all()
 
 
-def test_without_a_label_map_the_segments_give_it(scene):
+def test_a_missing_label_map_is_made_from_the_segments(scene):
     mapper = make(PANOPTIC)
     expected = [run(mapper, scene, seed)["sem_seg"] for seed in range(5)]
     del scene["sem_seg_file_name"]
@@ -563,7 +563,7 @@ def test_without_a_label_map_the_segments_give_it(scene):
     assert (whole.numpy() == label_map()).all()
 
 
-def test_a_label_map_of_its_own_goes_before_the_segments(scene, tmp_path):
+def test_a_given_label_map_takes_precedence_over_the_segments(scene, tmp_path):
     other = np.where(label_map() == 2, 3, label_map())
     scene["sem_seg_file_name"] = save(tmp_path / "other.png", other)
     example = run(make(PANOPTIC, plain(INPUT__SIZE_DIVISIBILITY=-1)), scene)
@@ -572,21 +572,21 @@ def test_a_label_map_of_its_own_goes_before_the_segments(scene, tmp_path):
 
 
 @each_panoptic
-def test_an_id_that_segments_info_does_not_list_is_an_error(name, scene):
+def test_an_id_missing_in_segments_info_is_an_error(name, scene):
     del scene["segments_info"][1]
     with pytest.raises(ValueError, match=r"ids\.png disagree: the ids \[300\] are in the PNG but"):
         run(make(name), scene)
 
 
 @each_panoptic
-def test_a_listed_id_that_no_pixel_has_is_an_error(name, scene):
+def test_a_listed_id_without_pixels_is_an_error(name, scene):
     scene["segments_info"].append({"id": 12345, "category_id": 0})
     with pytest.raises(ValueError, match=r"ids\.png disagree: the ids \[12345\] are in 'segments_"):
         run(make(name), scene)
 
 
 @each_panoptic
-def test_ids_that_are_listed_twice_or_too_large_are_an_error(name, scene):
+def test_ids_that_are_listed_twice_or_out_of_range_are_an_error(name, scene):
     for wrong in (300, 0, 2**24):
         listed = [*scene["segments_info"], {"id": wrong, "category_id": 0}]
         with pytest.raises(ValueError, match=rf"segments_info' of .*ids\.png.*\[{wrong}\]"):
@@ -601,7 +601,7 @@ def test_a_category_outside_the_classes_is_an_error(name, scene):
         run(make(name), scene)
 
 
-def test_detr_neither_pads_nor_makes_a_label_map(scene):
+def test_detrs_mapper_neither_pads_nor_adds_a_label_map(scene):
     for seed in range(6):
         example = run(make(DETR), scene, seed)
         height, width = example["image"].shape[1:]
@@ -610,12 +610,12 @@ def test_detr_neither_pads_nor_makes_a_label_map(scene):
         assert "sem_seg" not in example
 
 
-def test_detr_needs_no_ignore_label(scene):
+def test_detrs_mapper_needs_no_ignore_label(scene):
     assert len(run(make(DETR, make_cfg(DATASETS__TRAIN=("nobodys_dataset",))), scene)) > 0
 
 
 @pytest.mark.parametrize("num_classes", [None, 5, 300])
-def test_an_8_bit_map_may_be_of_more_classes_than_it_can_hold(scene, num_classes):
+def test_num_classes_may_exceed_the_range_of_an_8_bit_label_map(scene, num_classes):
     mapper = make(SEMANTIC, plain(INPUT__SIZE_DIVISIBILITY=-1))
     mapper.num_classes = num_classes
     instances = run(mapper, scene)["instances"]
@@ -628,12 +628,12 @@ def test_an_8_bit_map_may_be_of_more_classes_than_it_can_hold(scene, num_classes
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_for_inference_an_example_is_detectron2s_without_annotations(scene, image_format):
+def test_inference_examples_equal_detectron2s_without_annotations(scene, image_format):
     cfg = make_cfg(INPUT__FORMAT=image_format, INPUT__MIN_SIZE_TEST=50, INPUT__MAX_SIZE_TEST=70)
     before = copy.deepcopy(scene)
     expected = DatasetMapper(cfg, is_train=False)(scene | {"annotations": []})
     found = InferenceMapper(cfg)(scene | {"annotations": []})
-    assert "sem_seg" in expected  # what it costs detectron2
+    assert "sem_seg" in expected  # detectron2 loads it
     assert set(found) == {"file_name", "image_id", "image", "height", "width"}
     assert found["image"].shape == (3, 47, 70) and torch.equal(found["image"], expected["image"])
     for key in set(found) - {"image"}:
@@ -641,6 +641,6 @@ def test_for_inference_an_example_is_detectron2s_without_annotations(scene, imag
     assert scene == before
 
 
-def test_for_inference_no_annotation_is_opened(scene):
+def test_inference_opens_no_annotation(scene):
     gone = scene | dict.fromkeys(("sem_seg_file_name", "pan_seg_file_name"), "/gone.png")
     assert InferenceMapper(make_cfg())(gone)["image"].shape[0] == 3

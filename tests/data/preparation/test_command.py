@@ -1,4 +1,4 @@
-"""The command line and the loop that the scripts of `datasets/` share."""
+"""The command line and the conversion loop shared by the scripts in datasets/."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mask_former.data.preparation.downloads import copy_file
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 100])
-def test_results_are_those_of_map_in_order(workers: int, count: int) -> None:
+def test_parallel_map_equals_map(workers: int, count: int) -> None:
     numbers = list(range(-count, 0))
     assert parallel_map(abs, numbers, workers=workers, description="") == list(map(abs, numbers))
 
 
-def test_a_worker_that_is_killed_is_an_error_not_a_hang() -> None:
+def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(ChildProcessError, match=r"labels: .* fewer --workers"):
         parallel_map(os._exit, [1, 1], workers=2, description="labels")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_first_error_comes_through_as_it_is(workers: int) -> None:
+def test_the_first_error_is_raised_unchanged(workers: int) -> None:
     with pytest.raises(ValueError, match="'x'"):
         parallel_map(int, ["1", "x", "2"], workers=workers, description="")
 
@@ -38,7 +38,7 @@ def jobs_of(folder: Path, names: str) -> list[Job]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_only_jobs_that_lack_a_target_are_done(
+def test_only_jobs_with_a_missing_target_run(
     tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = jobs_of(tmp_path, "abcd")
@@ -51,7 +51,7 @@ def test_only_jobs_that_lack_a_target_are_done(
     assert "letters" in bar and "1/4" in bar and "4/4" in bar
 
 
-def test_a_missing_source_stops_all_before_the_first_step(tmp_path: Path) -> None:
+def test_a_missing_source_is_an_error_before_the_first_job(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, "abc")
     (tmp_path / "b").unlink()
     (tmp_path / "c").unlink()
@@ -68,7 +68,7 @@ def test_finished_jobs_do_not_need_their_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "names_source"),
     [
         (FileNotFoundError("a is missing."), 1, True),
         (ValueError("a is broken."), 1, True),
@@ -77,8 +77,8 @@ def test_finished_jobs_do_not_need_their_sources(tmp_path: Path) -> None:
         (KeyboardInterrupt(), 130, False),
     ],
 )
-def test_an_error_is_one_line_with_the_download_where_the_source_is_to_blame(
-    error: BaseException, code: int, told: bool, capsys: pytest.CaptureFixture[str]
+def test_errors_are_one_line_that_names_the_download_for_a_faulty_source(
+    error: BaseException, code: int, names_source: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def prepare(root: Path, workers: int) -> None:
         raise error
@@ -86,4 +86,4 @@ def test_an_error_is_one_line_with_the_download_where_the_source_is_to_blame(
     assert run_command(prepare, "", "data.zip", []) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert str(error) in line
-    assert ("The source is data.zip." in line) is told
+    assert ("The source is data.zip." in line) is names_source

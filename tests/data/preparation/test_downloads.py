@@ -1,4 +1,4 @@
-"""Sources are checked as they are read."""
+"""Source files are checked while they are read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mask_former.data.preparation.downloads import (
 from tests.helpers.damage import flip_a_bit
 
 
-def test_a_copy_has_the_content(tmp_path: Path) -> None:
+def test_a_copy_has_the_same_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\x00\xff")
     copy_file(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"\x00\xff"
 
 
-def test_what_is_missing_is_named_and_counted(tmp_path: Path) -> None:
+def test_the_error_for_missing_files_names_the_first_and_counts_the_others(tmp_path: Path) -> None:
     require([tmp_path])
     with pytest.raises(FileNotFoundError, match=r"x is missing: "):
         require([tmp_path, tmp_path / "x"])
@@ -41,7 +41,7 @@ def encoded(suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "JPEG"])
-def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
     content = encoded(suffix)
     path = tmp_path / "a.img"
     path.write_bytes(content)
@@ -53,7 +53,7 @@ def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path: Path, suffi
         assert str(path) in str(error.value)
 
 
-def test_a_png_with_a_wrong_bit_is_an_error(tmp_path: Path) -> None:
+def test_a_png_with_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded("PNG"))
     flip_a_bit(path)
@@ -74,7 +74,7 @@ def test_labels_are_the_indices_of_a_grey_or_palette_image(tmp_path: Path, mode:
         read_labels(tmp_path / "a.png", 9, "nine")
 
 
-def test_width_and_height_are_not_confused(tmp_path: Path) -> None:
+def test_the_error_for_different_sizes_reports_width_before_height(tmp_path: Path) -> None:
     image = Image.new("L", (3, 2))
     check_size(tmp_path / "l", np.zeros((2, 3)), tmp_path / "i", image)
     check_size(tmp_path / "l", np.zeros((2, 3, 3)), tmp_path / "i", image)

@@ -1,4 +1,4 @@
-"""datasets/prepare_ade20k_full_sem_seg.py; what all such scripts do: test_prepare_published.py."""
+"""datasets/prepare_ade20k_full_sem_seg.py; test_prepare_published.py tests all such scripts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IGNORED = 65535
 WALL, PERSON = 0, 11  # class ids of the objects 2978 and 1831
 
 
-def test_the_tables_object_indices_are_those_of_the_dataset(shared_dir: Path) -> None:
+def test_the_tables_object_indices_equal_the_datasets(shared_dir: Path) -> None:
     spec = json.loads((shared_dir / "spec" / "ade20k_full_ids.json").read_text(encoding="utf-8"))
     table = read_table("ade20k_full")
     found = [(c.source_id, i, c.name) for i, c in enumerate(table.categories)]
@@ -43,14 +43,14 @@ def test_the_tables_object_indices_are_those_of_the_dataset(shared_dir: Path) ->
     assert len(table.source_ids) == 847
 
 
-def test_the_tables_object_indices_have_the_checksum_of_the_datasets() -> None:
+def test_the_tables_object_indices_have_the_expected_checksum() -> None:
     table = read_table("ade20k_full")
     assert (table.source_ids[2978], table.source_ids[1831]) == (WALL, PERSON)
     indices = json.dumps([c.source_id for c in table.categories])
     assert hashlib.sha256(indices.encode()).hexdigest()[:16] == "a0df1c9e166ee637"
 
 
-def test_every_object_gets_its_class_whatever_the_last_digit_of_red_and_blue() -> None:
+def test_objects_get_their_class_for_any_last_digit_of_red_and_blue() -> None:
     classes = read_table("ade20k_full").source_ids
     indices = np.tile(np.arange(26 * 256 - 1), (2, 1))  # ⌊R/10⌋ up to 25
     indices = indices[:, indices[0] // 256 < 25]  # R up to 249, for an offset of up to 9
@@ -65,7 +65,7 @@ def test_red_of_250_and_more_is_decoded_too() -> None:
     assert script.decode(seg, Path("a.png")).tolist() == [[IGNORED, IGNORED]]
 
 
-def test_a_small_image_stays_as_it_is_and_its_labels_are_16_bit(tmp_path: Path) -> None:
+def test_a_small_image_is_copied_and_its_labels_have_16_bits(tmp_path: Path) -> None:
     full_tree(tmp_path)
     script.prepare(tmp_path)
     name = "training/urban/street/ADE_train_00000001.jpg"
@@ -80,7 +80,7 @@ def test_a_small_image_stays_as_it_is_and_its_labels_are_16_bit(tmp_path: Path) 
     np.testing.assert_array_equal(pixels(labels), expected)
 
 
-def test_a_large_image_gets_a_shorter_side_of_512(tmp_path: Path) -> None:
+def test_a_large_image_is_resized_to_a_shorter_side_of_512(tmp_path: Path) -> None:
     full_tree(tmp_path)
     script.prepare(tmp_path)
     height, width = LARGE
@@ -88,7 +88,7 @@ def test_a_large_image_gets_a_shorter_side_of_512(tmp_path: Path) -> None:
     image = Image.open(tmp_path / FULL / "images_detectron2/training/ADE_train_00000002.jpg")
     labels = pixels(tmp_path / FULL / "annotations_detectron2/training/ADE_train_00000002.tif")
     assert image.size == labels.shape[::-1] == size
-    # nearest: each pixel is that of the source at its centre
+    # Nearest neighbour: each pixel has the value of the source at its centre.
     ys = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(int)
     xs = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(int)
     source = script.decode(full_annotation(full_objects(*LARGE)), Path())
@@ -97,13 +97,13 @@ def test_a_large_image_gets_a_shorter_side_of_512(tmp_path: Path) -> None:
 
 def test_a_large_image_is_resized_bilinearly(tmp_path: Path) -> None:
     stripes = np.zeros((1024, 1200), np.uint8)
-    stripes[:, ::2] = 255  # of one pixel, which meet half and half at half the size
+    stripes[:, ::2] = 255  # stripes of one pixel, which average at half the size
     image = save(tmp_path / "a.jpg", np.stack([stripes] * 3, axis=-1))
     seg = save(tmp_path / "a_seg.png", full_annotation(full_objects(1024, 1200)))
     script.convert(image, seg, tmp_path / "b.jpg", tmp_path / "b.tif")
     found = pixels(tmp_path / "b.jpg").astype(int)
     assert found.shape == (512, 600, 3)
-    assert np.abs(found[:, 1:-1] - 127.5).max() <= 5  # JPEG
+    assert np.abs(found[:, 1:-1] - 127.5).max() <= 5  # tolerance for JPEG compression
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,13 @@ def test_a_large_image_is_resized_bilinearly(tmp_path: Path) -> None:
         ((60, 40), (60, 40)),
     ],
 )
-def test_the_size_that_an_image_gets(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_images_are_reduced_to_the_expected_size(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert script.reduced_size(*size) == expected
 
 
-def test_the_split_is_that_of_the_name(tmp_path: Path) -> None:
+def test_the_split_comes_from_the_name(tmp_path: Path) -> None:
     full_tree(tmp_path)
     script.prepare(tmp_path)
     output = tmp_path / FULL / "annotations_detectron2"
@@ -147,13 +149,13 @@ def test_an_annotation_without_colours_or_of_another_size_is_an_error(tmp_path: 
 
 
 @pytest.mark.usefixtures("restored_catalogs")
-def test_the_right_answer_scores_100(tmp_path: Path) -> None:
+def test_a_correct_prediction_scores_100(tmp_path: Path) -> None:
     full_tree(tmp_path)
     script.prepare(tmp_path)
     (record,) = registered("ade20k_full_sem_seg_val", tmp_path)
     labels = pixels(Path(record["sem_seg_file_name"])).astype(np.int64)
-    answer = np.where(labels == IGNORED, 5, labels)
-    scores = torch.nn.functional.one_hot(torch.from_numpy(answer), 847).permute(2, 0, 1)
+    prediction = np.where(labels == IGNORED, 5, labels)
+    scores = torch.nn.functional.one_hot(torch.from_numpy(prediction), 847).permute(2, 0, 1)
     cfg = load_cfg(str(ROOT / "configs/ade20k-full-847/maskformer_R50_bs16_200k.yaml"))
     evaluator = build_evaluator(cfg, "ade20k_full_sem_seg_val", str(tmp_path / "predictions"))
     evaluator.reset()

@@ -1,4 +1,4 @@
-"""datasets/prepare_ade20k_pan_seg.py; what all such scripts do is in test_prepare_published.py."""
+"""datasets/prepare_ade20k_pan_seg.py; test_prepare_published.py tests all such scripts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ script = load_script("datasets/prepare_ade20k_pan_seg.py")
 WALL, SKY, BED, PERSON = 0, 2, 7, 12  # category ids
 
 
-def test_the_tables_instance_categories_are_those_of_the_dataset(shared_dir: Path) -> None:
+def test_the_tables_instance_categories_equal_the_datasets(shared_dir: Path) -> None:
     spec = json.loads((shared_dir / "spec" / "ade20k_instance_ids.json").read_text())
     table = read_table("ade20k_panoptic")
     expected = {instance: semantic - 1 for instance, semantic in spec["instance_to_semantic"]}
@@ -46,7 +46,7 @@ def test_the_things_are_the_100_categories_with_instances() -> None:
 
 
 def reference(semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
-    """Pixel by pixel: (category id, number of the instance or 0), or None for void."""
+    """Return an H×W array of (category id, instance number or 0), or None for void."""
     table = read_table("ade20k_panoptic")
     segments = np.empty(semantic.shape, object)
     for y, x in np.ndindex(*semantic.shape):
@@ -61,7 +61,7 @@ def reference(semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
 
 
 def check(ids: np.ndarray, category_ids: dict[int, int], expected: np.ndarray) -> None:
-    """The same partition, the same categories, ids from 1 without a gap."""
+    """Check that partition and categories are equal, and that ids count from 1 without a gap."""
     names: dict[int, Any] = {}
     for found, segment in zip(ids.flat, expected.flat, strict=True):
         assert names.setdefault(int(found), segment) == segment
@@ -95,14 +95,14 @@ def scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", scenes())
-def test_segments_are_those_of_a_loop_over_pixels(name: str) -> None:
+def test_segments_equal_those_of_a_loop_over_pixels(name: str) -> None:
     semantic, instances = scenes()[name]
     ids, category_ids = script.panoptic_ids(semantic, instances, read_table("ade20k_panoptic"))
     assert (ids.shape, ids.dtype) == (semantic.shape, np.int32)
     check(ids, category_ids, reference(semantic, instances))
 
 
-def test_things_come_from_instances_stuff_from_the_semantic_map_the_rest_is_void(
+def test_things_come_from_instances_stuff_from_the_label_map_and_the_rest_is_void(
     tmp_path: Path,
 ) -> None:
     ade_tree(tmp_path)
@@ -123,7 +123,7 @@ def test_things_come_from_instances_stuff_from_the_semantic_map_the_rest_is_void
     assert found == {
         (SKY, 20 * 60 - 4 * 4 - person // 2 - 10 * 5, 0, 0, 60, 20),
         (WALL, 20 * 60 - 12 * 20 - 2 * 10 - person // 2, 0, 20, 60, 20),
-        (BED, 14 * 10, 5, 22, 10, 14),  # over the wall at its foot
+        (BED, 14 * 10, 5, 22, 10, 14),  # its lower part covers the wall
         (BED, 12 * 10, 15, 22, 10, 12),
         (PERSON, person, 40, 10, 6, 20),
     }
@@ -132,7 +132,7 @@ def test_things_come_from_instances_stuff_from_the_semantic_map_the_rest_is_void
     ids = rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2]
     void = np.zeros((HEIGHT, WIDTH), bool)
     void[:4, :4] = True  # unlabelled
-    void[10:20, 50:55] = True  # a person that no instance covers
+    void[10:20, 50:55] = True  # a person without an instance
     np.testing.assert_array_equal(ids == 0, void)
     for segment in annotation["segments_info"]:
         assert np.count_nonzero(ids == segment["id"]) == segment["area"]
@@ -152,7 +152,7 @@ def test_the_json_has_the_categories_of_the_table(tmp_path: Path) -> None:
     ]
 
 
-def test_panopticapi_finds_the_annotation_equal_to_itself(tmp_path: Path) -> None:
+def test_panopticapi_scores_the_annotation_against_itself_with_100(tmp_path: Path) -> None:
     evaluation = pytest.importorskip("panopticapi.evaluation", reason="no panopticapi")
     ade_tree(tmp_path)
     script.prepare(tmp_path)
@@ -167,7 +167,7 @@ def test_panopticapi_finds_the_annotation_equal_to_itself(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("restored_catalogs")
-def test_the_catalogs_segments_are_contiguous_and_tell_things(tmp_path: Path) -> None:
+def test_registered_segments_have_contiguous_classes_and_isthing(tmp_path: Path) -> None:
     ade_tree(tmp_path)
     script.prepare(tmp_path)
     load_script("datasets/prepare_ade20k_sem_seg.py").prepare(tmp_path)
@@ -176,7 +176,7 @@ def test_the_catalogs_segments_are_contiguous_and_tell_things(tmp_path: Path) ->
     assert found == {(WALL, False), (SKY, False), (BED, True), (PERSON, True)}
 
 
-def test_a_png_that_went_missing_is_made_again(tmp_path: Path) -> None:
+def test_a_deleted_png_is_written_again(tmp_path: Path) -> None:
     ade_tree(tmp_path)
     script.prepare(tmp_path)
     path = tmp_path / ADE / "ade20k_panoptic_train/ADE_train_00000002.png"
@@ -196,7 +196,7 @@ def test_a_png_that_went_missing_is_made_again(tmp_path: Path) -> None:
         (np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8), "61×40 .* 60×40"),
     ],
 )
-def test_an_instance_map_of_another_form_is_an_error_that_names_it(
+def test_an_instance_map_in_another_format_is_an_error_that_names_it(
     tmp_path: Path, instances: np.ndarray, message: str
 ) -> None:
     ade_tree(tmp_path)
@@ -207,7 +207,7 @@ def test_an_instance_map_of_another_form_is_an_error_that_names_it(
     assert not (tmp_path / ADE / "ade20k_panoptic_train.json").exists()
 
 
-def test_a_file_of_two_channels_will_do(tmp_path: Path) -> None:
+def test_an_instance_map_with_two_channels_is_accepted(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", ade_instances()[..., :2])
     np.testing.assert_array_equal(script.read_instances(path), ade_instances()[..., :2])
 

@@ -1,4 +1,4 @@
-"""datasets/prepare_ade20k_sem_seg.py; what all such scripts do is in test_prepare_published.py."""
+"""datasets/prepare_ade20k_sem_seg.py; test_prepare_published.py tests all such scripts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_both_splits_are_written_pixel_by_pixel(tmp_path: Path) -> None:
         (np.zeros((4, 4), np.uint16), "8-bit"),
     ],
 )
-def test_a_label_map_of_another_form_is_an_error_that_names_it(
+def test_a_label_map_in_another_format_is_an_error_that_names_it(
     tmp_path: Path, labels: np.ndarray, message: str
 ) -> None:
     ade_tree(tmp_path)

@@ -1,4 +1,4 @@
-"""datasets/prepare_camvid.py, on trees of one or two tiny images."""
+"""datasets/prepare_camvid.py, run on folders with a few tiny images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def script() -> ModuleType:
 
 
 def street() -> np.ndarray:
-    """20×30: sky over road, two cars of 64 and 60 pixels, a pedestrian of 4, an unlabelled row."""
+    """Return a 20×30 label map: sky, road, cars (64 and 60 pixels), pedestrian (4), a void row."""
     labels = np.full((20, 30), ROAD, np.uint8)
     labels[:6] = SKY
     labels[8:16, 2:10] = CAR
@@ -46,7 +46,7 @@ def write_pair(image: Path, label: Path, labels: np.ndarray | None = None) -> No
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """The layout images/<split>, annotations/<split>, with two splits of the three."""
+    """A source with images/<split> and annotations/<split> for two of the three splits."""
     folder = tmp_path / "source"
     for split in ("train", "val"):
         write_pair(folder / f"images/{split}/a.jpg", folder / f"annotations/{split}/a.png")
@@ -63,7 +63,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def test_labels_stay_and_unlabelled_becomes_the_ignore_label(
+def test_labels_are_kept_and_unlabelled_becomes_the_ignore_label(
     script: ModuleType, source: Path, tmp_path: Path
 ) -> None:
     script.prepare(source, tmp_path / "out")
@@ -75,7 +75,7 @@ def test_labels_stay_and_unlabelled_becomes_the_ignore_label(
     assert (tmp_path / "out" / image).read_bytes() == (source / image).read_bytes()
 
 
-def test_a_segment_is_a_stuff_class_or_a_large_component_of_a_thing_class(
+def test_segments_are_stuff_classes_and_large_components_of_thing_classes(
     script: ModuleType, source: Path, tmp_path: Path
 ) -> None:
     script.prepare(source, tmp_path / "out")
@@ -92,11 +92,13 @@ def test_a_segment_is_a_stuff_class_or_a_large_component_of_a_thing_class(
     for segment_id, (category, area, _) in found.items():
         assert {int(v) for v in street()[ids == segment_id]} == {category}
         assert np.count_nonzero(ids == segment_id) == area
-    assert set(np.unique(ids[street() == PEDESTRIAN])) == {0}, "a component below 50 pixels is void"
+    assert set(np.unique(ids[street() == PEDESTRIAN])) == {0}, (
+        "components below 50 pixels must be void"
+    )
     assert set(np.unique(ids[street() == UNLABELLED])) == {0}
 
 
-def test_components_touch_across_corners_and_the_area_counts_from_the_minimum(
+def test_components_connect_across_corners_and_may_have_the_minimum_area(
     script: ModuleType,
 ) -> None:
     labels = np.zeros((20, 20), np.uint8)
@@ -126,7 +128,7 @@ def test_the_original_download_gives_the_same_labels(
         assert labels.max() == VOID and labels[0, 0] == SKY
 
 
-def test_what_is_written_is_what_the_catalog_reads(
+def test_the_written_files_are_readable_by_the_catalog(
     script: ModuleType, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
@@ -140,7 +142,7 @@ def test_what_is_written_is_what_the_catalog_reads(
     assert [s["isthing"] for s in panoptic["segments_info"]] == [False, False, True, True]
 
 
-def test_a_split_that_the_source_lacks_is_skipped_with_one_line(
+def test_a_missing_split_is_skipped_with_one_line(
     script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script.prepare(source, tmp_path / "out")
@@ -163,7 +165,7 @@ def test_an_interrupted_run_is_completed_by_the_next(
         patch.setattr(script, "write_ids", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             script.prepare(source, tmp_path / "out")
-    assert not (tmp_path / "out/panoptic_train.json").exists(), "the JSON comes last"
+    assert not (tmp_path / "out/panoptic_train.json").exists(), "the JSON must be written last"
     script.prepare(source, tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
@@ -218,7 +220,7 @@ def test_a_missing_file_is_an_error_that_names_its_partner(
         script.prepare(source, tmp_path / "out")
 
 
-def test_half_a_split_and_no_split_are_errors(
+def test_an_incomplete_split_and_no_split_at_all_are_errors(
     script: ModuleType, source: Path, tmp_path: Path
 ) -> None:
     (source / "images/test").mkdir()
@@ -233,7 +235,7 @@ def test_source_and_output_must_differ(script: ModuleType, source: Path) -> None
         script.prepare(source, source)
 
 
-def test_files_that_are_not_of_the_source_are_an_error_not_part_of_the_dataset(
+def test_files_in_the_output_that_are_not_from_the_source_are_an_error(
     script: ModuleType, source: Path, tmp_path: Path
 ) -> None:
     script.prepare(source, tmp_path / "out")
@@ -253,7 +255,7 @@ def drives(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_drive_that_is_held_out_is_what_training_is_measured_on(
+def test_a_held_out_drive_becomes_the_validation_split(
     script: ModuleType, drives: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "held_out/camvid"
@@ -270,6 +272,6 @@ def test_an_unknown_drive_is_an_error_that_names_the_known_ones(
 ) -> None:
     output = tmp_path / "out"
     assert script.main(["--source", f"{drives}", "--output", f"{output}", "--hold-out", "C3"]) == 1
-    message = "--hold-out C3: the training images are of ['A1', 'B2', 'B22']"
+    message = "--hold-out C3: the training images have the drives ['A1', 'B2', 'B22']"
     assert message in capsys.readouterr().err
     assert not output.exists()

@@ -1,4 +1,4 @@
-"""datasets/prepare_coco_stuff_10k_sem_seg.py; for all such scripts: test_prepare_published.py."""
+"""datasets/prepare_coco_stuff_10k_sem_seg.py; see test_prepare_published.py for all scripts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_classes_count_from_0_and_unlabelled_is_255(tmp_path: Path) -> None:
     name = "train/COCO_train2014_000000000110"
     found = pixels(tmp_path / STUFF / "annotations_detectron2" / f"{name}.png")
     assert found.dtype == np.uint8
-    assert found.shape == source.shape, "not transposed"
+    assert found.shape == source.shape, "MATLAB arrays must be transposed"
     for y, x in np.ndindex(*source.shape):
         assert found[y, x] == (255 if source[y, x] == 1 else source[y, x] - 2)
     assert {*np.unique(found).tolist()} == {0, 94, 170, 255}
 
 
-def test_images_are_copied_to_the_split_of_their_list(tmp_path: Path) -> None:
+def test_images_are_copied_to_the_split_that_lists_them(tmp_path: Path) -> None:
     stuff_tree(tmp_path)
     script.prepare(tmp_path)
     folder = tmp_path / STUFF / "images_detectron2"
@@ -51,7 +51,7 @@ SPLITS = {"train": ["077", "110"], "test": ["349"]}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float64])
-def test_whole_numbers_of_any_type_will_do(tmp_path: Path, dtype: type) -> None:
+def test_integers_of_any_type_are_accepted(tmp_path: Path, dtype: type) -> None:
     save_mat(tmp_path / "a.mat", S=stuff_labels().astype(dtype))
     np.testing.assert_array_equal(script.read_mat(tmp_path / "a.mat"), stuff_labels())
 
@@ -67,7 +67,7 @@ def test_whole_numbers_of_any_type_will_do(tmp_path: Path, dtype: type) -> None:
         ({"captions": np.zeros((1, 1))}, "is not an HDF5 file with an array `S`"),
     ],
 )
-def test_a_mat_file_of_another_form_is_an_error_that_names_it(
+def test_a_mat_file_in_another_format_is_an_error_that_names_it(
     tmp_path: Path, arrays: dict[str, np.ndarray], message: str
 ) -> None:
     image = save_photo(tmp_path / "a.jpg")

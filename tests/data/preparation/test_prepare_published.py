@@ -1,4 +1,4 @@
-"""One battery of tests over all four scripts that prepare a published dataset."""
+"""Tests that all four scripts for published datasets have to pass."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ each_source = pytest.mark.parametrize(
 
 
 @pytest.mark.usefixtures("restored_catalogs")
-def test_what_is_written_is_what_the_catalog_reads_and_the_mapper_takes(
+def test_the_written_files_are_readable_by_catalog_and_mapper(
     script: ModuleType, case: Case, root: Path
 ) -> None:
     assert run(script, root) == 0
-    if case.script == "prepare_ade20k_pan_seg":  # these datasets carry the semantic maps, too
+    if case.script == "prepare_ade20k_pan_seg":  # its records also name the semantic maps
         assert run(load_script("datasets/prepare_ade20k_sem_seg.py"), root) == 0
     train, test = (registered(name, root) for name in case.datasets)
     assert (len(train), len(test)) == (2, 1)
     for record in train:
         example = training_example(case.config, record)
-        assert example["instances"].gt_masks.any(), "the crop may have emptied some, not all"
+        assert example["instances"].gt_masks.any(), "a crop may empty some masks, but not all"
 
 
-def test_the_other_sources_stay_as_they_are(script: ModuleType, case: Case, root: Path) -> None:
+def test_source_files_are_not_modified(script: ModuleType, case: Case, root: Path) -> None:
     before = snapshot(root)
     assert run(script, root) == 0
     after = snapshot(root)
@@ -78,7 +78,7 @@ def test_a_second_run_changes_nothing(script: ModuleType, root: Path) -> None:
     assert snapshot(root) == before
 
 
-def test_several_processes_write_the_files_of_one(
+def test_several_processes_write_the_same_files_as_one(
     script: ModuleType, case: Case, root: Path, tmp_path: Path
 ) -> None:
     case.tree(tmp_path / "other")
@@ -111,13 +111,15 @@ def test_an_interrupted_run_is_completed_by_the_next(
         assert run(script, root) == 130
     assert "continues from here" in capsys.readouterr().err
     done = {name: file for name, file in snapshot(root).items() if name not in before}
-    assert done and not [name for name in done if name.endswith("json")], "the JSON comes last"
+    assert done and not [name for name in done if name.endswith("json")], (
+        "the JSON must be written last"
+    )
     assert run(script, root) == 0
     assert contents(root) == contents(tmp_path / "whole")
-    assert snapshot(root).items() >= done.items(), "what was done is not written again"
+    assert snapshot(root).items() >= done.items(), "finished files must not be written again"
 
 
-def test_a_run_that_dies_while_it_writes_leaves_no_half_file(
+def test_a_failed_write_leaves_no_partial_file(
     script: ModuleType,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,7 +137,7 @@ def test_a_run_that_dies_while_it_writes_leaves_no_half_file(
 
 
 @each_source
-def test_a_missing_file_is_one_line_that_names_it_and_the_download(
+def test_a_missing_file_is_a_one_line_error_that_names_it_and_the_download(
     script: ModuleType, root: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / name).unlink()
@@ -144,7 +146,7 @@ def test_a_missing_file_is_one_line_that_names_it_and_the_download(
     (line,) = capsys.readouterr().err.splitlines()
     assert Path(name).stem in line and str((root / name).parent) in line
     assert script.DOWNLOAD in line
-    assert snapshot(root) == before, "found before anything is written"
+    assert snapshot(root) == before, "it must be found before anything is written"
 
 
 @each_source
@@ -181,7 +183,7 @@ def test_a_missing_download_is_an_error_that_names_its_source(
     assert str(tmp_path / "empty") in line and script.DOWNLOAD in line
 
 
-def test_the_root_is_that_of_detectron2_unless_given(
+def test_the_default_root_is_detectron2s(
     script: ModuleType, case: Case, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
@@ -201,6 +203,6 @@ def test_a_script_runs_from_the_command_line_in_several_processes(tmp_path: Path
     assert (tmp_path / case.targets[0]).is_file()
 
 
-def test_no_processes_are_too_few(script: ModuleType, root: Path) -> None:
+def test_zero_processes_are_refused(script: ModuleType, root: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(script, root, workers=0)

@@ -1,4 +1,4 @@
-"""The drawn scenes, what colour alone can make of them, and the dataset on disk."""
+"""The drawn scenes, how little colour alone reveals of them, and the dataset on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scenes() -> list[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
 # ------------------------------------------------------------------------------------ scenes
 
 
-def test_classes_are_those_of_the_table() -> None:
+def test_classes_equal_those_of_the_table() -> None:
     table = read_table("shapes")
     things = [c.name for c in table.categories if c.isthing]
     stuff = [c.name for c in table.categories if not c.isthing]
@@ -53,11 +53,11 @@ def test_a_scene_is_the_same_on_every_machine() -> None:
     digest = hashlib.sha256(image.tobytes() + ids.astype("<i4").tobytes())
     assert names == NAMES_OF_SCENE_0
     assert digest.hexdigest()[:16] == DIGEST_OF_SCENE_0, (
-        "the drawing has changed: count up Settings.version in shapes/writer.py"
+        "the drawing has changed: increase Settings.version in shapes/writer.py"
     )
 
 
-def test_every_pixel_has_a_segment_and_every_segment_enough_of_them(scenes: Any) -> None:
+def test_every_pixel_has_a_segment_and_every_segment_a_minimum_area(scenes: Any) -> None:
     for image, ids, names in scenes:
         assert image.shape == (HEIGHT, WIDTH, 3) and image.dtype == np.uint8
         assert ids.shape == (HEIGHT, WIDTH) and ids.dtype == np.int32
@@ -66,7 +66,7 @@ def test_every_pixel_has_a_segment_and_every_segment_enough_of_them(scenes: Any)
             assert np.count_nonzero(ids == i) >= (600 if name in PATTERNS else 100), name
 
 
-def test_a_scene_has_three_to_twelve_things_before_at_least_two_patterns(scenes: Any) -> None:
+def test_a_scene_has_3_to_12_things_on_at_least_two_patterns(scenes: Any) -> None:
     counts = []
     for _, _, names in scenes:
         patterns = [name for name in names.values() if name in PATTERNS]
@@ -89,22 +89,22 @@ def touching_things(ids: np.ndarray, names: dict[int, str]) -> set[tuple[int, in
     return {(a, b) for a, b in pairs if a != b and {names[int(a)], names[int(b)]} <= set(OUTLINES)}
 
 
-# ------------------------------------------------------- what colour and components alone give
+# ------------------------------------------------------------ segmentation by colour alone
 
 
 def panoptic_quality(pairs: list[tuple[Segments, Segments]]) -> float:
-    """PQ in percent, the mean over all classes (Kirillov et al. 2019), in plain loops."""
-    iou_sum, found, wanted = (dict.fromkeys((*OUTLINES, *PATTERNS), 0.0) for _ in range(3))
-    for prediction, truth in pairs:
+    """Return the mean PQ over all classes in percent (Kirillov et al. 2019), in plain loops."""
+    iou_sum, found, expected = (dict.fromkeys((*OUTLINES, *PATTERNS), 0.0) for _ in range(3))
+    for prediction, ground_truth in pairs:
         for name, _ in prediction:
             found[name] += 1
-        for name, true_mask in truth:
-            wanted[name] += 1
+        for name, true_mask in ground_truth:
+            expected[name] += 1
             for other, mask in prediction:
                 intersection = np.count_nonzero(mask & true_mask)
                 if other == name and 2 * intersection > np.count_nonzero(mask | true_mask):
                     iou_sum[name] += intersection / np.count_nonzero(mask | true_mask)
-    return float(np.mean([200 * iou_sum[n] / max(1, found[n] + wanted[n]) for n in wanted]))
+    return float(np.mean([200 * iou_sum[n] / max(1, found[n] + expected[n]) for n in expected]))
 
 
 def ground_truth_of(ids: np.ndarray, names: dict[int, str]) -> Segments:
@@ -114,7 +114,7 @@ def ground_truth_of(ids: np.ndarray, names: dict[int, str]) -> Segments:
 def colour_components(
     image: np.ndarray, ids: np.ndarray, names: dict[int, str], clusters: int, min_area: int = 100
 ) -> Segments:
-    """k-means on colours, then connected components; each gets the class that it mostly covers."""
+    """Cluster colours by k-means; give each connected component the class it mostly covers."""
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0)
     colours = image.reshape(-1, 3).astype(np.float32)
@@ -131,7 +131,7 @@ def colour_components(
 
 
 def with_fused_stuff(segments: Segments) -> Segments:
-    """Stuff of one class as one segment, as COCO panoptic format has it."""
+    """Merge stuff of the same class into one segment, as in COCO's panoptic format."""
     fused = [(name, mask) for name, mask in segments if name in OUTLINES]
     for pattern in PATTERNS:
         masks = [mask for name, mask in segments if name == pattern]
@@ -140,7 +140,7 @@ def with_fused_stuff(segments: Segments) -> Segments:
     return fused
 
 
-def test_the_ground_truth_itself_has_a_quality_of_100(scenes: Any) -> None:
+def test_the_ground_truth_has_a_panoptic_quality_of_100(scenes: Any) -> None:
     pairs = [(ground_truth_of(*rest), ground_truth_of(*rest)) for _, *rest in scenes]
     assert panoptic_quality(pairs) == pytest.approx(100)
 
@@ -150,14 +150,14 @@ def test_colour_clusters_and_components_stay_below_30_even_with_the_true_classes
     scenes: Any, clusters: int
 ) -> None:
     components = [colour_components(*s, clusters) for s in scenes]
-    truth = [ground_truth_of(*rest) for _, *rest in scenes]
+    ground_truth = [ground_truth_of(*rest) for _, *rest in scenes]
     fused = [with_fused_stuff(segments) for segments in components]
-    assert 0 < panoptic_quality(list(zip(components, truth, strict=True))) < 30
-    assert 0 < panoptic_quality(list(zip(fused, truth, strict=True))) < 30
+    assert 0 < panoptic_quality(list(zip(components, ground_truth, strict=True))) < 30
+    assert 0 < panoptic_quality(list(zip(fused, ground_truth, strict=True))) < 30
 
 
 def test_mean_colours_do_not_reveal_the_classes() -> None:
-    """The nearest segment by mean colour, of another scene, has another class most of the time."""
+    """The segment of another scene with the nearest mean colour mostly has another class."""
     colours, classes = [], []
     for i in range(60):
         image, ids, names = scene((8, i))
@@ -209,8 +209,8 @@ def test_files_hold_the_scenes(dataset: Path) -> None:
 
 def test_panopticapi_scores_the_dataset_against_itself_with_100(dataset: Path) -> None:
     evaluation = pytest.importorskip("panopticapi.evaluation")
-    truth, folder = str(dataset / "panoptic_val.json"), str(dataset / "panoptic_val")
-    result = evaluation.pq_compute(truth, truth, folder, folder)
+    json_file, folder = str(dataset / "panoptic_val.json"), str(dataset / "panoptic_val")
+    result = evaluation.pq_compute(json_file, json_file, folder, folder)
     assert result["All"]["pq"] == pytest.approx(1)
 
 
@@ -237,7 +237,7 @@ def test_the_catalog_draws_the_dataset_on_first_use(
 
 
 @pytest.mark.subprocess
-def test_several_processes_at_once_make_one_whole_dataset(tmp_path: Path, dataset: Path) -> None:
+def test_concurrent_processes_write_one_complete_dataset(tmp_path: Path, dataset: Path) -> None:
     settings = writer.Settings(num_train=3, num_val=2)
     context = multiprocessing.get_context("fork")
     arguments = (tmp_path / "shapes_panoptic", settings)
@@ -251,7 +251,7 @@ def test_several_processes_at_once_make_one_whole_dataset(tmp_path: Path, datase
     assert not list(tmp_path.glob(".*partial*"))
 
 
-def test_a_killed_run_leaves_nothing_that_looks_whole(
+def test_a_killed_run_leaves_no_dataset(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, settings = tmp_path / "shapes_panoptic", writer.Settings(num_train=3, num_val=2)
@@ -271,7 +271,9 @@ def test_an_existing_dataset_is_kept_if_it_has_the_requested_settings(dataset: P
     assert snapshot(dataset) == before
 
 
-def test_other_settings_than_those_on_disk_are_an_error(dataset: Path, tmp_path: Path) -> None:
+def test_settings_that_differ_from_those_on_disk_are_an_error(
+    dataset: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"num_train=3.*num_train=4.*Remove it"):
         writer.generate(dataset, writer.Settings(num_train=4, num_val=2))
     (tmp_path / "other").mkdir()
@@ -286,6 +288,6 @@ def test_scenes_of_another_version_of_the_drawing_are_an_error(tmp_path: Path) -
         writer.generate(folder)
 
 
-def test_a_split_needs_a_scene() -> None:
+def test_a_split_needs_at_least_one_scene() -> None:
     with pytest.raises(ValueError, match="at least one scene"):
         writer.Settings(num_val=0)

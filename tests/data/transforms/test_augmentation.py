@@ -1,4 +1,4 @@
-"""The augmentations, against detectron2's own done one after the other."""
+"""The augmentations, compared with detectron2's applied one after the other."""
 
 from collections import deque
 
@@ -31,7 +31,7 @@ def make_cfg(**settings):
 
 
 class Replay:
-    """Stands in for the `random` module and returns what numpy has drawn."""
+    """A stand-in for the module ``random`` that returns the numbers drawn by numpy."""
 
     def __init__(self, draws):
         self.draws = deque(draws)
@@ -44,7 +44,7 @@ class Replay:
 
 @pytest.mark.parametrize("img_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("seed", range(40))
-def test_colour_jitter_gives_detectron2s_pixels_for_the_same_draws(monkeypatch, img_format, seed):
+def test_colour_jitter_equals_detectron2s_for_the_same_draws(monkeypatch, img_format, seed):
     draws = []
     np.random.seed(seed)
     for name in ("randint", "uniform"):
@@ -67,7 +67,7 @@ def test_colour_jitter_gives_detectron2s_pixels_for_the_same_draws(monkeypatch, 
     assert found.dtype == np.uint8 and (found == expected).all()
 
 
-def test_colour_jitter_is_fixed_once_drawn_and_leaves_labels_alone():
+def test_a_colour_jitter_transform_is_deterministic_and_keeps_labels():
     image, labels = noise(24, 32), np.arange(6).reshape(2, 3)
     changed = 0
     for seed in range(8):
@@ -88,20 +88,20 @@ def test_maskformer_resizes_crops_jitters_and_flips_in_this_order():
     assert steps[0].crop.ignored_category == IGNORE
 
 
-def test_crops_seek_classes_if_the_config_requests_it():
+def test_class_uniform_crops_are_used_if_configured():
     (resize, _) = build_augmentation(make_cfg(CROP__ENABLED=True, CROP__CLASS_UNIFORM=0.3), IGNORE)
     assert isinstance(resize.crop, ClassUniformCrop)
     assert (resize.crop.probability, resize.crop.ignore_label) == (0.3, IGNORE)
     assert isinstance(resize.crop.crop, T.RandomCrop_CategoryAreaConstraint)
 
 
-def test_what_the_config_turns_off_is_left_out():
+def test_disabled_augmentations_are_left_out():
     (resize,) = build_augmentation(make_cfg(CROP__ENABLED=False, RANDOM_FLIP="none"), IGNORE)
     assert resize.crop is None
 
 
 @pytest.mark.parametrize("direction, axis", [("horizontal", 1), ("vertical", 0)])
-def test_the_flip_goes_in_the_direction_of_the_config(direction, axis):
+def test_the_flip_has_the_configured_direction(direction, axis):
     image = noise(20, 30)
     labels = image[..., 0].astype(np.uint16) + 1000
     cfg = make_cfg(MIN_SIZE_TRAIN=(20,), CROP__ENABLED=False, RANDOM_FLIP=direction)
@@ -116,7 +116,7 @@ def test_the_flip_goes_in_the_direction_of_the_config(direction, axis):
     assert 0 < flipped < 10
 
 
-def test_the_horizontal_flip_is_detectron2s_and_contiguous():
+def test_the_horizontal_flip_equals_detectron2s_and_is_contiguous():
     image = noise(7, 9)
     maps = [image, *(image[..., 0].astype(dtype) * 200 for dtype in (np.uint8, np.uint16))]
     flipped = 0
@@ -149,13 +149,13 @@ def test_detr_crops_half_of_the_images_between_two_resizes():
         if len(resizes) == 2:
             cropped += 1
             assert min(resizes[0].new_h, resizes[0].new_w) in (400, 500, 600)
-            assert image.shape[0] == image.shape[1]  # the square window
+            assert image.shape[0] == image.shape[1]  # cropped to a square
         else:
             assert image.shape[1] == 2 * image.shape[0]
     assert 10 < cropped < 30
 
 
-def test_detr_does_not_crop_where_the_config_has_no_crop():
+def test_detr_does_not_crop_if_crops_are_disabled():
     steps = build_detr_augmentation(make_cfg(CROP__ENABLED=False))
     assert [type(s) for s in steps] == [RandomFlip, ResizeAndCrop]
 

@@ -1,4 +1,4 @@
-"""Resize and crop in one pass, against detectron2's own in turn, and crops that seek classes."""
+"""Resizing and cropping in one pass, compared with detectron2's; and class-uniform crops."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def crops():
 
 @pytest.mark.parametrize("crop", crops(), ids=lambda crop: f"{type(crop).__name__}")
 @pytest.mark.parametrize("seed", range(6))
-def test_resize_and_crop_is_detectron2s_resize_and_then_crop(crop, seed):
+def test_resize_and_crop_equals_detectron2s_resize_then_crop(crop, seed):
     height, width = np.random.default_rng(seed).integers(40, 200, 2)
     image = noise(height, width, seed)
     labels = image[..., 0] // 64
@@ -27,11 +27,11 @@ def test_resize_and_crop_is_detectron2s_resize_and_then_crop(crop, seed):
     expected, _, _ = augment([resize, crop], image, labels, seed)
     found, _, _ = augment([ResizeAndCrop(resize, crop)], image, labels, seed)
     assert found.shape == expected.shape and found.dtype == np.uint8
-    # PIL rounds to 8 bit after rows and after columns; ties may fall to either side
+    # PIL rounds to 8 bits after rows and after columns; ties may be rounded either way.
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
 
 
-def test_resize_without_a_crop_is_detectron2s_resize():
+def test_resize_without_a_crop_equals_detectron2s_resize():
     resize = T.ResizeShortestEdge([37, 111], 130, "choice")
     for seed in range(4):
         expected, _, _ = augment([resize], noise(50, 70), seed=seed)
@@ -39,7 +39,7 @@ def test_resize_without_a_crop_is_detectron2s_resize():
         assert (found == expected).all()
 
 
-def test_a_shortest_edge_of_0_leaves_the_size():
+def test_a_shortest_edge_of_0_keeps_the_size():
     image = noise(50, 70)
     resized, _, _ = augment([ResizeAndCrop(T.ResizeShortestEdge(0))], image)
     assert (resized == image).all()
@@ -52,7 +52,7 @@ def test_a_shortest_edge_of_0_leaves_the_size():
 
 @pytest.mark.parametrize("dtype, values", [(np.uint8, 256), (np.uint16, 65536), (np.int64, 2**40)])
 @pytest.mark.parametrize("new", [(31, 45), (80, 110), (20, 25)])
-def test_a_label_is_the_one_under_the_new_pixels_centre(dtype, values, new):
+def test_a_resized_label_is_that_at_the_new_pixels_centre(dtype, values, new):
     h, w = 20, 25
     labels = np.random.default_rng(0).integers(0, values, (h, w)).astype(dtype)
     labels[0, 0] = values - 1
@@ -74,7 +74,7 @@ def test_the_last_window_stays_inside_the_image_at_any_scale():
         assert transform.apply_segmentation(np.zeros((29, 31), np.uint8)).shape == (11, 9)
 
 
-def test_coordinates_move_as_in_detectron2():
+def test_coordinates_are_transformed_like_detectron2s():
     points = np.array([[0.0, 0.0], [10.0, 5.0], [31.0, 29.0]])
     both = T.TransformList([T.ResizeTransform(29, 31, 58, 93), T.CropTransform(7, 5, 20, 20)])
     one = ResizeCropTransform(29, 31, 58, 93, x0=7, y0=5, crop_w=20, crop_h=20)
@@ -82,7 +82,7 @@ def test_coordinates_move_as_in_detectron2():
 
 
 def rare_class():
-    """Ground with one pixel of class 1, a corner of class 2 and an unlabelled line."""
+    """Return 80×120 labels: class 0, one pixel of class 1, a corner of class 2, an ignored row."""
     labels = np.zeros((80, 120), np.uint8)
     labels[50, 7] = 1
     labels[70:, 100:] = 2
@@ -90,7 +90,7 @@ def rare_class():
     return labels
 
 
-def seeking(probability):
+def class_uniform_crop(probability):
     return ClassUniformCrop(T.RandomCrop("absolute", (20, 30)), probability, IGNORE)
 
 
@@ -100,35 +100,38 @@ def windows(crop, labels, number=600):
     return drawn, [labels[w.y0 : w.y0 + w.h, w.x0 : w.x0 + w.w] for w in drawn]
 
 
-def test_a_class_of_one_pixel_is_in_a_third_of_the_windows_that_seek_one_of_three():
-    drawn, cut = windows(seeking(1.0), rare_class())
+def test_each_of_three_classes_is_the_target_of_a_third_of_the_windows():
+    drawn, cut = windows(class_uniform_crop(1.0), rare_class())
     assert all(part.shape == (20, 30) for part in cut)
     assert 0.28 < np.mean([(part == 1).any() for part in cut]) < 0.40
     assert 0.28 < np.mean([(part == 2).any() for part in cut]) < 0.40
-    # and the pixel is anywhere in it that the image's border allows
+    # The pixel is anywhere in the window that the image's border allows.
     found = [w for w, part in zip(drawn, cut, strict=True) if (part == 1).any()]
     assert {50 - w.y0 for w in found} == set(range(20))
     assert {7 - w.x0 for w in found} == set(range(8))
 
 
-def test_the_pixel_that_is_sought_is_in_every_window():
+def test_the_target_pixel_is_in_every_window():
     labels = np.full((80, 120), IGNORE, np.uint8)
     labels[50, 7] = 1
-    _, cut = windows(seeking(1.0), labels)
+    _, cut = windows(class_uniform_crop(1.0), labels)
     assert all((part == 1).any() for part in cut)
 
 
-def test_every_pixel_of_a_class_is_sought():
+def test_every_pixel_of_a_class_may_be_the_target():
     labels = np.full((80, 120), IGNORE, np.uint8)
     labels[10, 10] = labels[60, 100] = 1
-    drawn, _ = windows(seeking(1.0), labels, number=100)
+    drawn, _ = windows(class_uniform_crop(1.0), labels, number=100)
     assert 30 < sum(w.x0 > 60 for w in drawn) < 70
 
 
-def test_as_many_windows_seek_a_class_as_the_config_requests():
+def test_the_share_of_class_uniform_windows_is_the_probability():
     def share(probability):
         return np.mean(
-            [(part == 1).any() for part in windows(seeking(probability), rare_class())[1]]
+            [
+                (part == 1).any()
+                for part in windows(class_uniform_crop(probability), rare_class())[1]
+            ]
         )
 
     assert share(0.0) < 0.12
@@ -136,8 +139,8 @@ def test_as_many_windows_seek_a_class_as_the_config_requests():
 
 
 @pytest.mark.parametrize("labels", [np.full((80, 120), IGNORE, np.uint8), None])
-def test_without_a_class_to_seek_the_window_is_the_crops_own(labels):
-    crop = seeking(1.0)
+def test_without_labelled_pixels_the_plain_crop_is_used(labels):
+    crop = class_uniform_crop(1.0)
     for seed in range(5):
         np.random.seed(seed)
         expected = crop.crop(T.AugInput(noise(80, 120)))
@@ -146,21 +149,21 @@ def test_without_a_class_to_seek_the_window_is_the_crops_own(labels):
         assert (found.x0, found.y0) == (expected.x0, expected.y0)
 
 
-def test_a_sought_class_is_in_the_window_of_the_resized_image():
+def test_class_uniform_crops_work_on_the_resized_image():
     labels = rare_class()
-    steps = [ResizeAndCrop(T.ResizeShortestEdge(160), seeking(1.0))]
+    steps = [ResizeAndCrop(T.ResizeShortestEdge(160), class_uniform_crop(1.0))]
     cut = [augment(steps, noise(80, 120), labels, seed)[1] for seed in range(60)]
     assert all(part.shape == (20, 30) for part in cut)
-    assert np.mean([(part == 1).any() for part in cut]) > 0.2  # unsought: 1 in 30
+    assert np.mean([(part == 1).any() for part in cut]) > 0.2  # plain crops: about 1/30
 
 
-def test_an_image_smaller_than_the_window_stays_whole():
+def test_an_image_smaller_than_the_window_is_not_cropped():
     labels = rare_class()[:10, :10]
-    _, cut = windows(seeking(1.0), labels, number=5)
+    _, cut = windows(class_uniform_crop(1.0), labels, number=5)
     assert all(part.shape == (10, 10) for part in cut)
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.5])
-def test_a_share_that_is_none_is_an_error_that_names_its_key(probability):
+def test_a_probability_out_of_range_is_an_error_that_names_its_key(probability):
     with pytest.raises(ValueError, match=r"INPUT.CROP.CLASS_UNIFORM is .*0 to 1"):
-        seeking(probability)
+        class_uniform_crop(probability)

@@ -1,1 +1,1 @@
-"""Batteries of tests for each kind of plug-in: a new one gets them with a three-line subclass."""
+"""Batteries of tests for each kind of plug-in: a three-line subclass applies them to a new one."""

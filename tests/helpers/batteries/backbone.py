@@ -13,15 +13,16 @@ from .common import pull, small, without_gradient
 
 
 class BackboneBattery:
-    """The contract of a backbone: maps by name, their channels and strides, the divisibility."""
+    """The contract of a backbone: feature maps with the names, channels and strides it reports."""
 
     name: str
     options: ClassVar[dict[str, Any]] = {}
-    """Values of other keys, such as those that make it small."""
+    """Values of other config keys, such as those that make it small."""
     fixed: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that are not trained."""
+    """Prefixes of the names of parameters that are not trained."""
 
     def build(self, cfg: CfgNode) -> Any:
+        """Build the backbone in evaluation mode."""
         options = {"MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.BACKBONE.NAME": self.name, **self.options}
         torch.manual_seed(0)
         return build_backbone(small(cfg, options), ShapeSpec(channels=3)).eval()
@@ -43,7 +44,7 @@ class BackboneBattery:
         unused = without_gradient(backbone)
         assert [name for name in unused if not name.startswith(self.fixed or "\0")] == []
 
-    def test_images_of_a_batch_do_not_see_each_other(self, cfg: CfgNode) -> None:
+    def test_images_of_a_batch_do_not_affect_each_other(self, cfg: CfgNode) -> None:
         backbone = self.build(cfg).double()
         images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
         with torch.no_grad():

@@ -15,7 +15,7 @@ SHAPES = {f"res{n}": ShapeSpec(channels=4 * n, stride=2**n) for n in (2, 3, 4, 5
 
 
 def small(cfg: CfgNode, options: Mapping[str, Any]) -> CfgNode:
-    """Make the model of a config small; ``options`` are values of other keys by full name."""
+    """Make the model of a config small, then set ``options``, values by full config key."""
     head, node = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
     head.NAME, head.NORM, head.IN_FEATURES = "MaskFormerHead", "GN", list(SHAPES)
     head.NUM_CLASSES, head.CONVS_DIM, head.MASK_DIM = CLASSES, 32, MASK_DIM
@@ -27,7 +27,7 @@ def small(cfg: CfgNode, options: Mapping[str, Any]) -> CfgNode:
 
 
 def make_features(batch: int = 2, side: int = 64, seed: int = 0) -> dict[str, Tensor]:
-    """Maps of a backbone by name, for square images of ``side`` pixels."""
+    """Return random feature maps by name, as of a backbone for images of ``side``×``side``."""
     g = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(batch, s.channels, side // s.stride, side // s.stride, generator=g)
@@ -36,13 +36,13 @@ def make_features(batch: int = 2, side: int = 64, seed: int = 0) -> dict[str, Te
 
 
 def without_gradient(module: nn.Module, *inputs: Tensor) -> list[str]:
-    """Names of the parameters (and numbers of the inputs) that have no gradient."""
+    """List the names of the parameters, and the indices of the inputs, without a gradient."""
     tensors = {**dict(enumerate(inputs)), **dict(module.named_parameters())}
     return [str(name) for name, value in tensors.items() if value.grad is None]
 
 
 def pull(tensors: list[Tensor]) -> None:
-    """Run a backward pass in which every element is pulled in a direction of its own."""
+    """Run a backward pass with a random gradient for every element."""
     g = torch.Generator().manual_seed(9)
     total = sum((value * torch.randn(value.shape, generator=g)).sum() for value in tensors)
     assert isinstance(total, Tensor)

@@ -19,10 +19,11 @@ class CriterionBattery:
 
     name: str
     options: ClassVar[dict[str, Any]] = {}
-    """Values of other keys."""
+    """Values of other config keys."""
     supervises_all_layers = True
 
     def build(self, cfg: CfgNode) -> Any:
+        """Build the criterion."""
         options = {"MODEL.MASK_FORMER.CRITERION_NAME": self.name, **self.options}
         return build_criterion(small(cfg, options))
 

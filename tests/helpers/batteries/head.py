@@ -14,20 +14,21 @@ from .common import CLASSES, SHAPES, make_features, pull, small, without_gradien
 
 
 class HeadBattery:
-    """The contract of a head: from backbone maps to outputs, ``num_classes``, its rows."""
+    """The contract of a head: its outputs, ``num_classes`` and ``parameter_rows()``."""
 
     name: str
     options: ClassVar[dict[str, Any]] = {}
-    """Values of other keys."""
+    """Values of other config keys."""
     maps: tuple[str, ...] = tuple(SHAPES)
-    """The maps that it looks at."""
+    """The names of the feature maps that it uses."""
 
     def build(self, cfg: CfgNode) -> Any:
+        """Build the head."""
         torch.manual_seed(0)
         options = {"MODEL.SEM_SEG_HEAD.NAME": self.name, **self.options}
         return build_sem_seg_head(small(cfg, options), SHAPES)
 
-    def test_outputs_have_the_shapes_of_the_legend(self, cfg: CfgNode) -> None:
+    def test_outputs_have_the_documented_shapes(self, cfg: CfgNode) -> None:
         head = self.build(cfg).train()
         for prediction in layer_predictions(head(make_features())):
             batch, queries, classes = prediction["pred_logits"].shape
@@ -42,7 +43,7 @@ class HeadBattery:
         pull([p[name] for p in predictions for name in ("pred_logits", "pred_masks")])
         assert without_gradient(head, *(features[name] for name in self.maps)) == []
 
-    def test_images_of_a_batch_do_not_see_each_other(self, cfg: CfgNode) -> None:
+    def test_images_of_a_batch_do_not_affect_each_other(self, cfg: CfgNode) -> None:
         head = self.build(cfg).eval().double()
         features = {name: value.double() for name, value in make_features(batch=3).items()}
         with torch.no_grad():
@@ -51,7 +52,7 @@ class HeadBattery:
         for name in ("pred_logits", "pred_masks"):
             torch.testing.assert_close(alone[name], together[name][1:2])
 
-    def test_it_names_its_rows_of_classes(self, cfg: CfgNode) -> None:
+    def test_parameter_rows_have_one_row_per_class(self, cfg: CfgNode) -> None:
         head = self.build(cfg)
         rows, state = head.parameter_rows(), head.state_dict()
         found = {name: len(state[name]) - more for name, more in rows.classes.items()}

@@ -19,10 +19,10 @@ class LossBattery:
 
     name: str
     options: ClassVar[dict[str, Any]] = {}
-    """Values of other keys."""
+    """Values of other config keys."""
 
     def losses(self, cfg: CfgNode, counts: tuple[int, ...], layers: int = 3) -> Any:
-        """The criterion with this loss alone, its losses, and the predictions of the layers."""
+        """Return a criterion with only this loss, its losses, and the predictions of each layer."""
         options = {"MODEL.MASK_FORMER.LOSSES": [self.name], **self.options}
         criterion = build_criterion(small(cfg, options))
         outputs, targets = random_batch(seed=2, layers=layers, counts=counts, classes=CLASSES)
@@ -46,17 +46,17 @@ class LossBattery:
             assert {term, f"{term}_0", f"{term}_1"} <= set(found)
         assert len(found) == 3 * len(criterion.loss_weights)
 
-    def test_each_layer_is_pulled_by_its_own_terms(self, cfg: CfgNode) -> None:
+    def test_a_term_has_gradients_in_its_own_layer_only(self, cfg: CfgNode) -> None:
         criterion, found, predictions = self.losses(cfg, (2, 1), layers=2)
         sum(found[f"{term}_0"] for term in criterion.loss_weights).backward()
         first, last = predictions
-        pulled = [
+        has_gradient = [
             any(p[k].grad is not None and p[k].grad.abs().sum() > 0 for k in p)
             for p in (first, last)
         ]
-        assert pulled == [True, False]
+        assert has_gradient == [True, False]
 
-    def test_images_with_the_same_content_do_not_depend_on_their_order(self, cfg: CfgNode) -> None:
+    def test_the_order_of_the_images_is_irrelevant(self, cfg: CfgNode) -> None:
         criterion, found, predictions = self.losses(cfg, (2, 1))
         _, targets = random_batch(seed=2, layers=3, counts=(2, 1), classes=CLASSES)
         layers = [{k: v.flip(0) for k, v in prediction.items()} for prediction in predictions]

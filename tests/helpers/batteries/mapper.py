@@ -22,7 +22,7 @@ DATASET = "mapper_battery"
 
 
 def register(kind: str, folder: Path) -> None:
-    """Register a dataset of two classes whose annotations are of a kind."""
+    """Register a dataset of two classes with annotations of one kind; see `MapperBattery.kind`."""
     if kind == "semantic":
         own_data.write_semantic_folder(folder, (0, 1))
         register_semantic(DATASET, folder / "i", folder / "l", ["ground", "dog"])
@@ -39,7 +39,7 @@ class MapperBattery:
     kind: str
     """The annotations that it reads: "semantic", "panoptic" or "instance"."""
     options: ClassVar[dict[str, Any]] = {}
-    """Values of other keys."""
+    """Values of other config keys."""
 
     @pytest.fixture
     def record(self, tmp_path: Path) -> Any:
@@ -73,7 +73,7 @@ class MapperBattery:
         assert masks.dtype == torch.bool
         assert tuple(masks.shape) == (len(classes), *image.shape[1:])
 
-    def test_the_dataset_dict_is_left_as_it_was(self, cfg: CfgNode, record: dict[str, Any]) -> None:
+    def test_the_dataset_dict_is_not_changed(self, cfg: CfgNode, record: dict[str, Any]) -> None:
         before = copy.deepcopy(record)
         self.build(cfg)(record)
         assert record == before

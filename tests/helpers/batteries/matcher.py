@@ -17,13 +17,14 @@ COUNTS = [(2, 3), (0, 1), (0, 0), (9, 2)]  # 9: more than the queries of random_
 
 
 class MatcherBattery:
-    """The contract of a matcher: at most one query for each target, and one target for each."""
+    """The contract of a matcher: one-to-one (query, target) pairs of each image."""
 
     name: str
     options: ClassVar[dict[str, Any]] = {}
-    """Values of other keys."""
+    """Values of other config keys."""
 
     def build(self, cfg: CfgNode) -> Any:
+        """Build the matcher."""
         return build_matcher(
             small(cfg, {"MODEL.MASK_FORMER.MATCHER.NAME": self.name, **self.options})
         )
@@ -59,7 +60,7 @@ class MatcherBattery:
         expected = {(query, target) for query, target in pairs_of(before)}
         assert {(int(order[query]), target) for query, target in pairs_of(after)} == expected
 
-    def test_matching_leaves_no_gradient_behind(self, cfg: CfgNode) -> None:
+    def test_matches_require_no_gradient(self, cfg: CfgNode) -> None:
         outputs, targets = random_batch(counts=(2,))
         for name in ("pred_logits", "pred_masks"):
             outputs[name].requires_grad_()

@@ -1,6 +1,6 @@
-"""What every pixel decoder must keep.
+"""Tests that every pixel decoder passes.
 
-A new one is held to it by a subclass in its test file:
+A subclass in the test file of a new decoder runs them:
 
     class TestNewDecoder(PixelDecoderBattery):
         name = "NewDecoder"
@@ -27,12 +27,12 @@ SHAPES = {
     "res4": ShapeSpec(channels=9, stride=16),
     "res5": ShapeSpec(channels=11, stride=32),
 }
-# The maps of a 100×148 image, whose sides are no multiples of 32.
+# The sizes of the maps of a 100×148 image; its sides are not multiples of 32.
 SIZES = {"res2": (25, 37), "res3": (13, 19), "res4": (7, 10), "res5": (4, 5)}
 
 
 def make_features(batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """Backbone maps by name."""
+    """Return random backbone maps by name."""
     g = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(batch, SHAPES[name].channels, *SIZES[name], generator=g)
@@ -43,7 +43,7 @@ def make_features(batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
 def build_decoder(
     cfg: CfgNode, name: str, shapes: dict[str, ShapeSpec] | None = None, **head: Any
 ) -> nn.Module:
-    """A small decoder in evaluation mode; ``head`` holds keys of ``MODEL.SEM_SEG_HEAD``."""
+    """Build a small decoder in evaluation mode; ``head`` has keys of ``MODEL.SEM_SEG_HEAD``."""
     settings = {"CONVS_DIM": CONVS_DIM, "MASK_DIM": MASK_DIM, "NORM": "LN"}
     settings = {**settings, "IN_FEATURES": list(SHAPES), "TRANSFORMER_ENC_LAYERS": 2}
     cfg.MODEL.SEM_SEG_HEAD.update({**settings, "PIXEL_DECODER_NAME": name, **head})
@@ -51,7 +51,7 @@ def build_decoder(
     cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 24
     torch.manual_seed(0)
     decoder = build_pixel_decoder(cfg, shapes or SHAPES).eval()
-    with torch.no_grad():  # norms and biases that do nothing would hide their absence
+    with torch.no_grad():  # identity norms and zero biases would hide that one is missing
         for parameter in decoder.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -59,23 +59,25 @@ def build_decoder(
 
 
 def _maps(features: Any) -> list[Tensor]:
-    """All tensors of what ``forward_features`` returns."""
+    """List all tensors in the result of ``forward_features``."""
     parts = [part if isinstance(part, tuple) else (part,) for part in PixelFeatures(*features)]
     return [value for part in parts for value in part if value is not None]
 
 
 class PixelDecoderBattery:
-    """The contract of ``forward_features`` and of the config's keys."""
+    """The contract of ``forward_features``, ``output_shape`` and the config keys."""
 
     name: str
     has_encoder = False
+    """True if it has a transformer encoder, whose output it returns."""
     has_norms = True
-    """Whether ``MODEL.SEM_SEG_HEAD.NORM`` puts a norm behind its convolutions."""
+    """True if its convolutions are followed by a norm of type ``MODEL.SEM_SEG_HEAD.NORM``."""
 
     def build(self, cfg: CfgNode, **options: Any) -> Any:
+        """Build the decoder with keys of ``MODEL.SEM_SEG_HEAD``."""
         return build_decoder(cfg, self.name, **options)
 
-    def test_sizes_follow_the_maps_even_where_they_are_odd(self, cfg):
+    def test_output_sizes_are_those_of_the_maps_even_if_odd(self, cfg):
         mask_features, encoded, *_ = self.build(cfg).forward_features(make_features())
         assert tuple(mask_features.shape) == (2, MASK_DIM, *SIZES["res2"])
         if self.has_encoder:
@@ -92,13 +94,13 @@ class PixelDecoderBattery:
             of_name = maps[name] if isinstance(maps[name], tuple) else [maps[name]]
             assert {value.shape[1] for value in of_name} == {shape.channels}
 
-    def test_the_finest_of_the_chosen_maps_gives_the_size(self, cfg):
+    def test_mask_features_have_the_size_of_the_finest_chosen_map(self, cfg):
         decoder = self.build(cfg, IN_FEATURES=["res3", "res5"])
         mask_features, *_ = decoder.forward_features(make_features())
         assert tuple(mask_features.shape) == (2, MASK_DIM, *SIZES["res3"])
 
     @pytest.mark.parametrize("norm", ["", "LN", "BN"])
-    def test_a_convolution_has_a_bias_exactly_where_no_norm_follows(self, cfg, norm):
+    def test_a_convolution_has_a_bias_exactly_if_no_norm_follows(self, cfg, norm):
         if not self.has_norms:
             pytest.skip("it has no norms")
         convs = [m for m in self.build(cfg, NORM=norm).modules() if isinstance(m, Conv2d)]
@@ -116,7 +118,7 @@ class PixelDecoderBattery:
         for one, two in zip(_maps(found), _maps(expected), strict=True):
             assert torch.equal(one, two)
 
-    def test_every_map_and_every_parameter_has_a_part_in_the_result(self, cfg):
+    def test_every_map_and_every_parameter_gets_a_gradient(self, cfg):
         decoder = self.build(cfg).train()
         features = {name: value.requires_grad_() for name, value in make_features().items()}
         mask_features, *_ = decoder.forward_features(features)
@@ -125,13 +127,13 @@ class PixelDecoderBattery:
         unused = [k for k, v in tensors.items() if v.grad is None or not v.grad.abs().sum() > 0]
         assert unused == []
 
-    def test_images_of_a_batch_do_not_see_each_other(self, cfg):
+    def test_images_of_a_batch_do_not_affect_each_other(self, cfg):
         decoder = self.build(cfg)
         features = make_features(batch=3)
         alone = decoder.forward_features({k: v[1:2] for k, v in features.items()})[0]
         together = decoder.forward_features(features)[0][1:2]
         torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
 
-    def test_an_unknown_map_is_told_what_there_is(self, cfg):
+    def test_an_unknown_map_is_an_error_that_lists_the_known_ones(self, cfg):
         with pytest.raises(KeyError, match=r"IN_FEATURES has \['res9'\].*\['res2', 'res3'"):
             self.build(cfg, IN_FEATURES=["res2", "res9"])

@@ -17,20 +17,22 @@ from .common import CLASSES, HIDDEN, MASK_DIM, QUERIES, pull, small, without_gra
 
 
 class TransformerDecoderBattery:
-    """The contract of ``decode`` and ``forward``."""
+    """The contract of ``decode``, ``forward`` and ``parameter_rows``."""
 
     name: str
     options: ClassVar[dict[str, Any]] = {}
-    """Values of other keys."""
+    """Values of other config keys."""
     num_maps = 1
-    """The number of maps that the queries attend to, coarse to fine."""
+    """The number of feature maps that the queries attend to, coarse to fine."""
 
     def build(self, cfg: CfgNode) -> Any:
+        """Build the decoder."""
         key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
         torch.manual_seed(0)
         return build_transformer_decoder(small(cfg, {key: self.name, **self.options}), HIDDEN)
 
     def inputs(self, batch: int = 2) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the feature maps, B×HIDDEN×h×w each, and mask features B×MASK_DIM×24×40."""
         g = torch.Generator().manual_seed(1)
         maps = tuple(
             torch.randn(batch, HIDDEN, 3 * 2**i, 5 * 2**i, generator=g)
@@ -38,7 +40,7 @@ class TransformerDecoderBattery:
         )
         return maps, torch.randn(batch, MASK_DIM, 24, 40, generator=g)
 
-    def test_predictions_have_the_shapes_of_the_legend(self, cfg: CfgNode) -> None:
+    def test_predictions_have_the_documented_shapes(self, cfg: CfgNode) -> None:
         decoder = self.build(cfg).eval()
         every = decoder.decode(*self.inputs(), all_layers=True)
         (last,) = decoder.decode(*self.inputs(), all_layers=False)
@@ -48,7 +50,7 @@ class TransformerDecoderBattery:
         torch.testing.assert_close(last["pred_masks"], every[-1]["pred_masks"])
 
     @pytest.mark.parametrize("deep_supervision", [True, False])
-    def test_all_predictions_are_returned_where_they_are_supervised(
+    def test_all_layers_predictions_are_returned_only_with_deep_supervision(
         self, cfg: CfgNode, deep_supervision: bool
     ) -> None:
         cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = deep_supervision
@@ -69,7 +71,7 @@ class TransformerDecoderBattery:
         pull([p[name] for p in every for name in ("pred_logits", "pred_masks")])
         assert without_gradient(decoder, *inputs) == []
 
-    def test_images_of_a_batch_do_not_see_each_other(self, cfg: CfgNode) -> None:
+    def test_images_of_a_batch_do_not_affect_each_other(self, cfg: CfgNode) -> None:
         decoder = self.build(cfg).eval().double()
         maps, mask_features = self.inputs(batch=3)
         maps, mask_features = tuple(one.double() for one in maps), mask_features.double()
@@ -79,7 +81,7 @@ class TransformerDecoderBattery:
         for name in ("pred_logits", "pred_masks"):
             torch.testing.assert_close(alone[name], together[name][1:2])
 
-    def test_it_names_its_rows_of_classes_and_queries(self, cfg: CfgNode) -> None:
+    def test_parameter_rows_have_one_row_per_class_or_query(self, cfg: CfgNode) -> None:
         decoder = self.build(cfg)
         rows, state = decoder.parameter_rows(), decoder.state_dict()
         assert {name: len(state[name]) - more for name, more in rows.classes.items()} == (

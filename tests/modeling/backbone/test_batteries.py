@@ -1,4 +1,4 @@
-"""Every backbone passes the battery."""
+"""Every backbone passes the shared battery of tests."""
 
 import pytest
 

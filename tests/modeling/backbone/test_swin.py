@@ -14,7 +14,7 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 @pytest.fixture
 def swin_cfg(cfg):
-    """A Swin of one or two blocks a stage and width 8."""
+    """The config of a Swin of width 8 with one or two blocks per stage."""
     cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
     cfg.MODEL.SWIN.EMBED_DIM = 8
     cfg.MODEL.SWIN.DEPTHS = [2, 1, 2, 1]
@@ -28,7 +28,7 @@ def build(cfg):
     return build_backbone(cfg, ShapeSpec(channels=3)).eval()
 
 
-def test_maps_have_the_named_strides_and_channels(swin_cfg):
+def test_feature_maps_have_the_documented_strides_and_channels(swin_cfg):
     swin = build(swin_cfg)
     maps = swin(torch.randn(2, 3, 64, 96))
     assert list(maps) == list(STRIDES)
@@ -37,18 +37,18 @@ def test_maps_have_the_named_strides_and_channels(swin_cfg):
         assert tuple(maps[name].shape) == (2, 8 * 2**stage, 64 // stride, 96 // stride)
 
 
-def test_an_image_of_any_size_is_taken(swin_cfg):
+def test_images_of_any_size_are_accepted(swin_cfg):
     maps = build(swin_cfg)(torch.randn(1, 3, 45, 71))
     assert [tuple(one.shape[-2:]) for one in maps.values()] == [(12, 18), (6, 9), (3, 5), (2, 3)]
 
 
 def test_the_size_divisor_is_the_last_stride(swin_cfg):
-    # detectron2's own raises an AttributeError
+    # detectron2's SwinTransformer raises an AttributeError here
     assert build(swin_cfg).size_divisibility == 32
 
 
-def detectron2s(ours, **settings):
-    """detectron2's Swin of the same size with the same weights."""
+def detectron2_twin(ours, **settings):
+    """Return detectron2's SwinTransformer of the same size with the weights of ``ours``."""
     theirs = SwinTransformer(
         **{
             "embed_dim": 8,
@@ -64,12 +64,12 @@ def detectron2s(ours, **settings):
 
 
 @pytest.mark.parametrize("ape", [False, True])
-def test_the_maps_are_those_of_detectron2_with_the_same_weights(swin_cfg, ape):
+def test_feature_maps_equal_detectron2s_with_the_same_weights(swin_cfg, ape):
     swin_cfg.MODEL.SWIN.APE = ape
     swin_cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 32
     swin_cfg.MODEL.SWIN.MLP_RATIO = 2.0
     ours = build(swin_cfg)
-    theirs = detectron2s(ours, ape=ape, pretrain_img_size=32, mlp_ratio=2.0)
+    theirs = detectron2_twin(ours, ape=ape, pretrain_img_size=32, mlp_ratio=2.0)
     image = torch.randn(2, 3, 50, 70)
     with torch.no_grad():
         found, expected = ours(image), theirs(image)
@@ -79,12 +79,12 @@ def test_the_maps_are_those_of_detectron2_with_the_same_weights(swin_cfg, ape):
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("size", [(48, 96), (50, 70), (13, 9)])
-def test_the_gradients_are_those_of_detectron2(swin_cfg, size, qkv_bias):
+def test_gradients_equal_detectron2s(swin_cfg, size, qkv_bias):
     swin_cfg.MODEL.SWIN.QKV_BIAS = qkv_bias
     ours = build(swin_cfg)
-    for parameter in ours.parameters():  # biases start at 0, and padding is projected to one
+    for parameter in ours.parameters():  # biases of 0 would hide padding
         torch.nn.init.normal_(parameter, std=0.2)
-    theirs = detectron2s(ours, qkv_bias=qkv_bias)
+    theirs = detectron2_twin(ours, qkv_bias=qkv_bias)
     gradients = []
     for swin in (ours, theirs):
         image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -104,7 +104,7 @@ def test_the_gradients_are_those_of_detectron2(swin_cfg, size, qkv_bias):
 
 
 @pytest.mark.parametrize("features", [["res5"], ["res4", "res2"]])
-def test_out_features_chooses_the_maps_and_leaves_the_parameters(swin_cfg, features):
+def test_out_features_selects_the_maps_and_keeps_all_parameters(swin_cfg, features):
     whole = build(swin_cfg)
     swin_cfg.MODEL.SWIN.OUT_FEATURES = features
     swin = build(swin_cfg)
@@ -115,13 +115,13 @@ def test_out_features_chooses_the_maps_and_leaves_the_parameters(swin_cfg, featu
     assert all(torch.equal(found[name], expected[name]) for name in features)
 
 
-def test_an_unknown_map_is_told_what_there_is(swin_cfg):
+def test_the_error_for_an_unknown_map_lists_the_known_ones(swin_cfg):
     swin_cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res6"]
     with pytest.raises(KeyError, match=r"OUT_FEATURES has \['res6'\].*\['res2', 'res3'"):
         build(swin_cfg)
 
 
-def test_drop_path_acts_in_training_alone(swin_cfg):
+def test_drop_path_acts_only_in_training(swin_cfg):
     swin_cfg.MODEL.SWIN.DROP_PATH_RATE = 0.9
     swin = build(swin_cfg)
     image = torch.randn(1, 3, 64, 64)
@@ -152,12 +152,12 @@ def test_the_fused_attention_of_gpus_gives_the_same_maps_and_gradients(swin_cfg,
     )
 
 
-def test_reference_ops_are_the_stages_of_detectron2_with_the_same_parameters(swin_cfg):
+def test_reference_ops_use_detectron2s_stages_with_the_same_parameters(swin_cfg):
     swin = build(swin_cfg)
     swin_cfg.MODEL.REFERENCE_OPS = True
     reference = build(swin_cfg)
     assert {type(stage) for stage in reference.layers} == {BasicLayer}
     assert BasicLayer not in {type(module) for module in swin.modules()}
     expected, found = reference.state_dict(), swin.state_dict()
-    assert list(found) == list(expected)  # in order
-    assert all(map(torch.equal, found.values(), expected.values()))  # the same random numbers
+    assert list(found) == list(expected)  # in the same order
+    assert all(map(torch.equal, found.values(), expected.values()))  # the same random draws

@@ -1,4 +1,4 @@
-"""timm models as backbones: maps by stride, frozen layers, errors that name the fix."""
+"""timm models as backbones: maps named by stride, frozen layers, errors that name the fix."""
 
 import copy
 import sys
@@ -20,7 +20,7 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 def parameters_up_to(backbone, feature, side=64):
-    """Names of the parameters that the map depends on: those that its backward pass reaches."""
+    """Return the names of the parameters that the map's backward pass reaches."""
     backbone.zero_grad()
     maps = backbone(torch.randn(2, 3, side, side))
     maps[feature].square().sum().backward()
@@ -39,10 +39,10 @@ def frozen_parameters(backbone):
         ("convnext_atto", 64),
         ("mobilenetv3_small_050", 64),
         ("pvt_v2_b0", 64),
-        ("swin_s3_tiny_224", 224),  # channels last, and one input size alone
+        ("swin_s3_tiny_224", 224),  # channels last, and only one input size
     ],
 )
-def test_maps_are_named_by_their_strides_and_hold_what_timm_gives(name, side):
+def test_maps_are_named_by_their_strides_and_equal_timms(name, side):
     torch.manual_seed(0)
     backbone = TimmBackbone(name).eval()
     images = torch.randn(1, 3, side, side if side == 224 else side + 32)
@@ -61,7 +61,7 @@ def test_maps_are_named_by_their_strides_and_hold_what_timm_gives(name, side):
 
 
 @pytest.mark.parametrize("features", [["res5"], ["res4", "res2"], ["res1", "res3"]])
-def test_out_features_chooses_the_maps_and_the_divisor(features):
+def test_out_features_selects_the_maps_and_the_size_divisor(features):
     strides = {"res1": 2, **STRIDES}
     backbone = TimmBackbone("test_resnet", out_features=features).eval()
     maps = backbone(torch.randn(1, 3, 64, 64))
@@ -70,10 +70,10 @@ def test_out_features_chooses_the_maps_and_the_divisor(features):
     assert backbone.size_divisibility == max(strides[name] for name in features)
 
 
-# The first is cut by hooks, the others are flattened by timm; the last has no running statistics.
+# timm cuts the first with hooks and flattens the others; the last has no running statistics.
 @pytest.mark.parametrize("freeze_at", [2, 3, 5])
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
-def test_freezing_stops_exactly_the_parameters_up_to_the_map(name, freeze_at):
+def test_freeze_at_freezes_exactly_the_parameters_up_to_that_map(name, freeze_at):
     whole = TimmBackbone(name).train()
     up_to_the_map = parameters_up_to(whole, f"res{freeze_at}")
     everything = parameters_up_to(whole, "res5")
@@ -83,7 +83,7 @@ def test_freezing_stops_exactly_the_parameters_up_to_the_map(name, freeze_at):
         assert parameters_up_to(backbone, "res5") == everything - up_to_the_map != set()
 
 
-def test_freezing_a_wrapped_model_stops_its_position_embedding_too():
+def test_freezing_a_wrapped_model_includes_its_position_embedding():
     whole = TimmBackbone("test_vit", out_features=["res4"])
     backbone = TimmBackbone("test_vit", out_features=["res4"], freeze_at=4)
     up_to_the_map = parameters_up_to(whole, "res4", side=160)
@@ -97,9 +97,9 @@ def norm_statistics(backbone):
     }
 
 
-def test_statistics_of_frozen_norms_rest_in_training_and_the_others_move():
+def test_only_norms_that_are_not_frozen_update_their_statistics_in_training():
     backbone = TimmBackbone("resnet18", freeze_at=3)
-    for _ in range(2):  # a round trip, as evaluation during training makes it
+    for _ in range(2):  # a round trip, as evaluation during training does
         backbone.eval()
         assert not any(module.training for module in backbone.modules())
         backbone.train()
@@ -110,20 +110,20 @@ def test_statistics_of_frozen_norms_rest_in_training_and_the_others_move():
     assert moved == {name for name in before if "layer3" in name or "layer4" in name}
 
 
-def test_nothing_rests_unless_asked_for():
+def test_nothing_is_frozen_by_default():
     backbone = TimmBackbone("test_resnet").train()
     assert all(value.requires_grad for value in backbone.parameters())
     assert all(module.training for module in backbone.modules())
 
 
-def test_drop_path_reaches_timm():
+def test_drop_path_rate_is_passed_to_timm():
     torch.manual_seed(0)
     images = torch.randn(1, 3, 64, 64)
     backbone = TimmBackbone("test_convnext", drop_path_rate=0.9).train()
     assert not torch.equal(backbone(images)["res5"], backbone(images)["res5"])
 
 
-def test_an_unknown_model_gets_names_that_are_near():
+def test_the_error_for_an_unknown_model_suggests_similar_names():
     with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME is 'resnt18', unknown.*'resnet18'"):
         TimmBackbone("resnt18")
     with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME is '', unknown.*list_models"):
@@ -131,20 +131,20 @@ def test_an_unknown_model_gets_names_that_are_near():
 
 
 @pytest.mark.parametrize(
-    ("name", "gives"),
+    ("name", "existing"),
     [
-        ("test_vit", r"gives \['res4'\] \(strides \[16, 16, 16\]\)"),
-        ("levit_128", r"gives \['res4', 'res5', 'res6'\]"),
+        ("test_vit", r"are \['res4'\] \(strides \[16, 16, 16\]\)"),
+        ("levit_128", r"are \['res4', 'res5', 'res6'\]"),
     ],
 )
-def test_a_model_without_a_map_is_told_what_it_has(name, gives):
-    with pytest.raises(ValueError, match=gives) as error:
+def test_the_error_for_missing_maps_lists_those_the_model_has(name, existing):
+    with pytest.raises(ValueError, match=existing) as error:
         TimmBackbone(name)
-    assert "MODEL.TIMM.OUT_FEATURES asks for ['res2', 'res3'" in str(error.value)
+    assert "MODEL.TIMM.OUT_FEATURES has ['res2', 'res3'" in str(error.value)
 
 
-def test_a_stride_that_is_no_power_of_two_names_no_map():
-    with torch.device("meta"), pytest.raises(ValueError, match=r"gives \[\] \(strides \[14,"):
+def test_a_map_whose_stride_is_not_a_power_of_two_gets_no_name():
+    with torch.device("meta"), pytest.raises(ValueError, match=r"are \[\] \(strides \[14,"):
         TimmBackbone("vit_small_patch14_dinov2")
 
 
@@ -153,10 +153,10 @@ def test_a_stride_that_is_no_power_of_two_names_no_map():
     [
         ("convnext_atto", 1, r"FREEZE_AT is 1, but there is no res1.*\['res2', 'res3'"),
         ("test_resnet", 6, "FREEZE_AT is 6, but there is no res6"),
-        ("hrnet_w18_small", 2, r"no layer 'stage1' that gives res2.*0 freezes nothing"),
+        ("hrnet_w18_small", 2, r"no layer 'stage1', the source of res2.*0 to freeze nothing"),
     ],
 )
-def test_freezing_up_to_what_is_not_there_is_an_error(name, freeze_at, message):
+def test_freezing_up_to_a_missing_map_is_an_error(name, freeze_at, message):
     with pytest.raises(ValueError, match=message):
         TimmBackbone(name, freeze_at=freeze_at)
 
@@ -166,17 +166,17 @@ def test_a_model_that_timm_cannot_cut_is_an_error_that_names_it(monkeypatch):
         raise RuntimeError("features_only not implemented")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(ValueError, match="cut 'resnet18' into feature maps: features_only not"):
+    with pytest.raises(ValueError, match="feature maps from 'resnet18': features_only not"):
         TimmBackbone("resnet18")
 
 
-def test_without_timm_the_error_says_what_to_install(monkeypatch):
+def test_without_timm_the_error_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match="pip install timm"):
         TimmBackbone("resnet18")
 
 
-def test_the_config_builds_it(cfg):
+def test_the_config_builds_a_timm_backbone(cfg):
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     cfg.MODEL.TIMM.NAME = "test_resnet"
     cfg.MODEL.TIMM.OUT_FEATURES = ["res4", "res5"]
@@ -193,7 +193,7 @@ def test_the_config_builds_it(cfg):
 
 
 def step(backbone, image, dtype=None):
-    """Maps, and gradients by name, of one step; with ``dtype`` in mixed precision."""
+    """Run one step, in mixed precision if ``dtype`` is given; return maps and gradients by name."""
     backbone.zero_grad()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         maps = backbone(image)
@@ -210,7 +210,7 @@ def depthwise_weights(backbone):
 
 
 def depthwise_conv2d_of_copies(x, weight, bias, *window):
-    """Values of torch's convolution in bfloat16, gradients of one of fp32 copies, by autograd."""
+    """Convolve in bfloat16 with torch, but take the gradients from a convolution of fp32 copies."""
     out = F.conv2d(x, weight, bias, *window, groups=x.shape[1])
     copies = [None if t is None else t.float() for t in (x, weight, bias)]
     with torch.autocast("cpu", enabled=False):
@@ -218,7 +218,7 @@ def depthwise_conv2d_of_copies(x, weight, bias, *window):
     return out.detach() + (precise - precise.detach()).to(out.dtype)
 
 
-def test_depthwise_gradients_in_mixed_precision_are_those_of_fp32_copies(monkeypatch):
+def test_depthwise_gradients_in_mixed_precision_equal_those_of_fp32_copies(monkeypatch):
     torch.manual_seed(0)
     image = torch.randn(2, 3, 65, 96)
     backbone = TimmBackbone("tf_efficientnet_lite0").train()
@@ -231,7 +231,7 @@ def test_depthwise_gradients_in_mixed_precision_are_those_of_fp32_copies(monkeyp
         assert torch.equal(grad, expected[name]), name
 
 
-def test_depthwise_gradients_in_mixed_precision_are_torchs_own_to_rounding(monkeypatch):
+def test_depthwise_gradients_in_mixed_precision_equal_torchs_up_to_rounding(monkeypatch):
     torch.manual_seed(0)
     image = torch.randn(2, 3, 65, 96)
     backbone = TimmBackbone("tf_efficientnet_lite0").train()
@@ -245,15 +245,15 @@ def test_depthwise_gradients_in_mixed_precision_are_torchs_own_to_rounding(monke
     plain.load_state_dict(backbone.state_dict())
     expected_maps, expected = step(plain, image, torch.bfloat16)
     assert all(torch.equal(maps[name], expected_maps[name]) for name in maps)
-    # Measured on all gradients together: a norm cancels some parameters' gradients but for their
-    # rounding, which is another with each kernel. bfloat16 rounds by up to 2^-9 of a value; two
-    # roundings in each of some 50 layers add up to sqrt(100) * 2^-9, which is 0.02.
+    # Measured on all gradients together, because a norm layer cancels the gradients of some
+    # parameters except for rounding errors, which differ between kernels. bfloat16 rounds by up to
+    # 2^-9 of a value; two roundings in each of about 50 layers add up to sqrt(100) * 2^-9 = 0.02.
     errors = [(grad - expected[name]).norm() for name, grad in found.items()]
     sizes = [grad.norm() for grad in expected.values()]
     assert torch.stack(errors).norm() / torch.stack(sizes).norm() < 0.1
 
 
-def test_elsewhere_depthwise_convolutions_run_as_they_are(monkeypatch):
+def test_in_fp32_or_without_gradients_torchs_depthwise_convolution_runs(monkeypatch):
     def forbidden(*args):
         raise AssertionError
 

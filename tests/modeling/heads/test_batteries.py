@@ -1,4 +1,4 @@
-"""Every mask-classification head passes the battery."""
+"""Every mask-classification head passes the shared battery of tests."""
 
 from tests.helpers.batteries.head import HeadBattery
 

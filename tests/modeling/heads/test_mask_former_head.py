@@ -1,4 +1,4 @@
-"""The head: which map the queries look at."""
+"""MaskFormerHead: the feature map that its queries attend to, and its configuration errors."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def build(cfg, in_feature, decoder="BasePixelDecoder"):
         ("transformer_encoder", "TransformerEncoderPixelDecoder", CONVS_DIM),
     ],
 )
-def test_the_predictor_gets_the_map_that_the_config_names(small, in_feature, decoder, channels):
+def test_the_predictor_receives_the_configured_feature_map(small, in_feature, decoder, channels):
     head = build(small, in_feature, decoder).eval()
     given = []
     head.predictor.register_forward_pre_hook(lambda _, args: given.extend(args))
@@ -55,7 +55,7 @@ def test_the_predictor_gets_the_map_that_the_config_names(small, in_feature, dec
     assert outputs["aux_outputs"] == []
 
 
-def test_an_unknown_map_is_told_what_there_is(small):
+def test_the_error_for_an_unknown_map_lists_the_known_ones(small):
     with pytest.raises(KeyError) as error:
         build(small, "res6")
     text = str(error.value)
@@ -64,14 +64,14 @@ def test_an_unknown_map_is_told_what_there_is(small):
     assert [name for name in known if repr(name) not in text] == []
 
 
-def test_asking_a_decoder_without_an_encoder_for_its_map_names_the_fix(small):
+def test_the_error_for_an_encoder_map_without_an_encoder_names_the_fix(small):
     with pytest.raises(ValueError) as error:
         build(small, "transformer_encoder")
     for part in ("TRANSFORMER_IN_FEATURE", "BasePixelDecoder", "TransformerEncoderPixelDecoder"):
         assert part in str(error.value)
 
 
-def test_a_two_tuple_of_a_pixel_decoder_is_taken(small, monkeypatch):
+def test_a_pixel_decoder_may_return_a_pair(small, monkeypatch):
     head = build(small, "res5").eval()
     mask_features = head.pixel_decoder.forward_features(make_features()).mask_features
     monkeypatch.setattr(head.pixel_decoder, "forward_features", lambda _: (mask_features, None))
@@ -79,14 +79,14 @@ def test_a_two_tuple_of_a_pixel_decoder_is_taken(small, monkeypatch):
     assert pixels == (mask_features, None, ())
 
 
-def test_a_pixel_decoder_of_another_width_than_the_config_names_the_key(small, monkeypatch):
+def test_the_error_for_a_pixel_decoder_of_another_width_names_the_config_key(small, monkeypatch):
     shape = {"mask_features": ShapeSpec(channels=MASK_DIM + 1, stride=4)}
     monkeypatch.setattr(BasePixelDecoder, "output_shape", lambda _: shape)
     with pytest.raises(ValueError, match=rf"MASK_DIM is {MASK_DIM}, .* have {MASK_DIM + 1} chan"):
         build(small, "res5")
 
 
-def test_the_head_names_its_rows_of_classes_and_queries(small):
+def test_the_head_names_its_parameters_with_a_row_per_class_or_query(small):
     head = build(small, "res5")
     rows, state = head.parameter_rows(), head.state_dict()
     classes, queries = head.num_classes, small.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES

@@ -1,4 +1,4 @@
-"""Pixel decoders against their composition written out, and against the shared battery."""
+"""Pixel decoders against a step-by-step reference, and the shared battery of tests."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ class TestTransformerEncoderPixelDecoder(PixelDecoderBattery):
 
 
 def convolve(weights, name, x):
-    """The named convolution, then its norm over channels where it has one, written out."""
+    """Apply the named convolution, then its norm over channels if it has one."""
     kernel = weights[f"{name}.weight"]
     x = F.conv2d(x, kernel, weights.get(f"{name}.bias"), padding=kernel.shape[-1] // 2)
     if f"{name}.norm.weight" not in weights:
@@ -33,8 +33,8 @@ def convolve(weights, name, x):
     return x * scale[:, None, None] + shift[:, None, None]
 
 
-def enlarge(x, size):
-    """Nearest: cell (y, x) of the large map takes the cell (⌊y·h/H⌋, ⌊x·w/W⌋) of the small one."""
+def upsample(x, size):
+    """Upsample h×w to H×W by nearest neighbour: (y, x) takes the value at (⌊y·h/H⌋, ⌊x·w/W⌋)."""
     rows = [x[:, :, row * x.shape[2] // size[0]] for row in range(size[0])]
     x = torch.stack(rows, dim=2)
     columns = [x[:, :, :, column * x.shape[3] // size[1]] for column in range(size[1])]
@@ -42,14 +42,14 @@ def enlarge(x, size):
 
 
 def pyramid(weights, features, coarsest):
-    """The feature pyramid, level by level."""
+    """Return the mask features of the feature pyramid, computed level by level."""
     p4 = F.relu(convolve(weights, "layer_4", coarsest))
     a3 = convolve(weights, "adapter_3", features["res4"])
-    p3 = F.relu(convolve(weights, "layer_3", a3 + enlarge(p4, a3.shape[-2:])))
+    p3 = F.relu(convolve(weights, "layer_3", a3 + upsample(p4, a3.shape[-2:])))
     a2 = convolve(weights, "adapter_2", features["res3"])
-    p2 = F.relu(convolve(weights, "layer_2", a2 + enlarge(p3, a2.shape[-2:])))
+    p2 = F.relu(convolve(weights, "layer_2", a2 + upsample(p3, a2.shape[-2:])))
     a1 = convolve(weights, "adapter_1", features["res2"])
-    p1 = F.relu(convolve(weights, "layer_1", a1 + enlarge(p2, a1.shape[-2:])))
+    p1 = F.relu(convolve(weights, "layer_1", a1 + upsample(p2, a1.shape[-2:])))
     return convolve(weights, "mask_features", p1)
 
 
@@ -64,7 +64,7 @@ def test_the_base_decoder_is_a_feature_pyramid(cfg, norm):
 
 
 @pytest.mark.parametrize("norm", ["", "LN"])
-def test_the_encoder_comes_before_the_pyramid_and_its_map_is_handed_on(cfg, norm):
+def test_the_encoder_runs_before_the_pyramid_and_its_map_is_returned(cfg, norm):
     decoder = build_decoder(cfg, "TransformerEncoderPixelDecoder", NORM=norm)
     features = make_features()
     found, encoded, _ = decoder.forward_features(features)
@@ -91,7 +91,7 @@ def test_the_encoder_takes_its_settings_from_the_config(cfg):
     assert (layer.self_attn.num_heads, layer.dropout.p, layer.pre_norm) == (2, 0.25, True)
 
 
-def test_parameters_bear_the_published_names(cfg):
+def test_parameters_have_the_published_names(cfg):
     base = build_decoder(cfg, "BasePixelDecoder", NORM="LN").state_dict()
     expected = {"mask_features.weight", "mask_features.bias"}
     for name in PYRAMID:
@@ -113,7 +113,7 @@ def test_kernels_are_3_by_3_in_layers_and_1_by_1_in_adapters(cfg):
     assert tuple(weights["mask_features.weight"].shape[-2:]) == (3, 3)
 
 
-def test_a_head_that_is_no_pixel_decoder_is_refused(cfg):
+def test_a_head_that_is_not_a_pixel_decoder_is_refused(cfg):
     @SEM_SEG_HEADS_REGISTRY.register()
     class _NoDecoder(torch.nn.Module):
         def __init__(self, cfg, input_shape):
@@ -126,6 +126,6 @@ def test_a_head_that_is_no_pixel_decoder_is_refused(cfg):
         SEM_SEG_HEADS_REGISTRY._obj_map.pop("_NoDecoder")
 
 
-def test_an_unknown_decoder_is_told_what_there_is(cfg):
+def test_the_error_for_an_unknown_decoder_lists_the_known_ones(cfg):
     with pytest.raises(KeyError, match=r"PIXEL_DECODER_NAME is 'Unheard'.*'BasePixelDecoder'"):
         build_decoder(cfg, "Unheard", {"res2": ShapeSpec(channels=3, stride=4)})

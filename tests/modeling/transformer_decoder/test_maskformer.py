@@ -1,4 +1,4 @@
-"""The predictor: what it gives, when; and how it is found by name."""
+"""TransformerPredictor: outputs in each mode, settings from the config, and lookup by name."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def assert_shapes(prediction):
 
 @pytest.mark.parametrize("deep_supervision", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_earlier_layers_are_given_in_training_with_deep_supervision_alone(
+def test_earlier_layers_predict_only_in_training_with_deep_supervision(
     small, training, deep_supervision
 ):
     small.MODEL.MASK_FORMER.DEEP_SUPERVISION = deep_supervision
@@ -58,7 +58,7 @@ def test_earlier_layers_are_given_in_training_with_deep_supervision_alone(
         assert_shapes(prediction)
 
 
-def test_each_layers_prediction_is_that_of_a_decoder_cut_after_it(small):
+def test_each_layers_prediction_equals_that_of_a_decoder_cut_after_it(small):
     predictor = build(small).train()
     outputs = predictor(*inputs())
     layers = predictor.transformer.decoder.layers
@@ -110,7 +110,7 @@ def test_without_mask_classification_there_are_no_class_logits(small):
     ("channels", "enforced", "projected"),
     [(HIDDEN, False, False), (HIDDEN, True, True), (11, False, True), (11, True, True)],
 )
-def test_the_map_is_projected_where_its_width_asks_for_it_or_the_config(
+def test_the_map_is_projected_if_its_width_or_the_config_requires_it(
     small, channels, enforced, projected
 ):
     small.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = enforced
@@ -122,7 +122,7 @@ def test_the_map_is_projected_where_its_width_asks_for_it_or_the_config(
     assert_shapes(predictor(*inputs(channels)))
 
 
-def test_the_config_gives_the_transformer_its_settings(small):
+def test_the_transformer_takes_its_settings_from_the_config(small):
     node = small.MODEL.MASK_FORMER
     node.ENC_LAYERS, node.PRE_NORM, node.DROPOUT = 2, True, 0.25
     predictor = build(small)
@@ -134,7 +134,7 @@ def test_the_config_gives_the_transformer_its_settings(small):
     assert tuple(predictor.query_embed.weight.shape) == (QUERIES, HIDDEN)
 
 
-def test_a_width_that_the_heads_do_not_divide_names_the_keys(small):
+def test_the_error_for_a_width_not_divisible_by_the_heads_names_the_keys(small):
     small.MODEL.MASK_FORMER.NHEADS = 3
     with pytest.raises(ValueError, match=r"width 16 cannot be split into 3 heads.*HIDDEN_DIM"):
         build(small)
@@ -153,7 +153,7 @@ def test_every_parameter_gets_a_gradient(small):
     assert without == set()
 
 
-def test_all_predictions_gives_in_evaluation_what_training_supervises(small):
+def test_all_predictions_returns_in_evaluation_what_training_supervises(small):
     predictor = build(small).eval()
     model = nn.Sequential(predictor)
     with all_predictions(model):
@@ -168,7 +168,7 @@ def test_all_predictions_gives_in_evaluation_what_training_supervises(small):
     assert predictor.eval()(*inputs())["aux_outputs"] == []
 
 
-def test_decode_says_explicitly_whether_all_layers_predict(small):
+def test_decode_takes_an_explicit_choice_of_all_layers_or_the_last(small):
     predictor = build(small).eval()
     every = predictor.decode(*inputs(), all_layers=True)
     (last,) = predictor.decode(*inputs(), all_layers=False)
@@ -177,12 +177,12 @@ def test_decode_says_explicitly_whether_all_layers_predict(small):
     torch.testing.assert_close(predictor.class_embed(last["queries"]), last["pred_logits"])
 
 
-def test_the_published_name_of_the_registry_is_the_same_registry():
+def test_the_published_name_refers_to_the_same_registry():
     assert PREDICTOR_REGISTRY is TRANSFORMER_DECODER_REGISTRY
 
 
 @pytest.mark.parametrize("base, message", [(TransformerDecoder, None), (nn.Module, "not a trans")])
-def test_a_decoder_of_ones_own_is_found_by_name_and_keeps_the_contract(small, base, message):
+def test_a_custom_decoder_is_found_by_name_and_must_be_a_transformer_decoder(small, base, message):
     @TRANSFORMER_DECODER_REGISTRY.register()
     class _Constant(base):
         def __init__(self, cfg, in_channels, mask_classification):
@@ -201,7 +201,7 @@ def test_a_decoder_of_ones_own_is_found_by_name_and_keeps_the_contract(small, ba
         TRANSFORMER_DECODER_REGISTRY._obj_map.pop("_Constant")
 
 
-def test_an_unknown_predictor_is_told_what_there_is(small):
+def test_the_error_for_an_unknown_predictor_lists_the_known_ones(small):
     small.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "Unheard"
     message = r"TRANSFORMER_DECODER_NAME is 'Unheard'.*'TransformerPredictor'"
     with pytest.raises(KeyError, match=message):

@@ -1,4 +1,4 @@
-"""Costs of a model, compared with sums by hand and with the published ones."""
+"""Costs of a model, compared with sums by hand and with published figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIGS = ROOT / "configs"
 
 
 class OnImage(nn.Module):
-    """A function of an image with some layers."""
+    """A module that applies a function of itself and an image, with some layers."""
 
     def __init__(self, function, **layers) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_attention_costs_its_projections_and_both_products():
     assert total(count_activations(network, [(8, 12)]), "attention") == outputs
 
 
-def test_attention_whose_values_have_another_width_than_its_keys():
+def test_attention_is_counted_with_values_of_another_width_than_the_keys():
     def attend(self, images):
         one, other = images[0, :, :2], images[0, :, :5]  # heads × tokens × channels
         values = images[0, :, :5, :3]
@@ -86,7 +86,7 @@ def test_a_matrix_product_with_a_sum_counts_as_the_product():
     assert flops[""] == {"baddbmm": 3 * 4 * 8 * 6}
 
 
-def test_batch_norms_are_free_and_what_is_not_counted_is_named():
+def test_batch_norms_are_free_and_uncounted_operators_are_listed():
     def forward(self, images):
         return self.norm(images).sin() + images.sin()
 
@@ -113,7 +113,7 @@ class ProductWithSetup(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("product", [Product, ProductWithSetup])
-def test_what_an_autograd_function_does_is_counted(product):
+def test_the_operators_of_an_autograd_function_are_counted(product):
     apply = torch.autograd.Function.apply
     network = OnImage(lambda self, images: product.apply(images[0, 0], images[0, 1, :, :4]))
     flops, skipped = count_flops(network, [(8, 8)])
@@ -190,7 +190,7 @@ def test_inference_leaves_out_the_predictions_of_the_earlier_layers():
     assert total(every.flops, "backbone") == total(last.flops, "backbone")
 
 
-def test_the_published_model_costs_what_fvcore_counts_of_the_published_code():
+def test_the_published_model_has_the_costs_that_fvcore_counts_for_the_published_code():
     """41.3 M parameters and 50.8 G multiply-adds at 512×512."""
     cfg = load_cfg(
         str(CONFIGS / "ade20k-150/maskformer_R50_bs16_160k.yaml"), ["MODEL.DEVICE", "cpu"]
@@ -218,11 +218,11 @@ def test_frozen_parameters_are_not_trained_ones():
     assert report.trained_parameters == report.parameters[""] - frozen
 
 
-def test_the_time_is_that_of_a_run():
+def test_the_time_of_a_small_network_is_plausible():
     network = OnImage(lambda self, images: images.sin())
     assert 0 < measure_seconds(network, (8, 8)) < 1
 
 
-def test_a_model_of_other_parts_is_refused():
+def test_a_model_without_backbone_and_head_is_refused():
     with pytest.raises(ValueError, match="Linear, which has no backbone and no sem_seg_head"):
         Network(nn.Linear(2, 3))

@@ -1,4 +1,4 @@
-"""Each part of a step is timed as the stage that it is."""
+"""The time of each part of a step is assigned to the right stage."""
 
 import time
 
@@ -49,7 +49,7 @@ def slow_after(owner, method, slow):
 
 
 def slow_backward(result):
-    """A tensor, or the first of several, whose gradient takes its time."""
+    """Make the backward pass of a tensor, or of the first tensor of a dict, slow."""
     if isinstance(result, torch.Tensor):
         return SlowBackward.apply(result)
     name = next(iter(result))
@@ -57,7 +57,7 @@ def slow_backward(result):
 
 
 def coverage(part):
-    """Share of a run that the stages cover, at best: other processes may interrupt it."""
+    """Return the share of a run that the stages cover: the best of 5, as others may interrupt."""
     runs = [run(part) for _ in range(5)]
     return max(sum(stages.values()) / seconds for stages, seconds in runs)
 
@@ -78,7 +78,7 @@ def test_the_stages_of_training(benchmarked, kind):
 
 
 @pytest.mark.parametrize("part", ["backbone", "sem_seg_head.predictor.class_embed"])
-def test_the_networks_backward_pass_begins_at_its_outputs(benchmarked, part):
+def test_the_stage_backward_has_the_networks_backward_pass(benchmarked, part):
     one = benchmarked(True)
     run(one.step)
     slow_after(one.model.get_submodule(part), "forward", slow_backward)
@@ -86,7 +86,7 @@ def test_the_networks_backward_pass_begins_at_its_outputs(benchmarked, part):
     assert stages["backward"] > SLEEP > stages["criterion backward"]
 
 
-def test_the_criterions_backward_pass_ends_there(benchmarked):
+def test_the_stage_criterion_backward_has_the_criterions_backward_pass(benchmarked):
     one = benchmarked(True)
     run(one.step)
     slow_after(one.model.criterion, "forward", slow_backward)
@@ -150,7 +150,7 @@ def test_a_compiled_head_is_one_stage(benchmarked, monkeypatch, training):
     assert torch._dynamo.utils.counters["graph_break"] == {}
 
 
-def test_so_many_queries_are_confident_of_a_class():
+def test_force_confident_makes_that_many_queries_confident_of_a_class():
     logits = 20 * torch.randn(2, 5, 4)
     force_confident(logits, 2)
     probability = logits.softmax(-1)

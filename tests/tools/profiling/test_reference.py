@@ -1,4 +1,4 @@
-"""The plain version gives what ours gives: what is compared does the same work."""
+"""The reference implementation gives the same results as ours, so that timings are comparable."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ TARGETS = Workload(size=(64, 80), output_size=(50, 90), images=2, targets=3)
 
 @pytest.fixture
 def build(tmp_path):
-    """Ours and the plain one, of the same weights."""
+    """Return a function that builds our model and the reference model with the same weights."""
 
     def build(*opts, **test):
         config, weights = write_tiny_model(tmp_path, **test)
         cfg = load_cfg(str(config), list(opts))
         ours, plain = build_model(cfg), build_reference_model(cfg)
-        ours.load_state_dict(torch.load(weights)["model"], strict=False)  # layers there may be more
+        ours.load_state_dict(torch.load(weights)["model"], strict=False)  # DEC_LAYERS may be larger
         plain.load_state_dict(ours.state_dict())
         return ours, plain
 
@@ -41,7 +41,7 @@ def results(model, *, segments=None):
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["resized after", "resized before"])
-def test_the_semantic_result_is_ours(build, before):
+def test_semantic_results_are_equal(build, before):
     ours, plain = build(SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE=before)
     for found, expected in zip(results(plain), results(ours), strict=True):
         assert found["sem_seg"].shape == (4, 50, 90)
@@ -49,7 +49,7 @@ def test_the_semantic_result_is_ours(build, before):
 
 
 @pytest.mark.parametrize("segments", [None, 5], ids=["as it is", "confident queries"])
-def test_panoptic_and_instance_results_are_ours(build, segments):
+def test_panoptic_and_instance_results_are_equal(build, segments):
     ours, plain = build(**EVERYTHING)
     found, expected = results(plain, segments=segments), results(ours, segments=segments)
     for one, other in zip(found, expected, strict=True):
@@ -66,7 +66,7 @@ def test_panoptic_and_instance_results_are_ours(build, segments):
         assert (one.pred_masks == other.pred_masks).float().mean() > 0.999
 
 
-def test_losses_and_gradients_are_ours(build):
+def test_losses_and_gradients_are_equal(build):
     gradients = []
     losses = []
     for model in build("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.DROPOUT", "0.0"):
@@ -80,7 +80,7 @@ def test_losses_and_gradients_are_ours(build):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
 
 
-def test_the_matches_are_ours(build):
+def test_matches_are_equal(build):
     ours, plain = build()
     torch.manual_seed(0)
     found = {"pred_logits": 10 * torch.randn(2, 6, 5), "pred_masks": 3 * torch.randn(2, 6, 16, 20)}
@@ -92,7 +92,7 @@ def test_the_matches_are_ours(build):
         assert [one.tolist() for one in match] == [one.tolist() for one in expected]
 
 
-def test_every_layer_predicts_in_inference(build):
+def test_the_reference_predicts_with_every_layer_in_inference(build):
     ours, plain = (model.eval() for model in build("MODEL.MASK_FORMER.DEC_LAYERS", "2"))
     with torch.no_grad():
         layers = [
@@ -102,14 +102,14 @@ def test_every_layer_predicts_in_inference(build):
     assert not any(module.training for module in plain.sem_seg_head.predictor.children())
 
 
-def test_the_swin_is_detectron2s(build):
+def test_the_swin_of_the_reference_is_detectron2s(build):
     ours, plain = build()
     for kind in (swin.WindowAttention, swin.SwinTransformerBlock, swin.BasicLayer):
         assert kind in {type(module) for module in plain.backbone.modules()}
         assert kind not in {type(module) for module in ours.backbone.modules()}
 
 
-def test_losses_that_it_does_not_have_are_refused(build):
+def test_losses_that_the_reference_lacks_are_refused(build):
     with pytest.raises(ValueError, match=r"TRAIN_NUM_POINTS is 64.*set it to 0"):
         build("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64")
     with pytest.raises(ValueError, match=r"MASK_IGNORE is True.*set it to False"):

@@ -18,7 +18,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_laps_of_one_name_are_added_and_a_start_forgets(clock):
+def test_laps_of_one_name_are_added_and_a_start_resets_them(clock):
     watch = Stopwatch(CPU)
     for _ in range(2):
         watch.start()
@@ -49,12 +49,12 @@ def test_the_peak_is_that_of_the_step_alone():
     step()
     found = peak_memory(step, CPU)
     if found.step is None:
-        pytest.skip("this system does not tell a process its peak of memory")
+        pytest.skip("this system does not report the peak memory of a process")
     assert 2 * mebibytes == pytest.approx(found.step, rel=0.1)
     assert found.process > 3 * mebibytes and len(kept)
 
 
-def test_the_rate_counts_two_operations_a_multiply_add(monkeypatch):
+def test_the_rate_counts_two_operations_per_multiply_add(monkeypatch):
     rate = matrix_product_rate(CPU, torch.float32, size=256, rounds=3)
     assert 0.01 < rate < 1e6
     ticks = iter(range(100))
