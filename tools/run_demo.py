@@ -131,7 +131,7 @@ def main() -> None:
         help="your photos: images, folders or globs",
     )
     args = parser.parse_args()
-    weights, drawings = OUTPUT / "model_final.pth", OUTPUT / "pictures"
+    weights, drawings = OUTPUT / "model_final.pth", OUTPUT / "images"
     try:
         segment_photos([str(Path(photo).resolve()) for photo in args.photos])
         train(weights)

@@ -82,7 +82,7 @@ def test_the_first_run_segments_a_photo_trains_draws_and_names_the_output_folder
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "street scenes" in line and "output/photos_demo" in line]
     last_line = lines[-1]
-    assert "PQ 71.2" in last_line and "output/shapes_demo/pictures" in last_line
+    assert "PQ 71.2" in last_line and "output/shapes_demo/images" in last_line
 
 
 def test_the_second_run_skips_everything_and_reports_it(demo, capsys):
@@ -144,7 +144,7 @@ def test_results_and_drawings_of_older_weights_are_made_again(demo, tmp_path):
 def test_a_pq_below_the_minimum_fails_after_drawing(demo, tmp_path):
     with pytest.raises(SystemExit, match=r"PQ 71\.2 is below 80"):
         demo("--minimum-pq", "80")
-    assert (tmp_path / "output" / "shapes_demo" / "pictures" / "0.jpg").exists()
+    assert (tmp_path / "output" / "shapes_demo" / "images" / "0.jpg").exists()
 
 
 def test_the_error_about_missing_held_out_images_names_the_command_that_writes_them(demo, tmp_path):
