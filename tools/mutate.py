@@ -38,7 +38,11 @@ EQUIVALENT = ROOT / "tests" / "mutation" / "equivalent.txt"
 # Options and tests of each package; tests of the memory are left out, because they are slow.
 FAST = ("-k", "not memory")
 TESTS = {
-    "losses": ("tests/losses", "tests/config/test_guards.py"),
+    "losses": (
+        "tests/losses",
+        "tests/engine/test_nonfinite.py",
+        "tests/docs/test_troubleshooting.py",
+    ),
     "ops": ("tests/ops", "tests/losses", "tests/inference/test_results.py"),
     "inference": (
         *("tests/inference/test_results.py", "tests/inference/test_logits.py"),

@@ -10,6 +10,7 @@ from torch import nn
 
 from mask_former.config.loading import load_cfg
 from mask_former.engine.train_loop import TrainLoop
+from tests.helpers import planting as p
 from tests.helpers.tiny_model import write_tiny_model
 
 SIZE = 64  # pixels
@@ -107,3 +108,36 @@ def test_the_error_for_a_dead_data_worker_names_it_and_the_fix(cfg, error):
 
     with pytest.raises(RuntimeError, match=r"A DataLoader worker died .*NUM_WORKERS to 0"):
         one_step(build_model(cfg).train(), Broken(), 1)
+
+
+# More targets than queries, and no targets
+
+
+@pytest.mark.usefixtures("restored_catalogs")
+def test_more_targets_than_queries_are_warned_about_once(tmp_path):
+    with p.warnings() as found:
+        p.train(tmp_path, [p.example(9)], [p.example(7)], [p.example(6)])
+    assert len(found) == 1 and "has 9 targets" in found[0]
+
+
+@pytest.mark.usefixtures("restored_catalogs")
+def test_as_many_targets_as_queries_give_no_warning(tmp_path):
+    with p.warnings() as found:
+        p.train(tmp_path, [p.example(6)])
+    assert found == []
+
+
+@pytest.mark.usefixtures("restored_catalogs")
+def test_training_on_batches_without_targets_reduces_the_class_loss(tmp_path):
+    model = p.model(tmp_path).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    batch = [p.example(0), p.example(0)]
+    first = model(batch)
+    for _ in range(5):
+        optimizer.zero_grad()
+        losses = model(batch)
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert losses["loss_ce"] < first["loss_ce"]
+    assert losses["loss_mask"] == losses["loss_dice"] == 0

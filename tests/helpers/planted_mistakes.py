@@ -1,7 +1,7 @@
 """Common mistakes of users: code that makes each one, its message, its meaning and its fix.
 
 ``python -m tests.helpers.planted_mistakes`` writes docs/troubleshooting.md from these tables;
-tests/config/test_guards.py makes every mistake, and compares the page with the tables.
+tests/docs/test_troubleshooting.py makes every mistake, and compares the page with the tables.
 """
 
 from __future__ import annotations

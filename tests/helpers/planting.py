@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from numpy.typing import NDArray
@@ -158,13 +158,6 @@ def train(
             make_nan(loop.model.get_submodule(broken))
         loop.run_step()
     return loop
-
-
-def forget() -> None:
-    """Remove the planted dataset from detectron2's catalogs."""
-    MetadataCatalog.pop(DATASET, None)
-    if DATASET in DatasetCatalog:
-        DatasetCatalog.remove(DATASET)
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mask_former.losses import HungarianMatcher
+from mask_former.losses import HungarianMatcher, NonFiniteError
 from mask_former.losses.matcher import resize_targets
+from tests.helpers import planting as p
 from tests.helpers import references
 from tests.helpers.core_cases import WEIGHTS, layers_of, pairs_of, random_batch, random_masks
 
@@ -128,3 +129,67 @@ def test_weights_that_are_all_zero_are_refused():
 def test_an_unknown_on_nonfinite_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"ON_NONFINITE is 'ignore'; it must be in \['raise', "):
         HungarianMatcher(on_nonfinite="ignore")
+
+
+# Numbers that are not finite
+
+
+def broken_batch():
+    outputs, targets = random_batch(layers=1, counts=(3, 0, 4), queries=6)
+    outputs["pred_masks"][2, 1, 0] = float("nan")
+    outputs["pred_masks"][0, 4, 0] = float("inf")
+    return outputs, targets
+
+
+def test_the_error_for_nonfinite_costs_names_image_layer_and_term():
+    outputs, targets = random_batch(layers=1, counts=(3, 4))
+    broken = {name: value.clone() for name, value in outputs.items() if name != "aux_outputs"}
+    broken["pred_logits"][1, 2] = float("nan")
+    intact = {name: value for name, value in outputs.items() if name != "aux_outputs"}
+    matcher = HungarianMatcher(0.0, 1.0, 1.0)  # weight 0 does not hide NaN
+    with pytest.raises(NonFiniteError, match=r"layer 2 of 3: 4 of 24 .*\(terms: class\)") as caught:
+        matcher.match_layers([intact, broken, intact], targets)
+    assert caught.value.image == 1
+    assert isinstance(caught.value, FloatingPointError) and isinstance(caught.value, ValueError)
+
+
+def test_sanitized_costs_are_chosen_last_and_counted():
+    outputs, targets = broken_batch()
+    matcher = HungarianMatcher(1.0, 20.0, 1.0, on_nonfinite="sanitize")
+    with p.warnings() as found:
+        matches = matcher(outputs, targets)
+    for image, query in ((0, 4), (2, 1)):
+        # The match is the same as without the broken query.
+        others = [index for index in range(6) if index != query]
+        fewer = {
+            name: outputs[name][image : image + 1, others] for name in ("pred_logits", "pred_masks")
+        }
+        (expected,) = HungarianMatcher(1.0, 20.0, 1.0)(fewer, targets[image : image + 1])
+        assert pairs_of(matches[image]) == [(others[q], t) for q, t in pairs_of(expected)]
+    assert matcher.num_sanitized == 3 + 4
+    assert len(found) == 2 and "7 were replaced so far" in found[1]
+
+
+def test_a_warning_of_sanitized_costs_is_logged_whenever_their_number_has_doubled():
+    outputs, targets = broken_batch()
+    matcher = HungarianMatcher(1.0, 20.0, 1.0, on_nonfinite="sanitize")
+    with p.warnings() as found:
+        for _ in range(100):
+            matcher(outputs, targets)
+    assert matcher.num_sanitized == 700 and len(found) == (700).bit_length() - 1
+
+
+def test_on_nonfinite_does_not_change_the_matches_of_finite_costs():
+    outputs, targets = random_batch(layers=1)
+    ways = [
+        [pairs_of(match) for match in HungarianMatcher(on_nonfinite=way)(outputs, targets)]
+        for way in ("raise", "sanitize")
+    ]
+    assert ways[0] == ways[1]
+
+
+@pytest.mark.usefixtures("restored_catalogs")
+def test_the_matcher_takes_on_nonfinite_from_the_config(tmp_path):
+    key = "MODEL.MASK_FORMER.MATCHER.ON_NONFINITE"
+    assert p.model(tmp_path).criterion.matcher.on_nonfinite == "raise"
+    assert p.model(tmp_path, key, "sanitize").criterion.matcher.on_nonfinite == "sanitize"
