@@ -88,7 +88,7 @@ def lookup(registry: _Registry, name: str, key: str) -> Any:
     """Return the entry ``name`` of ``registry``; ``key`` is the config key of the name.
 
     Raises:
-        KeyError: if it is not registered; the message has ``key`` and all registered names.
+        KeyError: if ``name`` is not registered; the message has ``key`` and all registered names.
     """
     known = dict(registry)
     if name not in known:

@@ -114,7 +114,7 @@ class ParameterRows(NamedTuple):
     """
 
     classes: dict[str, int]
-    """Number of rows after those of the K classes, by name: 1 for "no object", otherwise 0."""
+    """By parameter name, the number of rows after the K class rows: 1 for "no object", or 0."""
     queries: tuple[str, ...] = ()
     """Names of parameters with one row for each query."""
 

@@ -1,7 +1,7 @@
 """All config keys that this project adds to detectron2's, with their units and meanings.
 
-The defaults are those of the published MaskFormer. Keys that it lacks are off by default, so that
-published configs behave as published.
+The defaults are those of the published MaskFormer. Features that it lacks are off by default, so
+that published configs behave as published.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _add_training_options(cfg: CfgNode) -> None:
     cfg.MODEL.EMA = CN()
     cfg.MODEL.EMA.ENABLED = False
     cfg.MODEL.EMA.DECAY = 0.999  # average = DECAY · average + (1 - DECAY) · weights, each iteration
-    cfg.MODEL.EMA.START_ITER = 0  # iteration at which the average starts, with its weights
+    cfg.MODEL.EMA.START_ITER = 0  # averaging starts from the weights of this iteration
     # Compute the losses on DATASETS.TEST (val_…) every TEST.EVAL_PERIOD iterations and at the end.
     cfg.TEST.VAL_LOSS = False
     # A metric such as "sem_seg/mIoU": the model with the best value is saved as model_best.pth.

@@ -107,7 +107,7 @@ def _find_files_next_to(config_file: Path, cfg: CfgNode) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that occurs twice is an error: PyYAML uses the last value."""
+    """PyYAML's safe loader, but a repeated key is an error; PyYAML itself keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

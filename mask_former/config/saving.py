@@ -18,8 +18,8 @@ __all__ = ["save_config"]
 def save_config(cfg: CfgNode, folder: Path) -> None:
     """Write ``config.yaml`` into ``folder``, and the dataset tables that it names.
 
-    Paths of weights and tables inside ``folder`` become relative to it, because reading a config
-    looks in its folder first. Other tables are copied into it; other weights keep their path.
+    Paths of weights and tables inside ``folder`` become relative to it, because ``load_cfg`` looks
+    there first. Other tables are copied into it; other weights keep their path.
 
     Args:
         cfg: the requested config, not that of ``resolve_device``, so that the config of a training

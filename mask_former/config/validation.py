@@ -76,7 +76,7 @@ def validate(cfg: CfgNode) -> None:
 
 
 def _check_lists(cfg: CfgNode) -> None:
-    """Compare the types of list items with the default's; yacs checks only that it is a list."""
+    """Compare the types of list items with the default's; yacs checks only that both are lists."""
     known = dict(_leaves(get_mask_former_cfg()))
     for key, value in _leaves(cfg):
         default = known.get(key)

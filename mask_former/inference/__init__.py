@@ -1,4 +1,4 @@
-"""Computation of results from a set of masks (paper, sections 3.3 and 3.4) by pure functions.
+"""Pure functions that compute results from a set of masks (paper, section 3.4).
 
 Their argument ``mask_cls`` is Q×(K+1), class logits whose last column is "no object", and
 ``mask_pred`` is Q×h×w, mask logits, both of any floating-point type: a tensor, or

@@ -58,13 +58,13 @@ def panoptic_inference(
     winner = torch.zeros(masks.size, dtype=torch.int64, device=mask_cls.device)
     if not len(scores):
         return winner.int(), []
-    own = torch.zeros(len(scores), dtype=torch.int64, device=mask_cls.device)
+    area = torch.zeros(len(scores), dtype=torch.int64, device=mask_cls.device)
     for rows, band in masks[keep].bands():
         band = band.sigmoid()
-        own += (band >= 0.5).sum((0, 2))
+        area += (band >= 0.5).sum((0, 2))
         winner[rows] = argmax_with_margin(band.mul_(scores[:, None]))[0]
     won = torch.bincount(winner.flatten(), minlength=len(scores))
-    solid = (won > 0) & (own > 0) & (won / own >= overlap_threshold)
+    solid = (won > 0) & (area > 0) & (won / area >= overlap_threshold)
     return segment_ids(winner, scores, labels, solid, things=things, fuse=fuse)
 
 

@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 _SPARE = 0.01
-"""Maximum score that all queries left out of the first pass of :func:`semantic_map` together may
-add to a class."""
+"""Maximum score that the queries left out of the first pass of :func:`semantic_map` may add to a
+class, all together."""
 
 _ROUNDING = 1e-5
 """Upper bound of the rounding error of a sum over queries in fp32."""
@@ -157,9 +157,9 @@ def best_classes(
 def _settle(
     result: Tensor, rows: slice, settled: Tensor, probability: Tensor, masks: LazyMasks
 ) -> None:
-    """Write the best class, by all queries, to the pixels of a band that are not settled."""
+    """Sum all queries at the pixels of a band that are not settled, and write their best class."""
     y, x = settled.logical_not().nonzero(as_tuple=True)
-    if len(y) * 8 > settled.numel():  # a single pixel costs more than a pixel of a whole row
+    if len(y) * 8 > settled.numel():  # per pixel, computing whole rows is cheaper
         scores = probability @ masks.rows(rows.start, rows.stop).sigmoid()
         result[rows] = argmax_with_margin(scores)[0]
     elif len(y):
@@ -182,7 +182,7 @@ def _queries_that_matter(probability: Tensor) -> tuple[Tensor, float]:
         Indices of queries, and the bound; 0 if all queries are chosen.
     """
     order = probability.amax(0).argsort(descending=True)
-    # Q: the most that the queries from each index of the order on may add to any class
+    # others[i], of Q: the most that the queries order[i:] together may add to any class
     others = probability[:, order].flip(1).cumsum(1).flip(1).amax(0)
     count = int((~(others <= _SPARE)).sum())  # nan: all
     if 4 * count >= 3 * len(order):  # too little to gain

@@ -18,8 +18,8 @@ class InferenceSettings:
     """Kinds of results that a model computes in evaluation, and their settings.
 
     Raises:
-        ValueError: if a sliding window is set and a kind of result is on that windows cannot
-            give, or if the size or stride of the window is out of range.
+        ValueError: if a sliding window is set and panoptic or instance results, which windows
+            cannot give, are on, or if the size or stride of the window is out of range.
     """
 
     semantic_on: bool = True

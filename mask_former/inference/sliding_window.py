@@ -68,8 +68,8 @@ class SlidingWindow:
         """Create the window of a config; None if it is off.
 
         Raises:
-            ValueError: if a number is out of range, or a kind of result is on that windows cannot
-                give; the message names the keys.
+            ValueError: if a number is out of range, or if panoptic or instance results, which
+                windows cannot give, are on; the message names the keys.
         """
         if not size:
             if stride:

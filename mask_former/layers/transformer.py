@@ -155,7 +155,7 @@ class TransformerEncoder(_LayerStack):
         return pre_norm
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        """``x`` B×S×C, ``position`` 1×S×C. Returns B×S×C."""
+        """Encode ``x`` B×S×C, with positional encoding ``position`` 1×S×C. Returns B×S×C."""
         for layer in self.layers:
             x = layer(x, position)
         return self.norm(x)

@@ -171,8 +171,8 @@ class SetCriterion(nn.Module):
         images = len(outputs["pred_logits"])
         if len(targets) != images:
             raise ValueError(
-                f"The outputs are of {images} images, but targets has {len(targets)} entries; give "
-                "one for each image."
+                f"The outputs are for {images} images, but there are targets for {len(targets)}; "
+                "give one dict for each image."
             )
         sizes = {tuple(target["masks"].shape[-2:]) for target in targets}
         if len(sizes) > 1:

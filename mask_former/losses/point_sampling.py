@@ -24,7 +24,7 @@ TARGETS = ("nearest", "bilinear")
 _CERTAIN = 1e4
 """Logit of cells that must not be chosen as uncertain."""
 _CANDIDATES = 1 << 22
-"""Limit of the candidates that are examined at a time; each chosen point has several."""
+"""Maximum number of candidate points of all masks that are examined at a time."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def inner_outputs(
     """Run the network once, in evaluation mode, and return what its parts computed.
 
     Images are processed whole, even if the model has a sliding window. Any backbone, pixel decoder
-    and transformer decoder that fulfil their contracts will do.
+    and transformer decoder that fulfil their contracts can be used.
 
     Args:
         model: a model with ``preprocess()`` and a head with ``inner_outputs()``, such as a

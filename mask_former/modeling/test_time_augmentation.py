@@ -39,8 +39,8 @@ class LazyDatasetMapperTTA(DatasetMapperTTA):
             dataset_dict: ``image`` 3×H×W, 0 … 255; ``height`` and ``width`` of the output.
 
         Yields:
-            A copy for each of ``min_sizes``, with ``flip`` followed by its mirror image:
-            ``image`` is resized, ``transforms`` is the ``TransformList`` that was applied.
+            One view for each of ``min_sizes``, followed by its mirror image if ``flip`` is True: a
+            copy with the resized ``image``, and ``transforms``, the applied ``TransformList``.
         """
         for min_size in self.min_sizes:
             resize = DatasetMapperTTA(min_sizes=[min_size], max_size=self.max_size, flip=False)

@@ -8,9 +8,9 @@ that takes longer than the matrix product of the values (docs/performance.md, "I
 """
 
 # Example: the values .5 .9 .85 of one pixel, with margin .1: the threshold is .9 - .1 = .8.
-#     sign(value - threshold)   -1 1 1   sum 1: not alone (a lone value gives 1 - 1 - 1 = 2 - 3)
-#     · 3 - index               -3 2 1   the largest, 2, belongs to the first value near the best
-#     -2 mod 3                  1        its index; not alone, because index 2 is near, too
+#     s = sign(value - threshold)   -1 1 1   sum 1: two values are near the best (one: 2 - 3 = -1)
+#     3·s - index                   -3 2 1   the largest, 2, belongs to the first of these values
+#     -2 mod 3                      1        the index of that value
 
 from __future__ import annotations
 

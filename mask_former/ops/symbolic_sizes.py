@@ -7,8 +7,8 @@ Saves: the export of a Swin with dynamic sizes takes seconds; without this, it d
 """
 
 # Example: an image of height s (a symbol) has (s // 4 + 6) // 7 windows of 7 tokens along its
-# height, so B·W·N is an expression of several // and ×. Counting the elements of
-# torch.ones((s // 4 + 6) // 7) at run time gives a new symbol u instead, and B·W·N is a product of
+# height, so B·nW·N is an expression of several // and ×. Counting the elements of
+# torch.ones((s // 4 + 6) // 7) at run time gives a new symbol u instead, and B·nW·N is a product of
 # plain symbols.
 
 from __future__ import annotations

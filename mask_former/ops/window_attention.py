@@ -39,14 +39,14 @@ def attend_reference(
     """Compute attention by the formula, step by step.
 
     Args:
-        query, key, value: (B·W)×heads×N×D, sorted by window.
+        query, key, value: (B·nW)×heads×N×D, sorted by window.
         bias: 1×heads×N×N, by the relative position of two tokens in a window.
         layout: source of the mask.
         scale: factor of the products of queries and keys.
         dropout: probability of dropping an attention weight.
 
     Returns:
-        (B·W)×heads×N×D.
+        (B·nW)×heads×N×D.
     """
     logits = scale * query @ key.transpose(2, 3) + bias
     if layout.mask is not None:

@@ -48,7 +48,7 @@ _MASKED = -100.0
 
 @dataclass(frozen=True)
 class PlainLayout:
-    """B maps of H×W tokens in W windows of N = ``size``² tokens each, in the order of the map."""
+    """B maps of H×W tokens in nW windows of N = ``size``² tokens each, in the order of the map."""
 
     height: int
     width: int
@@ -56,10 +56,10 @@ class PlainLayout:
     shift: int
     """Tokens by which the map is rolled up and left."""
     mask: Tensor | None
-    """(B·W)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
+    """(B·nW)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
 
     def cut(self, x: Tensor) -> Tensor:
-        """Cut B×HW×C into (B·W)×N×C; pad with 0 on the right and at the bottom."""
+        """Cut B×HW×C into (B·nW)×N×C; pad with 0 on the right and at the bottom."""
         height, width, size, shift = self.height, self.width, self.size, self.shift
         x = F.pad(x.unflatten(1, (height, width)), (0, 0, 0, -width % size, 0, -height % size))
         if shift:
@@ -68,7 +68,7 @@ class PlainLayout:
         return x.transpose(2, 3).reshape(-1, size * size, x.shape[-1])
 
     def join(self, windows: Tensor) -> Tensor:
-        """Join (B·W)×N×C to B×HW×C: the inverse of :meth:`cut`, without the padding."""
+        """Join (B·nW)×N×C to B×HW×C: the inverse of :meth:`cut`, without the padding."""
         size, shift = self.size, self.shift
         tall, wide = -(-self.height // size), -(-self.width // size)
         x = windows.view(-1, tall, wide, size, size, windows.shape[-1])
@@ -89,7 +89,7 @@ def plain_layout(
 
 
 def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
-    """Build the mask W×N×N: -100 for token pairs from opposite sides of the map, otherwise 0."""
+    """Build the mask nW×N×N: -100 for token pairs from opposite sides of the map, otherwise 0."""
     tall, wide = -(-height // size) * size, -(-width // size) * size
     row, column = (
         _side(torch.arange(n, device=device), n, size, shift)[None, :] for n in (tall, wide)
@@ -109,7 +109,7 @@ def _side(at: Tensor, end: int, size: int, shift: int) -> Tensor:
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """B maps of H×W tokens in W windows of N tokens each, as tables of row indices.
+    """B maps of H×W tokens in nW windows of N tokens each, as tables of row indices.
 
     A row is one head's part of a token. Windows that need a mask come last in an image.
     """
@@ -117,9 +117,9 @@ class WindowLayout:
     batch: int
     """B."""
     windows: int
-    """W, windows of an image."""
+    """nW, windows of an image."""
     rows: Tensor
-    """3·B·W·heads·N: the row of the projected tokens (B·H·W·3·heads rows) that each slot reads;
+    """3·B·nW·heads·N: the row of the projected tokens (B·H·W·3·heads rows) that each slot reads;
     padding slots read any row."""
     padding: Tensor
     """Indices of the padding slots."""
@@ -132,7 +132,7 @@ class WindowLayout:
 
     @property
     def mask(self) -> Tensor | None:
-        """(B·W)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
+        """(B·nW)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
         edges = len(self.edge_mask)
         if not edges:
             return None
@@ -166,7 +166,7 @@ def window_layout(
 def _tables(
     token: Tensor, mask: Tensor, batch: int, tokens: int, heads: int, device: torch.device
 ) -> WindowLayout:
-    """Build the tables from ``token``, W×N: index of an image's token in each slot, or -1."""
+    """Build the tables from ``token``, nW×N: index of an image's token in each slot, or -1."""
     image, head = torch.arange(batch), torch.arange(heads)
     # rows: part (q, k, v) × image × window × head × slot
     slots = token[None, None, :, None] + image[None, :, None, None, None] * tokens
@@ -199,7 +199,7 @@ def to_windows(projected: Tensor, bias: Tensor | None, layout: WindowLayout, hea
         heads: number of attention heads; C is divided among them.
 
     Returns:
-        3×(B·W)×heads×N×(C/heads).
+        3×(B·nW)×heads×N×(C/heads).
     """
     batch, _, width = projected.shape
     if bias is None:
@@ -211,7 +211,7 @@ def to_windows(projected: Tensor, bias: Tensor | None, layout: WindowLayout, hea
 
 
 def from_windows(attended: Tensor, layout: WindowLayout) -> Tensor:
-    """Move (B·W)×heads×N×D, sorted by window and head, back to maps: (B·HW)×(heads·D)."""
+    """Move (B·nW)×heads×N×D, sorted by window and head, back to maps: (B·HW)×(heads·D)."""
     _, heads, _, width = attended.shape
     rows = _FromWindows.apply(attended.reshape(-1, width), layout)
     return rows.view(-1, heads * width)
@@ -268,7 +268,7 @@ class _FromWindows(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class OpenLayout:
-    """Tables of whole tokens, with windows in the order of the map; used as :class:`PlainLayout`.
+    """Tables of whole tokens, with windows in the order of the map; used like :class:`PlainLayout`.
 
     With dynamic sizes, maps cannot be cut by ``view``, because the exporter would have to prove
     that the sizes are divisible. Indexing needs no proof.
@@ -276,22 +276,22 @@ class OpenLayout:
 
     size: int
     rows: Tensor
-    """B·W·N: the token (of B·H·W) that each slot reads; padding slots read any token."""
+    """B·nW·N: the token (of B·H·W) that each slot reads; padding slots read any token."""
     padding: Tensor
-    """B·W·N, bool: True for padding slots."""
+    """B·nW·N, bool: True for padding slots."""
     back: Tensor
     """B·H·W: the slot of each token."""
     mask: Tensor | None
-    """(B·W)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
+    """(B·nW)×1×N×N: 0 or -100, added to attention logits; None without a shift."""
 
     def cut(self, x: Tensor) -> Tensor:
-        """Cut B×HW×C into (B·W)×N×C."""
+        """Cut B×HW×C into (B·nW)×N×C."""
         windows = x.reshape(-1, x.shape[-1]).index_select(0, self.rows)
         windows = windows.masked_fill(self.padding[:, None], 0)
         return windows.view(-1, self.size * self.size, x.shape[-1])
 
     def join(self, windows: Tensor) -> Tensor:
-        """Join (B·W)×N×C to (B·HW)×C."""
+        """Join (B·nW)×N×C to (B·HW)×C."""
         return windows.reshape(-1, windows.shape[-1]).index_select(0, self.back)
 
 

@@ -27,7 +27,7 @@ def matching(pattern: str, names: Collection[str], key: str) -> list[str]:
         key: Config key of the pattern, for the error message.
 
     Raises:
-        ValueError: If it matches none. The message lists similar names.
+        ValueError: If the pattern matches no name. The message lists similar ones.
     """
     found = [name for name in names if lies_below(name, pattern)]
     if not found:

@@ -62,7 +62,7 @@ SKIPPED = {
 }
 """Folders of the checkout without sources."""
 QUOTING = {"tests/helpers/language.py", "tests/test_language.py", "CHANGELOG.md"}
-"""Files that quote the forbidden words, and the changelog, which names files and texts of old."""
+"""Files that quote the forbidden words, and the changelog, which quotes old names and texts."""
 RULES = [(re.compile(rf"\b(?:{words})\b", re.IGNORECASE), use) for words, use in GLOSSARY.items()]
 
 

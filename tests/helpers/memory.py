@@ -15,7 +15,7 @@ def memory(key):
 
 
 def peak_ratio(code: str) -> float:
-    """Run Python code and return the number that it prints.
+    """Run Python code that prints a ratio of memory sizes, and return the ratio.
 
     The code can call ``memory(key)``: the bytes of an entry of Linux's ``/proc/self/status``, such
     as ``VmRSS`` (current) or ``VmHWM`` (peak).

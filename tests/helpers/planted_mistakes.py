@@ -456,7 +456,7 @@ DATA = {
         "The dataset 'planted_train' has the ignore_label 0, which is a class id, because "
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4: training would skip the pixels of that class. Set "
         "ignore_label in the dataset's metadata to 4 or more (65535 in 16-bit label maps), and "
-        "pixels to ignore to it.",
+        "give that label to the pixels to ignore.",
         "One pixel value cannot mean both.",
         "Use 255, or 65535 for more than 255 classes. A background that is evaluated is a class.",
     ),

@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def registered(name: str, root: Path) -> list[dict[str, Any]]:
-    """Return the dicts of a registered dataset below `root`, even of detectron2's ADE20K-150."""
+    """Register all datasets below `root`, also detectron2's ADE20K-150; return the dicts of one."""
     for split in ("train", "val"):
         if f"ade20k_sem_seg_{split}" in DatasetCatalog:
             DatasetCatalog.remove(f"ade20k_sem_seg_{split}")

@@ -8,7 +8,7 @@ does on a real machine, but an image in a batch differs from the same image alon
 channels-last map from a contiguous one. A test that fails under it holds on some machines only.
 
 Results that need no rounding stay exact, such as the areas of masks or the rows that a matrix of
-zeros and ones selects. In double precision, whole numbers do.
+zeros and ones selects. In double precision, only whole numbers stay exact.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ def test_the_inference_path_gives_the_published_results(shared_dir):
 
 @pytest.mark.parametrize("name", ["ade20k150_maskformer_R50", "coco_panoptic_R50"])
 def test_the_figures_in_the_repository_equal_those_of_the_full_case(name, shared_dir):
-    carried, arrays = load_case(name)
+    facts, arrays = load_case(name)
     full, full_arrays = load_case(name, shared_dir / "golden")
-    assert carried["losses"] == full["losses"]
+    assert facts["losses"] == full["losses"]
     flat = full_arrays["pred_logits"].reshape(-1)
     kept = arrays["pred_logits"]
     np.testing.assert_array_equal(flat[:: flat.size // len(kept)][: len(kept)], kept)

@@ -214,7 +214,7 @@ def test_logits_of_mixed_precision_are_blended_in_fp32(dtype):
 
 @pytest.mark.parametrize("result", ["semantic_scores", "semantic_map"])
 @pytest.mark.parametrize("output", [None, (300, 75), (20, 75)], ids=str)
-def test_each_window_is_run_once_with_few_held(result, output):
+def test_each_window_is_run_once_and_few_are_held_in_memory(result, output):
     logits, network = make_logits((200, 75), output=output)
     assert not network.batches  # nothing runs before a result is requested
     getattr(logits, result)()

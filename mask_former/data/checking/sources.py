@@ -195,7 +195,7 @@ class _Coco:
             by_image.setdefault(annotation["image_id"], []).append(annotation)
         known = {image["id"] for image in self.content["images"]}
         if lost := [image_id for image_id in by_image if image_id not in known]:
-            self._report(f"{few(lost)} is the image_id of annotations, but not in 'images'.")
+            self._report(f"annotations have the image_id {few(lost)}, which is not in 'images'.")
         records = [
             {
                 "file_name": str(self.images / image["file_name"]),

@@ -68,7 +68,7 @@ def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, An
         if found != described[train[0]]:
             raise ValueError(
                 f"The datasets {train[0]!r} and {name!r} cannot be combined: their evaluator_type, "
-                f"classes and ignore label are {described[train[0]]} and {found}, expected equal."
+                f"classes and ignore label are {described[train[0]]} and {found}, but must agree."
             )
     mapper, result_key = _FITTING[kind]
     return {

@@ -1,4 +1,4 @@
-"""Decode image files completely and upright, with deep values scaled instead of clipped.
+"""Decode image files completely and upright; values of 9 to 16 bits are scaled, not clipped.
 
 Every reader of images and label maps in the project uses this file, so that training, evaluation,
 test-time augmentation and prediction get the same pixels from an image file.
@@ -32,7 +32,7 @@ def read_pixels(content: bytes, image_format: str | None = None) -> NDArray[Any]
             such as those of a label map.
 
     Returns:
-        H×W×3, uint8; for None H×W or H×W×C, with the file's type, of up to 32 bits.
+        H×W×3, uint8; for None H×W or H×W×C, in the type that the file stores, up to 32 bits.
 
     Raises:
         ValueError: if a PNG is damaged, or an image has 32-bit, fractional or negative values.
@@ -108,7 +108,7 @@ def check_png(content: bytes) -> None:
 
 
 def deep_bits(image: Image.Image) -> int:
-    """Return the number of bits per value that the file of a deep grey image stores.
+    """Return the number of bits per value in the file of a grey image with more than 8 bits.
 
     Pillow's mode "I" is ambiguous: it holds 32-bit integers, but also 16-bit PGMs, signed 16-bit
     TIFFs and, in older versions of Pillow, 16-bit PNGs.

@@ -40,8 +40,8 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
         if crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1:
             raise ValueError(
                 f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {crop.SINGLE_CATEGORY_MAX_AREA}, which "
-                "needs the class of each pixel; mask_former_instance only has objects. Set it to "
-                "1.0."
+                "needs the class of each pixel, but mask_former_instance reads no label map. Set "
+                "it to 1.0."
             )
         return settings(cfg, is_train) | {
             "augmentations": build_augmentation(cfg, ignore_label=None),

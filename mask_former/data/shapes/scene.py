@@ -24,7 +24,7 @@ NEW_CLASS = 0.7  # probability that the next thing has a class that is new in th
 RADIUS = (15.0, 30.0)  # pixels
 TILT = 0.35  # radians, the largest rotation of a thing in either direction
 MIN_VISIBLE_AREA = 120  # pixels, of every thing
-MIN_VISIBLE_PART = 0.6  # fraction of a thing's full area, also outside the image
+MIN_VISIBLE_PART = 0.6  # fraction of a thing's full area, any part outside the image included
 MIN_STUFF_AREA = 600  # pixels
 PERIOD = (10.0, 16.0)  # pixels, of every pattern
 SUBSAMPLES = 3  # per pixel and axis, for antialiasing
@@ -55,7 +55,8 @@ def _star(x: Array, y: Array) -> NDArray[np.bool_]:
     return (px - 1) * iy - py * (ix - 1) < 0
 
 
-# Tests whether points lie inside a thing, in its own frame, where it about fills the unit disc.
+# Functions that test whether points lie inside a thing, in its own frame, where it roughly fills
+# the unit disc.
 OUTLINES: dict[str, Outline] = {
     "disc": lambda x, y: x**2 + y**2 < 0.85,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) < 0.25,

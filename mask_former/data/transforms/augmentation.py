@@ -33,7 +33,7 @@ class HFlipTransform(T.HFlipTransform):
 
 
 class RandomFlip(T.RandomFlip):
-    """detectron2's augmentation, with the transform above instead of detectron2's."""
+    """detectron2's augmentation, which returns the ``HFlipTransform`` above instead of its own."""
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
         """Draw whether an image, H×W×3, is flipped."""

@@ -67,7 +67,7 @@ def _nearest(start: int, length: int, old: int, new: int) -> NDArray[Any]:
 
 
 class ResizeAndCrop(T.Augmentation):
-    """Resizing and cropping as one transform, with the random draws of the two in sequence."""
+    """Resizing and cropping as one transform; the new size is drawn first, then the window."""
 
     def __init__(self, resize: T.ResizeShortestEdge, crop: T.Augmentation | None = None) -> None:
         """Store the two augmentations.
@@ -115,11 +115,11 @@ def _reads_labels(crop: T.Augmentation) -> bool:
 
 
 class ClassUniformCrop(T.Augmentation):
-    """A crop, some windows of which are moved to contain a pixel of a randomly drawn class.
+    """A crop that moves some of its windows so that they contain a pixel of a random class.
 
-    All classes of the image are equally likely, however few pixels they have; then all pixels of
-    the drawn class are. (Zhu et al., 2019, *Improving Semantic Segmentation via Video Propagation
-    and Label Relaxation*, section 3.4, draw classes for whole epochs.)
+    The class is drawn uniformly from those in the image, however few pixels they have, then a
+    pixel uniformly from those of the class. (Zhu et al., 2019, *Improving Semantic Segmentation via
+    Video Propagation and Label Relaxation*, section 3.4, draw classes for whole epochs.)
     """
 
     def __init__(

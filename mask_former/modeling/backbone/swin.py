@@ -156,7 +156,7 @@ class SwinStage(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 class D2SwinTransformer(SwinTransformer):
-    """detectron2's ``SwinTransformer`` with the keys ``MODEL.SWIN``; its maps are res2 … res5."""
+    """detectron2's ``SwinTransformer``, configured by ``MODEL.SWIN``; its maps are res2 … res5."""
 
     layers: nn.ModuleList
 

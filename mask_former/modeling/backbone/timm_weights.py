@@ -45,7 +45,7 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
             with other names, but exactly timm's order and shapes.
 
     Returns:
-        Names ``backbone.body.*``, without the classifier.
+        The weights, named ``backbone.body.*``, without the classifier.
 
     Raises:
         ValueError: if timm does not know the model, or the weights do not fit it.

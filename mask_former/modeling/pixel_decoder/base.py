@@ -11,7 +11,7 @@ __all__ = ["PixelDecoder"]
 
 
 class PixelDecoder(nn.Module):
-    """Base class: backbone maps to per-pixel embeddings at stride 4 (paper, section 3.3)."""
+    """Base class: computes per-pixel embeddings at stride 4 from backbone maps."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of the output maps, by field of ``PixelFeatures``.

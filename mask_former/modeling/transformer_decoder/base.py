@@ -16,7 +16,7 @@ __all__ = ["TransformerDecoder", "build_transformer_decoder"]
 
 
 class TransformerDecoder(DeeplySupervised):
-    """Base class: feature maps and per-pixel embeddings to a set of masks with one class each."""
+    """Base class: predicts masks, one class each, from feature maps and per-pixel embeddings."""
 
     CLASS_PARAMETERS: ClassVar[tuple[str, ...]] = ("class_embed.weight", "class_embed.bias")
     """Names of parameters with one row for each class, then one for "no object"."""

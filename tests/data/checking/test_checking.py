@@ -277,7 +277,7 @@ RLE = {"size": [HEIGHT, WIDTH], "counts": [5, 20, HEIGHT * WIDTH - 25]}
     ("plant", "file", "pattern"),
     [
         (_set("category_id", 4), "a.png", r"category_id \[4\] .*'categories': \[3, 7\]"),
-        (_set("image_id", 9), "instances.json", r"\[9\] is the image_id of annotations"),
+        (_set("image_id", 9), "instances.json", r"annotations have the image_id \[9\]"),
         (_set("id", 6), "instances.json", r"id of 'annotations' \[6\] occurs more than once"),
         (_set("segmentation", []), "a.png", "annotation id 5.*box is not enough"),
         (_set("segmentation", [[1, 2, 3, 4]]), "a.png", "three points"),

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-from .common import pull, small, without_gradient
+from .common import run_backward, small, without_gradient
 
 
 class BackboneBattery:
@@ -40,7 +40,7 @@ class BackboneBattery:
 
     def test_every_parameter_gets_a_gradient(self, cfg: CfgNode) -> None:
         backbone = self.build(cfg)
-        pull(list(backbone(torch.randn(1, 3, 64, 64)).values()))
+        run_backward(list(backbone(torch.randn(1, 3, 64, 64)).values()))
         unused = without_gradient(backbone)
         assert [name for name in unused if not name.startswith(self.fixed or "\0")] == []
 

@@ -41,7 +41,7 @@ def without_gradient(module: nn.Module, *inputs: Tensor) -> list[str]:
     return [str(name) for name, value in tensors.items() if value.grad is None]
 
 
-def pull(tensors: list[Tensor]) -> None:
+def run_backward(tensors: list[Tensor]) -> None:
     """Run a backward pass with a random gradient for every element."""
     g = torch.Generator().manual_seed(9)
     total = sum((value * torch.randn(value.shape, generator=g)).sum() for value in tensors)

@@ -10,7 +10,7 @@ from detectron2.modeling import build_sem_seg_head
 
 from mask_former.structures import layer_predictions
 
-from .common import CLASSES, SHAPES, make_features, pull, small, without_gradient
+from .common import CLASSES, SHAPES, make_features, run_backward, small, without_gradient
 
 
 class HeadBattery:
@@ -40,7 +40,7 @@ class HeadBattery:
         head = self.build(cfg).train()
         features = {name: value.requires_grad_() for name, value in make_features().items()}
         predictions = layer_predictions(head(features))
-        pull([p[name] for p in predictions for name in ("pred_logits", "pred_masks")])
+        run_backward([p[name] for p in predictions for name in ("pred_logits", "pred_masks")])
         assert without_gradient(head, *(features[name] for name in self.maps)) == []
 
     def test_images_of_a_batch_do_not_affect_each_other(self, cfg: CfgNode) -> None:

@@ -78,7 +78,7 @@ class MapperBattery:
         self.build(cfg)(record)
         assert record == before
 
-    def test_a_seed_fixes_the_example_also_in_a_worker(
+    def test_a_seed_determines_the_example_even_in_a_worker(
         self, cfg: CfgNode, record: dict[str, Any]
     ) -> None:
         mapper = self.build(cfg)

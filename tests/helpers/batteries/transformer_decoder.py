@@ -13,7 +13,7 @@ from mask_former.modeling import all_predictions
 from mask_former.modeling.transformer_decoder.base import build_transformer_decoder
 from mask_former.structures import layer_predictions
 
-from .common import CLASSES, HIDDEN, MASK_DIM, QUERIES, pull, small, without_gradient
+from .common import CLASSES, HIDDEN, MASK_DIM, QUERIES, run_backward, small, without_gradient
 
 
 class TransformerDecoderBattery:
@@ -68,7 +68,7 @@ class TransformerDecoderBattery:
         maps, mask_features = self.inputs()
         inputs = [value.requires_grad_() for value in (*maps, mask_features)]
         every = decoder.decode(maps, mask_features, all_layers=True)
-        pull([p[name] for p in every for name in ("pred_logits", "pred_masks")])
+        run_backward([p[name] for p in every for name in ("pred_logits", "pred_masks")])
         assert without_gradient(decoder, *inputs) == []
 
     def test_images_of_a_batch_do_not_affect_each_other(self, cfg: CfgNode) -> None:
