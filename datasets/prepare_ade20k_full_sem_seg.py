@@ -4,7 +4,7 @@
     python datasets/prepare_ade20k_full_sem_seg.py [--root DIR] [--workers N]
 
 Below DIR/ADE20K_2021_17_01, images/ADE becomes images_detectron2 and annotations_detectron2: 847
-classes in 16-bit TIFFs, 65535 ignored, and no shorter side of more than 512 pixels. See
+classes in 16-bit TIFFs, 65535 ignored, with shorter sides of at most 512 pixels. See
 datasets/README.md. After an interruption, the same command continues where it stopped.
 """
 
@@ -61,7 +61,7 @@ def prepare(root: Path, workers: int = 1) -> None:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """List all images below a folder, and missing ones, whose annotation exists, for the error."""
+    """List all images below a folder, and also missing images that have an annotation."""
     images = {path for path in folder.rglob("*.jpg") if not path.name.startswith(".")}
     for path in folder.rglob("*_seg.png"):
         images.add(path.with_name(f"{path.stem.removesuffix('_seg')}.jpg"))

@@ -135,8 +135,8 @@ def panoptic_ids(
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
     """Make the segments of an image: one per stuff class of the semantic map, one per instance.
 
-    Instances take precedence over the semantic map. Other pixels become void if the map labels
-    them as a thing, because their instance is unknown, or does not label them.
+    Instances take precedence over the semantic map. Other pixels become void if the map does not
+    label them, or labels them as a thing, whose instance is then unknown.
 
     Args:
         semantic: H×W, 0 unlabelled, classes from 1.

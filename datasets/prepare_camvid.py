@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--hold-out",
         metavar="DRIVE",
-        help="train without a drive, such as 0006R0, and validate on it: of the training images "
-        "those of DRIVE become val, the others train; give a separate --output",
+        help="train without a drive, such as 0006R0, and validate on it: the training images of "
+        "DRIVE become val, the others train; give a separate --output",
     )
     args = parser.parse_args(arguments)
     output = args.output or datasets_root() / "camvid"
@@ -133,7 +133,7 @@ def hold_out(records: list[dict[str, Any]], drive: str) -> dict[str, list[dict[s
     if not all(splits.values()):
         raise ValueError(
             f"--hold-out {drive}: the training images have the drives "
-            f"{sorted(set(map(_drive, records)))}; expected one of several."
+            f"{sorted(set(map(_drive, records)))}; expected one of them, and at least one other."
         )
     return splits
 

@@ -3,7 +3,7 @@
 
 python demo/app.py                                      the models of model_zoo/
 python demo/app.py --weights output/mine/model_final.pth output/other
-python demo/app.py --weights W.pkl --config-file F      a checkpoint that carries no config
+python demo/app.py --weights W.pkl --config-file F      a checkpoint without a config
 
 Requires `pip install -r requirements/app.txt`. The page loads nothing from the web and sends
 nothing there; unless --host is given, only this machine can open it.
@@ -64,10 +64,10 @@ def parse(argv: Sequence[str] | None) -> PageArguments:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="checkpoints, output folders of trainings, URLs or names of model_zoo/, offered "
+        help="checkpoints, output folders of training runs, URLs or names of model_zoo/, offered "
         "besides those of model_zoo/; the first is loaded at the start, others when chosen",
     )
-    add("--config-file", metavar="FILE", help="config of the --weights that do not carry theirs")
+    add("--config-file", metavar="FILE", help="config of the --weights that contain none")
     add("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (%(default)s)")
     add("--port", type=int, default=7860, help="(%(default)s)")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compute the class map of an image with an exported model, ONNX Runtime and numpy, no torch.
+"""Compute the class map of an image with an exported model, in ONNX Runtime, without torch.
 
 python tools/export.py --config-file model_zoo/camvid_semantic.yaml --dynamic --output camvid
 python demo/onnx_example.py camvid street.jpg classes.png

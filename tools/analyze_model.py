@@ -8,7 +8,7 @@ python tools/analyze_model.py --config-file F --num-images 20 --json counts.json
 Only the network is counted: backbone and head, for one image, without the post-processing of its
 outputs. Neither weights nor data are needed; --num-images uses the sizes of the test set's images.
 
-Counts follow fvcore's rules: one multiply-add counts as one; batch norms cost nothing, because they
+Counts follow fvcore's rules: a multiply-add counts once; batch norms cost nothing, because they
 can be folded into the convolutions before them; activations are the outputs of convolutions and
 matrix products. Every supervised decoder layer predicts, as in training and in published counts;
 --inference counts only the last layer's prediction, which is all that inference computes.

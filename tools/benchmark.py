@@ -228,10 +228,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     pixels: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "PIXELS"}
     add("--config-file", required=True, metavar="FILE", help="the model's YAML config")
     add("--mode", choices=list(MODES), default="inference", help="default: %(default)s")
-    add("--size", **pixels, default=[512], help="of the images: one side, or height and width")
-    add("--output-size", **pixels, help="of the results (default: that of the images)")
+    add("--size", **pixels, default=[512], help="image size: one side, or height and width")
+    add("--output-size", **pixels, help="size of the results (default: that of the images)")
     add("--batch", type=int, default=1, metavar="N", help="images per step (default: %(default)s)")
-    add("--targets", type=int, default=12, metavar="N", help="per image (default: %(default)s)")
+    add("--targets", type=int, default=12, metavar="N", help="targets per image (%(default)s)")
     add(
         "--segments",
         type=int,
@@ -245,7 +245,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         type=int,
         default=2,
         metavar="N",
-        help="rounds before them (default: %(default)s)",
+        help="warm-up rounds before them (default: %(default)s)",
     )
     add("--precision", choices=list(PRECISIONS), help="default: the config's")
     add("--peer-precision", choices=list(PRECISIONS), default="fp32", help="default: %(default)s")
@@ -267,9 +267,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     add_plugin_argument(parser)
     add("opts", nargs="*", metavar="KEY VALUE", help="config values")
     words = list(sys.argv[1:] if argv is None else argv)
-    # Options with several values would consume the config keys, too.
+    # Options with several values would consume the config keys, too. --compare values have spaces.
     groups = get_mask_former_cfg()
-    keys = (word.split(".")[0] in groups and " " not in word for word in words)  # not --compare's
+    keys = (word.split(".")[0] in groups and " " not in word for word in words)
     first = next((i for i, is_key in enumerate(keys) if is_key), len(words))
     args = Arguments(**vars(parser.parse_args([*words[:first], "--", *words[first:]])))
     for name in ("size", "output_size"):

@@ -7,8 +7,8 @@
 
 The data are random blobs, and only the criterion is measured. The plain version follows the paper's
 formulas one layer after another, upsamples every matched mask to full size and uses autograd; both
-are run interleaved. Memory is the peak of a step in addition to predictions and
-targets; it includes the gradients of the predictions.
+run interleaved. Memory is the peak of a step in addition to predictions and targets; it includes
+the gradients of the predictions.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     """Parse the command line; exit with a message if it is invalid."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--targets", type=int, nargs="+", default=[10, 50, 200, 500], help="per image")
+    add("--targets", type=int, nargs="+", default=[10, 50, 200, 500], help="targets per image")
     add("--queries", type=int, default=100)
     add("--images", type=int, default=2)
     add("--layers", type=int, default=6, help="supervised decoder layers")

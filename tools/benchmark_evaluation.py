@@ -5,8 +5,7 @@ python tools/benchmark_evaluation.py --images 200 --classes 150
 
 The dataset is synthetic: blobs of classes, and predictions with some wrong classes and shifted
 outlines. Both evaluators get the same outputs, interleaved, and must agree to the last digit. The
-time is that of process() for every image and of evaluate(); CPU seconds are the sum over all
-processes.
+times cover process() for every image and evaluate(); CPU seconds are the sum over all processes.
 """
 
 from __future__ import annotations

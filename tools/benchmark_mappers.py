@@ -4,7 +4,7 @@
 python tools/benchmark_mappers.py --config-file configs/ade20k-150/maskformer_R50_bs16_160k.yaml
 python tools/benchmark_mappers.py --config-file configs/camvid/F.yaml --own-data --rounds 5
 
-The images are synthetic and of --size; --own-data reads those of the config's dataset instead. The
+The images are synthetic; --own-data reads images of the config's dataset instead. The
 plain mapper runs detectron2's augmentations one after another on 64-bit label maps, creates the
 masks one at a time and pads last. Both run interleaved, image by image, with the same seeds.
 """
@@ -40,7 +40,7 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.utils.errors import message_of
 
 SEGMENTS = 12  # segments of a synthetic image
-NOISE = 6.0  # standard deviation, for pixels in 0 … 255: JPEGs have about 3 bits per pixel
+NOISE = 6.0  # standard deviation, for pixels in 0 … 255; gives JPEGs of about 3 bits per pixel
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 

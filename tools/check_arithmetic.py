@@ -75,7 +75,7 @@ def summarize(report: str) -> tuple[dict[str, int], list[str]]:
     """Read the numbers of tests by outcome, and the failed tests, from a report of pytest.
 
     Raises:
-        ValueError: the report ends without numbers, because pytest did not run.
+        ValueError: if the report ends without numbers, because pytest did not run.
     """
     lines = report.strip().splitlines() or [""]
     counts = {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", lines[-1])}

@@ -8,7 +8,7 @@ also runs if torch or detectron2 is missing or broken: `gather` collects the fac
 large packages in a separate process, and each check is a pure function of these facts.
 """
 
-from __future__ import annotations  # so that Python 3.8 reaches the check that it is too old
+from __future__ import annotations  # so that Python 3.8 gets as far as the version check
 
 import importlib.util
 import json
@@ -288,7 +288,7 @@ def check_setuptools(env: Environment) -> Iterator[Finding]:
     """Warn about a setuptools without pkg_resources."""
     version = env.distributions.get("setuptools", "none")
     if "detectron2" in env.modules and not (0, 0) < numbers(version) < (81, 0):
-        text = f"detectron2.model_zoo needs pkg_resources, of setuptools<81; found {version}"
+        text = f"detectron2.model_zoo needs pkg_resources from setuptools<81; found {version}"
         yield Finding(text, env.pip('install "setuptools<81"'), must=False)
 
 

@@ -264,9 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights",
         default="output/shapes_demo",
-        help="a checkpoint, or an output folder of a training",
+        help="a checkpoint, or the output folder of a training run",
     )
-    parser.add_argument("--config-file", help="config of weights that carry none")
+    parser.add_argument("--config-file", help="config, if the checkpoint contains none")
     parser.add_argument("--input", type=Path, required=True, help="an image")
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="a folder")
     parser.add_argument("--num", type=int, default=4, help="queries to show (default: 4)")

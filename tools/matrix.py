@@ -5,7 +5,7 @@
     python3 tools/matrix.py --only py310 py312  # some cells (--list names them)
 
 Each cell has its own environment (tools/install.py) below --cache, 6 GB with a CUDA build of torch,
-which later runs use again. --detectron2 FOLDER installs a checkout of detectron2 instead of the
+which later runs reuse. --detectron2 FOLDER installs a checkout of detectron2 instead of the
 wheel. The cells of this run get a new row in docs/tested_on.md; the others keep theirs.
 """
 

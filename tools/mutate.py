@@ -35,7 +35,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = ROOT / "tests" / "mutation" / "equivalent.txt"
 
-# Options and tests of each package; tests of the memory are left out, because they are slow.
+# Options and tests of each package; memory tests are left out, because they are slow.
 FAST = ("-k", "not memory")
 TESTS = {
     "losses": (

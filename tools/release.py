@@ -2,12 +2,12 @@
 """Build the source archive and the wheel, and try the wheel in an empty environment.
 
     python tools/release.py            # dist/*.tar.gz and dist/*.whl, from the committed files
-    python tools/release.py --rehearse # with uncommitted files, and without the checks before
+    python tools/release.py --rehearse # with uncommitted files, without the checks before the build
 
 The version is that of mask_former/__init__.py. Checks before the build: everything is committed,
-CHANGELOG.md has a heading for the version and nothing under "Unreleased", and the tag is free.
+CHANGELOG.md has a heading for the version and nothing under "Unreleased", and the tag is new.
 Checks after it: the wheel holds every module, table, config and weight file; installed into an
-empty environment, it predicts a photo, and demo/demo.py draws the result. You tag and upload.
+empty environment, it segments a photo, and demo/demo.py draws the result. Tagging is up to you.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def check_wheel(wheel: Path, files: Iterable[Path]) -> int:
 
 
 def make_environment(folder: Path, wheel: Path, *, borrow: bool) -> Path:
-    """Install the wheel into a new environment, and its requirements, too.
+    """Install the wheel and its requirements into a new environment.
 
     Args:
         folder: folder of the environment.

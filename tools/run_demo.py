@@ -93,7 +93,7 @@ def train(weights: Path) -> None:
 
 
 def evaluate(results: Path, weights: Path) -> float:
-    """Return the PQ of the weights, in percent; evaluate them only if the training has not."""
+    """Return the PQ of the weights, in percent; evaluate them unless training has done so."""
     if not is_newer(results, weights):
         run("evaluation", evaluate_command(weights))
     return json.loads((ROOT / results).read_text())[DATASET]["panoptic_seg"]["PQ"]

@@ -69,7 +69,7 @@ class Models:
 def display_names(sources: Sequence[str]) -> list[str]:
     """Return a short name for each source: the shortest end of its path that is unique.
 
-    Most trainings name their checkpoints alike, so the folder becomes part of the name.
+    Checkpoints of different runs often have the same file name; then the folder is added to it.
 
     Raises:
         ValueError: if a source is given twice.

@@ -255,7 +255,7 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _advice(self, fit: WeightsFit, file_classes: Sequence[str] | None) -> list[str]:
-        """Return advice if the file has other classes or queries and was loaded without a rule."""
+        """Return advice if the file has other classes or queries and is loaded as it is."""
         if self.finetuning is not None:
             return []
         how = "set MODEL.MASK_FORMER.FINETUNE True to carry over"

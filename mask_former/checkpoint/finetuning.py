@@ -1,7 +1,7 @@
 """Fine-tuning: load a checkpoint that has other classes or another number of queries.
 
 Rows of the class layer are carried over by class name; the row of "no object" always is. Queries
-are cut or repeated.
+are truncated or repeated.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def class_rows(
 ) -> dict[str, int]:
     """Return the number of classes in the file for each parameter with one row for each class.
 
-    Queries are classes only in models without a classifier of queries: if the file or the model
-    has one, parameters with one row for each query are left out.
+    A query stands for a class only in models that do not classify their queries: if the file or
+    the model has a classifier, parameters with one row for each query are left out.
     """
     classifier = [name for name in rows.classes if name not in rows.queries]
     classifies = any(name in side for name in classifier for side in (weights, state))

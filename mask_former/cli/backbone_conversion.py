@@ -36,7 +36,7 @@ def convert_file(source: Path, output: Path, convert: Converter) -> str:
         source: The original checkpoint.
         output: A ``.safetensors``, ``.pth`` or ``.pkl`` file.
         convert: Function that converts the state dict of ``source`` into weights with this
-            project's names, and the keys of ``MODEL`` that build their backbone.
+            project's names, and returns them with the ``MODEL`` settings of their backbone.
 
     Returns:
         A report: the number of entries, and the YAML of a config that uses them.

@@ -5,9 +5,10 @@ python tools/check_dataset.py --images A --json instances.json                 #
 python tools/check_dataset.py --images A --json panoptic.json --panoptic-root P
 python tools/check_dataset.py --dataset camvid_sem_seg_train --sheet sheet.png # a registered one
 
-The command prints one line for each finding: errors, and notes, which may be intended (an image
-without labels, a class that never occurs); then how often each class occurs, and the config lines
-that fit the data. Sizes are width×height in pixels, with any EXIF rotation applied.
+The command prints one line for each finding, either an error or a note on something that may be
+intended (an image without labels, a class that never occurs), then how often each class occurs,
+and the config lines that fit the data. Sizes are width×height in pixels, with any EXIF rotation
+applied.
 
 Exit code: 0; 1 if there is an error, or if nothing could be checked.
 """

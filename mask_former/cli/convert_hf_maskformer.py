@@ -3,11 +3,11 @@
     python tools/convert_hf_maskformer.py FOLDER --output DIR [--dataset coco_2017_val_panoptic]
     python tools/convert_hf_maskformer.py --to-hf CONFIG WEIGHTS --output DIR
 
-The first command writes config.yaml and model.safetensors with all that MaskFormerPredictor needs
-(which can also read FOLDER directly). --dataset names the dataset that the checkpoint was trained
-on, which defines the thing classes; without it, only semantic results are turned on. The second
-command writes config.json, preprocessor_config.json and model.safetensors for
-MaskFormerForInstanceSegmentation.from_pretrained. Neither needs transformers.
+The first command writes config.yaml and model.safetensors with all that MaskFormerPredictor needs;
+MaskFormerPredictor can also read FOLDER directly. --dataset names the dataset that the checkpoint
+was trained on, which defines the thing classes; without it, only semantic results are turned on.
+The second command writes config.json, preprocessor_config.json and model.safetensors for
+MaskFormerForInstanceSegmentation.from_pretrained. Neither command needs transformers.
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> 
     check_fit(checkpoint, folder)
     config_file, weights_file = output / "config.yaml", output / "model.safetensors"
     settings["MODEL"]["WEIGHTS"] = weights_file.name  # found next to the config
-    write_weights(weights, weights_file, names, carried_data(settings, names))
+    write_weights(weights, weights_file, names, inference_entry(settings, names))
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     text = f"# From a transformers MaskFormer, by tools/convert_hf_maskformer.py.\n{text}"
     replace_file(config_file, lambda part: part.write_text(text, encoding="utf-8"))
     return [config_file, weights_file]
 
 
-def carried_data(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Build the ``inference`` entry of the weights: their class names, the dataset's colours."""
+def inference_entry(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Build the ``inference`` entry: the weights' class names, with the dataset's colours."""
     cfg = cfg_from_settings(settings, [], "config.yaml")
     return inference_data(cfg, replace(classes_of(cfg), names=list(names)))
 
@@ -107,7 +107,8 @@ def carried_data(settings: dict[str, Any], names: Sequence[str]) -> dict[str, An
 def set_dataset(settings: dict[str, Any], dataset: str) -> None:
     """Set the dataset in the config, and turn on panoptic results if it is a panoptic dataset."""
     if dataset not in DatasetCatalog:
-        raise KeyError(f"There is no dataset {dataset!r}; known are {', '.join(DatasetCatalog)}.")
+        names = sorted(DatasetCatalog)
+        raise KeyError(f"There is no dataset {dataset!r}; expected one of {names}.")
     metadata = MetadataCatalog.get(dataset)
     known = metadata.get("stuff_classes", None) or metadata.get("thing_classes", None) or []
     classes = settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"]

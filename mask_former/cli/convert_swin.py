@@ -35,7 +35,7 @@ def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """Convert the official state dict to that of ``D2SwinTransformer``.
 
     Returns:
-        The weights, ``backbone.…``, and the keys of ``MODEL`` that build their backbone.
+        The weights, named ``backbone.…``, and the ``MODEL`` settings of their backbone.
 
     Raises:
         ValueError: If it is not the state dict of a Swin Transformer (the first version).
@@ -61,7 +61,7 @@ def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 
 
 def swin_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the keys of ``MODEL.SWIN`` that build the backbone of an official state dict."""
+    """Return the ``MODEL.SWIN`` settings of the backbone of an official state dict."""
     stages = _stages(weights)
     tables = [
         weights[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in stages
@@ -80,7 +80,7 @@ def swin_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _side(positions: Tensor) -> int:
-    """Return the side, in patches, of the square image that a position embedding 1×HW×C is for."""
+    """Return the side, in patches, of the square image of a position embedding (1×HW×C)."""
     return math.isqrt(positions.shape[1])
 
 

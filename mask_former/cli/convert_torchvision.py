@@ -70,7 +70,7 @@ def convert(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """Convert torchvision's state dict to detectron2's.
 
     Returns:
-        The weights, ``backbone.…``, without the classifier, and the keys of ``MODEL`` that build
+        The weights, named ``backbone.…``, without the classifier, and the ``MODEL`` settings of
         their backbone.
 
     Raises:
@@ -99,7 +99,7 @@ def rename(name: str) -> str:
 
 
 def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the keys of ``MODEL.RESNETS`` that build the backbone of converted weights.
+    """Return the ``MODEL.RESNETS`` settings of the backbone of converted weights.
 
     Raises:
         ValueError: If detectron2 has no such ResNet.

@@ -95,7 +95,7 @@ def use_custom_data(
             )
         return list(opts)
     _check_arguments(data, given)
-    # An evaluation must not replace the table of the training in the same folder.
+    # An evaluation must not replace the table of the training run in the same folder.
     file_name = f"{data.name}{'_eval' if evaluation else ''}_table.json"
     table = _table(data, Path(cfg.OUTPUT_DIR).absolute() / file_name)
     write_table(table)

@@ -40,7 +40,8 @@ class DatasetIds:
                 nor an instance dataset.
         """
         if name not in DatasetCatalog:
-            raise KeyError(f"--dataset: there is no {name!r}; known are {sorted(DatasetCatalog)}.")
+            known = sorted(DatasetCatalog)
+            raise KeyError(f"--dataset: there is no dataset {name!r}; expected one of {known}.")
         metadata = MetadataCatalog.get(name)
         category_ids: dict[int, int] = {}
         for kind in ("stuff", "thing"):
@@ -104,7 +105,10 @@ class DatasetIds:
         best = [c for c, n in zip(candidates, agreement, strict=True) if n == max(agreement)]
         if len(best) != 1:
             found = "no image" if not best else f"{len(best)} images"
-            raise ValueError(f"{self.source} has {found} named {file.name}.")
+            raise ValueError(
+                f"{self.source} has {found} named {file.name}; expected one: give the dataset of "
+                "these images, and keep its folder structure."
+            )
         return best[0][1]
 
 

@@ -73,7 +73,8 @@ class Classes(NamedTuple):
             ValueError: If its metadata does not describe semantic labels.
         """
         if dataset not in DatasetCatalog:
-            raise KeyError(f"There is no dataset {dataset!r}; known are {sorted(DatasetCatalog)}.")
+            known = sorted(DatasetCatalog)
+            raise KeyError(f"There is no dataset {dataset!r}; expected one of {known}.")
         metadata = MetadataCatalog.get(dataset)
         names, ignored = metadata.get("stuff_classes"), metadata.get("ignore_label")
         if names is None or ignored is None:

@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> ExportArguments:
         metavar=("H", "W"),
         help="pixels, multiples of 32; default: a square of INPUT.MIN_SIZE_TEST, rounded up",
     )
-    add("--dynamic", action="store_true", help="leave batch and size open; else 1 image of --size")
+    add("--dynamic", action="store_true", help="any batch and image size, not one image of --size")
     add("--verify", action="store_true", help="compare with the model, and time both")
     add("--random-weights", action="store_true", help="ignore MODEL.WEIGHTS, to try an export")
     add_plugin_argument(parser)
@@ -112,10 +112,10 @@ def load_model(cfg: CfgNode, random_weights: bool) -> nn.Module:
 
 
 def size_of(size: Sequence[int] | None, cfg: CfgNode) -> tuple[int, int]:
-    """Return the input size (H, W) in pixels: ``--size``, by default a square as in its help.
+    """Return the input size (H, W) in pixels: ``size``, or a square of ``INPUT.MIN_SIZE_TEST``.
 
     Raises:
-        ValueError: If a side of ``--size`` is not a multiple of 32, or less than 64.
+        ValueError: If a side of ``size`` is not a multiple of 32, or is less than 64.
     """
     side = -(-cfg.INPUT.MIN_SIZE_TEST // STRIDE) * STRIDE or 512
     height, width = size or (side, side)
@@ -182,11 +182,11 @@ def verify(
     total = len(runners) * (len(shapes) + ROUNDS + 1)
     with tqdm(total=total, desc="verifying", unit="run") as progress:
         for name, (eager, exported) in runners.items():
-            for batch, one in shapes:
-                parity = compare(eager, exported, make_images(model, batch, one))
+            for batch, (height, width) in shapes:
+                parity = compare(eager, exported, make_images(model, batch, (height, width)))
                 agree = agree and parity.holds
                 rows.append(
-                    f"{name:12} {batch:5} {one[0]:5}×{one[1]:<5} {parity.difference:11.1e} "
+                    f"{name:12} {batch:5} {height:5}×{width:<5} {parity.difference:11.1e} "
                     f"{'ok' if parity.holds else 'DIFFERENT'}"
                 )
                 progress.update()

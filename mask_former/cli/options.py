@@ -91,7 +91,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="number of images at once; those of one size share a forward pass (default: 1)",
+        help="images at once; those of equal size share a forward pass (default: 1)",
     )
     add_plugin_argument(parser)
     add(
@@ -118,9 +118,9 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
         "--kinds",
         nargs="+",
         choices=list(RESULTS),
-        help="results to compute, whether the config turns them on or not. By default the first "
-        "of panoptic, instance and semantic that the config turns on, all that it turns on for "
-        "npz, and those that the formats of --save need",
+        help="results to compute, even if the config turns them off. Default: the first of "
+        "panoptic, instance and semantic that the config turns on (for npz, all of them), and "
+        "those that the other formats of --save need",
     )
     add(
         "--confidence-threshold",

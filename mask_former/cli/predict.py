@@ -152,7 +152,7 @@ class Demo:
         return plan_outputs(inputs, self.to_draw, self._output, suffixes)
 
     def writer(self, inputs: Sequence[Path]) -> AbstractContextManager[ResultWriter | None]:
-        """Create the writer of all formats except drawings; a context of None if there are none.
+        """Create the writer of all formats except drawings; the context is None if there are none.
 
         Raises:
             ValueError: If --output is not a folder, or an input lies in one of its subfolders.

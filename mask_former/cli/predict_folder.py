@@ -86,8 +86,8 @@ def files_of(args: PredictFolderArguments) -> list[tuple[Path, str]]:
     """Find the images and the names of their results, in the same order in every process.
 
     Raises:
-        FileNotFoundError, ValueError: If the folder is missing or has no images, the output would
-            mix with it, or two images would get the same name.
+        FileNotFoundError, ValueError: If the folder is missing or has no images, results would
+            become inputs or replace them, or two images would get the same name.
     """
     if not args.input.is_dir():
         raise FileNotFoundError(f"--input {args.input}: no such folder")
@@ -104,7 +104,7 @@ def files_of(args: PredictFolderArguments) -> list[tuple[Path, str]]:
 
 
 def check_settings(args: PredictFolderArguments) -> None:
-    """Check that the results in the output folder have the same options; store these if it is new.
+    """Check that the output folder was started with the same options; store them in a new folder.
 
     Raises:
         ValueError: If an option differs; the message names it.

@@ -76,7 +76,7 @@ class Ranks:
 
         Args:
             counts: Counts of this process.
-            last: Function that the first process calls; if a process was lost, each other one does.
+            last: Function that the first process calls; if a process was lost, all others call it.
 
         Returns:
             The sums of the counts over all processes; None if a process was lost.

@@ -2,7 +2,7 @@ r"""Train or evaluate the model of a config.
 
 python tools/train_net.py --config-file configs/camvid/maskformer_efficientnet_lite0_bs8.yaml
 python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS model.safetensors
-python tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True  # also scales, flips
+python tools/train_net.py --config-file F --eval-only TEST.AUG.ENABLED True  # also with TTA
 python tools/train_net.py --config-file F --num-gpus 8 OUTPUT_DIR out SOLVER.BASE_LR 0.0002
 torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 
@@ -96,7 +96,7 @@ def _reporting_mistakes() -> Iterator[None]:
 def _is_mistake(error: BaseException) -> bool:
     """Return True if a check of this package raised ``error`` before the first step.
 
-    Other errors keep their traceback: those during a training or an evaluation, and bugs of this
+    Other errors keep their traceback: those during training or evaluation, and bugs of this
     package or of a plug-in, such as the ``KeyError`` of a dict.
     """
     code = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]

@@ -27,9 +27,9 @@ from mask_former.utils.errors import message_of
 __all__ = ["check_classes", "check_registered", "checked_training_set"]
 
 SAMPLE = 20
-"""Number of images that are read of each dataset."""
+"""Number of images that are read from each dataset."""
 FILE_KEYS = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
-ADVICE = "tools/check_dataset.py checks every file; DATASETS.CHECK 'off' checks none."
+ADVICE = "tools/check_dataset.py checks every file; DATASETS.CHECK 'off' skips this check."
 
 
 def check_registered(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:
@@ -70,8 +70,8 @@ def check_classes(cfg: CfgNode, datasets: Iterable[str]) -> None:
         datasets: Names of registered datasets.
 
     Raises:
-        ValueError: If the number of classes differs, the ignore label is a class id, or a
-            per-pixel model ignores another label than the dataset.
+        ValueError: If the number of classes differs, the ignore label is a class id, or the
+            ignore labels of a per-pixel model and of the dataset differ.
     """
     if cfg.MODEL.META_ARCHITECTURE not in OWN_ARCHITECTURES:
         return
@@ -103,7 +103,8 @@ def _check_ignore_label(cfg: CfgNode, name: str, ignore_label: int) -> None:
             f"The dataset {name!r} has the ignore_label {ignore_label}, which is a class id, "
             f"because MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}: training would skip "
             "the pixels of that class. Set ignore_label in the dataset's metadata to "
-            f"{head.NUM_CLASSES} or more (65535 in 16-bit label maps), and pixels to ignore to it."
+            f"{head.NUM_CLASSES} or more (65535 in 16-bit label maps), and give that label to the "
+            "pixels to ignore."
         )
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and ignore_label != head.IGNORE_VALUE:
         raise ValueError(
@@ -116,7 +117,7 @@ def _check_ignore_label(cfg: CfgNode, name: str, ignore_label: int) -> None:
 def checked_training_set(cfg: CfgNode, mapper: Any) -> Sequence[Record] | None:
     """Load the dicts of ``DATASETS.TRAIN``, and check them and those of ``DATASETS.TEST``.
 
-    All files must exist. Of each dataset, 20 evenly spread images and their annotations are read:
+    All files must exist. From each dataset, 20 evenly spaced images and their annotations are read:
     training data as the mapper reads them, test data according to the classes in the dataset's
     metadata. The check takes seconds, and draws no random numbers.
 
@@ -125,7 +126,8 @@ def checked_training_set(cfg: CfgNode, mapper: Any) -> Sequence[Record] | None:
         mapper: Mapper of the training set.
 
     Returns:
-        The argument ``dataset`` of ``build_detection_train_loader``; None if nothing was checked.
+        The training dicts, for the argument ``dataset`` of ``build_detection_train_loader``; None
+        if nothing was checked.
 
     Raises:
         FileNotFoundError: If files are missing.
@@ -157,12 +159,12 @@ def _check(records: Sequence[Record], where: str, errors_of: Callable[[Record], 
     errors = [error for i in chosen for error in errors_of(records[i])[:1]]
     if errors:
         raise ValueError(
-            f"{where}: {len(errors)} of {len(chosen)} images that were checked have errors. "
+            f"{where}: {len(errors)} of the {len(chosen)} checked images have errors. "
             f"{' '.join(errors[:3])} {ADVICE}"
         )
     logging.getLogger(__name__).info(
-        f"{where}: the files of {len(records)} images exist; the {len(chosen)} images "
-        "that were checked have no errors."
+        f"{where}: the files of {len(records)} images exist; the {len(chosen)} checked images have "
+        "no errors."
     )
 
 

@@ -27,7 +27,7 @@ class WeightAverage(AveragedModel):
         Args:
             model: Trained model, without a wrapper for distributed training.
             decay: Decay of the average, in [0, 1).
-            start_iter: Iteration whose weights the average starts with. Until then it is a copy of
+            start_iter: Iteration at which averaging starts. Until then, the average is a copy of
                 the trained weights.
 
         Raises:
@@ -46,7 +46,7 @@ class WeightAverage(AveragedModel):
         return cls(model, node.DECAY, node.START_ITER) if node.ENABLED else None
 
     def update(self, model: nn.Module, iteration: int) -> None:
-        """Add the weights of ``model`` after the step of ``iteration``, which counts from 0."""
+        """Add the weights that ``model`` has after the step ``iteration``, counted from 0."""
         if iteration <= self.start_iter:
             self.n_averaged.zero_()  # makes torch copy the weights
         self.update_parameters(model)

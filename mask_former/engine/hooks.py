@@ -61,7 +61,7 @@ class ReportProgress(HookBase):
 class BestCheckpointer(hooks.BestCheckpointer):
     """detectron2's hook, which also continues after ``--resume`` and refuses an unknown metric.
 
-    The file has an entry ``best`` with the metric's name, its value and the iteration;
+    ``model_best.pth`` has an entry ``best`` with the metric's name, its value and the iteration;
     ``--resume`` does not continue from this file. Higher values are better, except for losses
     (``val_…``).
     """
@@ -81,7 +81,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             raise ValueError(
                 f"TEST.BEST_METRIC is {metric!r}, but with DATASETS.TEST "
                 f"{tuple(cfg.DATASETS.TEST)} and TEST.EVAL_PERIOD {period} nothing is evaluated "
-                "while training: set both, or leave TEST.BEST_METRIC empty."
+                "during training: set both, or leave TEST.BEST_METRIC empty."
             )
         mode = "min" if "val_" in metric and "loss" in metric else "max"
         super().__init__(period, checkpointer, metric, mode)

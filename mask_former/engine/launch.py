@@ -1,4 +1,4 @@
-"""Start the processes of a training or an evaluation."""
+"""Start the processes of a training run or an evaluation."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _gradient_norm(model: nn.Module, optimizer: torch.optim.Optimizer, scale: fl
         return f"{float(torch.nn.utils.get_total_norm(gradients)) / scale:.4g}"
     norm: Tensor | None = getattr(optimizer, "gradient_norm", None)
     if norm is None:
-        return "unknown before the first step, or unless SOLVER.CLIP_GRADIENTS clips by full_model"
+        return "unknown, recorded after each step if SOLVER.CLIP_GRADIENTS clips by full_model"
     return f"{float(norm):.4g} in the previous step, before clipping"
 
 

@@ -117,8 +117,8 @@ def _started(cfg: CfgNode) -> Iterator[CfgNode]:
 def logging_to(folder: str) -> Iterator[None]:
     """Log to the console and to ``log.txt`` in ``folder`` within the context.
 
-    Otherwise detectron2's handlers would remain after the context, and a second training run in a
-    notebook would print each line twice.
+    detectron2's handlers are removed afterwards; otherwise a second training run in a notebook
+    would print each line twice.
     """
     before = {}
     for name in _LOGGERS:

@@ -32,7 +32,7 @@ LOGGERS = ("json", "tensorboard", "wandb")
 
 
 def check_loggers(cfg: CfgNode) -> None:
-    """Check that ``LOGGERS`` are known and installed.
+    """Check that the loggers in ``LOGGERS`` are known and installed.
 
     Raises:
         ValueError: If one is unknown.
@@ -125,7 +125,7 @@ class _WithMemory(logging.LoggerAdapter):
 
 
 class CpuMetricPrinter(CommonMetricPrinter):
-    """Printer of detectron2's losses, speed and ETA, with the peak memory of the process."""
+    """detectron2's printer of losses, speed and ETA, with the peak memory of the process."""
 
     def __init__(self, max_iter: int | None = None) -> None:
         super().__init__(max_iter)

@@ -39,7 +39,7 @@ def build_evaluator(
     """Build the evaluators for a dataset's ``evaluator_type`` and a model's results.
 
     Args:
-        cfg: Config; ``MODEL.MASK_FORMER.TEST.*_ON`` are the model's results, and
+        cfg: Config; ``MODEL.MASK_FORMER.TEST.*_ON`` choose the model's results, and
             ``TEST.SAVE_PREDICTIONS`` also writes semantic and panoptic predictions to files.
         dataset_name: A registered dataset.
         output_folder: Folder for predictions; None: ``OUTPUT_DIR/inference``.

@@ -30,7 +30,7 @@ class COCOEvaluator(d2.COCOEvaluator):
 
     The ground truth is the metadata's ``json_file``; without one, the things of its
     ``panoptic_json``; without either, the annotations in the dataset's dicts, as in detectron2.
-    They may cover a subset of the model's classes, for example the things 8 to 10 of 11 classes.
+    It may cover a subset of the model's classes, for example the things 8 to 10 of 11 classes.
     Annotations may lack ``iscrowd``, ``area`` and ``bbox``, and may have the id 0, which COCO's
     code mistakes for "no match".
     """

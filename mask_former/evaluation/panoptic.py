@@ -187,8 +187,8 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
         groups = {"": None, "_th": self._is_thing, "_st": ~self._is_thing}
         results: dict[str, float] = {}
         rows = []
-        for name, (suffix, of) in zip(("All", "Things", "Stuff"), groups.items(), strict=True):
-            means, count = quality.mean(of)
+        for name, (suffix, flags) in zip(("All", "Things", "Stuff"), groups.items(), strict=True):
+            means, count = quality.mean(flags)
             percent = [100 * float(mean) for mean in means]
             results |= {f"{m}{suffix}": v for m, v in zip(METRICS, percent, strict=True)}
             rows.append([name, *percent, count])

@@ -36,7 +36,7 @@ class TrueSegments(NamedTuple):
     is_crowd: NDArray[Any]
     """Crowd flags, G, bool; a crowd is neither a match nor a false negative."""
     crowd_of: Mapping[int, int]
-    """Index of the crowd, by class index, on which predictions of that class are not counted."""
+    """Index of a class's crowd segment, by class index; predictions mostly on it are ignored."""
 
 
 class Matches(NamedTuple):
@@ -69,19 +69,19 @@ def pair_counts(rows: NDArray[Any], columns: NDArray[Any], shape: tuple[int, int
 
 
 def match_segments(common: NDArray[Any], true: TrueSegments, classes: NDArray[Any]) -> Matches:
-    """Match the P predicted segments of an image to the G true ones: same class, IoU above ½.
+    """Match P predicted to G ground-truth segments of an image: same class, IoU above ½.
 
-    Pixels without a true segment are excluded from the union. An unmatched prediction is not
-    counted if more than half of it lies on such pixels or on a crowd of its class.
+    Pixels without ground truth are excluded from the union. An unmatched prediction is not counted
+    if more than half of it lies on such pixels or on a crowd of its class.
 
     Args:
         common: Numbers of pixels that two segments share, (1+G)×(1+P). Row 0 counts the pixels
-            without a true segment, column 0 those without a predicted one.
-        true: The true segments, in the order of the rows.
+            without a ground-truth segment, column 0 those without a predicted one.
+        true: The ground-truth segments, in the order of the rows.
         classes: Class indices of the predicted segments, P, 0 … K-1, in the order of the columns.
     """
-    areas, excused, shared = common[:, 1:].sum(axis=0), common[0, 1:], common[1:, 1:]
-    union = true.areas[:, None] + areas - shared - excused
+    areas, ignored, shared = common[:, 1:].sum(axis=0), common[0, 1:], common[1:, 1:]
+    union = true.areas[:, None] + areas - shared - ignored
     # Pairs that share no pixel cannot match; their IoU stays 0.
     iou = np.divide(shared, union, out=np.zeros(shared.shape), where=shared > 0)
     may_match = (true.classes[:, None] == classes) & ~true.is_crowd[:, None]
@@ -89,8 +89,8 @@ def match_segments(common: NDArray[Any], true: TrueSegments, classes: NDArray[An
     missed = ~true.is_crowd
     missed[found] = False
     for index, crowd in true.crowd_of.items():
-        excused = excused + np.where(classes == index, shared[crowd], 0)
-    extra = 2 * excused <= areas
+        ignored = ignored + np.where(classes == index, shared[crowd], 0)
+    extra = 2 * ignored <= areas
     extra[matched] = False
     return Matches(true.classes[found], iou[found, matched], classes[extra], true.classes[missed])
 
@@ -148,17 +148,17 @@ class PanopticQuality:
         segments = np.where(present, tp + 0.5 * fp + 0.5 * fn, 1)
         return np.stack([iou / segments, iou / np.maximum(tp, 1), tp / segments]), present
 
-    def mean(self, of: NDArray[Any] | None = None) -> tuple[NDArray[Any], int]:
+    def mean(self, in_group: NDArray[Any] | None = None) -> tuple[NDArray[Any], int]:
         """Return the means of PQ, SQ and RQ over the classes that have a segment.
 
         Args:
-            of: Flags of the classes to use, K, bool; None: all classes.
+            in_group: Flags of the classes to use, K, bool; None: all classes.
 
         Returns:
             The three means in [0, 1], NaN if no class is left, and the number of classes.
         """
         values, present = self.by_class()
-        chosen = values[:, present if of is None else present & of]
+        chosen = values[:, present if in_group is None else present & in_group]
         count = chosen.shape[1]
         if not count:
             return np.full(3, np.nan), 0

@@ -26,8 +26,8 @@ __all__ = ["SemSegEvaluator", "class_map"]
 class SemSegEvaluator(d2.SemSegEvaluator):
     """detectron2's mIoU, fwIoU, mACC, pACC, and IoU and accuracy of each class.
 
-    Label maps stay in 8 or 16 bits, which is faster. Metrics and files equal detectron2's, and so
-    does the boundary IoU, whose 8-bit arithmetic overflows for 16 or more classes.
+    Label maps stay in 8 or 16 bits, which is faster. Metrics and files equal detectron2's, even
+    the boundary IoU, whose 8-bit arithmetic overflows for 16 or more classes.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class Format(NamedTuple):
 
     suffix: str
     write: Callable[[Any, Tensor, Path, bool], None]
-    """``write(graph, example, path, dynamic)``; ``dynamic`` leaves batch and image size open."""
+    """``write(graph, example, path, dynamic)``; ``dynamic`` allows any batch and image size."""
     read: Callable[[Path], Runner]
     needs: tuple[str, ...] = ()
     """Packages that the format needs besides torch."""

@@ -1,4 +1,4 @@
-"""Modules to export: from a batch of images to logits, and to a map of classes.
+"""Modules to export: from a batch of images to logits, and to class maps.
 
 A graph takes images B×3×H×W, float, in 0 … 255, in the channel order of ``INPUT.FORMAT``; H and W
 are multiples of :data:`STRIDE`. It normalises images itself, so pad them with the mean colour.
@@ -18,7 +18,7 @@ from mask_former.ops.symbolic_sizes import plain_size
 __all__ = ["LIMIT", "STRIDE", "ClassMap", "Logits", "PixelClassMap", "graphs_of"]
 
 STRIDE = 32
-"""Number of pixels of which the sides of images are multiples."""
+"""The sides of images must be multiples of this number of pixels."""
 LIMIT = 256
 """Longest side that a graph with dynamic sizes accepts, in strides: 8192 pixels."""
 

@@ -12,7 +12,7 @@ from .tables import RESNET_DEPTHS, STAGES, check, get, nest
 
 __all__ = ["to_huggingface_config", "to_huggingface_processor"]
 
-_HOLDER = "transformers' MaskFormer"
+_THEIR_MODEL = "transformers' MaskFormer"
 
 
 def to_huggingface_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def to_huggingface_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str,
     Raises:
         ValueError: If transformers does not support a setting, or the number of names is wrong.
     """
-    check(cfg, tables.OURS_NEEDED, "", _HOLDER)
+    check(cfg, tables.OURS_NEEDED, "", _THEIR_MODEL)
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if len(class_names) != classes:
         raise ValueError(
@@ -65,19 +65,19 @@ def _values(cfg: CfgNode, rows: tuple[tables.Value, ...]) -> dict[str, Any]:
 
 
 def _swin_config(cfg: CfgNode) -> dict[str, Any]:
-    check(cfg, tables.OUR_SWIN_NEEDED, "", _HOLDER)
+    check(cfg, tables.OUR_SWIN_NEEDED, "", _THEIR_MODEL)
     return {"backbone_config.model_type": "swin", **_values(cfg, tables.SWIN_VALUES)}
 
 
 def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
-    check(cfg, tables.OUR_RESNET_NEEDED, "", _HOLDER)
+    check(cfg, tables.OUR_RESNET_NEEDED, "", _THEIR_MODEL)
     resnet = cfg.MODEL.RESNETS
     layer_type, depths = RESNET_DEPTHS[resnet.DEPTH]
     first = resnet.RES2_OUT_CHANNELS
     if layer_type == "bottleneck" and first != 4 * resnet.WIDTH_PER_GROUP:
         raise ValueError(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {first} and WIDTH_PER_GROUP "
-            f"{resnet.WIDTH_PER_GROUP}; {_HOLDER} supports only RES2_OUT_CHANNELS / 4."
+            f"{resnet.WIDTH_PER_GROUP}; {_THEIR_MODEL} supports only RES2_OUT_CHANNELS / 4."
         )
     return {
         "backbone_config.model_type": "resnet",
@@ -93,7 +93,7 @@ def _check_input_projection(cfg: CfgNode) -> None:
     if cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ and last == cfg.MODEL.MASK_FORMER.HIDDEN_DIM:
         raise ValueError(
             f"MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ is True and HIDDEN_DIM {last}, the width of the "
-            f"backbone's last map; {_HOLDER} has a projection only if the two differ."
+            f"backbone's last map; {_THEIR_MODEL} has a projection only if the two differ."
         )
 
 

@@ -23,7 +23,7 @@ WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 _SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# transformers passes thresholds as arguments, not in files; these are of the published configs.
+# transformers passes thresholds as arguments, not in files; these are from the published configs.
 _THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}
 
 
@@ -88,8 +88,8 @@ def settings_from_huggingface(
     """Convert the two JSON files to the content of a config file of this project.
 
     The batch norms of a ResNet are frozen, which gives the same results. The panoptic thresholds
-    are the published ones, because the files have none. Deep supervision stays on whatever
-    ``use_auxiliary_loss`` is, because published checkpoints were trained with it but set it False.
+    are the published ones, because the files have none. Deep supervision stays on regardless of
+    ``use_auxiliary_loss``, which is False in published checkpoints that were trained with it.
 
     Args:
         config: Content of ``config.json``; missing keys have transformers' defaults.

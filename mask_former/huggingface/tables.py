@@ -85,12 +85,16 @@ THEIRS_NEEDED = (
     Need("decoder_config.activation_function", ("relu",), "the decoder supports no other"),
 )
 THEIR_SWIN_NEEDED = (
-    Need("backbone_config.use_absolute_embeddings", (False,), "they are not converted"),
+    Need("backbone_config.use_absolute_embeddings", (False,), "absolute ones are not converted"),
     Need("backbone_config.layer_norm_eps", (1e-5,), "detectron2's Swin supports no other"),
     Need("backbone_config.hidden_act", ("gelu",), "detectron2's Swin supports no other"),
 )
 THEIR_RESNET_NEEDED = (
-    Need("backbone_config.downsample_in_first_stage", (False,), "detectron2's ResNet does not"),
+    Need(
+        "backbone_config.downsample_in_first_stage",
+        (False,),
+        "detectron2's ResNet does not downsample in its first stage",
+    ),
     Need("backbone_config.hidden_act", ("relu",), "detectron2's ResNet supports no other"),
 )
 
@@ -159,14 +163,14 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def check(tree: Any, needs: Iterable[Need], where: str, holder: str) -> None:
+def check(tree: Any, needs: Iterable[Need], where: str, other_model: str) -> None:
     """Check that the other library supports the settings of a config.
 
     Args:
         tree: Config of one library, as nested mappings.
         needs: Settings to check.
         where: Start of the error message.
-        holder: Name of the other library's model, for the message.
+        other_model: Name of the other library's model, for the message.
 
     Raises:
         ValueError: If a value is not supported; the message has the first one and the reason.
@@ -176,6 +180,6 @@ def check(tree: Any, needs: Iterable[Need], where: str, holder: str) -> None:
         if (list(value) if isinstance(value, tuple) else value) not in allowed:
             expected = " or ".join(map(repr, allowed))
             raise ValueError(
-                f"{where}{key} is {value!r}, which {holder} does not support; expected {expected}: "
-                f"{reason}."
+                f"{where}{key} is {value!r}, which {other_model} does not support; expected "
+                f"{expected}: {reason}."
             )

@@ -23,7 +23,7 @@ __all__ = ["ImageOutput", "check_kinds"]
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """The network's output for one image; results are computed from it without a forward pass."""
+    """The network's output for one image; results need no further forward pass."""
 
     image: NDArray[np.uint8]
     """H×W×3, RGB."""
@@ -45,8 +45,8 @@ class ImageOutput:
         """Compute the results, at the size of the image.
 
         Args:
-            kinds: One or more of "panoptic", "instance" and "semantic", whether the config turns
-                them on or not; None: those that it turns on.
+            kinds: One or more of "panoptic", "instance" and "semantic", whether or not the config
+                turns them on; None: those that it turns on.
             object_mask_threshold: Class probability that a panoptic segment needs, in [0, 1]; None:
                 the config's.
             overlap_threshold: Share of its own mask that a panoptic segment must win, in [0, 1];

@@ -139,7 +139,7 @@ class _SourceKind(NamedTuple):
 
 
 def _is_huggingface(request: _Request) -> bool:
-    """Recognise a folder of transformers; with a config file, it is only that of a checkpoint."""
+    """Return True for a folder of transformers, unless a config file replaces its config."""
     return request.config_file is None and is_huggingface_folder(request.path)
 
 
@@ -157,30 +157,30 @@ _SOURCE_KINDS = (
 def _from_checkpoint(request: _Request, weights: str) -> Pretrained:
     extras = read_extras(weights.partition("?")[0])
     config_file = request.config_file
-    carried = _carried(extras, weights, config_file)
-    plugins = [*(carried.plugins if carried else ()), *plugins_named_in(config_file or "")]
+    stored = _stored_data(extras, weights, config_file)
+    plugins = [*(stored.plugins if stored else ()), *plugins_named_in(config_file or "")]
     with naming_missing_plugins(weights, plugins):
         if config_file is not None:
-            settings = _settings_of(config_file, tables=carried is None)
-        elif carried is not None:
-            settings = carried.settings
+            settings = _settings_of(config_file, tables=stored is None)
+        elif stored is not None:
+            settings = stored.settings
         else:
             raise ValueError(
                 f"{weights} has no config and classes, because other code or an older version of "
                 "this one wrote it. Give the config that it was trained with: config_file=…."
             )
         cfg = _complete(settings, request, weights, config_file or weights)
-    if carried is not None and len(carried.classes.names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-        classes = carried.classes
+    if stored is not None and len(stored.classes.names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        classes = stored.classes
     else:
         classes = classes_of(cfg, extras.get(CLASS_NAMES))
     return Pretrained(cfg, _with_things(classes, request.things))
 
 
-def _carried(
+def _stored_data(
     extras: Mapping[str, Any], weights: str, config_file: str | None
 ) -> InferenceData | None:
-    """Read a checkpoint's config and classes; with a config file, damaged ones give None."""
+    """Read a checkpoint's config and classes; None if damaged and a config file is given."""
     try:
         return read_inference_data(extras, weights)
     except ValueError as error:
@@ -232,6 +232,9 @@ def _with_things(classes: Classes, things: Sequence[str | int] | None) -> Classe
         index = ids_by_name.get(thing, -1) if isinstance(thing, str) else thing
         if index not in ids_by_name.values():
             known = difflib.get_close_matches(str(thing), classes.names) or classes.names[:8]
-            raise KeyError(f"things: there is no class {thing!r}; there are: {', '.join(known)}.")
+            raise KeyError(
+                f"things: there is no class {thing!r}; expected names or ids of classes, such as "
+                f"{', '.join(known)}."
+            )
         ids.add(index)
     return replace(classes, is_thing=[i in ids for i in range(len(classes.names))])

@@ -26,8 +26,8 @@ def load_trained_model(cfg: CfgNode, weights: Mapping[str, Tensor] | None = None
     Raises:
         FileNotFoundError: If the file ``MODEL.WEIGHTS`` is missing.
         OSError: If it is a URL that cannot be downloaded.
-        ValueError: If it is not set, is damaged, or lacks weights of the model, as the weights of a
-            backbone do; with random parameters, the masks would be random.
+        ValueError: If it is not set, is damaged, or lacks weights of the model, for example because
+            it holds only a backbone: random parameters would give random masks.
     """
     cfg, source = resolve_device(cfg), cfg.MODEL.WEIGHTS
     if weights is not None:

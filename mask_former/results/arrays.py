@@ -122,7 +122,7 @@ class ResultArrays:
                 pixels. Panoptic results ignore it, because the model has applied its own threshold.
 
         Raises:
-            ValueError: if the result is missing, or the semantic scores for a threshold are.
+            ValueError: if the result is missing, or has no semantic scores for a threshold.
         """
         if kind == "panoptic" and self.panoptic is not None:
             return panoptic_overlay(*self.panoptic, self.classes)

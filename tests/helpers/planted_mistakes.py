@@ -345,7 +345,7 @@ CONFIG = {
         "Correct it, or leave it empty to start from random weights.",
         FileNotFoundError,
     ),
-    "weights of a training that diverged": Mistake(
+    "weights of a training run that diverged": Mistake(
         lambda folder: Checkpointer(layer(1.0)).load(str(checkpoint(folder, math.nan))),
         "…x.pth: 1 of its 2 weight tensors are not finite, the first is bias. The file is "
         "damaged, or its training diverged: use an earlier checkpoint.",

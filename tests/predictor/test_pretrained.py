@@ -236,7 +236,7 @@ def test_things_are_given_by_name_or_id(tiny):
     ]
     assert find_pretrained(tiny[2], things=[]).classes.thing_ids == []
     for wrong in ("cars", 4, -1):
-        with pytest.raises(KeyError, match=rf"things: there is no class {wrong!r}; there are: "):
+        with pytest.raises(KeyError, match=rf"things: there is no class {wrong!r}; expected "):
             find_pretrained(tiny[2], things=[wrong])
 
 

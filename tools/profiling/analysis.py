@@ -1,7 +1,7 @@
 """Cost of a model: parameters, multiply-adds, activations and time, module by module.
 
 Only the network is analysed: backbone and head, for one image, without the post-processing of its
-outputs. Counts follow fvcore's rules: one multiply-add counts as one, and activations are the
+outputs. Counts follow fvcore's rules: a multiply-add counts once, and activations are the
 outputs of convolutions and matrix products. Batch norms cost nothing, because they can be folded
 into the convolutions before them. Every supervised decoder layer predicts, as in training and in
 published counts; inference needs only the prediction of the last layer.

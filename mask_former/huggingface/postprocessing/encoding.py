@@ -28,8 +28,8 @@ def encode(
     """Convert segmentation maps to the targets that ``model.criterion`` takes.
 
     Args:
-        segmentation_maps: One map, or one for each image: integers H×W (numpy, torch, PIL), class
-            ids; or instance ids, with ``instance_id_to_semantic_id``.
+        segmentation_maps: One map, or one for each image: integers H×W (numpy, torch or PIL), which
+            are class ids or, with ``instance_id_to_semantic_id``, instance ids.
         instance_id_to_semantic_id: Class id of every instance id; one mapping for all maps, or one
             for each map.
         ignore_index: Value of pixels that belong to no target; with ``do_reduce_labels`` it is
