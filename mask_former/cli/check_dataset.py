@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
@@ -34,6 +33,7 @@ from mask_former.data.checking import (
     Source,
     Summary,
     check_image,
+    evenly_spaced,
     fitting_config,
     from_coco_json,
     from_folders,
@@ -191,10 +191,8 @@ def drawn_classes(source: Source, summary: Summary) -> tuple[str, Classes]:
 def write_sheet(source: Source, summary: Summary, path: Path, num: int) -> int:
     """Draw images spread evenly over the dataset, and return how many could be drawn."""
     name, classes = drawn_classes(source, summary)
-    records = source.records
-    chosen = np.linspace(0, len(records) - 1, min(num, len(records))).round().astype(int)
     cells = []
-    for record in tqdm([records[i] for i in chosen], desc="sheet", unit="image"):
+    for record in tqdm(evenly_spaced(source.records, num), desc="sheet", unit="image"):
         try:
             example = annotated_example(record, classes, name)
         except (*FAILURES, TypeError):  # already among the findings

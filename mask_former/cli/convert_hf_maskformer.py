@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
@@ -28,6 +28,7 @@ from mask_former.checkpoint.inference_data import classes_of, inference_data
 from mask_former.checkpoint.weights_fit import compare
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import cfg_from_settings, load_cfg
+from mask_former.data.datasets.catalog import check_dataset_exists
 from mask_former.huggingface import (
     ConvertedCheckpoint,
     read_huggingface_folder,
@@ -106,9 +107,7 @@ def inference_entry(settings: dict[str, Any], names: Sequence[str]) -> dict[str,
 
 def set_dataset(settings: dict[str, Any], dataset: str) -> None:
     """Set the dataset in the config, and turn on panoptic results if it is a panoptic dataset."""
-    if dataset not in DatasetCatalog:
-        names = sorted(DatasetCatalog)
-        raise KeyError(f"There is no dataset {dataset!r}; expected one of {names}.")
+    check_dataset_exists(dataset)
     metadata = MetadataCatalog.get(dataset)
     known = metadata.get("stuff_classes", None) or metadata.get("thing_classes", None) or []
     classes = settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"]

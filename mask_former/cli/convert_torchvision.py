@@ -19,6 +19,8 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
+from mask_former.huggingface.tables import RESNET_DEPTHS
+
 from .backbone_conversion import add_output_argument, convert_file
 from .command import exit_code, make_parser
 
@@ -35,13 +37,7 @@ RENAMES = (
 )
 """Regular expressions for torchvision's names and detectron2's replacements, in this order."""
 
-DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
-    ("basic", (2, 2, 2, 2)): 18,
-    ("basic", (3, 4, 6, 3)): 34,
-    ("bottleneck", (3, 4, 6, 3)): 50,
-    ("bottleneck", (3, 4, 23, 3)): 101,
-    ("bottleneck", (3, 8, 36, 3)): 152,
-}
+DEPTHS = {(kind, tuple(blocks)): depth for depth, (kind, blocks) in RESNET_DEPTHS.items()}
 """``MODEL.RESNETS.DEPTH`` by the kind of block and the number of blocks in each stage."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from mask_former.data.datasets.catalog import check_dataset_exists
 from mask_former.data.datasets.class_files import classes_of_json
 
 __all__ = ["DatasetIds", "ImageId"]
@@ -39,9 +40,7 @@ class DatasetIds:
             ValueError: If it has no category ids or no image ids, because it is neither a panoptic
                 nor an instance dataset.
         """
-        if name not in DatasetCatalog:
-            known = sorted(DatasetCatalog)
-            raise KeyError(f"--dataset: there is no dataset {name!r}; expected one of {known}.")
+        check_dataset_exists(name)
         metadata = MetadataCatalog.get(name)
         category_ids: dict[int, int] = {}
         for kind in ("stuff", "thing"):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from mask_former.data.datasets.catalog import check_dataset_exists
 from mask_former.data.formats.readers import read_class_map
 from mask_former.evaluation.build import write_results
 from mask_former.evaluation.panoptic_quality import METRICS, PanopticQuality, match_label_maps
@@ -72,9 +73,7 @@ class Classes(NamedTuple):
             KeyError: If the dataset is unknown.
             ValueError: If its metadata does not describe semantic labels.
         """
-        if dataset not in DatasetCatalog:
-            known = sorted(DatasetCatalog)
-            raise KeyError(f"There is no dataset {dataset!r}; expected one of {known}.")
+        check_dataset_exists(dataset)
         metadata = MetadataCatalog.get(dataset)
         names, ignored = metadata.get("stuff_classes"), metadata.get("ignore_label")
         if names is None or ignored is None:

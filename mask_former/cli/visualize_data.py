@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from mask_former.config.loading import load_cfg
+from mask_former.data.checking import evenly_spaced
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import load_plugins
 from mask_former.structures import Record
@@ -162,8 +163,7 @@ def read_records(cfg: CfgNode, split: str, num: int) -> tuple[str, list[Record]]
         raise ValueError(f"DATASETS.{split.upper()} is empty: set it, or use the other --split.")
     keep_all = split == "test" or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     records = get_detection_dataset_dicts(names, filter_empty=not keep_all)
-    chosen = np.linspace(0, len(records) - 1, min(num, len(records))).round().astype(int)
-    return names[0], [records[i] for i in chosen]
+    return names[0], evenly_spaced(records, num)
 
 
 def run(arguments: VisualizeArguments) -> int:

@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from mask_former.config.validation import OWN_ARCHITECTURES
-from mask_former.data.checking import check_image, classes_of_dataset
+from mask_former.data.checking import check_image, classes_of_dataset, evenly_spaced
 from mask_former.data.formats.readers import read_image
 from mask_former.data.mappers.base import TrainingMapper
 from mask_former.structures import Record
@@ -155,8 +154,8 @@ def _check(records: Sequence[Record], where: str, errors_of: Callable[[Record], 
             f"{where}: {len(missing)} files are missing, among them {', '.join(missing[:3])}. "
             f"Restore them, or remove them from the dataset. {ADVICE}"
         )
-    chosen = np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).round().astype(int)
-    errors = [error for i in chosen for error in errors_of(records[i])[:1]]
+    chosen = evenly_spaced(records, SAMPLE)
+    errors = [error for record in chosen for error in errors_of(record)[:1]]
     if errors:
         raise ValueError(
             f"{where}: {len(errors)} of the {len(chosen)} checked images have errors. "

@@ -7,23 +7,32 @@ of the source as a finding and continue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.structures import Record
 from mask_former.utils.errors import few
 
+from ..datasets.catalog import check_dataset_exists
 from ..datasets.class_files import classes_of_json
 from ..datasets.loaders import files_by_stem
 from ..formats.coco_json import read_json
 from ..mappers.base import ignore_label_of
 from .images import ClassTable, Finding
 
-__all__ = ["Source", "classes_of_dataset", "from_coco_json", "from_folders", "from_registered"]
+__all__ = [
+    "Source",
+    "classes_of_dataset",
+    "evenly_spaced",
+    "from_coco_json",
+    "from_folders",
+    "from_registered",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,12 @@ class Source:
     records: list[Record]
     classes: ClassTable
     findings: list[Finding] = field(default_factory=list)
+
+
+def evenly_spaced(records: Sequence[Record], count: int) -> list[Record]:
+    """Choose ``count`` records, or all if there are fewer, the first and the last among them."""
+    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[i] for i in chosen]
 
 
 def from_folders(
@@ -80,8 +95,7 @@ def from_registered(name: str) -> Source:
         FileNotFoundError, ValueError: if its loader raises, and its metadata does not name existing
             folders and files.
     """
-    if name not in DatasetCatalog:
-        raise KeyError(f"There is no dataset {name!r}; expected one of {sorted(DatasetCatalog)}.")
+    check_dataset_exists(name)
     try:
         records = DatasetCatalog.get(name)
     except (FileNotFoundError, ValueError):

@@ -19,6 +19,7 @@ __all__ = [
     "Category",
     "Dataset",
     "Table",
+    "check_dataset_exists",
     "check_table",
     "datasets_root",
     "metadata",
@@ -32,6 +33,16 @@ _GENERATORS: dict[str, Callable[[Path], None]] = {"shapes": generate_shapes}
 """Functions that create the files of a dataset folder, by the ``generator`` of a table."""
 
 _EVALUATORS = {"sem_seg": "sem_seg", "panoptic": "coco_panoptic_seg", "instances": "coco"}
+
+
+def check_dataset_exists(name: str) -> None:
+    """Check that a dataset is registered.
+
+    Raises:
+        KeyError: if it is not; lists the registered ones.
+    """
+    if name not in DatasetCatalog:
+        raise KeyError(f"There is no dataset {name!r}; expected one of {sorted(DatasetCatalog)}.")
 
 
 def datasets_root() -> Path:

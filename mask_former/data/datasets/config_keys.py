@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
-from .catalog import read_table, register
+from .catalog import check_dataset_exists, read_table, register
 
 __all__ = ["fitting_keys", "register_own_tables", "use_datasets"]
 
@@ -82,8 +82,7 @@ def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, An
 
 
 def _describe(name: str) -> tuple[str, tuple[str, ...], int]:
-    if name not in DatasetCatalog:
-        raise KeyError(f"There is no dataset {name!r}; expected one of {sorted(DatasetCatalog)}.")
+    check_dataset_exists(name)
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
     if kind not in _FITTING:
