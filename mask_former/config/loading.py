@@ -18,6 +18,8 @@ from fvcore.common.config import BASE_KEY
 
 from mask_former.data.datasets.config_keys import register_own_tables
 from mask_former.registries import loaded_plugins, naming_missing_plugins
+from mask_former.utils.downloads import MAX_CONFIG_BYTES, fetch, named_in, typed_by_user
+from mask_former.utils.web import is_url
 
 from .keys import get_mask_former_cfg
 from .validation import validate
@@ -53,11 +55,12 @@ def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
     """Read a config as :func:`load_cfg` does, but do not register tables, validate or freeze."""
     cfg = get_mask_former_cfg()
     if config_file:
-        _check_file(Path(config_file), "--config-file")
+        _check_file(str(Path(config_file)), "--config-file")
         missing = naming_missing_plugins(config_file, plugins_named_in(config_file))
         with missing, _located_errors(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
             _find_files_next_to(Path(config_file), cfg)
+            named_in(cfg.MODEL.WEIGHTS, config_file)
     _merge_options(cfg, opts or [])
     return cfg
 
@@ -120,10 +123,24 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check_file(path: Path, named_by: str) -> None:
+def _check_file(name: str, named_by: str) -> None:
     """Check that a config file and its ``_BASE_`` files exist and are YAML mappings."""
+    if is_url(name):
+        named_in(name, named_by)
+        path = fetch(name, _read_mapping, max_bytes=MAX_CONFIG_BYTES)
+    else:
+        path = Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no config file {path} ({named_by}).")
+        raise FileNotFoundError(f"There is no config file {name} ({named_by}).")
+    bases = _read_mapping(path).get(BASE_KEY, [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not is_url(base):
+            base = os.path.join(os.path.dirname(name), os.path.expanduser(base))
+        _check_file(base, f"{BASE_KEY} of {name}")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Read a config file, which must be a YAML mapping."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -133,10 +150,7 @@ def _check_file(path: Path, named_by: str) -> None:
             f"The config file {path} holds {type(content).__name__} {str(content)[:40]!r}; "
             "expected keys and values, such as 'SEED: 1'."
         )
-    bases = content.get(BASE_KEY, [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        if "://" not in base:
-            _check_file(path.parent / os.path.expanduser(base), f"{BASE_KEY} of {path}")
+    return content
 
 
 def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
@@ -146,6 +160,7 @@ def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
             "Options such as --resume go before the first key."
         )
     known = list(_keys(cfg))
+    typed_by_user(opts)
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         with _located_errors(cfg, f"{key} {value}"):
             if key not in known:

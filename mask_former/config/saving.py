@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from mask_former.data.datasets.custom import copy_table
 from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.web import is_url
 
 from .loading import plugin_comments
 
@@ -46,7 +47,7 @@ def save_config(cfg: CfgNode, folder: Path) -> None:
 def _name_inside(name: str, folder: Path) -> str | None:
     """Return the name of a file relative to ``folder``, or None if the file is not in it."""
     plain, mark, query = name.partition("?")
-    if not plain or "://" in plain:
+    if not plain or is_url(plain):
         return None
     path, parent = (Path(os.path.abspath(os.path.expanduser(p))) for p in (plain, folder))
     if not path.is_relative_to(parent):

@@ -22,6 +22,7 @@ from mask_former.data.formats.readers import read_image
 from mask_former.data.mappers.base import TrainingMapper
 from mask_former.structures import Record
 from mask_former.utils.errors import message_of
+from mask_former.utils.web import is_url
 
 __all__ = ["check_classes", "check_registered", "checked_training_set"]
 
@@ -172,7 +173,7 @@ def _missing_files(records: Iterable[Record]) -> Iterator[str]:
     listed: dict[Path, set[str]] = {}
     for record in records:
         for file in (record[key] for key in FILE_KEYS if key in record):
-            if "://" in file:  # a remote file, which detectron2's PathManager reads
+            if is_url(file):  # a remote file, which detectron2's PathManager reads
                 continue
             folder, name = Path(file).parent, Path(file).name
             if folder not in listed:

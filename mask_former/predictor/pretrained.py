@@ -27,9 +27,11 @@ from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.config_keys import register_own_tables
 from mask_former.huggingface import read_huggingface_folder
 from mask_former.registries import naming_missing_plugins
+from mask_former.utils.downloads import local_weights
+from mask_former.utils.web import is_url
 from mask_former.utils.weight_files import CLASS_NAMES, read_extras
 
-from .sources import checkpoint_in, download, is_huggingface_folder, packaged_models
+from .sources import checkpoint_in, is_huggingface_folder, packaged_models
 
 __all__ = ["Pretrained", "find_pretrained"]
 
@@ -115,12 +117,11 @@ def _from_config(request: _Request) -> Pretrained:
     weights = read_cfg(config_file, list(request.opts)).MODEL.WEIGHTS
     if not weights:
         raise ValueError(f"{config_file} has no MODEL.WEIGHTS: set it, or give the checkpoint.")
-    weights = download(weights) if "://" in weights else weights
-    return _from_checkpoint(request._replace(config_file=config_file), weights)
+    return _from_checkpoint(request._replace(config_file=config_file), local_weights(weights))
 
 
 def _from_url(request: _Request) -> Pretrained:
-    return _from_checkpoint(request, download(request.source))
+    return _from_checkpoint(request, local_weights(request.source, by_user=True))
 
 
 def _from_file(request: _Request) -> Pretrained:
@@ -147,7 +148,7 @@ _SOURCE_KINDS = (
     _SourceKind(_is_huggingface, _from_huggingface),
     _SourceKind(lambda r: r.path.is_dir(), _from_folder),
     _SourceKind(lambda r: r.path.suffix in (".yaml", ".yml"), _from_config),
-    _SourceKind(lambda r: "://" in r.source, _from_url),
+    _SourceKind(lambda r: is_url(r.source), _from_url),
     _SourceKind(lambda r: r.file.is_file(), _from_file),
     _SourceKind(lambda r: r.source in packaged_models(), _from_model_zoo),
 )

@@ -1,17 +1,12 @@
-"""Find a checkpoint in a folder, at a URL, or among the models that come with the code."""
+"""Find a checkpoint in a folder, or among the models that come with the code."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
-from urllib.parse import urlparse
 
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import get_cache_dir
-
-__all__ = ["checkpoint_in", "download", "is_huggingface_folder", "packaged_models"]
+__all__ = ["checkpoint_in", "is_huggingface_folder", "packaged_models"]
 
 _SUFFIXES = (".pth", ".safetensors", ".pkl")
 _TRAINING_CHECKPOINTS = ("model_final.pth", "last_checkpoint", "model_best.pth")
@@ -25,26 +20,6 @@ def packaged_models() -> dict[str, Path]:
     """Return the checkpoints that come with the code, by name."""
     found = [file for folder in _MODEL_ZOO for file in sorted(folder.glob("*.safetensors"))]
     return {file.stem: file for file in found}
-
-
-def download(url: str) -> str:
-    """Download a URL, and return the path of its local copy followed by the URL's query.
-
-    Raises:
-        OSError: If it cannot be downloaded.
-    """
-    plain, mark, query = url.partition("?")
-    parts = urlparse(plain)
-    options = {}
-    if parts.scheme in ("http", "https"):  # two hosts may have files of the same name
-        options["cache_dir"] = os.path.join(get_cache_dir(), parts.netloc.replace(":", "_"))
-    try:
-        local = PathManager.get_local_path(plain, **options)
-        if not os.path.isfile(local):
-            raise OSError("URLs of this kind are not supported")
-    except (OSError, ValueError) as error:  # ValueError: not a URL
-        raise OSError(f"{url} cannot be fetched: {error}") from error
-    return f"{local}{mark}{query}"
 
 
 def checkpoint_in(folder: Path) -> Path:

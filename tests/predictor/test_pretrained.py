@@ -6,7 +6,6 @@ import http.server
 import shutil
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +14,10 @@ from detectron2.data import MetadataCatalog
 
 from mask_former.checkpoint.inference_data import inference_data
 from mask_former.config.loading import load_cfg
-from mask_former.predictor import sources
 from mask_former.predictor.pretrained import find_pretrained
 from mask_former.predictor.sources import packaged_models
 from mask_former.predictor.trained_model import load_trained_model
+from mask_former.utils.downloads import local_weights
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.tiny_model import COLORS, DATASET, NAMES, tiny_settings, write_tiny_model
 
@@ -133,18 +132,18 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_files_with_the_same_name_on_two_hosts_are_not_confused(tiny, tmp_path, monkeypatch):
+def test_files_with_the_same_name_on_two_hosts_are_not_confused(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     found = []
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x.pth").write_text(name)
+        write_weights({name: torch.zeros(1)}, tmp_path / name / "x.pth")
         handler = partial(QuietHandler, directory=str(tmp_path / name))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            local = sources.download(f"http://127.0.0.1:{server.server_port}/x.pth")
+            url = f"http://127.0.0.1:{server.server_port}/x.pth"
+            local = local_weights(url, by_user=True)
             server.shutdown()
-        found.append(Path(local).read_text())
+        found += read_checkpoint(local)["model"]
     assert found == ["a", "b"]
 
 
@@ -160,6 +159,28 @@ def test_packaged_models_are_loaded_by_name():
     assert {"camvid_semantic", "camvid_panoptic"} <= set(packaged_models())
     found = find_pretrained("camvid_semantic", device="cpu")
     assert found.classes.names[:2] == ["sky", "building"] and found.cfg.INPUT.MIN_SIZE_TEST == 432
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("TEST: {SLIDING_WINDOW: {SIZE: 512, STRIDE: 1}}", r"STRIDE is 1 pixels.*too many windows"),
+        ("TEST: {SLIDING_WINDOW: {SIZE: 1}}", r"SIZE 1, which gives too many windows"),
+        ("INPUT: {MIN_SIZE_TEST: 60000}", r"INPUT\.MIN_SIZE_TEST is 60000: expected 0 … 8192"),
+    ],
+)
+def test_a_checkpoint_that_carries_settings_without_bounds_is_refused(
+    tiny, tmp_path, change, message
+):
+    content = torch.load(tiny[2], weights_only=True)
+    settings = yaml.safe_load(content["inference"]["config"])
+    settings["MODEL"]["MASK_FORMER"]["TEST"].update(PANOPTIC_ON=False, SEMANTIC_ON=True)
+    for group, values in yaml.safe_load(change).items():
+        settings.setdefault(group, {}).update(values)
+    content["inference"]["config"] = yaml.safe_dump(settings)
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=message):
+        find_pretrained(tmp_path / "x.pth", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["camvid", "none.pth", "no/such/folder"])

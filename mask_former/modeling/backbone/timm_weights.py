@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler, get_cache_dir
+from iopath.common.file_io import PathHandler
 from torch import Tensor
 
+from mask_former.utils.downloads import announce, cached_file
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 
 from .timm_backbone import PREFIX, TimmBackbone
@@ -84,7 +85,7 @@ class _TimmWeights(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         name = path[len("timm://") :]
-        target = Path(get_cache_dir()) / "mask_former" / f"timm-{name}.safetensors"
+        target = cached_file(f"timm-{name}.safetensors")
         if force or not target.is_file():
             write_weights(convert_timm_checkpoint(name, self._weights(name)), target)
         return str(target)
@@ -95,6 +96,7 @@ class _TimmWeights(PathHandler):
             return read_checkpoint(packaged)["model"]
         import timm
 
+        announce(f"timm://{name}")
         return timm.create_model(name, pretrained=True).state_dict()
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
