@@ -32,6 +32,11 @@ OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
 _HIGH_ADAMW_RATE = 1e-3
 """Base learning rate above which AdamW usually diverges."""
 
+_MAX_TEST_SIDE = 8192
+"""Shortest side in pixels that images may be resized to; memory grows with its square."""
+_MIN_STEP, _MAX_OVERLAP = 32, 8
+"""Smallest stride of the sliding window: in pixels, and as a divisor of the window's side."""
+
 _MASK_FORMER_KEYS = (
     "MODEL.COMPILE",
     "MODEL.ACTIVATION_CHECKPOINTING",
@@ -70,6 +75,7 @@ def validate(cfg: CfgNode) -> None:
     _check_finetuning(cfg)
     _check_numbers(cfg)
     _check_sliding_window(cfg)
+    _check_test_sizes(cfg)
     _check_idle_keys(cfg)
     _check_optimizer(cfg)
     _check_finite(cfg)
@@ -206,9 +212,26 @@ def _check_numbers(cfg: CfgNode) -> None:
 
 def _check_sliding_window(cfg: CfgNode) -> None:
     window, test = cfg.TEST.SLIDING_WINDOW, cfg.MODEL.MASK_FORMER.TEST
-    SlidingWindow.of(
+    made = SlidingWindow.of(
         window.SIZE, window.STRIDE, panoptic_on=test.PANOPTIC_ON, instance_on=test.INSTANCE_ON
     )
+    smallest = max(_MIN_STEP, window.SIZE // _MAX_OVERLAP)
+    if made is not None and made.step < smallest:
+        raise ValueError(
+            f"TEST.SLIDING_WINDOW.STRIDE is {made.step} pixels with the SIZE {window.SIZE}, which "
+            f"gives too many windows: expected {smallest} … SIZE pixels (0: 2/3 of the SIZE)."
+        )
+
+
+def _check_test_sizes(cfg: CfgNode) -> None:
+    for key in ("INPUT.MIN_SIZE_TEST", "TEST.AUG.MIN_SIZES"):
+        value = _get(cfg, key)
+        for side in value if isinstance(value, list | tuple) else [value]:
+            if not 0 <= side <= _MAX_TEST_SIDE:
+                raise ValueError(
+                    f"{key} is {str(value)[:80]}: expected 0 … {_MAX_TEST_SIDE} pixels. For large "
+                    "images, set TEST.SLIDING_WINDOW.SIZE, and INPUT.MIN_SIZE_TEST to 0."
+                )
 
 
 def _check_idle_keys(cfg: CfgNode) -> None:
