@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -18,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.structures import ParameterRows
 from mask_former.utils.atomic_files import replace_file, save_torch
+from mask_former.utils.downloads import local_weights
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
@@ -28,6 +28,7 @@ from mask_former.utils.weight_files import (
 )
 
 from .finetuning import Finetuning, match_classes
+from .resuming import check_resumed
 from .weights_fit import WeightsFit, compare
 
 __all__ = ["Checkpointer", "remove_parts", "unwrapped"]
@@ -113,6 +114,7 @@ class Checkpointer(DetectionCheckpointer):
         self.finetuning = finetuning
         self.metadata = metadata
         self._source = ""
+        self._states: Collection[str] = ()
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth``, then the file ``last_checkpoint`` that names it."""
@@ -147,18 +149,25 @@ class Checkpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; an empty ``path`` loads nothing.
 
+        With the states of ``checkpointables`` (default: all), the file must continue the training
+        at hand: see :mod:`.resuming`. A URL counts as passed by the user: it may have a private
+        address.
+
         Raises:
             FileNotFoundError: If the file is missing.
+            OSError: If ``path`` is a URL that cannot be fetched.
             ValueError: If the file is damaged, is refused because it would run code, or does not
-                fit the model, or if ``path`` is empty and ``whole`` is set.
+                fit the model; if the URL is refused; or if ``path`` is empty and ``whole`` is set.
         """
         if self.whole and not path:
             raise ValueError("MODEL.WEIGHTS is not set: set it to a trained model's checkpoint.")
         self._source = path
         if path:
-            plain = urlparse(path)._replace(query="").geturl()
-            if not os.path.isfile(self.path_manager.get_local_path(plain)):
+            path = local_weights(path, by_user=True)
+            plain = path.partition("?")[0]
+            if not os.path.isfile(plain):
                 raise FileNotFoundError(f"There is no checkpoint {plain} (MODEL.WEIGHTS).")
+        self._states = self.checkpointables if checkpointables is None else checkpointables
         try:
             return super().load(path, checkpointables)
         finally:
@@ -174,13 +183,19 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             ValueError: If the weights do not fit the model.
         """
-        self._source = source
+        self._source, self._states = source, ()
         self._load_model({"model": dict(weights)})
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load the last checkpoint of ``save_dir`` with all states, or only weights of ``path``."""
+        """Load the last checkpoint of ``save_dir`` with all states, or only weights of ``path``.
+
+        ``path`` may come from a config: as a URL it needs a public address, or one that the user
+        typed (:func:`mask_former.utils.downloads.typed_by_user`).
+        """
         if resume and self.has_checkpoint():
             self.finetuning = None  # a checkpoint of this run has the model's classes
+        else:
+            path = local_weights(path)
         return super().resume_or_load(path, resume=resume)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -210,6 +225,9 @@ class Checkpointer(DetectionCheckpointer):
             file_classes = checkpoint.get(CLASS_NAMES)
             rows = parameter_rows(self.model)
             weights, notes = self.finetuning.adapt(weights, state, file_classes, rows)
+        if self._states:
+            owners = {name: self.checkpointables[name] for name in self._states}
+            check_resumed(self._source, checkpoint, weights, state, owners)
         _check_finite(weights, state, self._source)
         fit = compare(weights, state)
         fit.check_share(self._source)

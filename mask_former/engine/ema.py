@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mask_former.checkpoint.resuming import check_average
 
 __all__ = ["WeightAverage"]
 
@@ -44,6 +46,10 @@ class WeightAverage(AveragedModel):
         """Build the average that ``MODEL.EMA`` describes, or return None if it is off."""
         node = cfg.MODEL.EMA
         return cls(model, node.DECAY, node.START_ITER) if node.ENABLED else None
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if a state from a file is not the average of this model."""
+        check_average(state, self.state_dict())
 
     def update(self, model: nn.Module, iteration: int) -> None:
         """Add the weights that ``model`` has after the step ``iteration``, counted from 0."""

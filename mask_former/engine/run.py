@@ -17,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from mask_former.checkpoint.checkpointer import Checkpointer
+from mask_former.checkpoint.resuming import check_same_model
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import finish_cfg, resolve_device
 from mask_former.config.validation import changed_keys
@@ -87,6 +88,8 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> Mapping[str, Any]:
         content = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         # The file may have no averaged weights: find out before hours of evaluation.
         averaged = averaged_weights(content, cfg.MODEL.WEIGHTS) if cfg.MODEL.EMA.ENABLED else None
+        if averaged is not None:
+            check_same_model(averaged, model.state_dict())
         test = Trainer.test_with_TTA if cfg.TEST.AUG.ENABLED else Trainer.test
         results = test(started, model)
         if averaged is not None:

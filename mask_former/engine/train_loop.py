@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.checkpoint.checkpointer import unwrapped
+from mask_former.checkpoint.resuming import check_form, check_optimizer, check_scaler
 from mask_former.losses import NonFiniteError
 from mask_former.structures import Batch
 
@@ -153,6 +155,13 @@ class TrainLoop(SimpleTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if a state from a file does not fit the optimizer and the scaler."""
+        check_form({"iteration": 0}, state, "the training loop")
+        names = {parameter: name for name, parameter in unwrapped(self.model).named_parameters()}
+        check_optimizer(self.optimizer, names, state["optimizer"])
+        check_scaler(state.get("grad_scaler") or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

@@ -28,6 +28,7 @@ from mask_former.checkpoint.checkpointer import Checkpointer, remove_parts, unwr
 from mask_former.checkpoint.finetuning import Finetuning
 from mask_former.checkpoint.inference_data import classes_of, inference_data
 from mask_former.checkpoint.provenance import run_metadata
+from mask_former.checkpoint.resuming import check_form, check_progress
 from mask_former.config.loading import resolve_device
 from mask_former.config.saving import save_config
 from mask_former.data.mappers import InferenceMapper
@@ -273,6 +274,12 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         return build_writers(self.cfg, self.max_iter)
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if a state from a file does not continue this training."""
+        check_progress(state["iteration"], self.max_iter)
+        self._trainer.check_state(state["_trainer"])
+        check_form(self.state_dict().get("hooks", {}), state.get("hooks", {}), "the hooks' state")
+
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``."""
         if resume and comm.is_main_process():
@@ -280,6 +287,9 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         if self.start_iter == 0:
             return
+        if self.start_iter == self.max_iter:
+            text = f"Nothing is left to train: SOLVER.MAX_ITER is {self.max_iter}, and was reached."
+            logging.getLogger(__name__).warning(text)
         if isinstance(self.scheduler, WarmupPolyLR):
             # The checkpoint restored the old SOLVER.MAX_ITER; the config may have another one.
             self.scheduler.max_iters = self.max_iter

@@ -161,6 +161,68 @@ def test_mixed_precision_can_be_turned_on_and_off_when_resuming(config, first, t
     assert resumed.start_iter == 2 and resumed.iter == 4
 
 
+QUERIES = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        ([QUERIES, 7], r"query_embed\.weight has shape \(6, 16\), the model expects \(7, 16\)"),
+        ([QUERIES, 5], r"query_embed\.weight has shape \(6, 16\), the model expects \(5, 16\)"),
+        (
+            ["MODEL.FREEZE", "('backbone',)"],
+            r"its optimizer has other parameters: \d+,",
+        ),
+        (["SOLVER.OPTIMIZER", "SGD"], r"SOLVER\.OPTIMIZER: momentum is missing"),
+        (["SOLVER.MAX_ITER", 1], r"in iteration 1, expected 0 … 0, because SOLVER\.MAX_ITER is 1"),
+    ],
+)
+def test_a_run_is_resumed_with_its_own_model_and_optimizer_only(config, tmp_path, opts, message):
+    train(config("SOLVER.MAX_ITER", 2))
+    before = (tmp_path / "output" / "model_final.pth").read_bytes()
+    made = TinyTrainer(config(*opts))
+    with pytest.raises(ValueError, match=rf"model_final\.pth cannot be resumed: .*{message}"):
+        made.resume_or_load(True)
+    assert made.start_iter == 0
+    assert (tmp_path / "output" / "model_final.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda s: first_state(s).update(exp_avg=torch.zeros(1)),
+            r"exp_avg of .* has shape \(1,\)",
+        ),
+        (lambda s: s.update(iteration=10**12), r"in iteration 1000000000000, expected 0 … 3"),
+        (lambda s: s.pop("iteration"), r"training state is damaged .KeyError: 'iteration'"),
+        (lambda s: s["_trainer"].pop("optimizer"), r"training state is damaged"),
+        (lambda s: s["hooks"]["LRScheduler"].update(last_epoch="x"), r"last_epoch is str"),
+        (lambda s: s["hooks"]["LRScheduler"].update(base_lrs=[1.0]), r"base_lrs is list"),
+        (lambda s: s["_trainer"].update(grad_scaler={"scale": 1}), r"training state is damaged"),
+    ],
+)
+def test_a_training_state_that_was_tampered_with_is_refused(config, tmp_path, change, message):
+    train(config("SOLVER.MAX_ITER", 2))
+    path = tmp_path / "output" / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    change(content["trainer"])
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"model_final\.pth cannot be resumed: .*{message}"):
+        TinyTrainer(config()).resume_or_load(True)
+
+
+def first_state(trainer_state):
+    return trainer_state["_trainer"]["optimizer"]["state"][0]
+
+
+def test_resuming_a_run_that_is_complete_warns_that_nothing_is_trained(config, caplog):
+    train(config("SOLVER.MAX_ITER", 2))
+    caplog.clear()
+    train(config("SOLVER.MAX_ITER", 2), resume=True)
+    assert "Nothing is left to train: SOLVER.MAX_ITER is 2" in caplog.text
+
+
 # Evaluation
 
 
