@@ -68,6 +68,8 @@ class Sample:
     It returns what cannot be right about the second result, or None."""
     structured: bool = False
     """True for JSON and YAML, whose values can be mutated."""
+    mutate: Callable[[bytes, random.Random], tuple[str, bytes]] | None = None
+    """Its own way to be damaged; None: those of files."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,8 @@ def fuzz(samples: Sequence[Sample], seeds: range) -> Iterator[Case]:
 def _one(sample: Sample, expected: Any, seed: int, rng: random.Random) -> Case:
     content = sample.path.read_bytes()
     use_structure = sample.structured and rng.random() < 0.7
-    damage, damaged = (mutate_structure if use_structure else mutate_bytes)(content, rng)
+    mutate = sample.mutate or (mutate_structure if use_structure else mutate_bytes)
+    damage, damaged = mutate(content, rng)
     try:
         sample.path.write_bytes(damaged)
         outcome = isolated(_limited, sample.use)
@@ -350,6 +353,8 @@ def _verdict(sample: Sample, expected: Any, outcome: Outcome, damage: str) -> tu
             names += _CONFIG_KEY.findall(text)
         if sample.kind == "JSON":  # mappers only know the entry of an image, not the JSON
             names.append("a.png")
+        if sample.kind == "URL":  # the error of a URL names the URL
+            names.append("://")
         if not any(name in text for name in names):
             return "problem", f"the error does not name the file: {text}\n{outcome.trace}"
         return "refused", text

@@ -1,4 +1,4 @@
-"""Hostile files, which would run a command if they were read carelessly."""
+"""Hostile files, which would run a command or write elsewhere if they were read carelessly."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mask_former.config.loading import load_cfg
 from mask_former.data.datasets.table import read_table
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.utils.weight_files import read_extras
+from tests.helpers.tiny_model import write_tiny_model
+from tests.robustness.trainings import SameImages, tiny_cfg
 
 MARKER = "executed"
 
@@ -52,6 +54,11 @@ def hostile_files(folder: Path) -> dict[str, Callable[[], Any]]:
     save_file(weights, folder / "config.safetensors", {"inference": carried})
     (folder / "tag.yaml").write_text(f"SEED: {tag}\n")
     (folder / "based.yaml").write_text("_BASE_: tag.yaml\n")
+    # of the right length to lead from the cache folder to the marker
+    leading_out = f"http://127.0.0.1:9/{'../' * 20}{marker}"
+    (folder / "base_url.yaml").write_text(f"_BASE_: {leading_out}\n")
+    (folder / "encoded_url.yaml").write_text(f"_BASE_: {leading_out.replace('..', '%2e%2e')}\n")
+    (folder / "weights_url.yaml").write_text(f"MODEL: {{WEIGHTS: '{leading_out}'}}\n")
     (folder / "table.json").write_text(f'{{"datasets": "{tag}"}}')
 
     def load(name: str) -> Callable[[], Any]:
@@ -71,8 +78,33 @@ def hostile_files(folder: Path) -> dict[str, Callable[[], Any]]:
         "tag.yaml": lambda: load_cfg(str(folder / "tag.yaml")),
         "based.yaml": lambda: load_cfg(str(folder / "based.yaml")),
         "tag.yaml (predictor)": predict("tag.yaml"),
+        "base_url.yaml": lambda: load_cfg(str(folder / "base_url.yaml")),
+        "encoded_url.yaml": lambda: load_cfg(str(folder / "encoded_url.yaml")),
+        "weights_url.yaml": predict("weights_url.yaml"),
         "table.json": lambda: read_table(folder / "table.json"),
     }
+
+
+def hostile_training(folder: Path) -> tuple[Path, Callable[[], Any]]:
+    """Write a checkpoint whose optimizer state is too small, and return what resumes from it.
+
+    torch's fused kernels would write outside of its arrays.
+    """
+    config, _ = write_tiny_model(folder, SEMANTIC_ON=True)
+    output = folder / "output"
+
+    def train(iterations: int, resume: bool) -> None:
+        trainer = SameImages(tiny_cfg(config, output, SOLVER__MAX_ITER=iterations))
+        trainer.resume_or_load(resume)
+        trainer.train()
+
+    train(1, resume=False)
+    path = output / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    for state in content["trainer"]["_trainer"]["optimizer"]["state"].values():
+        state.update(exp_avg=torch.zeros(1), exp_avg_sq=torch.zeros(1))
+    torch.save(content, path)
+    return path, lambda: train(2, resume=True)
 
 
 def _extras(path: Path) -> Callable[[], Any]:

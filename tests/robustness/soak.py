@@ -36,8 +36,10 @@ import mask_former  # noqa: F401  (registers everything)
 from mask_former.checkpoint.provenance import git_state
 from mask_former.utils.atomic_files import replace_file
 from tests.helpers.paths import ROOT
+from tests.helpers.servers import serving
 from tests.helpers.tiny_model import write_tiny_model
-from tests.robustness.fuzzing import all_samples, fuzz
+from tests.robustness.attacks import attack_samples
+from tests.robustness.fuzzing import Case, all_samples, fuzz
 from tests.robustness.isolation import isolated
 from tests.robustness.killing import kill_training
 from tests.robustness.ranks import end_a_rank
@@ -52,6 +54,7 @@ from tests.robustness.trainings import (
 MINUTE = 60.0  # seconds
 KILLS, ITERATIONS = 20, 100
 MUTATIONS, MUTATIONS_A_UNIT = 1000, 50
+ATTACK_UNITS = 4
 STEPS, PREDICTIONS = 2000, 5000
 GROWTH = 30.0
 """Mebibytes by which the memory of a process may grow from 10 % of its work to the end."""
@@ -90,6 +93,8 @@ def all_units(seed: int) -> list[Unit]:
     kills = Unit("kill", f"{KILLS} kills of one training", partial(_kills, seed))
     starts = range(0, MUTATIONS, MUTATIONS_A_UNIT)
     mutations = [Unit("fuzz", f"from {i}", partial(_fuzz, seed * MUTATIONS + i)) for i in starts]
+    attacks = [Unit("attack", f"from {i}", partial(_attacks, seed * MUTATIONS + i))
+               for i in starts[:ATTACK_UNITS]]  # fmt: skip
     endings = {
         "spawn": ("kill", "raise"),
         "torchrun": ("kill", "raise"),
@@ -106,7 +111,8 @@ def all_units(seed: int) -> list[Unit]:
         Unit("memory", f"{PREDICTIONS} predictions", partial(_memory, memory_of_prediction,
                                                              PREDICTIONS)),
     ]  # fmt: skip
-    return [*disk, *workers, kills, *mutations[:2], ranks[0], *memory, *ranks[1:], *mutations[2:]]
+    first = [*disk, *workers, kills, *mutations[:2], *attacks[:1], ranks[0], *memory]
+    return [*first, *ranks[1:], *attacks[1:], *mutations[2:]]
 
 
 def _kills(seed: int, folder: Path) -> Found:
@@ -116,7 +122,17 @@ def _kills(seed: int, folder: Path) -> Found:
 
 
 def _fuzz(start: int, folder: Path) -> Found:
-    cases = list(fuzz(all_samples(folder), range(start, start + MUTATIONS_A_UNIT)))
+    return _verdicts(list(fuzz(all_samples(folder), range(start, start + MUTATIONS_A_UNIT))))
+
+
+def _attacks(start: int, folder: Path) -> Found:
+    os.environ["FVCORE_CACHE"] = str(folder / "cache")
+    with serving({"/base.yaml": b"{}"}) as server:
+        samples = attack_samples(folder, server)
+        return _verdicts(list(fuzz(samples, range(start, start + MUTATIONS_A_UNIT))))
+
+
+def _verdicts(cases: list[Case]) -> Found:
     counts: dict[str, dict[str, int]] = {}
     for case in cases:
         of_kind = counts.setdefault(case.kind, {})
@@ -253,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip  # noqa: E501
     parser.add_argument("--minutes", type=float, default=30, help="limit of the whole run")
-    parser.add_argument("--only", nargs="+", help="kill, fuzz, disk, worker, ranks, memory")
+    parser.add_argument("--only", nargs="+", help="kill, fuzz, attack, disk, worker, ranks, memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, default=Path("output/soak.json"))
     parser.add_argument("--again", action="store_true", help="discard the report and start again")
