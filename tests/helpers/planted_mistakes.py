@@ -368,6 +368,42 @@ CONFIG = {
         "whole model, but nothing distinguishes such a file from a malicious one.",
         "Get the weights as `.safetensors`, or as a dict of tensors.",
     ),
+    "a URL that leads out of a folder": Mistake(
+        lambda folder: load_cfg(write(folder, "_BASE_: http://example.org/../x.yaml")),
+        "'http://example.org/../x.yaml' was refused: its path holds '..' or '.', which may lead "
+        "out of a folder; write it without. It is named in _BASE_ of …x.yaml.",
+        "Such a URL could make a program write files anywhere.",
+        "If you trust who wrote it, write the URL without the dots.",
+    ),
+    "a URL of a private network in a config": Mistake(
+        lambda folder: load_cfg(write(folder, "_BASE_: http://127.0.0.1:9/x.yaml")),
+        "http://127.0.0.1:9/x.yaml was refused: its address 127.0.0.1 belongs to this machine or "
+        "to a private network, which no file and no redirect may make it ask. If you trust the "
+        "URL, give it yourself, such as MODEL.WEIGHTS URL or --weights URL on the command line. "
+        "It is named in _BASE_ of …x.yaml.",
+        "A config of somebody else could make this machine ask servers that only it can reach.",
+        "Give the URL of weights on the command line, or download the file first.",
+    ),
+    "a training that is continued with another model": Mistake(
+        lambda folder: resumed(folder, 3, 4),
+        "…model_0000001.pth cannot be resumed: weight has shape (2, 3), the model expects (2, 4). "
+        "--resume continues a training with its own model, optimizer and settings. To start a new "
+        "one from these weights, leave out --resume, name another OUTPUT_DIR and set MODEL.WEIGHTS "
+        "…model_0000001.pth, and MODEL.MASK_FORMER.FINETUNE True if its classes or queries are "
+        "others.",
+        "The optimizer's state belongs to the weights of the checkpoint, row by row.",
+        "Use the config that the training began with, or fine-tune as the message describes.",
+    ),
+    "windows that overlap too much": Mistake(
+        lambda folder: p.config(
+            folder,
+            *("TEST.SLIDING_WINDOW.SIZE", 512, "TEST.SLIDING_WINDOW.STRIDE", 1),
+        ),
+        "TEST.SLIDING_WINDOW.STRIDE is 1 pixels with the SIZE 512, which gives too many windows: "
+        "expected 64 … SIZE pixels (0: 2/3 of the SIZE).",
+        "Each window is one run of the network: a photo would take hours.",
+        "Leave the stride at 0.",
+    ),
     "an evaluation of results that the model does not output": Mistake(
         lambda folder: build_evaluator(
             p.config(folder, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False),
@@ -399,6 +435,16 @@ def checkpoint(folder: Path, bias: float, **extras: Any) -> Path:
     """Save the weights of :func:`layer`, and further entries, as ``x.pth``."""
     torch.save({"model": layer(bias).state_dict(), **extras}, folder / "x.pth")
     return folder / "x.pth"
+
+
+def resumed(folder: Path, old: int, new: int) -> None:
+    """Save the state of a layer with ``old`` inputs, and resume one with ``new`` inputs from it."""
+    for inputs in (old, new):
+        made = nn.Linear(inputs, 2)
+        optimizer = torch.optim.SGD(made.parameters(), 0.1)
+        checkpointer = Checkpointer(made, str(folder), optimizer=optimizer)
+        checkpointer.resume_or_load("", resume=True)
+        checkpointer.save("model_0000001")
 
 
 def semantic_trainer(folder: Path, label_map: Any, *opts: Any, **options: Any) -> Any:
