@@ -1,11 +1,11 @@
-"""Hostile files, which would run a command if they were read carelessly."""
+"""Hostile files, which would run a command if they were read carelessly, and planted links."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,23 @@ def hostile_files(folder: Path) -> dict[str, Callable[[], Any]]:
         "tag.yaml (predictor)": predict("tag.yaml"),
         "table.json": lambda: read_table(folder / "table.json"),
     }
+
+
+def plant_links(folder: Path, names: Iterable[str]) -> Path:
+    """Plant links where predictable temporary files of this process would be.
+
+    Args:
+        names: of the files that are going to be written.
+
+    Returns:
+        The file that the links lead to; it holds "precious".
+    """
+    victim = folder / "victim"
+    victim.write_text("precious")
+    for name in names:
+        for part in (f".{name}.{os.getpid()}.part", f".{name}.part", f"{name}.part", f"{name}.tmp"):
+            (folder / part).symlink_to(victim)
+    return victim
 
 
 def _extras(path: Path) -> Callable[[], Any]:

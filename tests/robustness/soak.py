@@ -48,6 +48,13 @@ from tests.robustness.trainings import (
     train_on_a_full_disk,
     train_with_a_dying_worker,
 )
+from tests.robustness.writing import (
+    GRAPHS,
+    export_on_a_full_disk,
+    kill_exports,
+    train_twice_at_once,
+    write_next_to_links,
+)
 
 MINUTE = 60.0  # seconds
 KILLS, ITERATIONS = 20, 100
@@ -106,7 +113,27 @@ def all_units(seed: int) -> list[Unit]:
         Unit("memory", f"{PREDICTIONS} predictions", partial(_memory, memory_of_prediction,
                                                              PREDICTIONS)),
     ]  # fmt: skip
-    return [*disk, *workers, kills, *mutations[:2], ranks[0], *memory, *ranks[1:], *mutations[2:]]
+    first = [*disk, *writing_units(seed), *workers, kills, *mutations[:2]]
+    return [*first, ranks[0], *memory, *ranks[1:], *mutations[2:]]
+
+
+def writing_units(seed: int) -> list[Unit]:
+    """List the units of links, exports and second trainings."""
+
+    def unit(part: str, name: str, work: Callable[..., tuple[Any, list[str]]], *more: Any) -> Unit:
+        return Unit(part, name, lambda folder: _found(*work(folder, *more)))
+
+    full = [unit("export", f"full disk, {name}", export_on_a_full_disk, name) for name in GRAPHS]
+    return [
+        unit("links", "planted links", write_next_to_links),
+        unit("export", f"{KILLS} kills", kill_exports, KILLS, seed),
+        *full,
+        unit("second", "training in the same folder", train_twice_at_once),
+    ]
+
+
+def _found(seen: Any, problems: list[str]) -> Found:
+    return Found({"seen": seen}, problems)
 
 
 def _kills(seed: int, folder: Path) -> Found:
@@ -253,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip  # noqa: E501
     parser.add_argument("--minutes", type=float, default=30, help="limit of the whole run")
-    parser.add_argument("--only", nargs="+", help="kill, fuzz, disk, worker, ranks, memory")
+    parser.add_argument("--only", nargs="+", help="kill, fuzz, disk, links, export, second, …")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, default=Path("output/soak.json"))
     parser.add_argument("--again", action="store_true", help="discard the report and start again")
