@@ -84,7 +84,7 @@ def test_a_data_worker_that_outlives_a_killed_training_does_not_block_the_next(
         worker.outcome()
 
 
-def test_where_the_file_system_has_no_locks_a_warning_says_so(
+def test_where_the_file_system_has_no_locks_there_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:

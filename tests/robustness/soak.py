@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,8 @@ from tests.robustness.trainings import (
     train_on_a_full_disk,
     train_with_a_dying_worker,
 )
-from tests.robustness.writing import (
-    GRAPHS,
-    export_on_a_full_disk,
-    kill_exports,
-    train_twice_at_once,
-    write_next_to_links,
-)
+from tests.robustness.units import Found, Unit
+from tests.robustness.writing import writing_units
 
 MINUTE = 60.0  # seconds
 KILLS, ITERATIONS = 20, 100
@@ -62,29 +57,6 @@ MUTATIONS, MUTATIONS_A_UNIT = 1000, 50
 STEPS, PREDICTIONS = 2000, 5000
 GROWTH = 30.0
 """Mebibytes by which the memory of a process may grow from 10 % of its work to the end."""
-
-
-@dataclass
-class Found:
-    """The result of a unit of work."""
-
-    figures: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Work that is either completed or repeated as a whole."""
-
-    part: str
-    name: str
-    work: Callable[[Path], Found]
-    """Function that does the work in an empty folder."""
-
-    @property
-    def key(self) -> str:
-        return f"{self.part}: {self.name}"
 
 
 def all_units(seed: int) -> list[Unit]:
@@ -113,27 +85,8 @@ def all_units(seed: int) -> list[Unit]:
         Unit("memory", f"{PREDICTIONS} predictions", partial(_memory, memory_of_prediction,
                                                              PREDICTIONS)),
     ]  # fmt: skip
-    first = [*disk, *writing_units(seed), *workers, kills, *mutations[:2]]
+    first = [*disk, *writing_units(seed, KILLS), *workers, kills, *mutations[:2]]
     return [*first, ranks[0], *memory, *ranks[1:], *mutations[2:]]
-
-
-def writing_units(seed: int) -> list[Unit]:
-    """List the units of links, exports and second trainings."""
-
-    def unit(part: str, name: str, work: Callable[..., tuple[Any, list[str]]], *more: Any) -> Unit:
-        return Unit(part, name, lambda folder: _found(*work(folder, *more)))
-
-    full = [unit("export", f"full disk, {name}", export_on_a_full_disk, name) for name in GRAPHS]
-    return [
-        unit("links", "planted links", write_next_to_links),
-        unit("export", f"{KILLS} kills", kill_exports, KILLS, seed),
-        *full,
-        unit("second", "training in the same folder", train_twice_at_once),
-    ]
-
-
-def _found(seen: Any, problems: list[str]) -> Found:
-    return Found({"seen": seen}, problems)
 
 
 def _kills(seed: int, folder: Path) -> Found:

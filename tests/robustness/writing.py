@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,30 @@ from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.isolation import Process, isolated
 from tests.robustness.malice import plant_links
 from tests.robustness.trainings import SameImages, limit_files, tiny_cfg
+from tests.robustness.units import Found, Unit
 
 DESCRIPTION = "mask_former.json"
 TIMEOUT = 600.0  # seconds
 GRAPHS = {"torchscript": ".ts", "torch-export": ".pt2", "onnx": ".onnx"}
+
+
+def writing_units(seed: int, kills: int) -> list[Unit]:
+    """List the units of the soak run."""
+
+    def unit(part: str, name: str, work: Callable[..., tuple[Any, list[str]]], *more: Any) -> Unit:
+        return Unit(part, name, lambda folder: _found(*work(folder, *more)))
+
+    full = [unit("export", f"full disk, {name}", export_on_a_full_disk, name) for name in GRAPHS]
+    return [
+        unit("links", "planted links", write_next_to_links),
+        unit("export", f"{kills} kills", kill_exports, kills, seed),
+        *full,
+        unit("second", "training in the same folder", train_twice_at_once),
+    ]
+
+
+def _found(seen: Any, problems: list[str]) -> Found:
+    return Found({"seen": seen}, problems)
 
 
 def write_next_to_links(folder: Path) -> tuple[int, list[str]]:
@@ -97,7 +118,11 @@ def earlier_export(folder: Path, format_name: str = "torchscript") -> tuple[Path
 def export_on_a_full_disk(
     folder: Path, format_name: str, limit: int = 30_000
 ) -> tuple[str, list[str]]:
-    """Repeat an export with files of ``limit`` bytes at most; return its message and problems."""
+    """Repeat an export with files of ``limit`` bytes at most.
+
+    Returns:
+        The message of the command, and the problems.
+    """
     config, output = earlier_export(folder, format_name)
     before, log = contents(output), folder / "log.txt"
     outcome = Process(export_tiny, config, output, format_name, 96, limit, log=log).outcome(TIMEOUT)
