@@ -44,7 +44,7 @@ from .dataset_checks import check_classes, check_registered, checked_training_se
 from .ema import WeightAverage
 from .folder_lock import training_alone_in
 from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress
-from .shared_memory import check_shared_memory
+from .shared_memory import SharingMapper, check_shared_memory
 from .train_loop import TrainLoop
 from .validation_losses import build_validation_loader, validation_losses
 from .writers import build_writers, repair_metrics_file
@@ -148,12 +148,13 @@ class Trainer(DefaultTrainer):
         check_registered(cfg)
         mapper = mapper(cfg, is_train=True)
         dataset = checked_training_set(cfg, mapper)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+        return build_detection_train_loader(cfg, mapper=SharingMapper(mapper), dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build detectron2's loader of test images, without annotations."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=InferenceMapper(cfg))
+        mapper = SharingMapper(InferenceMapper(cfg))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
