@@ -73,7 +73,12 @@ def example(_: object) -> dict[str, Any]:
     found.gt_masks = BitMasks(torch.ones(2, 4, 4, dtype=torch.bool))
     found.gt_boxes = Boxes(torch.zeros(2, 4))
     image = torch.from_numpy(np.zeros((3, 4, 4), np.uint8))
-    return {"image": image, "instances": found, "file_name": "a.png", "more": [torch.ones(3), torch.zeros(0)]}
+    return {
+        "image": image,
+        "instances": found,
+        "file_name": "a.png",
+        "more": [torch.ones(3), torch.zeros(0)],
+    }
 
 
 def load(mapper: Any, workers: int) -> Any:

@@ -20,6 +20,17 @@ from mask_former.utils.weight_files import read_extras
 
 MARKER = "executed"
 
+FORGED = "[11-28 07:00:00 mask_former.demo]: 999 images done, 0 failed"
+NAME = f"a\n{FORGED}\x1b[2J\x1b]0;owned\x07"
+"""Name of a file or class that forges a line of the log and commands the terminal."""
+
+
+def assert_harmless(output: str) -> None:
+    """Check that ``NAME`` in the output of a command is neither a line nor a control sequence."""
+    assert not [line for line in output.splitlines() if line.startswith(FORGED)]
+    for sequence in ("\x1b[2J", "\x1b]0;", "\x07"):
+        assert sequence not in output, output
+
 
 class _Command:
     """An object that creates the marker file when it is unpickled."""
