@@ -63,7 +63,7 @@ class SharingMapper:
     """
 
     def __init__(self, mapper: Callable[[Any], Any]) -> None:
-        self._mapper = mapper
+        self.mapper = mapper
 
     def __call__(self, record: Any) -> Any:
         """Map a record of a dataset.
@@ -71,7 +71,7 @@ class SharingMapper:
         Raises:
             OSError: If the shared memory is full.
         """
-        example = self._mapper(record)
+        example = self.mapper(record)
         worker = get_worker_info()
         if worker is not None:
             try:
