@@ -32,6 +32,7 @@ from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.registries import load_plugins
 from mask_former.structures import Size
+from mask_former.utils.atomic_files import replace_text
 from mask_former.utils.errors import message_of
 
 
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             content = {"config_file": args.config_file, **asdict(report)}
-            args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            replace_text(args.json, json.dumps(content, indent=1))
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         print(f"analyze_model: {message_of(error)}", file=sys.stderr)
         return 1

@@ -42,6 +42,7 @@ from mask_former.cli.command import add_plugin_argument, make_parser
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.registries import load_plugins
+from mask_former.utils.atomic_files import replace_text
 from mask_former.utils.errors import message_of
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -290,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = benchmark(args)
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            replace_text(args.json, json.dumps(content, indent=1))
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         print(f"benchmark: {message_of(error)}", file=sys.stderr)
         return 1

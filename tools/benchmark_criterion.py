@@ -32,6 +32,7 @@ from tqdm import tqdm
 from mask_former.cli.command import make_parser
 from mask_former.losses import HungarianMatcher, PointRule, SetCriterion
 from mask_former.structures import Outputs, Prediction, Target, layer_predictions
+from mask_former.utils.atomic_files import replace_text
 from mask_former.utils.timing import interleave, timed
 
 CLASSES, NO_OBJECT = 150, 0.1
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append({"targets": count} | measure(criteria, outputs, targets, args))
     print_table(rows, args)
     if args.json:
-        args.json.write_text(json.dumps({"settings": settings(args), "rows": rows}, indent=1))
+        content = {"settings": settings(args), "rows": rows}
+        replace_text(args.json, json.dumps(content, indent=1))
     return 0
 
 

@@ -11,6 +11,7 @@ TransformerPredictor can be drawn; `make demo` trains the one that docs/method.m
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from mask_former import MaskFormerPredictor, TransformerPredictor
 from mask_former.inference import panoptic_inference
 from mask_former.modeling.inner_outputs import DecoderLayerOutput, InnerOutputs
 from mask_former.predictor.images import read_image
+from mask_former.utils.atomic_files import replace_file
 from mask_former.utils.errors import message_of
 
 DOTS = 110
@@ -246,13 +248,14 @@ def draw_queries(trace: Trace) -> Any:
     return figure
 
 
-def save(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
     """Write a PNG of 256 colours."""
-    figure.savefig(path, dpi=DOTS)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DOTS)
     plt.close(figure)
-    with Image.open(path) as image:
+    with Image.open(buffer) as image:
         small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    replace_file(path, lambda part: small.save(part, format="PNG", optimize=True))
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -280,9 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not queries:
             raise ValueError(f"{args.input}: the model finds no segment in it; use another image.")
         args.output.mkdir(parents=True, exist_ok=True)
-        save(draw_queries(found), args.output / "method_queries.png")
-        save(draw_layers(found, queries), args.output / "method_layers.png")
-        save(draw_attention(found, queries), args.output / "method_attention.png")
+        write_figure(draw_queries(found), args.output / "method_queries.png")
+        write_figure(draw_layers(found, queries), args.output / "method_layers.png")
+        write_figure(draw_attention(found, queries), args.output / "method_attention.png")
     except (KeyError, OSError, ValueError) as error:
         print(f"make_figures: {message_of(error)}", file=sys.stderr)
         return 1

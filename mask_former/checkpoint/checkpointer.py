@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.structures import ParameterRows
-from mask_former.utils.atomic_files import replace_file, save_torch
+from mask_former.utils.atomic_files import replace_file, replace_text, save_torch
 from mask_former.utils.downloads import local_weights
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
@@ -31,7 +31,7 @@ from .finetuning import Finetuning, match_classes
 from .resuming import check_resumed
 from .weights_fit import WeightsFit, compare
 
-__all__ = ["Checkpointer", "remove_parts", "unwrapped"]
+__all__ = ["Checkpointer", "unwrapped"]
 
 
 def parameter_rows(model: nn.Module) -> ParameterRows:
@@ -47,12 +47,6 @@ def parameter_rows(model: nn.Module) -> ParameterRows:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model without the wrapper of distributed training."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove the temporary files that a killed run left in ``folder``."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
 
 
 def _check_finite(weights: Mapping[str, Tensor], names: Collection[str], source: str) -> None:
@@ -144,7 +138,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pointer = Path(self.save_dir) / "last_checkpoint"
-        replace_file(pointer, lambda part: part.write_text(last_filename_basename))
+        replace_text(pointer, last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; an empty ``path`` loads nothing.

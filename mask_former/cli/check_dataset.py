@@ -44,7 +44,8 @@ from mask_former.data.datasets.classes import Classes
 from mask_former.data.datasets.custom import Annotated, semantic_table
 from mask_former.data.preparation.command import parallel_map
 from mask_former.registries import load_plugins
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_file, replace_text
+from mask_former.utils.errors import printable
 from mask_former.visualization.contact_sheet import draw_sheet, sheet_cell
 from mask_former.visualization.examples import annotated_example
 
@@ -231,10 +232,10 @@ def run(arguments: CheckArguments) -> int:
     if arguments.sheet is not None:
         drawn = write_sheet(source, summary, arguments.sheet, arguments.sheet_num)
         lines += ["", f"{arguments.sheet}: {drawn} images drawn"]
-    print("\n".join(lines))
+    print("\n".join(map(printable, lines)))
     if arguments.json_report is not None:
         text = json.dumps(report(source, summary), indent=1)
-        replace_file(arguments.json_report, lambda part: part.write_text(text, encoding="utf-8"))
+        replace_text(arguments.json_report, text)
     config = yaml.safe_dump(
         fitting_config(source, summary), sort_keys=False, default_flow_style=None
     )

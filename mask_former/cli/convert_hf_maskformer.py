@@ -38,7 +38,7 @@ from mask_former.huggingface import (
 )
 from mask_former.predictor.trained_model import load_trained_model
 from mask_former.registries import load_plugins
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_file, replace_text
 from mask_former.utils.weight_files import CLASS_NAMES, read_checkpoint, write_weights
 
 from .command import add_plugin_argument, exit_code, make_parser
@@ -95,7 +95,7 @@ def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> 
     write_weights(weights, weights_file, names, inference_entry(settings, names))
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     text = f"# From a transformers MaskFormer, by tools/convert_hf_maskformer.py.\n{text}"
-    replace_file(config_file, lambda part: part.write_text(text, encoding="utf-8"))
+    replace_text(config_file, text)
     return [config_file, weights_file]
 
 
@@ -180,7 +180,7 @@ def to_huggingface(
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write readable JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    replace_text(path, text)
 
 
 def find_class_names(cfg: CfgNode, weights: Path, names_file: Path | None) -> list[str]:

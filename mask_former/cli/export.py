@@ -15,8 +15,9 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mask_former.export.formats import OPSET, Runner
 from mask_former.export.verification import TOLERANCE, reference
 from mask_former.predictor.trained_model import load_trained_model
 from mask_former.registries import load_plugins
+from mask_former.utils.atomic_files import remove_parts, replace_files
 
 from .command import add_plugin_argument, exit_code, make_parser
 
@@ -139,26 +141,37 @@ def make_images(model: Any, batch: int, size: tuple[int, int]) -> Tensor:
 def write(
     arguments: ExportArguments, cfg: CfgNode, model: Any, size: tuple[int, int]
 ) -> list[Path]:
-    """Write the graphs and their description, and return the paths of the graphs."""
+    """Write the graphs and their description, and return the paths of the graphs.
+
+    An earlier export in the folder is replaced at once, and only when all files are complete.
+    """
     output, dynamic = arguments.output, arguments.dynamic
-    format_, paths = FORMATS[arguments.format], []
+    format_ = FORMATS[arguments.format]
     graphs = graphs_of(model)
     output.mkdir(parents=True, exist_ok=True)
+    remove_parts(output)
     # Two images, because tracing cannot distinguish a batch of one from a fixed batch size.
     example = make_images(model, 2 if dynamic else 1, size)
-    with tqdm(total=len(graphs), desc="exporting", unit="graph") as progress:
-        for name, graph in graphs.items():
-            progress.set_postfix_str(name)
-            paths.append(output / (name + format_.suffix))
-            format_.write(graph, example, paths[-1], dynamic)
-            progress.update()
     any_size = dynamic or arguments.format == "torchscript"
     description = describe(
         cfg, graphs, format_name=arguments.format, size=None if any_size else size
     )
     text = json.dumps(description, indent=2, ensure_ascii=False)
-    (output / "mask_former.json").write_text(text + "\n", encoding="utf-8")
-    return paths
+    files = {output / f"{name}{format_.suffix}": graph for name, graph in graphs.items()}
+    with tqdm(total=len(graphs), desc="exporting", unit="graph") as progress:
+
+        def write_graph(graph: Any, part: Path) -> None:
+            part.write_bytes(format_.encode(graph, example, dynamic))
+            progress.update()
+
+        writers: dict[Path, Callable[[Path], Any]] = {
+            path: partial(write_graph, graph) for path, graph in files.items()
+        }
+        writers[output / "mask_former.json"] = lambda part: part.write_text(
+            f"{text}\n", encoding="utf-8"
+        )
+        replace_files(writers)
+    return list(files)
 
 
 def shapes_to_check(size: tuple[int, int], dynamic: bool) -> list[tuple[int, tuple[int, int]]]:

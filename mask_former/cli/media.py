@@ -7,11 +7,14 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mask_former.utils.atomic_files import replacing
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -162,7 +165,10 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writer of an ``.mp4``, ``.avi`` or ``.webm``, or of an ``.avi`` if OpenCV cannot write it."""
+    """Writer of an ``.mp4``, ``.avi`` or ``.webm``, or of an ``.avi`` if OpenCV cannot write it.
+
+    The file appears, or replaces an earlier one, when the writer is closed.
+    """
 
     def __init__(self, path: Path, fps: float) -> None:
         """Store the path; the first frame opens the file.
@@ -176,12 +182,13 @@ class VideoWriter:
         self.fps = fps
         self.num_frames = 0
         self._writer: Any = None
+        self._file = ExitStack()
 
     def write(self, frame: NDArray[np.uint8]) -> None:
         """Add a frame, H×W×3; the first one sets the size.
 
         Raises:
-            ValueError: If OpenCV cannot write the file, or the frame has another size.
+            OSError, ValueError: If the file cannot be written, or the frame has another size.
         """
         height, width = frame.shape[:2]
         if self._writer is None:
@@ -196,21 +203,46 @@ class VideoWriter:
         self.num_frames += 1
 
     def _open(self, width: int, height: int) -> Any:
+        avi = self.path.with_suffix(".avi")
+        try:
+            return self._open_as(self.path, width, height)
+        except ValueError:
+            if avi == self.path or avi.exists():  # it may be the video that is being read
+                raise
+        return self._open_as(avi, width, height)
+
+    def _open_as(self, path: Path, width: int, height: int) -> Any:
         cv2 = _opencv()
-        for path in dict.fromkeys((self.path, self.path.with_suffix(".avi"))):
-            if path != self.path and path.exists():
-                continue  # it may be the video that is being read
-            code = cv2.VideoWriter_fourcc(*_CODECS[path.suffix.lower()])
-            writer = cv2.VideoWriter(str(path), code, self.fps, (width, height))
-            if writer.isOpened():
-                self.path = path
-                return writer
-        raise ValueError(f"{self.path}: OpenCV cannot write this video")
+        code = cv2.VideoWriter_fourcc(*_CODECS[path.suffix.lower()])
+        with ExitStack() as file:
+            part = file.enter_context(replacing(path, path.suffix))
+            writer = cv2.VideoWriter(str(part), code, self.fps, (width, height))
+            if not writer.isOpened():
+                raise ValueError(f"{self.path}: OpenCV cannot write this video")
+            file.callback(self._check_frames, part)
+            file.callback(writer.release)
+            self.path, self._file = path, file.pop_all()
+        return writer
 
     def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
+        """Finish the file.
+
+        Raises:
+            OSError: If it is incomplete; nothing is replaced then.
+        """
+        self._file.close()
+
+    def _check_frames(self, part: Path) -> None:
+        """Read back the number of frames: OpenCV does not report a full disk."""
+        cv2 = _opencv()
+        written = cv2.VideoCapture(str(part))
+        count = written.get(cv2.CAP_PROP_FRAME_COUNT) if written.isOpened() else 0
+        written.release()
+        if 0 <= count < 0.95 * self.num_frames:  # negative where a format states none
+            raise OSError(
+                f"{self.path}: only {count:.0f} of {self.num_frames} frames could be written; "
+                "nothing was changed. Is the disk full? Make room, then run the command again."
+            )
 
 
 class Window:

@@ -27,6 +27,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import Result, ResultWriter
+from mask_former.results.files import save_image
+from mask_former.utils.errors import one_line, printable
+from mask_former.utils.logs import escape_records
 
 from .command import SetupError, make_parser, setting_up
 from .media import VideoReader, VideoWriter, Window, find_images
@@ -185,7 +188,7 @@ def draw_images(args: PredictArguments) -> int:
         load = model_loader(args.model)
         files, problems = find_images(args.input or (), args.recursive)
         for problem in problems:
-            logger.error(problem)
+            logger.error(printable(problem))
         if not files:
             return 1
         files = files[:: args.every_n]
@@ -221,14 +224,14 @@ def use_image(
     for kind, image in demo.drawings(result, scale):
         if plan:
             written.append(plan.files(item.name)[kind])
-            Image.fromarray(image).save(written[-1], quality=95)
+            save_image(Image.fromarray(image), written[-1])
         if demo.window:
             go_on = demo.window.show(image) and go_on
     if writer:
         written += writer.write(replace(result, file_name=item.label), item.name, item.image_id)
     seconds += time.perf_counter() - start
     where = f" -> {', '.join(map(str, written))}" if written else ""
-    logger.info(f"{item.label}: {demo.describe(result)}, {seconds:.2f} s{where}")
+    logger.info(printable(f"{item.label}: {demo.describe(result)}, {seconds:.2f} s{where}"))
     return go_on
 
 
@@ -262,8 +265,9 @@ def draw_frames(demo: Demo, reader: VideoReader, name: str, use: Use) -> bool:
     if reader.num_frames is None:
         logger.info("Press Ctrl-C to stop.")
     items = read_frames(reader, name)
+    bar = tqdm(items, total=reader.num_frames, unit="frame", desc=printable(reader.name))
     try:
-        demo.run.over(tqdm(items, total=reader.num_frames, unit="frame", desc=reader.name), use)
+        demo.run.over(bar, use)
     except KeyboardInterrupt:
         logger.info(f"{reader.name}: stopped after {demo.run.done} frames")
         return reader.num_frames is None
@@ -293,12 +297,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; see the module's docstring."""
     args = parse(argv)
     setup_logger(name="mask_former")
+    escape_records(logging.getLogger("mask_former"))
     try:
         with logging_redirect_tqdm([logging.getLogger("mask_former")]):
             return draw_images(args) if args.input else draw_video(args)
     except SetupError as error:
         logger.error(str(error))
         return 2
+    except OSError as error:  # an output that many images or frames share cannot be finished
+        logger.error(one_line(error))
+        return 1
     except KeyboardInterrupt:
         logger.error("interrupted")
         return 130

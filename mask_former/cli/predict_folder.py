@@ -27,7 +27,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mask_former.results import Result, ResultWriter, merge_records
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_text
+from mask_former.utils.logs import escape_records
 
 from .command import SetupError, make_parser, setting_up
 from .media import find_images
@@ -113,7 +114,7 @@ def check_settings(args: PredictFolderArguments) -> None:
     path = args.output / SETTINGS
     args.output.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+        replace_text(path, text)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for name, value in json.loads(text).items():
@@ -190,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; see the module's docstring."""
     args = parse(argv)
     setup_logger(name="mask_former")
+    escape_records(logging.getLogger("mask_former"))
     try:
         with ExitStack() as stack:
             with setting_up():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mask_former.predictor.images import read_image
 from mask_former.results import Result
-from mask_former.utils.errors import one_line
+from mask_former.utils.errors import one_line, printable
 
 from .dataset_ids import DatasetIds, ImageId
 from .media import VIDEO_SUFFIXES, VideoReader
@@ -136,7 +136,7 @@ class PredictionRun:
     def fail(self, label: str, error: Exception) -> None:
         """Count an image as failed and log the reason, in a line that begins with its label."""
         self.failed += 1
-        text = one_line(error)
+        text, label = one_line(error), printable(label)
         self._logger.error(text if text.startswith(label) else f"{label}: {text}")
 
     def _readable(self, items: Iterable[Item]) -> Iterator[Item]:

@@ -34,6 +34,7 @@ from mask_former.config.loading import load_cfg
 from mask_former.data.checking import evenly_spaced
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import load_plugins
+from mask_former.results.files import save_image
 from mask_former.structures import Record
 from mask_former.utils.errors import one_line
 from mask_former.visualization.contact_sheet import (
@@ -192,11 +193,11 @@ def run(arguments: VisualizeArguments) -> int:
             failed += 1
             tqdm.write(f"visualize_data: {one_line(error)}", file=sys.stderr)
             continue
-        draw_page(example, record, classes).save(plan.files(name)["png"])
+        save_image(draw_page(example, record, classes), plan.files(name)["png"])
         if arguments.sheet:
             cells.append((name, sheet_cell(example)))
     if cells:
-        draw_sheet(cells).save(plan.files(sheet)["png"])
+        save_image(draw_sheet(cells), plan.files(sheet)["png"])
     print(f"{output}: {len(records) - failed} of {len(records)} images drawn")
     return 1 if failed else 0
 

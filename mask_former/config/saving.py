@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from mask_former.data.datasets.custom import copy_table
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_text
 from mask_former.utils.web import is_url
 
 from .loading import plugin_comments
@@ -41,7 +41,7 @@ def save_config(cfg: CfgNode, folder: Path) -> None:
         tables.append(inside)
     saved.DATASETS.TABLES = tables
     text = plugin_comments() + saved.dump()
-    replace_file(folder / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
+    replace_text(folder / "config.yaml", text)
 
 
 def _name_inside(name: str, folder: Path) -> str | None:

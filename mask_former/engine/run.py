@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,12 @@ from mask_former.checkpoint.resuming import check_same_model
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import finish_cfg, resolve_device
 from mask_former.config.validation import changed_keys
+from mask_former.utils.logs import escape_records
 from mask_former.utils.weight_files import averaged_weights
 
 from .dataset_checks import check_registered
+from .folder_lock import training_alone_in
+from .shared_memory import check_shared_memory
 from .trainer import Trainer
 
 __all__ = ["evaluate", "train"]
@@ -49,7 +53,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Mapping[str, Any]:
         KeyError, FileNotFoundError, ValueError: If the config, its datasets or its weights are
             wrong. Raised before the first step.
     """
-    with _started(cfg) as started:
+    with training_alone_in(Path(cfg.OUTPUT_DIR)), _started(cfg) as started:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         trainer = Trainer(started)
         trainer.resume_or_load(resume)
@@ -82,6 +86,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> Mapping[str, Any]:
     """
     with _started(cfg) as started:
         started = resolve_device(started)
+        check_shared_memory(started)
         check_registered(started, ["TEST"])
         model = Trainer.build_model(started)
         checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
@@ -134,6 +139,7 @@ def logging_to(folder: str) -> Iterator[None]:
             name=name,
             configure_stdout=not logger.handlers,
         )
+        escape_records(logger)
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
 from torch import nn
 
-from mask_former.checkpoint.checkpointer import Checkpointer, remove_parts, unwrapped
+from mask_former.checkpoint.checkpointer import Checkpointer, unwrapped
 from mask_former.checkpoint.finetuning import Finetuning
 from mask_former.checkpoint.inference_data import classes_of, inference_data
 from mask_former.checkpoint.provenance import run_metadata
@@ -37,12 +37,15 @@ from mask_former.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.solver.freezing import freeze
 from mask_former.solver.optimizer import build_optimizer
+from mask_former.utils.atomic_files import remove_parts
 from mask_former.utils.precision import amp_dtype
 from mask_former.utils.weight_files import EMA
 
 from .dataset_checks import check_classes, check_registered, checked_training_set
 from .ema import WeightAverage
+from .folder_lock import training_alone_in
 from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress
+from .shared_memory import SharingMapper, check_shared_memory
 from .train_loop import TrainLoop
 from .validation_losses import build_validation_loader, validation_losses
 from .writers import build_writers, repair_metrics_file
@@ -59,6 +62,7 @@ class Trainer(DefaultTrainer):
         self._requested_cfg = cfg
         self._last_eval_results: Mapping[str, Any] = {}
         cfg = resolve_device(cfg)
+        check_shared_memory(cfg)
         check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -145,12 +149,13 @@ class Trainer(DefaultTrainer):
         check_registered(cfg)
         mapper = mapper(cfg, is_train=True)
         dataset = checked_training_set(cfg, mapper)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+        return build_detection_train_loader(cfg, mapper=SharingMapper(mapper), dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build detectron2's loader of test images, without annotations."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=InferenceMapper(cfg))
+        mapper = SharingMapper(InferenceMapper(cfg))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -243,12 +248,15 @@ class Trainer(DefaultTrainer):
 
         Returns:
             The metrics of the last evaluation, in the main process; see :meth:`test`.
+
+        Raises:
+            ValueError: if another training writes into ``OUTPUT_DIR``.
         """
-        if comm.is_main_process():
-            folder = Path(self.cfg.OUTPUT_DIR)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_config(self._requested_cfg, folder)
-        super().train()
+        folder = Path(self.cfg.OUTPUT_DIR)
+        with training_alone_in(folder):
+            if comm.is_main_process():
+                save_config(self._requested_cfg, folder)
+            super().train()
         return self._last_eval_results
 
     def _evaluate(self) -> Mapping[str, Any]:

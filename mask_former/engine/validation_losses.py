@@ -23,6 +23,8 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.structures import Batch
 from mask_former.utils.precision import amp_dtype
 
+from .shared_memory import SharingMapper
+
 __all__ = [
     "build_validation_loader",
     "evaluation_mode",
@@ -42,8 +44,9 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """
     cfg = _without_augmentation(cfg)
     key = "INPUT.DATASET_MAPPER_NAME"
-    mapper = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper(cfg, is_train=True))
+    make_mapper = lookup(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, key)
+    mapper = SharingMapper(make_mapper(cfg, is_train=True))
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
 
 def _without_augmentation(cfg: CfgNode) -> CfgNode:

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_text
 
 from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .instance import COCOEvaluator
@@ -86,7 +86,7 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write ``{dataset: {task: {metric: number}}}`` as JSON; NaN and infinity become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(results), indent=2) + "\n"
-    replace_file(path, lambda part: part.write_text(text))
+    replace_text(path, text)
 
 
 def _plain(value: Any) -> Any:

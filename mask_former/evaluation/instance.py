@@ -19,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 
 from mask_former.data.formats.coco_instances import complete, instances_of_panoptic
 from mask_former.data.formats.coco_json import read_json
+from mask_former.utils.atomic_files import replace_text
 
 __all__ = ["COCOEvaluator"]
 
@@ -70,7 +71,7 @@ class COCOEvaluator(d2.COCOEvaluator):
         name = f"{metadata.name} (its things as instances)"
         with TemporaryDirectory() as folder:
             path = Path(folder) / "instances.json"
-            path.write_text(json.dumps(ground_truth), encoding="utf-8")
+            replace_text(path, json.dumps(ground_truth))
             MetadataCatalog.get(name).set(json_file=str(path))
             try:
                 super().__init__(name, TASKS, output_dir=output_dir)

@@ -7,6 +7,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import detectron2.evaluation as d2
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from mask_former.data.formats.readers import read_segment_map
 from mask_former.data.targets import index_segments
+from mask_former.utils.atomic_files import replace_text
 
 from .panoptic_quality import (
     METRICS,
@@ -178,8 +180,7 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
         if self._output_dir is not None:
             content = self._read_json()
             content["annotations"] = [image for _, part in gathered for image in part]
-            with PathManager.open(os.path.join(self._output_dir, "predictions.json"), "w") as file:
-                file.write(json.dumps(content))
+            replace_text(Path(self._output_dir) / "predictions.json", json.dumps(content))
         in_order = [matches[image] for image in self._annotations]
         return self._results(PanopticQuality.of(in_order, len(self._classes)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mask_former.utils.atomic_files import replace_file
 
 from .graphs import LIMIT, STRIDE
 
@@ -30,11 +33,19 @@ class Format(NamedTuple):
     """File format of graphs."""
 
     suffix: str
-    write: Callable[[Any, Tensor, Path, bool], None]
-    """``write(graph, example, path, dynamic)``; ``dynamic`` allows any batch and image size."""
+    encode: Callable[[Any, Tensor, bool], bytes]
+    """``encode(graph, example, dynamic)`` returns the content of the file; ``dynamic`` allows any
+    batch and image size.
+
+    The exporters' own writers would end the process on a full disk, and leave incomplete files.
+    """
     read: Callable[[Path], Runner]
     needs: tuple[str, ...] = ()
     """Packages that the format needs besides torch."""
+
+    def write(self, graph: Any, example: Tensor, path: Path, dynamic: bool) -> None:
+        """Export a graph to a file, atomically; see ``encode``."""
+        replace_file(path, lambda part: part.write_bytes(self.encode(graph, example, dynamic)))
 
     def check_packages(self) -> None:
         """Check that the packages in ``needs`` are installed.
@@ -75,12 +86,14 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _write_program(graph: nn.Module, example: Tensor, path: Path, dynamic: bool) -> None:
+def _encode_program(graph: nn.Module, example: Tensor, dynamic: bool) -> bytes:
+    buffer = io.BytesIO()
     with _quiet():
         program = torch.export.export(
             graph, (example,), dynamic_shapes=_dynamic_shapes(dynamic), strict=False
         )
-        torch.export.save(program, path)
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
 
 
 def _read_program(path: Path) -> Runner:
@@ -89,7 +102,7 @@ def _read_program(path: Path) -> Runner:
 
 
 @torch.no_grad()
-def _write_onnx(graph: Any, example: Tensor, path: Path, dynamic: bool) -> None:
+def _encode_onnx(graph: Any, example: Tensor, dynamic: bool) -> bytes:
     with _quiet():
         program = torch.onnx.export(
             graph,
@@ -102,7 +115,8 @@ def _write_onnx(graph: Any, example: Tensor, path: Path, dynamic: bool) -> None:
             verbose=False,
         )
         assert program is not None
-        program.save(path, external_data=False)
+        content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def _read_onnx(path: Path) -> Runner:
@@ -118,10 +132,12 @@ def _read_onnx(path: Path) -> Runner:
 
 
 @torch.no_grad()
-def _write_torchscript(graph: nn.Module, example: Tensor, path: Path, dynamic: bool) -> None:
+def _encode_torchscript(graph: nn.Module, example: Tensor, dynamic: bool) -> bytes:
     # A trace accepts any size anyway, so `dynamic` changes nothing.
+    buffer = io.BytesIO()
     with _quiet():
-        torch.jit.save(torch.jit.trace(graph, example, check_trace=False), path)
+        torch.jit.save(torch.jit.trace(graph, example, check_trace=False), buffer)
+    return buffer.getvalue()
 
 
 def _read_torchscript(path: Path) -> Runner:
@@ -136,8 +152,8 @@ def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 FORMATS = {
-    "torch-export": Format(".pt2", _write_program, _read_program),
-    "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxruntime", "onnxscript")),
-    "torchscript": Format(".ts", _write_torchscript, _read_torchscript),
+    "torch-export": Format(".pt2", _encode_program, _read_program),
+    "onnx": Format(".onnx", _encode_onnx, _read_onnx, ("onnx", "onnxruntime", "onnxscript")),
+    "torchscript": Format(".ts", _encode_torchscript, _read_torchscript),
 }
 """Formats by their name on the command line."""

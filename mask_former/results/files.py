@@ -12,7 +12,14 @@ from mask_former.utils.atomic_files import replace_file
 
 from .arrays import ResultArrays
 
-__all__ = ["FORMATS", "DrawOptions", "is_image_suffix", "save_overlay", "save_semantic"]
+__all__ = [
+    "FORMATS",
+    "DrawOptions",
+    "is_image_suffix",
+    "save_image",
+    "save_overlay",
+    "save_semantic",
+]
 
 FORMATS = ("overlay", "semantic-png", "panoptic-coco", "instances-coco", "npz")
 """Formats of results: see :class:`mask_former.results.ResultWriter`."""
@@ -37,7 +44,11 @@ def is_image_suffix(suffix: str) -> bool:
 
 def save_overlay(result: ResultArrays, path: Path, kind: str | None, options: DrawOptions) -> None:
     """Write the drawing atomically, in the format of the path's suffix."""
-    drawing = Image.fromarray(result.draw(kind, **options))
+    save_image(Image.fromarray(result.draw(kind, **options)), path)
+
+
+def save_image(drawing: Image.Image, path: Path) -> None:
+    """Write a drawing atomically, in the format of the path's suffix."""
     file_format = Image.registered_extensions()[path.suffix.lower()]
     settings = {"compress_level": 3} if file_format == "PNG" else {"quality": 95}
     replace_file(path, lambda part: drawing.save(part, format=file_format, **settings))

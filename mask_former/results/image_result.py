@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_text
 
 from .arrays import ResultArrays
 from .coco import instance_records, resolve_category_ids
@@ -78,4 +78,4 @@ def _save_file(result: Result, path: Path, format_name: str, image_id: str) -> N
     else:
         ids = resolve_category_ids(result.classes, None)
         text = json.dumps(instance_records(result.instances, image_id, ids, path))
-        replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+        replace_text(path, text)

@@ -78,6 +78,6 @@ def _small(ids: NDArray[np.int32]) -> NDArray[Any]:
     return ids.astype(np.int16) if fits else ids
 
 
-def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:  # numpy would append .npz to a path
+def _write(part: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with part.open("wb") as file:  # numpy would append .npz to a path
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

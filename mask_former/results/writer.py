@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from mask_former.structures import RESULTS
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_file, replace_text
 
 from .arrays import ResultArrays
 from .coco import CategoryIds, categories, instance_records, panoptic_record, resolve_category_ids
@@ -158,7 +158,7 @@ class ResultWriter:
             path, found = self.folder / CATEGORIES, categories(result.classes, ids)
             if not path.is_file():
                 text = json.dumps(found)
-                replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+                replace_text(path, text)
             elif json.loads(path.read_text(encoding="utf-8")) != found:
                 raise ValueError(
                     f"{path} has other categories than these results: their classes, colours or "
@@ -236,8 +236,8 @@ def _joined(values: Iterable[Any]) -> Iterator[str]:
         yield ",\n" * (index > 0) + json.dumps(value)
 
 
-def _write_pieces(path: Path, pieces: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+def _write_pieces(part: Path, pieces: Iterable[str]) -> None:
+    with part.open("w", encoding="utf-8") as file:
         file.writelines(pieces)
 
 

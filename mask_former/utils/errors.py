@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["few", "message_of", "one_line"]
+__all__ = ["few", "message_of", "one_line", "printable"]
 
 
 def message_of(error: BaseException) -> str:
@@ -15,7 +16,24 @@ def message_of(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the text of an error without line breaks, or its type if it has no text."""
-    return " ".join(message_of(error).split()) or type(error).__name__
+    return printable(" ".join(message_of(error).split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""Return a text in one line that a terminal shows as it is: ``\n``, ``\x1b`` … are escaped.
+
+    Names of files and classes come from strangers: a line break in one would forge a line of the
+    log, an escape sequence would command the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c) for c in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def few(values: Iterable[Any], most: int = 8) -> str:

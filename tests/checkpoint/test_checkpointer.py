@@ -13,9 +13,9 @@ from detectron2.modeling import build_backbone, build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from mask_former.checkpoint.checkpointer import Checkpointer, remove_parts
+from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.config.loading import load_cfg
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import remove_parts, replace_file
 from mask_former.utils.weight_files import read_extras, write_weights
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import write_tiny_model

@@ -20,6 +20,8 @@ from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import load_npz
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import DATASET, NAMES, write_tiny_model
+from tests.robustness.malice import NAME as HOSTILE_NAME
+from tests.robustness.malice import assert_harmless
 
 SCRIPT = ROOT / "demo" / "demo.py"
 
@@ -342,6 +344,25 @@ def test_the_script_ends_with_the_exit_code_and_without_a_traceback(tiny, tmp_pa
     assert "in/b.png: cannot be read as an image" in done.stdout and "Traceback" not in done.stderr
     assert "1 of 2 inputs drawn, 1 failed: out" in done.stdout.splitlines()[-1]
     assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_names_of_files_neither_forge_lines_of_the_log_nor_command_the_terminal(
+    run, monkeypatch, capsys
+):
+    def setup(name):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+        monkeypatch.setattr(logger, "handlers", logger.handlers[-1:])
+
+    logger = logging.getLogger("mask_former")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(predict, "setup_logger", setup)
+    make_image(f"in/{HOSTILE_NAME}.png")
+    Path(f"in/b{HOSTILE_NAME}.png").write_bytes(b"damaged")
+    assert run("--input", "in", "--output", "out") == 1
+    output = "".join(capsys.readouterr())
+    assert_harmless(output)
+    assert "cannot be read as an image" in output and r"a\n[11-28" in output
 
 
 # Videos, cameras, windows

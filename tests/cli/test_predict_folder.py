@@ -21,6 +21,8 @@ from mask_former.cli import predict_folder
 from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.tiny_model import write_tiny_model
+from tests.robustness.malice import NAME as HOSTILE_NAME
+from tests.robustness.malice import assert_harmless
 
 pytestmark = pytest.mark.subprocess
 
@@ -284,3 +286,16 @@ def test_it_runs_under_torchrun(folder, undisturbed, tiny, tmp_path):
             for base in (Path("out"), folder / "whole")
         )
         assert (found == expected).all()
+
+
+def test_names_of_files_neither_forge_lines_of_the_log_nor_command_the_terminal(
+    images, tiny, capfd
+):
+    (images / "a.png").rename(images / f"{HOSTILE_NAME}.png")
+    (images / "b.png").rename(images / f"b{HOSTILE_NAME}.png")
+    (images / f"b{HOSTILE_NAME}.png").write_bytes(b"damaged")
+    assert run(words(tiny, save="semantic-png")) == [1]
+    output = "".join(capfd.readouterr())
+    assert_harmless(output)
+    assert "cannot be read as an image" in output and r"a\n[11-28" in output
+    assert Path("out", "semantic", f"{HOSTILE_NAME}.png").is_file()

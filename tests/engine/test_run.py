@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.config.loading import load_cfg, read_cfg
 from mask_former.engine import Trainer, evaluate, train
+from mask_former.engine.folder_lock import training_alone_in
 from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.registries import load_plugin
 from tests.helpers.own_data import write_semantic_folder
 from tests.helpers.plugins import FINEST_MAP_DECODER, forgetting_plugins
 from tests.helpers.tiny_model import NAMES, write_tiny_model
 from tests.helpers.train_net_runs import pairs, results_of
+from tests.robustness.isolation import Process, isolated
+from tests.robustness.malice import NAME as HOSTILE_NAME
+from tests.robustness.malice import assert_harmless
 
 SHORT = {
     "MODEL.DEVICE": "cuda",  # hidden by the fixture below
@@ -131,6 +136,51 @@ def test_the_saved_config_names_the_plugins_that_it_needs(config: Path, tmp_path
     text = (tmp_path / "config.yaml").read_text()
     assert text.startswith("# needs --plugin finest_map.py\n")
     assert yaml.safe_load(text)["MODEL"]["FINEST_MAP"]["KERNEL"] == 1
+
+
+def test_names_of_classes_neither_forge_lines_of_the_log_nor_command_the_terminal(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "tables" / "run.json"
+    content = json.loads(table.read_text())
+    content["categories"][0]["name"] = HOSTILE_NAME
+    table.write_text(json.dumps(content))
+    train(read(config, OUTPUT_DIR=tmp_path / "out"))
+    output, log = "".join(capsys.readouterr()), (tmp_path / "out" / "log.txt").read_text()
+    for text in (output, log):
+        assert_harmless(text)
+        assert r"\x1b[2J" in text  # the table of the evaluation names the class
+
+
+def test_a_second_training_in_the_folder_is_refused_and_an_evaluation_is_not(
+    config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    train(read(config, OUTPUT_DIR=output, DATASETS__TEST="()"))
+    running = Process(_train_in, output)
+    while not isolated(_is_locked, output).value:
+        time.sleep(0.05)
+    try:
+        with pytest.raises(ValueError, match=f"process {running.pid} on "):
+            train(read(config, OUTPUT_DIR=output), resume=True)
+        cfg = read(config, OUTPUT_DIR=output, MODEL__WEIGHTS=output / "model_final.pth")
+        assert "mIoU" in evaluate(cfg)["sem_seg"]
+    finally:
+        running.kill()
+        running.outcome()
+
+
+def _train_in(folder: Path) -> None:
+    with training_alone_in(folder):
+        time.sleep(60)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with training_alone_in(folder):
+            return False
+    except ValueError:
+        return True
 
 
 # The device

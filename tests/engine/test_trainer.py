@@ -292,7 +292,7 @@ def test_the_training_loader_uses_the_configured_mapper(config, monkeypatch):
     monkeypatch.setattr(trainer, "build_detection_train_loader", loader)
     keys = ["INPUT.DATASET_MAPPER_NAME", "test_mapper", "DATASETS.CHECK", "off"]
     keys += ["DATASETS.TRAIN", "('shapes_panoptic_train',)"]
-    assert Trainer.build_train_loader(config(*keys)) == "mapped"
+    assert Trainer.build_train_loader(config(*keys)).mapper == "mapped"
     assert is_train_values == [True]
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mask_former.export import FORMATS, compare, graphs_of
 from mask_former.export.verification import reference
 from tests.helpers import tiny_networks
+from tests.robustness.isolation import isolated
+from tests.robustness.trainings import limit_files
 
 EXAMPLE = (2, 3, 96, 128)
 OTHERS = [(1, 3, 64, 160), (3, 3, 128, 64)]
@@ -87,3 +90,35 @@ def test_a_static_graph_refuses_other_sizes(tmp_path):
     exported(images(*EXAMPLE))
     with pytest.raises(Exception, match=r"(?i)invalid dimensions"):
         exported(images(*OTHERS[0]))
+
+
+class Scaled(nn.Module):
+    """A graph of a few kilobytes that is exported within seconds."""
+
+    outputs = ("scaled",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 64, 64))
+
+    def forward(self, image):
+        return image * self.weight
+
+
+def write_with_little_room(format_name, path):
+    limit_files(20_000)
+    FORMATS[format_name].write(Scaled().eval(), images(1, 3, 64, 64), path, False)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_full_disk_is_an_error_with_the_files_name_and_leaves_the_earlier_file(
+    format_name, tmp_path
+):
+    pytest.importorskip("onnxruntime" if format_name == "onnx" else "torch")
+    path = tmp_path / f"graph{FORMATS[format_name].suffix}"
+    path.write_text("earlier")
+    outcome = isolated(write_with_little_room, format_name, path)
+    assert isinstance(outcome.error, OSError), outcome  # torch's own writer ends the process
+    assert "File too large; nothing was changed" in str(outcome.error)
+    assert str(path) in str(outcome.error) and path.read_text() == "earlier"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

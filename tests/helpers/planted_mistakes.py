@@ -690,6 +690,25 @@ _BROKEN_STEP = (
 )
 
 TRAINING = {
+    "a second training in the same folder": Mistake(
+        p.train_in_a_taken_folder,
+        "OUTPUT_DIR …: another training writes there (process … on …, started …). Wait until it "
+        "ends or stop it, or set OUTPUT_DIR to another folder.",
+        "Two trainings would mix their checkpoints and metrics. The lock ends with its process, so "
+        "a run that was killed does not block the next one; `--eval-only` is never refused. On a "
+        "file system without locks there is only a warning.",
+        "Stop the process that the message names, or give this run its own folder.",
+    ),
+    "too little shared memory": Mistake(
+        p.check_with_small_shared_memory,
+        "/dev/shm has 0.1 MiB free of 0.1 MiB, expected 16 MiB or more; 2 DataLoader workers pass "
+        "images there. Set DATALOADER.NUM_WORKERS to a smaller number (0 needs no shared memory), "
+        "or give the container more: docker run --shm-size=8g (elsewhere: mount -o "
+        "remount,rw,size=8G /dev/shm).",
+        "Containers have 64 MiB by default. If that is enough to start but not for the images of "
+        "all workers, training ends with an `OSError` that has the same advice.",
+        "Start the container with `--shm-size=8g`, or set `DATALOADER.NUM_WORKERS 0`.",
+    ),
     "training that diverged, detected in matching": Mistake(
         lambda folder: p.train(
             folder,

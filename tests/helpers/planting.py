@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,8 +28,11 @@ from torch import nn
 from mask_former.config.loading import load_cfg
 from mask_former.data import register_instances, register_semantic
 from mask_former.engine import Trainer
+from mask_former.engine.folder_lock import training_alone_in
+from mask_former.engine.shared_memory import check_shared_memory
 from mask_former.engine.train_loop import TrainLoop
 from mask_former.solver.optimizer import build_optimizer
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import NAMES, tiny_settings
 
 SIZE = 64  # pixels
@@ -158,6 +166,27 @@ def train(
             make_nan(loop.model.get_submodule(broken))
         loop.run_step()
     return loop
+
+
+def train_in_a_taken_folder(folder: Path) -> None:
+    """Start a training in a folder that another process has locked."""
+    script = (
+        "import sys; from pathlib import Path; "
+        "from mask_former.engine.folder_lock import training_alone_in\n"
+        "with training_alone_in(Path(sys.argv[1])): print('locked', flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None and b"locked" in other.stdout.readline()
+        with training_alone_in(folder):
+            pass
+
+
+def check_with_small_shared_memory(folder: Path) -> None:
+    """Check the config of a training with 2 workers where 64 KiB are free."""
+    usage = SimpleNamespace(free=2**16, total=2**16)
+    with mock.patch("shutil.disk_usage", lambda _: usage):
+        check_shared_memory(config(folder, "DATALOADER.NUM_WORKERS", 2))
 
 
 @contextmanager

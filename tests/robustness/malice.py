@@ -1,11 +1,11 @@
-"""Hostile files, which would run a command or write elsewhere if they were read carelessly."""
+"""Hostile files, which would run a command or write elsewhere if read carelessly, and links."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,17 @@ from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.trainings import SameImages, tiny_cfg
 
 MARKER = "executed"
+
+FORGED = "[11-28 07:00:00 mask_former.demo]: 999 images done, 0 failed"
+NAME = f"a\n{FORGED}\x1b[2J\x1b]0;owned\x07"
+"""Name of a file or class that forges a line of the log and commands the terminal."""
+
+
+def assert_harmless(output: str) -> None:
+    """Check that ``NAME`` in the output of a command is neither a line nor a control sequence."""
+    assert not [line for line in output.splitlines() if line.startswith(FORGED)]
+    for sequence in ("\x1b[2J", "\x1b]0;", "\x07"):
+        assert sequence not in output, output
 
 
 class _Command:
@@ -105,6 +116,23 @@ def hostile_training(folder: Path) -> tuple[Path, Callable[[], Any]]:
         state.update(exp_avg=torch.zeros(1), exp_avg_sq=torch.zeros(1))
     torch.save(content, path)
     return path, lambda: train(2, resume=True)
+
+
+def plant_links(folder: Path, names: Iterable[str]) -> Path:
+    """Plant links where predictable temporary files of this process would be.
+
+    Args:
+        names: of the files that are going to be written.
+
+    Returns:
+        The file that the links lead to; it holds "precious".
+    """
+    victim = folder / "victim"
+    victim.write_text("precious")
+    for name in names:
+        for part in (f".{name}.{os.getpid()}.part", f".{name}.part", f"{name}.part", f"{name}.tmp"):
+            (folder / part).symlink_to(victim)
+    return victim
 
 
 def _extras(path: Path) -> Callable[[], Any]:

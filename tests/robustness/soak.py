@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ from tests.robustness.trainings import (
     train_on_a_full_disk,
     train_with_a_dying_worker,
 )
+from tests.robustness.units import Found, Unit
+from tests.robustness.writing import writing_units
 
 MINUTE = 60.0  # seconds
 KILLS, ITERATIONS = 20, 100
@@ -58,29 +60,6 @@ ATTACK_UNITS = 4
 STEPS, PREDICTIONS = 2000, 5000
 GROWTH = 30.0
 """Mebibytes by which the memory of a process may grow from 10 % of its work to the end."""
-
-
-@dataclass
-class Found:
-    """The result of a unit of work."""
-
-    figures: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Work that is either completed or repeated as a whole."""
-
-    part: str
-    name: str
-    work: Callable[[Path], Found]
-    """Function that does the work in an empty folder."""
-
-    @property
-    def key(self) -> str:
-        return f"{self.part}: {self.name}"
 
 
 def all_units(seed: int) -> list[Unit]:
@@ -111,7 +90,8 @@ def all_units(seed: int) -> list[Unit]:
         Unit("memory", f"{PREDICTIONS} predictions", partial(_memory, memory_of_prediction,
                                                              PREDICTIONS)),
     ]  # fmt: skip
-    first = [*disk, *workers, kills, *mutations[:2], *attacks[:1], ranks[0], *memory]
+    writing = writing_units(seed, KILLS)
+    first = [*disk, *writing, *workers, kills, *mutations[:2], *attacks[:1], ranks[0], *memory]
     return [*first, *ranks[1:], *attacks[1:], *mutations[2:]]
 
 
@@ -269,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip  # noqa: E501
     parser.add_argument("--minutes", type=float, default=30, help="limit of the whole run")
-    parser.add_argument("--only", nargs="+", help="kill, fuzz, attack, disk, worker, ranks, memory")
+    parser.add_argument("--only", nargs="+", help="kill, fuzz, attack, disk, links, export, …")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, default=Path("output/soak.json"))
     parser.add_argument("--again", action="store_true", help="discard the report and start again")

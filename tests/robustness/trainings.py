@@ -67,13 +67,13 @@ def train_on_a_full_disk(config: Path, output: Path, limit: int, iteration: int)
     cfg = tiny_cfg(config, output, SOLVER__MAX_ITER=6, SOLVER__CHECKPOINT_PERIOD=1)
     trainer = SameImages(cfg)
     trainer.resume_or_load(resume=True)
-    limits = (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    trainer.register_hooks([At(iteration, lambda: _limit_files(limits))])
+    trainer.register_hooks([At(iteration, lambda: limit_files(limit))])
     trainer.train()
 
 
-def _limit_files(limits: tuple[int, int]) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def limit_files(size: int) -> None:
+    """Let no file grow beyond ``size`` bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 class DyingMapper:

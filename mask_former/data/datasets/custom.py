@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_text
 
 from ..formats.coco_json import read_json
 from .catalog import Category, Dataset, Table, check_table, read_table, register
@@ -251,7 +251,7 @@ def write_table(table: Table) -> None:
     parts.append('"categories": [\n' + ",\n".join(categories) + "\n]")
     text = "{\n" + ",\n".join(parts) + "\n}\n"
     table.path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(table.path, lambda part: part.write_text(text, encoding="utf-8"))
+    replace_text(table.path, text)
 
 
 def _compact(entry: Mapping[str, Any]) -> str:

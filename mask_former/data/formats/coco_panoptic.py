@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.atomic_files import replace_file, replace_text
 
 from ..datasets.table import Category
 from ..targets import index_segments
@@ -90,4 +90,4 @@ def write_json(
         "annotations": annotations,
         "categories": category_entries(categories),
     }
-    replace_file(path, lambda part: part.write_text(json.dumps(content), encoding="utf-8"))
+    replace_text(path, json.dumps(content))

@@ -17,6 +17,8 @@ from typing import Any
 
 from iopath.common.file_io import file_lock
 
+from mask_former.utils.atomic_files import replace_text
+
 from ..datasets.table import read_table
 from ..formats.coco_panoptic import segments_info, write_ids, write_image, write_json
 from .scene import HEIGHT, WIDTH, scene
@@ -111,7 +113,7 @@ def _write(folder: Path, settings: Settings) -> None:
                 logger.info("Shapes: %s %d of %d", split, done, counts[split])
         write_json(folder / f"panoptic_{split}.json", table.categories, images, annotations)
     content = json.dumps(asdict(settings))
-    (folder / "settings.json").write_text(content + "\n", encoding="utf-8")
+    replace_text(folder / "settings.json", content + "\n")
 
 
 def _write_scene(
