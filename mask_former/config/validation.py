@@ -32,6 +32,18 @@ OWN_ARCHITECTURES = ("MaskFormer", "SemanticSegmentor")
 _HIGH_ADAMW_RATE = 1e-3
 """Base learning rate above which AdamW usually diverges."""
 
+_SIZES = (
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+    "MODEL.SEM_SEG_HEAD.MASK_DIM",
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    "MODEL.MASK_FORMER.HIDDEN_DIM",
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+)
+_LARGEST_SIZE = 65_536
+"""Most classes, queries and channels of a model, and longest side that images are padded to."""
+
 _MASK_FORMER_KEYS = (
     "MODEL.COMPILE",
     "MODEL.ACTIVATION_CHECKPOINTING",
@@ -73,6 +85,7 @@ def validate(cfg: CfgNode) -> None:
     _check_idle_keys(cfg)
     _check_optimizer(cfg)
     _check_finite(cfg)
+    _check_sizes(cfg)
 
 
 def _check_lists(cfg: CfgNode) -> None:
@@ -104,6 +117,16 @@ def _check_finite(cfg: CfgNode) -> None:
                 raise ValueError(f"{key} is {str(value)[:80]}: expected finite numbers.")
             if isinstance(item, int) and abs(item) >= 2**63:
                 raise ValueError(f"{key} is {str(value)[:80]}: expected 64-bit numbers.")
+
+
+def _check_sizes(cfg: CfgNode) -> None:
+    """Refuse sizes that no memory holds."""
+    for key in _SIZES:
+        if _get(cfg, key) > _LARGEST_SIZE:
+            raise ValueError(
+                f"{key} is {_get(cfg, key)}; expected at most {_LARGEST_SIZE}: no memory holds "
+                "such a model or its images. Set it to a smaller number."
+            )
 
 
 def _kind(value: Any) -> str:

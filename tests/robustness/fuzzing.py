@@ -18,7 +18,6 @@ import hashlib
 import math
 import random
 import re
-import resource
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from mask_former.data.datasets.loaders import load_instances, load_panoptic
 from mask_former.data.datasets.table import read_table
 from mask_former.predictor.images import load_image
 from tests.helpers import own_data
-from tests.robustness.isolation import Outcome, isolated
+from tests.robustness.isolation import Outcome, isolated, limited
 from tests.robustness.mutations import mutate_bytes, mutate_structure
 from tests.robustness.samples import (
     instance_mapper,
@@ -309,7 +308,7 @@ def fuzz(samples: Sequence[Sample], seeds: range) -> Iterator[Case]:
         kind = kinds[seed % len(kinds)]
         sample = rng.choice([sample for sample in samples if sample.kind == kind])
         if sample.path not in undamaged:
-            first = isolated(_limited, sample.use)
+            first = isolated(limited, sample.use, MEMORY)
             assert first.error is None and first.ended_well, f"{sample.path}: {first.trace}"
             undamaged[sample.path] = first.value
         yield _one(sample, undamaged[sample.path], seed, rng)
@@ -321,19 +320,12 @@ def _one(sample: Sample, expected: Any, seed: int, rng: random.Random) -> Case:
     damage, damaged = (mutate_structure if use_structure else mutate_bytes)(content, rng)
     try:
         sample.path.write_bytes(damaged)
-        outcome = isolated(_limited, sample.use)
+        outcome = isolated(limited, sample.use, MEMORY)
     finally:
         sample.path.write_bytes(content)
     verdict, detail = _verdict(sample, expected, outcome, damage)
     name = f"{sample.path.parent.name}/{sample.path.name}"
     return Case(sample.kind, name, damage, seed, verdict, detail, outcome.seconds)
-
-
-def _limited(use: Callable[[], Any]) -> Any:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return use()
 
 
 def _verdict(sample: Sample, expected: Any, outcome: Outcome, damage: str) -> tuple[str, str]:
