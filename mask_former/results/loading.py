@@ -77,7 +77,7 @@ class _Saved(NamedTuple):
     """The arrays of a file, each of which is read when it is asked for."""
 
     file: Any
-    """What ``np.load`` returns."""
+    """The return value of ``np.load``."""
     headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
     def __contains__(self, name: object) -> bool:

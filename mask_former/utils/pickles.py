@@ -181,7 +181,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.numeric", "_frombuffer"): _array_in,
     ("_codecs", "encode"): _encode,
 }
-"""What pickles of arrays and containers name, in any protocol, and what it stands for here."""
+"""Functions and classes in pickles of arrays and containers, each with its replacement."""
 
 
 class _ArrayUnpickler(_BoundedUnpickler):

@@ -37,7 +37,7 @@ def test_a_key_whose_hash_never_ends_is_refused(data, tmp_path):
             use()
 
 
-def test_tuples_that_are_no_keys_may_be_nested(tmp_path):
+def test_tuples_that_are_not_keys_may_be_nested(tmp_path):
     content = {"a": ((1, (2,)), 3), ("b", 1): [((),)]}
     assert read(tmp_path, pickle.dumps(content)) == content
 

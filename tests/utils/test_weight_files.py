@@ -368,7 +368,7 @@ def test_names_of_any_type_and_length_are_written_in_a_short_message(tmp_path):
 
 @pytest.mark.parametrize("names", ["wall", 5, {"a": 1}, ["wall", 5]])
 @pytest.mark.parametrize("suffix", ["pth", "pkl", "safetensors"])
-def test_class_names_that_are_no_list_of_names_are_refused(names, suffix, write):
+def test_class_names_that_are_not_a_list_of_names_are_refused(names, suffix, write):
     data = {
         "pth": lambda: torch_bytes({"model": WEIGHTS, "class_names": names}),
         "pkl": lambda: pickle.dumps({"model": ARRAYS, "class_names": names}),

@@ -74,7 +74,7 @@ def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
     values = np.frombuffer(data, np.uint8).astype(np.int64) - ord("0")
     ends = np.flatnonzero(values & 32 == 0)
     if not len(ends) or ends[-1] != len(values) - 1 or values.min() < 0 or values.max() > 63:
-        raise ValueError("its counts are no compressed run lengths")
+        raise ValueError("its counts are not compressed run lengths")
     digits = np.diff(ends, prepend=-1)
     if digits.max() > 7:
         raise ValueError("a run is longer than any image")

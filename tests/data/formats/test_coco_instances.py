@@ -278,7 +278,7 @@ def test_a_box_or_crowd_of_another_kind_is_refused_with_image_and_annotation(
 
 
 @pytest.mark.parametrize("height", [-5, 0, 1e30, True, "20", None, float("nan"), 65_536, 20.5])
-def test_a_side_that_is_no_number_of_pixels_is_refused_with_its_image(tree, tmp_path, height):
+def test_a_side_that_is_not_a_number_of_pixels_is_refused_with_its_image(tree, tmp_path, height):
     tree["images"][0]["height"] = height
     with pytest.raises(ValueError, match=r"x\.json: the image with the id 1 has the height"):
         load(tmp_path, tree)
@@ -291,7 +291,7 @@ def test_a_whole_number_may_be_written_as_a_fraction(tree, tmp_path):
 
 @pytest.mark.parametrize("key", ["images", "annotations"])
 @pytest.mark.parametrize("entries", [{"a": {}}, "text", [1], [[]], [{}, None]])
-def test_entries_that_are_no_mappings_are_refused_by_the_files_name(tree, tmp_path, key, entries):
+def test_entries_that_are_not_mappings_are_refused_by_the_files_name(tree, tmp_path, key, entries):
     with pytest.raises(ValueError, match=rf"x\.json: expected COCO .*`{key}` is .*not a list of"):
         load(tmp_path, tree | {key: entries})
 
