@@ -98,6 +98,17 @@ def _checking_keys(load: _Load, keys: slice) -> _Load:
     return checked
 
 
+def _changing_data(load: _Load) -> _Load:
+    """Refuse to set the state of a function or class; ``load`` sets that of an object."""
+
+    def checked(self: Any) -> None:
+        if callable(self.stack[-2]):
+            raise RefusedError("it would change a function or class")
+        load(self)
+
+    return checked
+
+
 class _BoundedUnpickler(pickle._Unpickler):
     """Python's unpickler in Python, which needs no more memory than the pickle has objects."""
 
@@ -111,13 +122,8 @@ class _BoundedUnpickler(pickle._Unpickler):
     ):
         dispatch[_code[0]] = _checking_keys(dispatch[_code[0]], _keys)
 
-    def load_build(self) -> None:
-        changed = self.stack[-2]
-        if callable(changed):
-            raise RefusedError("it would change a function or class")
-        super().load_build()
-
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = _changing_data(dispatch[pickle.BUILD[0]])
+    read: Callable[[int], bytes]
 
 
 class _Inert:

@@ -6,7 +6,7 @@ https://cocodataset.org/#format-data describes the format; masks are rasterised 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str,
         # No H×W mask is made: the size is only what the annotation claims.
         full["area"], full["bbox"] = area_and_box(_encode(segmentation, size, where))
     box = full["bbox"]
-    numbers = box if isinstance(box, list | tuple) and len(box) == 4 else ("",)
+    numbers: Sequence[Any] = box if isinstance(box, list | tuple) and len(box) == 4 else ("",)
     if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers) or min(box[2:]) < 0:
         raise ValueError(
             f"{where}: its bbox is {short(box)}, expected [left, top, width, height] in pixels, "
