@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.cli.media import VideoReader
+from mask_former.data.formats.pixels import image_formats
 from mask_former.predictor.images import read_image
 from mask_former.utils.errors import one_line
 
@@ -41,8 +42,8 @@ def is_video(path: Path) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has a limit
         try:
-            with Image.open(path) as image:
-                return image.format == "MPEG"
+            with Image.open(path, formats=image_formats()):
+                return False
         except Image.DecompressionBombError:
             return False  # an image, which check_size refuses
         except Exception:  # Pillow's readers raise nearly anything on a damaged file
@@ -87,7 +88,7 @@ def read_upload(path: Path, limits: Limits) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:  # reads the header only
+            with Image.open(path, formats=image_formats()) as image:  # reads the header only
                 width, height = image.size
                 check_size(path.name, width, height, limits)
             return read_image(path)

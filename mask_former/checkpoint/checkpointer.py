@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _check_finite(weights: Mapping[str, Tensor], names: Collection[str], source: str) -> None:
-    """Raise ValueError if a floating-point weight among ``names`` is NaN or infinite."""
-    floats = [k for k, v in weights.items() if k in names and v.is_floating_point()]
+def _check_finite(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError if a floating-point weight that fits ``state`` is NaN or infinite.
+
+    Others are not read: a few bytes of a file may claim to be a tensor of any size.
+    """
+    fitting = (k for k, v in weights.items() if k in state and v.shape == state[k].shape)
+    floats = [name for name in fitting if weights[name].is_floating_point()]
     broken = [name for name in floats if not weights[name].isfinite().all()]
     if broken:
         raise ValueError(
@@ -195,6 +199,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_checkpoint(filename)
         blobs = content["model"].get("blobs", content["model"])
+        blobs = blobs if isinstance(blobs, dict) else content["model"]
         is_caffe2 = "__author__" not in content and not any("." in str(name) for name in blobs)
         if filename.endswith(".pkl") and is_caffe2:
             # Caffe2 has names such as res2_0_branch2a_w, which detectron2 matches by heuristics.

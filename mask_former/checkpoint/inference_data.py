@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from mask_former.config.validation import BOX_MODEL_NODES
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import loaded_plugins
+from mask_former.utils.bounded_files import parse_yaml
 from mask_former.utils.weight_files import INFERENCE
 
 __all__ = [
@@ -171,7 +172,7 @@ def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData
     try:
         if not isinstance(entry, Mapping):
             raise ValueError(f"it is a {type(entry).__name__}, not 'config' and 'classes'")
-        settings = yaml.safe_load(entry["config"])
+        settings = parse_yaml(entry["config"], "'config'")
         if not isinstance(settings, dict) or not isinstance(settings.get("MODEL"), dict):
             raise ValueError("'config' is not a YAML text with the key MODEL")
         plugins = entry.get("plugins", [])
@@ -179,7 +180,7 @@ def read_inference_data(extras: Mapping[str, Any], source: str) -> InferenceData
             raise ValueError("'plugins' is not a list of file names")
         classes = Classes.from_data(entry["classes"])
         return InferenceData(_keep_inference_keys(settings), classes, tuple(plugins))
-    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{source}: its {INFERENCE!r} entry, which should hold the model's config and classes, "

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import yaml
 
-from mask_former.utils.errors import one_line
+from mask_former.utils.errors import is_out_of_memory, one_line, short
 
 __all__ = [
     "FAILURES",
@@ -77,3 +77,11 @@ def setting_up() -> Iterator[None]:
     except (*FAILURES, AssertionError, yaml.YAMLError) as error:
         # yacs raises AssertionError for an unknown key
         raise SetupError(one_line(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SetupError(
+            f"there is not enough memory ({short(one_line(error), 200)}): a size in the config is "
+            "too large for this machine, such as MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, HIDDEN_DIM "
+            "or INPUT.MIN_SIZE_TEST."
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.data.datasets.catalog import check_dataset_exists
 from mask_former.data.datasets.class_files import classes_of_json
+from mask_former.utils.bounded_files import DATASET_BYTES, UnreadableFile, read_json
 
 __all__ = ["DatasetIds", "ImageId"]
 
@@ -113,15 +113,22 @@ class DatasetIds:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a COCO JSON, which may lack annotations, as those of test sets do."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    for key, needed in {"images": ("file_name", "id"), "categories": ("id", "name")}.items():
+    content = read_json(path, DATASET_BYTES)
+    for key, name in {"images": "file_name", "categories": "name"}.items():
         entries = content.get(key) if isinstance(content, dict) else None
-        if not entries or any(part not in entry for entry in entries for part in needed):
-            raise ValueError(f"{path}: expected COCO's `{key}`, each with {' and '.join(needed)}.")
+        if not entries or not isinstance(entries, list) or not all(map(_is_named, entries)):
+            raise UnreadableFile(
+                f"{path}: expected COCO's `{key}`, each with {name} (text) and id (a number, or "
+                "text)."
+            )
     return content
+
+
+def _is_named(entry: Any) -> bool:
+    """Check that an entry of a COCO JSON has an id and a name of the right types."""
+    if not isinstance(entry, dict) or type(entry.get("id")) not in (int, str):
+        return False
+    return isinstance(entry.get("file_name", entry.get("name")), str)
 
 
 def _by_name(images: Iterable[tuple[str, ImageId]]) -> dict[str, list[tuple[Path, ImageId]]]:

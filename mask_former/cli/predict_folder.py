@@ -28,6 +28,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mask_former.results import Result, ResultWriter, merge_records
 from mask_former.utils.atomic_files import replace_text
+from mask_former.utils.bounded_files import UnreadableFile, read_json
+from mask_former.utils.errors import short
 from mask_former.utils.logs import escape_records
 
 from .command import SetupError, make_parser, setting_up
@@ -116,12 +118,18 @@ def check_settings(args: PredictFolderArguments) -> None:
     if not path.is_file():
         replace_text(path, text)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise UnreadableFile(
+            f"{path} is {short(before)}, expected the options of an earlier run: remove the file, "
+            "or give another --output."
+        )
     for name, value in json.loads(text).items():
         if before.get(name) != value:
             raise ValueError(
-                f"{args.output} was started with --{name.replace('_', '-')} {before.get(name)}, "
-                f"now it is {value}: results would mix. Give another --output."
+                f"{args.output} was started with --{name.replace('_', '-')} "
+                f"{short(before.get(name), 200)}, now it is {value}: results would mix. Give "
+                "another --output."
             )
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from mask_former.data.datasets.config_keys import register_own_tables
 from mask_former.registries import loaded_plugins, naming_missing_plugins
+from mask_former.utils.bounded_files import read_bytes, read_yaml
 from mask_former.utils.downloads import MAX_CONFIG_BYTES, fetch, named_in, typed_by_user
+from mask_former.utils.errors import short
 from mask_former.utils.web import is_url
 
 from .keys import get_mask_former_cfg
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 _PLUGIN_COMMENT = "# needs --plugin "
+_MOST_FILES = 100
+"""Most files that ``_BASE_`` may lead to, each counted as often as it is named."""
 
 
 def load_cfg(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
@@ -55,7 +59,7 @@ def read_cfg(config_file: str, opts: Sequence[str] | None) -> CfgNode:
     """Read a config as :func:`load_cfg` does, but do not register tables, validate or freeze."""
     cfg = get_mask_former_cfg()
     if config_file:
-        _check_file(str(Path(config_file)), "--config-file")
+        _check_files(Path(config_file))
         missing = naming_missing_plugins(config_file, plugins_named_in(config_file))
         with missing, _located_errors(cfg, config_file):
             cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -74,7 +78,7 @@ def plugins_named_in(config_file: str) -> list[str]:
     """Return the file names of plug-ins in the comments that :func:`plugin_comments` wrote."""
     if not Path(config_file).is_file():
         return []
-    lines = Path(config_file).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_bytes(config_file).decode("utf-8", errors="replace").splitlines()
     names = (
         line.removeprefix(_PLUGIN_COMMENT) for line in lines if line.startswith(_PLUGIN_COMMENT)
     )
@@ -109,45 +113,57 @@ def _find_files_next_to(config_file: Path, cfg: CfgNode) -> None:
     cfg.DATASETS.TABLES = tuple(find(name) for name in cfg.DATASETS.TABLES)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, but a repeated key is an error; PyYAML itself keeps the last value."""
+def _check_files(config_file: Path) -> None:
+    """Check that a config file and those of its ``_BASE_`` exist and are YAML mappings.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value} occurs twice,{key.start_mark}")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    Raises:
+        FileNotFoundError: if one is missing.
+        ValueError: if one is not a YAML mapping, ``_BASE_`` does not name files, or it leads in a
+            circle or to too many files.
+    """
+    waiting: list[tuple[str, list[str]]] = [(str(config_file), [])]
+    count = 0
+    while waiting:
+        file, users = waiting.pop()
+        count += 1
+        if file in users or count > _MOST_FILES:
+            raise ValueError(
+                f"The config file {config_file} was refused: its {BASE_KEY} leads "
+                f"{'back to' if file in users else f'to more than {_MOST_FILES} files, such as'} "
+                f"{file}. Name each base once, in one file."
+            )
+        bases = _bases_of(file, f"{BASE_KEY} of {users[-1]}" if users else "--config-file")
+        waiting += [(base, [*users, file]) for base in bases]
 
 
-def _check_file(name: str, named_by: str) -> None:
-    """Check that a config file and its ``_BASE_`` files exist and are YAML mappings."""
-    if is_url(name):
-        named_in(name, named_by)
-        path = fetch(name, _read_mapping, max_bytes=MAX_CONFIG_BYTES)
+def _bases_of(file: str, named_by: str) -> list[str]:
+    """Check one config file, and return the files that its ``_BASE_`` names."""
+    if is_url(file):
+        named_in(file, named_by)
+        path = fetch(file, _read_mapping, max_bytes=MAX_CONFIG_BYTES)
     else:
-        path = Path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no config file {name} ({named_by}).")
+        path = Path(file)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no config file {file} ({named_by}).")
     bases = _read_mapping(path).get(BASE_KEY, [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        if not is_url(base):
-            base = os.path.join(os.path.dirname(name), os.path.expanduser(base))
-        _check_file(base, f"{BASE_KEY} of {name}")
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
+        raise ValueError(
+            f"The config file {file}: {BASE_KEY} is {short(bases)}, expected the name of a config "
+            "file, or a list of names."
+        )
+    folder = os.path.dirname(file)
+    return [
+        base if is_url(base) else os.path.join(folder, os.path.expanduser(base)) for base in bases
+    ]
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     """Read a config file, which must be a YAML mapping."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"The config file {path} is not plain YAML: {error}") from error
+    content = read_yaml(path, f"The config file {path}")
     if not isinstance(content, dict):
         raise ValueError(
-            f"The config file {path} holds {type(content).__name__} {str(content)[:40]!r}; "
+            f"The config file {path} holds {type(content).__name__} {short(content, 40)!r}; "
             "expected keys and values, such as 'SEED: 1'."
         )
     return content

@@ -36,6 +36,17 @@ _MAX_TEST_SIDE = 8192
 """Shortest side in pixels that images may be resized to; memory grows with its square."""
 _MIN_STEP, _MAX_OVERLAP = 32, 8
 """Smallest stride of the sliding window: in pixels, and as a divisor of the window's side."""
+_SIZES = (
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+    "MODEL.SEM_SEG_HEAD.MASK_DIM",
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    "MODEL.MASK_FORMER.HIDDEN_DIM",
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+)
+_LARGEST_SIZE = 65_536
+"""Most classes, queries and channels of a model, and longest side that images are padded to."""
 
 _MASK_FORMER_KEYS = (
     "MODEL.COMPILE",
@@ -79,6 +90,7 @@ def validate(cfg: CfgNode) -> None:
     _check_idle_keys(cfg)
     _check_optimizer(cfg)
     _check_finite(cfg)
+    _check_sizes(cfg)
 
 
 def _check_lists(cfg: CfgNode) -> None:
@@ -110,6 +122,16 @@ def _check_finite(cfg: CfgNode) -> None:
                 raise ValueError(f"{key} is {str(value)[:80]}: expected finite numbers.")
             if isinstance(item, int) and abs(item) >= 2**63:
                 raise ValueError(f"{key} is {str(value)[:80]}: expected 64-bit numbers.")
+
+
+def _check_sizes(cfg: CfgNode) -> None:
+    """Refuse sizes that no memory holds."""
+    for key in _SIZES:
+        if _get(cfg, key) > _LARGEST_SIZE:
+            raise ValueError(
+                f"{key} is {_get(cfg, key)}; expected at most {_LARGEST_SIZE}: no memory holds "
+                "such a model or its images. Set it to a smaller number."
+            )
 
 
 def _kind(value: Any) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
+from mask_former.data.formats.coco_json import located_errors, read_json
 from mask_former.data.formats.readers import read_segment_map
 from mask_former.data.targets import index_segments
 from mask_former.utils.atomic_files import replace_text
@@ -32,6 +33,8 @@ from .panoptic_quality import (
 )
 
 __all__ = ["COCOPanopticEvaluator"]
+
+_EXPECTED = "COCO panoptic format"
 
 
 class Annotation(NamedTuple):
@@ -66,13 +69,13 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
             ValueError: If a segment in it lacks a key, or its category is not listed.
         """
         super().__init__(dataset_name, output_dir)
-        content = self._read_json()
-        categories = {category["id"]: category for category in content["categories"]}
-        self._classes = {category: index for index, category in enumerate(categories)}
-        self._is_thing = np.array([c["isthing"] == 1 for c in categories.values()])
-        self._annotations = {
-            annotation["image_id"]: self._read(annotation) for annotation in content["annotations"]
-        }
+        path = Path(PathManager.get_local_path(self._metadata.panoptic_json))
+        content = read_json(path, _EXPECTED)
+        with located_errors(path, _EXPECTED):
+            categories = {category["id"]: category for category in content["categories"]}
+            self._classes = {category: index for index, category in enumerate(categories)}
+            self._is_thing = np.array([c["isthing"] == 1 for c in categories.values()])
+            self._annotations = {a["image_id"]: self._read(a) for a in content["annotations"]}
 
     def _read(self, annotation: Mapping[str, Any]) -> Annotation:
         try:
@@ -83,10 +86,6 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
                 f"key or category {error}; expected id, category_id (one of "
                 f"{sorted(self._classes)}), area and iscrowd."
             ) from error
-
-    def _read_json(self) -> dict[str, Any]:
-        with PathManager.open(self._metadata.panoptic_json, "r") as file:
-            return json.load(file)
 
     def reset(self) -> None:
         """Remove the counts and predictions of all images."""

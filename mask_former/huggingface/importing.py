@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mask_former.utils.bounded_files import read_json
+from mask_former.utils.errors import short
 from mask_former.utils.weight_files import read_checkpoint
 
 from . import tables
@@ -18,6 +20,7 @@ from .tables import MAPS, RESNET_DEPTHS, check, get, nest
 __all__ = ["ConvertedCheckpoint", "read_huggingface_folder", "settings_from_huggingface"]
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+_MOST_CLASSES = 65_536
 
 # Defaults of MaskFormerImageProcessor; the mean and standard deviation are ImageNet's.
 _SIZE = {"shortest_edge": 800, "longest_edge": 1333}
@@ -48,12 +51,16 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
     """
     folder = Path(folder)
     config = _read_json(folder / "config.json")
+    processor = _read_json(folder / "preprocessor_config.json")
     try:
-        settings = settings_from_huggingface(
-            config, _read_json(folder / "preprocessor_config.json")
-        )
+        settings = settings_from_huggingface(config, processor)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: config.json or preprocessor_config.json has a value of the wrong type "
+            f"({short(str(error), 200)}): restore the files as save_pretrained wrote them."
+        ) from error
     path = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(
@@ -68,15 +75,12 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"There is no {path}: expected the folder of a transformers MaskFormer, written by "
             "save_pretrained of the model and of its image processor."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
     return content
@@ -130,7 +134,16 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
         ValueError: If the ids are not 0, 1, 2, ….
     """
     count = config.get("num_labels") or 2  # transformers' default
+    if type(count) is not int or not 1 <= count <= _MOST_CLASSES:
+        raise ValueError(
+            f"config.json: num_labels is {short(count)}; expected 1 … {_MOST_CLASSES}, the number "
+            "of classes."
+        )
     labels = config.get("id2label") or {index: f"LABEL_{index}" for index in range(count)}
+    if not isinstance(labels, Mapping) or not all(re.fullmatch(r"\d{1,9}", str(i)) for i in labels):
+        raise ValueError(
+            f"config.json: id2label is {short(labels)}; expected an id and a name for each class."
+        )
     by_id = {int(index): str(name) for index, name in labels.items()}
     if sorted(by_id) != list(range(len(by_id))):
         raise ValueError(
@@ -148,9 +161,17 @@ def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:
     """Return a value of ``config.json`` in the type of ``default``."""
     value = get(config, key, default)
     if isinstance(value, list) and not isinstance(default, list):  # height and width
-        if len(set(value)) != 1:
-            raise ValueError(f"config.json: {key} is {value}; expected one number for all sides.")
+        if not value or value != value[:1] * len(value):
+            raise ValueError(
+                f"config.json: {key} is {short(value)}; expected one number for all sides."
+            )
         value = value[0]
+    kind = (int, float) if type(default) is float else type(default)
+    if not isinstance(value, kind) or (type(default) is int and isinstance(value, bool)):
+        raise ValueError(
+            f"config.json: {key} is {short(value)}; expected {type(default).__name__}, such as "
+            f"{default}."
+        )
     return type(default)(value)
 
 
@@ -160,8 +181,8 @@ def _swin_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("DEPTHS", "NUM_HEADS"):
         if len(values[f"MODEL.SWIN.{key}"]) != 4:
             raise ValueError(
-                f"config.json: backbone_config.{key.lower()} is {values[f'MODEL.SWIN.{key}']}; "
-                "this MaskFormer has four stages."
+                f"config.json: backbone_config.{key.lower()} is "
+                f"{short(values[f'MODEL.SWIN.{key}'])}; this MaskFormer has four stages."
             )
     return {
         "MODEL.BACKBONE.NAME": "D2SwinTransformer",
@@ -177,8 +198,8 @@ def _resnet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     depth = next((depth for depth, known in RESNET_DEPTHS.items() if known == layers), None)
     if depth is None:
         raise ValueError(
-            f"config.json: backbone_config has {layers[0]} layers and depths {layers[1]}; "
-            f"detectron2's ResNets have one of {list(RESNET_DEPTHS.values())}."
+            f"config.json: backbone_config has {short(layers[0])} layers and depths "
+            f"{short(layers[1])}; detectron2's ResNets have one of {list(RESNET_DEPTHS.values())}."
         )
     widths = backbone.get("hidden_sizes", [256, 512, 1024, 2048])
     bottleneck = layers[0] == "bottleneck"
@@ -186,8 +207,8 @@ def _resnet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if widths != [first, 2 * first, 4 * first, 8 * first] or (not bottleneck and first != 64):
         expected = "each stage twice as wide as the one before"
         raise ValueError(
-            f"config.json: backbone_config.hidden_sizes is {widths}; detectron2's ResNet has "
-            f"{expected if bottleneck else f'64 channels first and {expected}'}."
+            f"config.json: backbone_config.hidden_sizes is {short(widths)}; detectron2's ResNet "
+            f"has {expected if bottleneck else f'64 channels first and {expected}'}."
         )
     return {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
@@ -203,6 +224,11 @@ def _resnet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _input_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the image settings; the mean and deviation become those of images in 0 … 255."""
     rescale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+    if not isinstance(rescale, int | float) or not rescale > 0:
+        raise ValueError(
+            f"preprocessor_config.json: rescale_factor is {short(rescale)}; expected a number "
+            "above 0, such as 1/255."
+        )
     normalize = processor.get("do_normalize", True)
     mean = processor.get("image_mean", _MEAN) if normalize else [0, 0, 0]
     std = processor.get("image_std", _STD) if normalize else [1, 1, 1]
@@ -213,8 +239,8 @@ def _input_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
         size = {"shortest_edge": 0, "longest_edge": _SIZE["longest_edge"]}  # 0: do not resize
     elif not size.get("shortest_edge") or not size.get("longest_edge"):
         raise ValueError(
-            f"preprocessor_config.json: size is {size}; this MaskFormer keeps the aspect ratio of "
-            "images and needs shortest_edge and longest_edge."
+            f"preprocessor_config.json: size is {short(size)}; this MaskFormer keeps the aspect "
+            "ratio of images and needs shortest_edge and longest_edge."
         )
     divisor = processor.get("size_divisor", processor.get("size_divisibility", 32))
     return {

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from mask_former.utils.errors import short
+
 __all__ = ["MAPS", "RESNET_DEPTHS", "STAGES", "Need", "Value", "check", "get", "nest"]
 
 
@@ -180,6 +182,6 @@ def check(tree: Any, needs: Iterable[Need], where: str, other_model: str) -> Non
         if (list(value) if isinstance(value, tuple) else value) not in allowed:
             expected = " or ".join(map(repr, allowed))
             raise ValueError(
-                f"{where}{key} is {value!r}, which {other_model} does not support; expected "
-                f"{expected}: {reason}."
+                f"{where}{key} is {short(repr(value))}, which {other_model} does not support; "
+                f"expected {expected}: {reason}."
             )

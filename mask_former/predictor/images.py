@@ -17,6 +17,8 @@ from mask_former.data.formats.pixels import (
     image_errors,
     read_pixels,
 )
+from mask_former.utils.bounded_files import read_bytes
+from mask_former.utils.errors import short
 
 __all__ = ["ImageLike", "LoadedImage", "load_image", "read_image"]
 
@@ -56,7 +58,7 @@ def load_image(image: ImageLike) -> LoadedImage:
     if isinstance(image, np.ndarray):
         return LoadedImage(_from_array(image), None)
     raise ValueError(
-        f"{type(image).__name__} {str(image)[:40]!r} is not an image; expected a path, a PIL "
+        f"{type(image).__name__} {short(image, 40)!r} is not an image; expected a path, a PIL "
         "image, a numpy array (H×W×3, RGB, uint8) or a torch tensor (3×H×W, RGB, uint8)."
     )
 
@@ -72,7 +74,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ValueError: If it is not an image, or is damaged.
     """
     with image_errors(f"{path}:"):
-        return read_pixels(path.read_bytes(), "RGB")
+        return read_pixels(read_bytes(path), "RGB")
 
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
+
+from mask_former.utils.bounded_files import read_json, read_text
 
 __all__ = ["checkpoint_in", "is_huggingface_folder", "packaged_models"]
 
@@ -32,7 +33,7 @@ def checkpoint_in(folder: Path) -> Path:
     for name in _TRAINING_CHECKPOINTS:
         file = folder / name
         if name == "last_checkpoint" and file.is_file():
-            file = folder / file.read_text(encoding="utf-8").strip()
+            file = folder / read_text(file).strip()
         if file.is_file():
             logging.getLogger(__name__).info(f"{folder}: using {file.name}.")
             return file
@@ -53,7 +54,7 @@ def checkpoint_in(folder: Path) -> Path:
 def is_huggingface_folder(folder: Path) -> bool:
     """Return True if a folder holds the ``config.json`` of a ``transformers`` model."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "model_type" in config

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from mask_former.utils.bounded_files import UnreadableFile, check_regular, parse_json
+from mask_former.utils.errors import short
+
 __all__ = ["RecordFile", "RecordIndex"]
+
+
+_KINDS: dict[str, type] = {"panoptic-coco": dict, "instances-coco": list}
+"""Type of the record of an image, by format."""
 
 
 class RecordFile:
@@ -20,6 +27,7 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
+            check_regular(path)
             _drop_torn_line(path)
         self._file = path.open("ab")
 
@@ -46,16 +54,17 @@ class RecordIndex:
 
     def __init__(self, folder: Path, format_name: str) -> None:
         self._positions: dict[str, tuple[Path, int]] = {}
+        self._kind = _KINDS[format_name]
         for path in sorted(folder.glob(f"{format_name}.*jsonl")):
+            check_regular(path)
             with path.open("rb") as file:
                 self._index(path, file)
 
     def _index(self, path: Path, file: IO[bytes]) -> None:
-        decoder, offset = json.JSONDecoder(), 0
+        offset = 0
         for line in file:
             if line.endswith(b"\n"):  # another process may be writing its last line
-                name, _ = decoder.raw_decode(line.decode(), 1)
-                self._positions[name] = path, offset
+                self._positions[_name_in(line, path)] = path, offset
             offset += len(line)
 
     def __contains__(self, name: str) -> bool:
@@ -72,7 +81,33 @@ class RecordIndex:
                 if path not in files:
                     files[path] = path.open("rb")
                 files[path].seek(offset)
-                yield json.loads(files[path].readline())[1]
+                yield _record_in(files[path].readline(), path, self._kind)
         finally:
             for file in files.values():
                 file.close()
+
+
+def _name_in(line: bytes, path: Path) -> str:
+    """Parse the name at the start of a line; its record may be long."""
+    try:
+        name, _ = json.JSONDecoder().raw_decode(line.decode(), 1)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, line) from error
+    if not isinstance(name, str):
+        raise _damaged(path, line)
+    return name
+
+
+def _record_in(line: bytes, path: Path, kind: type) -> Any:
+    """Parse a line, and return the record after the name."""
+    found = parse_json(line.decode(errors="replace"), path)
+    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[1], kind):
+        raise _damaged(path, line)
+    return found[1]
+
+
+def _damaged(path: Path, line: bytes) -> UnreadableFile:
+    return UnreadableFile(
+        f"{path} has the line {short(line)}, expected [NAME, RECORD], as earlier runs write it: "
+        "remove the file, or write into another folder."
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from mask_former.structures import RESULTS
 from mask_former.utils.atomic_files import replace_file, replace_text
+from mask_former.utils.bounded_files import read_json
 
 from .arrays import ResultArrays
 from .coco import CategoryIds, categories, instance_records, panoptic_record, resolve_category_ids
@@ -159,7 +160,7 @@ class ResultWriter:
             if not path.is_file():
                 text = json.dumps(found)
                 replace_text(path, text)
-            elif json.loads(path.read_text(encoding="utf-8")) != found:
+            elif read_json(path) != found:
                 raise ValueError(
                     f"{path} has other categories than these results: their classes, colours or "
                     "category_ids differ. Write into another folder."
@@ -219,7 +220,7 @@ def _panoptic_json(index: RecordIndex, folder: Path) -> Iterator[str]:
     yield from _joined(record["image"] for record in index.records())
     yield '], "annotations": ['
     yield from _joined(record["annotation"] for record in index.records())
-    yield f'], "categories": {(folder / CATEGORIES).read_text(encoding="utf-8")}}}'
+    yield f'], "categories": {json.dumps(read_json(folder / CATEGORIES))}}}'
 
 
 def _instances_json(index: RecordIndex, folder: Path) -> Iterator[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["few", "message_of", "one_line", "printable"]
+__all__ = ["few", "is_out_of_memory", "message_of", "one_line", "printable", "short"]
+
+_BOUNDED = reprlib.Repr()
+_BOUNDED.maxstring = _BOUNDED.maxother = 200
 
 
 def message_of(error: BaseException) -> str:
@@ -36,7 +40,20 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an error of Python's, numpy's or torch's allocator."""
+    texts = ("allocate memory", "out of memory", "calculation overflowed")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
+def short(value: Any, most: int = 80) -> str:
+    """Write a value as text of at most ``most`` characters, however large or nested it is."""
+    text = value if isinstance(value, str) else _BOUNDED.repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def few(values: Iterable[Any], most: int = 8) -> str:
     """Format values as a list that shows only the first ``most`` of them."""
     listed = [value.item() if hasattr(value, "item") else value for value in values]
-    return f"{listed[:most]} and {len(listed) - most} more" if len(listed) > most else str(listed)
+    text = f"[{', '.join(map(_BOUNDED.repr, listed[:most]))}]"
+    return f"{text} and {len(listed) - most} more" if len(listed) > most else text

@@ -1,15 +1,14 @@
 """Read weights without running code, write them, and rename the parameters of old layouts.
 
 A checkpoint becomes a dict with the weights (names to tensors) under ``model`` and the other
-entries of the file. A pickle that would call anything except the constructors of arrays, tensors
-and plain containers is refused.
+entries of the file. :mod:`.pickles` refuses those that would run code or take all memory.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
-import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,6 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic_files import replace_file, save_torch
+from .bounded_files import UnreadableFile, parse_json
+from .errors import short
+from .pickles import RefusedError, check_pickle, check_pickles, read_pickle
 
 __all__ = [
     "CLASS_NAMES",
@@ -39,20 +41,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-_ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
-"""Functions and classes that pickles of arrays and containers call, in all pickle protocols."""
-
-_NUMPY_CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
-"""Package of these functions in the installed numpy; files may name that of another version."""
-
 CLASS_NAMES = "class_names"
 """Key of the class names in a checkpoint."""
 EMA = "ema"
@@ -63,20 +51,6 @@ INFERENCE = "inference"
 _OLD_PIXEL_DECODER = re.compile(
     r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
 )
-
-
-class _RefusedError(Exception):
-    """A file would run code when it is loaded; the argument names the code."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler of arrays and plain containers that refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        classic = module.replace("numpy._core", "numpy.core")
-        if (classic, name) not in _ALLOWED_GLOBALS:
-            raise _RefusedError(f"{module}.{name}")
-        return super().find_class(classic.replace("numpy.core", _NUMPY_CORE), name)
 
 
 def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
@@ -94,39 +68,50 @@ def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, is not a checkpoint, or is refused because loading it
-            would run code.
+        UnreadableFile: If the file is damaged, is not a checkpoint, or is refused because loading
+            it would run code or take all memory.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path} (MODEL.WEIGHTS).")
     readers: dict[str, Callable[[Path], Any]] = {
-        ".pkl": _read_pkl,
+        ".pkl": read_pickle,
         ".safetensors": _read_safetensors,
     }
     try:
         content = readers.get(path.suffix, partial(_read_torch, lazy=lazy))(path)
-    except _RefusedError as error:
-        raise ValueError(
-            f"{path} was refused: loading it would run code (found: {error}). Only tensors, "
-            "numbers, strings and containers are loaded. If you made the file yourself, save it "
-            "again as a dict of tensors, such as model.state_dict()."
+    except RefusedError as error:
+        raise UnreadableFile(
+            f"{path} was refused: {error}. Only tensors, numbers, strings and containers are "
+            "loaded. If you made the file yourself, save it again as a dict of tensors, such as "
+            "model.state_dict()."
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the file cannot be opened
-        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-        raise ValueError(
+        reason = short(str(error).partition("\n")[0].partition(". ")[0].rstrip("."), 300)
+        raise UnreadableFile(
             f"{path} is not a readable checkpoint: {reason or type(error).__name__}. It may be "
             "truncated or damaged: download or copy it again."
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights.")
+        raise UnreadableFile(f"{path} holds a {type(content).__name__}, not a dict of weights.")
+    _check_class_names(content.get(CLASS_NAMES), path)
     for key in ("model", "state_dict", "model_state"):
         if isinstance(content.get(key), dict):
             weights = content.pop(key)
             return {"model": weights, **content}
     return {"model": content}
+
+
+def _check_class_names(names: Any, path: Path) -> None:
+    if names is not None and not (
+        isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    ):
+        raise UnreadableFile(
+            f"{path} is not a readable checkpoint: its {CLASS_NAMES} are {short(names)}, expected "
+            "a list of names. Remove the entry, or download the file again."
+        )
 
 
 def read_extras(path: str | Path) -> dict[str, Any]:
@@ -140,61 +125,62 @@ def read_extras(path: str | Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path, lazy: bool = False) -> Any:
-    is_zip = zipfile.is_zipfile(path)  # torch before 1.6 wrote another format
-    if is_zip and not lazy:
-        _check_sums(path)
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # torch wrote another format before version 1.6
+    if is_zip:
+        _check_records(path, sums=not lazy)
+    else:
+        check_pickles(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and lazy)
     except pickle.UnpicklingError as error:
         # The rest of torch's message advises to load the file nevertheless.
         found = re.search(r"GLOBAL (\S+)", str(error))
-        if found and not (is_zip or _are_pickles_whole(path)):
-            raise EOFError("it ends too early") from error
         if found:
-            raise _RefusedError(found[1]) from error
+            raise RefusedError.of_code(found[1]) from error
         if not is_zip:
-            _read_pkl(path)  # names the code in a plain pickle
+            read_pickle(path)  # names the code in a plain pickle
         raise pickle.UnpicklingError("it is not a file that torch wrote") from error
     except RuntimeError as error:
         if "TorchScript" in str(error):
-            raise _RefusedError("a TorchScript program") from error
+            raise RefusedError.of_code("a TorchScript program") from error
         raise
 
 
-def _are_pickles_whole(path: Path) -> bool:
-    """Check that the pickles at the start of a file are not cut off, perhaps inside a name."""
-    with path.open("rb") as file:
-        for _ in range(5):  # as many as torch before 1.6 wrote; the data of the tensors follow
-            if not file.peek(1):
-                return True
-            try:
-                for _ in pickletools.genops(file):
-                    pass
-            except Exception:  # damaged data may raise anything
-                return False
-    return True
+def _check_records(path: Path, *, sums: bool) -> None:
+    """Check the sizes, the checksums (``sums``) and the pickles of the records of a zip file.
 
-
-def _check_sums(path: Path) -> None:
-    """Raise BadZipFile if the checksum of a record is wrong, which torch does not check."""
-    damaged = []
+    Raises:
+        RefusedError: If the file would take more memory than it has bytes, or endless time.
+        BadZipFile: If a checksum is wrong, which torch does not check.
+    """
     with path.open("rb") as whole, zipfile.ZipFile(whole) as archive:
         records = [record for record in archive.infolist() if record.file_size]
+        size, claimed = path.stat().st_size, sum(record.file_size for record in records)
+        if claimed > size:  # torch does not compress them
+            raise RefusedError(f"its records claim {claimed} bytes, but the file has {size}")
+        if sums:
+            _check_sums(archive, records)
         for record in records:
-            try:
-                with archive.open(record) as file:
-                    while file.read(1 << 20):
-                        pass
-            except Exception:  # zipfile may raise anything on damaged data
-                damaged.append(record.filename)
+            if record.filename.lower().endswith(".pkl"):
+                unsigned = copy.copy(record)
+                del unsigned.CRC  # a pickle is checked whatever its checksum is
+                with archive.open(unsigned) as file:
+                    check_pickle(file)
+
+
+def _check_sums(archive: zipfile.ZipFile, records: Sequence[zipfile.ZipInfo]) -> None:
+    damaged = []
+    for record in records:
+        try:
+            with archive.open(record) as file:
+                while file.read(1 << 20):
+                    pass
+        except Exception:  # zipfile may raise anything on damaged data
+            damaged.append(record.filename)
     # If all are wrong, the file has no checksums: `torch.serialization.set_crc32_options(False)`.
     if damaged and len(damaged) < len(records):
         raise zipfile.BadZipFile(f"the checksum of its record {damaged[0]} is wrong")
-
-
-def _read_pkl(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -203,10 +189,10 @@ def _read_safetensors(path: Path) -> Any:
         content: dict[str, Any] = {"model": {name: file.get_tensor(name) for name in names}}
         metadata = file.metadata() or {}
     if CLASS_NAMES in metadata:
-        content[CLASS_NAMES] = json.loads(metadata[CLASS_NAMES])
+        content[CLASS_NAMES] = parse_json(metadata[CLASS_NAMES], CLASS_NAMES)
     if INFERENCE in metadata:
         try:
-            content[INFERENCE] = json.loads(metadata[INFERENCE])
+            content[INFERENCE] = parse_json(metadata[INFERENCE], INFERENCE)
         except ValueError:  # of another program; the reader of this entry reports that
             content[INFERENCE] = metadata[INFERENCE]
     return content
@@ -225,7 +211,7 @@ def as_tensors(weights: Mapping[str, Any], source: str | Path) -> dict[str, Tens
     if not weights or not all(isinstance(k, str) and _is_numeric(v) for k, v in weights.items()):
         raise ValueError(
             f"{source} does not hold a state dict: expected names with tensors, found "
-            f"{', '.join(map(str, list(weights)[:5])) or 'nothing'}."
+            f"{', '.join(map(short, list(weights)[:5])) or 'nothing'}."
         )
     # Copied, because the memory of an array may be read-only.
     return {
@@ -245,7 +231,7 @@ def averaged_weights(content: Mapping[str, Any], source: str | Path) -> dict[str
     """
     if EMA not in content:
         raise ValueError(
-            f"{source} holds no averaged weights, only {', '.join(map(str, content))}: trainings "
+            f"{source} holds no averaged weights, only {', '.join(map(short, content))}: trainings "
             "with MODEL.EMA.ENABLED True save them. To use the weights that the file has, set that "
             "key to False, and leave out --ema and ?ema=True."
         )

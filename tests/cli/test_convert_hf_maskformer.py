@@ -179,7 +179,7 @@ def test_a_missing_file_is_named(name, folder, tmp_path, capsys):
 
 def test_a_broken_config_is_named(folder, tmp_path, capsys):
     (folder / "config.json").write_text("{")
-    assert "config.json is not JSON" in fails(capsys, folder, "--output", tmp_path / "ours")
+    assert "config.json is not a JSON" in fails(capsys, folder, "--output", tmp_path / "ours")
     (folder / "config.json").write_text("[]")
     assert "config.json holds a list" in fails(capsys, folder, "--output", tmp_path / "ours")
 

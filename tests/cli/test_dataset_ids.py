@@ -92,3 +92,13 @@ def test_a_file_that_is_not_a_coco_json_is_named(tmp_path, text, reason):
         DatasetIds.of_json(path, NAMES)
     with pytest.raises(FileNotFoundError):
         DatasetIds.of_json(tmp_path / "y.json", NAMES)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [{"a": 1}, ["x"], [{"file_name": 5, "id": 1}], [{"file_name": "a.png", "id": [1]}]],
+)
+def test_ids_and_names_of_other_types_are_refused_by_the_files_name(tmp_path, images):
+    path = write(tmp_path / "x.json", images, CATEGORIES)
+    with pytest.raises(ValueError, match=r"x\.json: expected COCO's `images`, each with file_name"):
+        DatasetIds.of_json(path, NAMES)

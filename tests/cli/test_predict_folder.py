@@ -234,6 +234,15 @@ def test_continuing_a_run_with_other_options_is_refused(images, tiny, capfd):
     assert run(words(tiny, save="overlay")) == [0]  # more of the same results
 
 
+@pytest.mark.parametrize("text", ["[1]", "5", "{", "[" * 100_000])
+def test_options_of_an_earlier_run_that_cannot_be_read_are_named(text, images, tiny, capfd):
+    Path("out").mkdir()
+    Path("out/run.json").write_text(text)
+    assert run(words(tiny, save="semantic-png")) == [2]
+    printed = capfd.readouterr().out
+    assert "out/run.json" in printed and "Traceback" not in printed
+
+
 @pytest.fixture
 def quiet(monkeypatch):
     """Prevent the command from replacing pytest's logging."""

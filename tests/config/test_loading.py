@@ -180,3 +180,44 @@ def test_a_missing_base_is_an_error_that_names_both_files(write, tmp_path, bases
 def test_a_config_with_an_invalid_value_is_refused():
     with pytest.raises(ValueError, match="OBJECT_MASK_THRESHOLD is 2"):
         load_cfg("", [*DEVICE, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "2.0"])
+
+
+@pytest.mark.parametrize("base", ["5", "", "[1]", "{a: b}", "['']", "[[x.yaml]]"])
+def test_a_base_that_is_not_the_name_of_a_file_is_refused_in_words(write, base):
+    path = write(f"_BASE_: {base}\n")
+    with pytest.raises(ValueError, match=rf"config file {path}: _BASE_ is .*, expected the name"):
+        load_cfg(path, DEVICE)
+
+
+def test_bases_that_lead_in_a_circle_are_refused(write):
+    write("_BASE_: x.yaml\n", "other.yaml")
+    with pytest.raises(ValueError, match=r"x\.yaml was refused: its _BASE_ leads back to"):
+        load_cfg(write("_BASE_: other.yaml\n"), DEVICE)
+
+
+def test_bases_that_double_with_each_level_are_refused(write):
+    write("SEED: 1\n", "20.yaml")
+    for level in range(20):
+        top = write(f"_BASE_: [{level + 1}.yaml, {level + 1}.yaml]\n", f"{level}.yaml")
+    with pytest.raises(ValueError, match=r"19\.yaml was refused|0\.yaml was refused"):
+        load_cfg(top.replace("19.yaml", "0.yaml"), DEVICE)
+
+
+def test_two_bases_may_share_one(write):
+    write("SEED: 3\nVERSION: 2\n", "root.yaml")
+    for name in ("left", "right"):
+        write("_BASE_: root.yaml\n", f"{name}.yaml")
+    assert load_cfg(write("_BASE_: [left.yaml, right.yaml]\n"), DEVICE).SEED == 3
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    ],
+)
+def test_a_size_that_no_memory_holds_is_a_mistake_in_the_config(key):
+    with pytest.raises(ValueError, match=rf"{key} is 1000000000; expected at most 65536"):
+        load_cfg("", [*DEVICE, key, "1000000000"])

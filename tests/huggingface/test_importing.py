@@ -167,3 +167,36 @@ def test_a_size_that_would_change_the_aspect_ratio_is_refused():
     config = {"model_type": "maskformer", "backbone_config": {"model_type": "swin"}}
     with pytest.raises(ValueError, match="needs shortest_edge and longest_edge"):
         settings_from_huggingface(config, {"size": {"height": 512, "width": 512}})
+
+
+def theirs_of(backbone="swin"):
+    return {"model_type": "maskformer", "backbone_config": {"model_type": backbone}}
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"id2label": ["a"]}, "id2label is "),
+        ({"id2label": {"x": "a"}}, "id2label is "),
+        ({"num_labels": "z"}, "num_labels is z; expected 1"),
+        ({"num_labels": 10**10}, "num_labels is 10000000000; expected 1"),
+        ({"num_labels": True}, "num_labels is True; expected 1"),
+        ({"fpn_feature_size": "x"}, "fpn_feature_size is x; expected int"),
+        ({"decoder_config": {"model_type": "detr", "dropout": []}}, "dropout is .*one number"),
+        ({"mask_weight": {}}, "mask_weight is .*expected float"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_words(change, reason):
+    with pytest.raises(ValueError, match=rf"config\.json: .*{reason}"):
+        settings_from_huggingface(theirs_of() | change, {})
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [{"rescale_factor": 0}, {"rescale_factor": "x"}, {"size": [1]}, {"image_mean": 5}],
+)
+def test_a_processor_with_values_of_other_types_is_refused_with_its_folder(processor, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(theirs_of()))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match=rf"{tmp_path}: .*preprocessor_config\.json"):
+        read_huggingface_folder(tmp_path)

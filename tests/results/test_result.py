@@ -14,6 +14,7 @@ from mask_former.data.datasets.classes import Classes
 from mask_former.data.formats.readers import read_class_map
 from mask_former.results import InstanceResult, PanopticResult, Result, from_detectron2, load_npz
 from mask_former.utils import atomic_files as files
+from mask_former.utils.bounded_files import UnreadableFile
 from mask_former.utils.colors import spread_color
 from tests.helpers.scenes import CLASSES as SHAPES
 from tests.helpers.scenes import instances_of, predict, scene
@@ -22,6 +23,7 @@ CLASSES = Classes(
     ["sky", "road", "car"], [(70, 130, 180), (128, 64, 128), (0, 0, 142)], [False, False, True]
 )
 H, W = 60, 90
+SEGMENT = {"id": 1, "isthing": True, "category_id": 0, "score": 0.5}
 
 
 def make_result(**changes) -> Result:
@@ -218,7 +220,7 @@ def test_a_legend_does_not_change_the_drawing():
         {"semantic_scores": None},
         {"file_name": None},
         {"semantic": np.full((H, W), -1, np.int32)},
-        {"semantic": np.full((H, W), 70_000, np.int32)},
+        {"panoptic": PanopticResult(np.full((H, W), 70_000, np.int32), [SEGMENT | {"id": 70_000}])},
     ],
 )
 def test_an_npz_survives_writing_and_reading(tmp_path, changes):
@@ -335,3 +337,53 @@ def test_files_are_written_atomically(tmp_path, monkeypatch, name):
         replace(result, panoptic=None).save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == before
+
+
+def changed(path, **arrays):
+    """Replace arrays of a saved result."""
+    with np.load(path) as file:
+        content = {**file, **arrays}
+    np.savez_compressed(path, **content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arrays, reason",
+    [
+        ({"size": np.array([10**6, 10**6])}, r"its size is \(1000000, 1000000\), expected"),
+        ({"size": np.array([60, -90])}, r"its size is"),
+        ({"size": np.array(60)}, r""),
+        ({"semantic": np.full((H, W), 99)}, r"'semantic' has the ids 99 … 99, expected -1 … 2"),
+        ({"semantic": np.zeros((3, 3), int)}, r"'semantic' is \(3, 3\) int64, expected \(60, 90\)"),
+        ({"semantic": np.zeros((H, W), "U1")}, r"'semantic' is \(60, 90\) <U1"),
+        ({"semantic_scores": np.zeros((H, W), "U1")}, r"'semantic_scores' is"),
+        ({"panoptic_ids": np.full((H, W), 9)}, r"'panoptic_ids' has the ids 9 … 9"),
+        ({"panoptic_segments": np.array('["x"]')}, r""),
+        ({"panoptic_segments": np.array("[" * 10**5)}, r"more than 50 levels"),
+        ({"panoptic_segments": np.array(json.dumps([SEGMENT | {"id": 2**31}]))}, r"has \{"),
+        ({"panoptic_segments": np.array(json.dumps([SEGMENT | {"category_id": 3}]))}, r"has \{"),
+        ({"panoptic_segments": np.array(json.dumps([SEGMENT | {"score": "x"}]))}, r"has \{"),
+        ({"instance_class_ids": np.array([2, 77])}, r"'instance_class_ids' has the ids 2 … 77"),
+        ({"instance_scores": np.ones(3, np.float32)}, r"'instance_boxes' is \(2, 4\)"),
+        ({"instance_masks": np.zeros((2, H, 1), np.uint8)}, r"'instance_masks' is \(2, 60, 1\)"),
+        ({"classes": np.array('[{"name": "a", "color": [1000000, 0, 0], "isthing": true}]')}, r""),
+        ({"classes": np.array('[{"name": "a", "color": [Infinity, 0, 0], "isthing": true}]')}, r""),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_refused_when_they_are_read(arrays, reason, tmp_path):
+    make_result().save(tmp_path / "a.npz")
+    with pytest.raises(UnreadableFile, match=rf"a\.npz is not a results file.*{reason}"):
+        load_npz(changed(tmp_path / "a.npz", **arrays))
+
+
+def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path):
+    make_result().save(tmp_path / "a.npz")
+    content = (tmp_path / "a.npz").read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 150)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x55
+        (tmp_path / "a.npz").write_bytes(damaged)
+        try:
+            load_npz(tmp_path / "a.npz").draw()
+        except UnreadableFile as error:
+            assert "a.npz" in str(error)

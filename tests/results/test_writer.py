@@ -180,3 +180,13 @@ def test_a_folder_with_other_categories_is_refused(results, tmp_path):
     write(tmp_path, {"street0": results["street0"]})
     with pytest.raises(ValueError, match=r"categories\.json has other categories"):
         ResultWriter(tmp_path, COCO).write(results["street1"], "street1")
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b"5", b"[5, []]", b'["a"', b"\xff", b"[" * 100_000, b'["a", {}]']
+)
+def test_records_of_others_are_refused_by_the_name_of_their_file(tmp_path, line):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "instances-coco.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match=r"instances-coco\.jsonl"):
+        merge_records(tmp_path, ["instances-coco"])

@@ -18,7 +18,6 @@ import hashlib
 import math
 import random
 import re
-import resource
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +34,9 @@ from mask_former.config.loading import load_cfg, resolve_device
 from mask_former.data.datasets.loaders import load_instances, load_panoptic
 from mask_former.data.datasets.table import read_table
 from mask_former.predictor.images import load_image
+from mask_former.results import load_npz
 from tests.helpers import own_data
-from tests.robustness.isolation import Outcome, isolated
+from tests.robustness.isolation import Outcome, isolated, limited
 from tests.robustness.mutations import mutate_bytes, mutate_structure
 from tests.robustness.samples import (
     instance_mapper,
@@ -45,6 +45,8 @@ from tests.robustness.samples import (
     write_checkpoints,
     write_config,
     write_images,
+    write_result,
+    write_rles,
     write_table,
 )
 
@@ -210,6 +212,12 @@ def _config(path: Path) -> Any:
     return dict(_flat(cfg))
 
 
+def _result(path: Path) -> Any:
+    result = load_npz(path)
+    drawings = [result.draw(kind).tobytes() for kind in result.kinds]
+    return result.kinds, hashlib.sha256(b"".join(drawings)).hexdigest()
+
+
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict):
@@ -223,7 +231,14 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def all_samples(folder: Path) -> list[Sample]:
     """Write a file of each format below an empty folder, and return the samples."""
-    makers = (_image_samples, _label_samples, _json_samples, _config_samples, _checkpoint_samples)
+    makers = (
+        _image_samples,
+        _label_samples,
+        _json_samples,
+        _config_samples,
+        _checkpoint_samples,
+        _result_samples,
+    )
     return [sample for make in makers for sample in make(folder)]
 
 
@@ -278,6 +293,10 @@ def _json_samples(folder: Path) -> Iterator[Sample]:
     instances = partial(load_instances, images, json_file, contiguous_ids={1: 0, 3: 1})
     use = partial(_targets, instances, instance_mapper())
     yield Sample("JSON", json_file, use, must_be_targets, structured=True)
+    images, json_file = write_rles(_new(folder / "rles"))
+    rles = partial(load_instances, images, json_file, contiguous_ids={1: 0, 3: 1})
+    use = partial(_targets, rles, instance_mapper())
+    yield Sample("JSON", json_file, use, must_be_targets, structured=True)
     table = write_table(_new(folder / "table"))
     yield Sample("JSON", table, partial(_table, table), must_be_a_table, structured=True)
 
@@ -292,6 +311,11 @@ def _checkpoint_samples(folder: Path) -> Iterator[Sample]:
     for path in paths:
         judge = must_be_the_same if path.name == "new.pth" else must_be_finite
         yield Sample("checkpoint", path, partial(_weights, path, model), judge)
+
+
+def _result_samples(folder: Path) -> Iterator[Sample]:
+    path = write_result(_new(folder / "results"))
+    yield Sample("result", path, partial(_result, path), must_be_the_same)
 
 
 def _new(folder: Path) -> Path:
@@ -311,7 +335,7 @@ def fuzz(samples: Sequence[Sample], seeds: range) -> Iterator[Case]:
         kind = kinds[seed % len(kinds)]
         sample = rng.choice([sample for sample in samples if sample.kind == kind])
         if sample.path not in undamaged:
-            first = isolated(_limited, sample.use)
+            first = isolated(limited, sample.use, MEMORY)
             assert first.error is None and first.ended_well, f"{sample.path}: {first.trace}"
             undamaged[sample.path] = first.value
         yield _one(sample, undamaged[sample.path], seed, rng)
@@ -324,19 +348,12 @@ def _one(sample: Sample, expected: Any, seed: int, rng: random.Random) -> Case:
     damage, damaged = mutate(content, rng)
     try:
         sample.path.write_bytes(damaged)
-        outcome = isolated(_limited, sample.use)
+        outcome = isolated(limited, sample.use, MEMORY)
     finally:
         sample.path.write_bytes(content)
     verdict, detail = _verdict(sample, expected, outcome, damage)
     name = f"{sample.path.parent.name}/{sample.path.name}"
     return Case(sample.kind, name, damage, seed, verdict, detail, outcome.seconds)
-
-
-def _limited(use: Callable[[], Any]) -> Any:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return use()
 
 
 def _verdict(sample: Sample, expected: Any, outcome: Outcome, damage: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -104,6 +105,14 @@ class Process:
 def isolated(function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> Outcome:
     """Call a function in a process of its own and wait for it; see :class:`Process`."""
     return Process(function, *args).outcome(timeout)
+
+
+def limited(function: Callable[[], Any], memory: int) -> Any:
+    """Call a function in a process that may take only ``memory`` more bytes; see `isolated`."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return function()
 
 
 def kill_tree(pid: int) -> None:

@@ -7,16 +7,21 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
 from mask_former.config.loading import load_cfg
+from mask_former.data.datasets.classes import Classes
+from mask_former.data.formats.rle import encode_mask
 from mask_former.data.mappers import (
     DETRPanopticDatasetMapper,
     MaskFormerInstanceDatasetMapper,
     MaskFormerSemanticDatasetMapper,
 )
+from mask_former.results import InstanceResult, PanopticResult, Result
+from mask_former.results.npz import save_npz
 from tests.helpers import own_data
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -46,6 +51,39 @@ def write_images(folder: Path) -> list[Path]:
     for path in paths:
         own_data.write_image(path)
     return paths
+
+
+def write_rles(folder: Path) -> tuple[Path, Path]:
+    """Write an image with two RLEs, one of them without area and box; returns as `own_data`."""
+    images, path = own_data.write_instances(folder)
+    content = json.loads(path.read_text())
+    first, second = content["annotations"]
+    for annotation, value in ((first, 1), (second, 0)):
+        mask = own_data.halves(value, 1 - value)
+        annotation["segmentation"] = encode_mask(mask.astype(np.uint8))
+    del second["area"], second["bbox"]
+    path.write_text(json.dumps(content))
+    return images, path
+
+
+def write_result(folder: Path) -> Path:
+    """Write a result of all kinds as .npz."""
+    labels = own_data.halves(0, 1).astype(np.int32)
+    segments: list[Any] = [
+        {"id": i + 1, "isthing": True, "category_id": i, "score": 0.5} for i in (0, 1)
+    ]
+    instances = InstanceResult(
+        np.stack([labels == 1]),
+        np.array([[32, 0, 64, 48]], np.float32),
+        np.ones(1, np.float32),
+        np.array([1]),
+        ["car"],
+    )
+    classes = Classes(["road", "car"], [(128, 64, 128), (0, 0, 142)], [False, True])
+    panoptic = PanopticResult(labels + 1, segments)
+    image = np.zeros((*own_data.SIZE, 3), np.uint8)
+    save_npz(Result(image, classes, labels, None, panoptic, instances), folder / "result.npz")
+    return folder / "result.npz"
 
 
 def write_table(folder: Path) -> Path:

@@ -40,6 +40,8 @@ from tests.helpers.servers import serving
 from tests.helpers.tiny_model import write_tiny_model
 from tests.robustness.attacks import attack_samples
 from tests.robustness.fuzzing import Case, all_samples, fuzz
+from tests.robustness.greedy import KINDS as GREEDY
+from tests.robustness.greedy import problems_of
 from tests.robustness.isolation import isolated
 from tests.robustness.killing import kill_training
 from tests.robustness.ranks import end_a_rank
@@ -90,9 +92,13 @@ def all_units(seed: int) -> list[Unit]:
         Unit("memory", f"{PREDICTIONS} predictions", partial(_memory, memory_of_prediction,
                                                              PREDICTIONS)),
     ]  # fmt: skip
-    writing = writing_units(seed, KILLS)
-    first = [*disk, *writing, *workers, kills, *mutations[:2], *attacks[:1], ranks[0], *memory]
-    return [*first, *ranks[1:], *attacks[1:], *mutations[2:]]
+    greedy = [Unit("malice", kind, partial(_malice, kind)) for kind in GREEDY]
+    first = [*disk, *writing_units(seed, KILLS), *workers, *greedy, kills, *mutations[:2]]
+    return [*first, *attacks[:1], ranks[0], *memory, *ranks[1:], *attacks[1:], *mutations[2:]]
+
+
+def _malice(kind: str, folder: Path) -> Found:
+    return Found({}, problems_of(kind, folder))
 
 
 def _kills(seed: int, folder: Path) -> Found:
@@ -249,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip  # noqa: E501
     parser.add_argument("--minutes", type=float, default=30, help="limit of the whole run")
-    parser.add_argument("--only", nargs="+", help="kill, fuzz, attack, disk, links, export, …")
+    parser.add_argument("--only", nargs="+", help="kill, fuzz, attack, malice, disk, links, …")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, default=Path("output/soak.json"))
     parser.add_argument("--again", action="store_true", help="discard the report and start again")

@@ -26,7 +26,7 @@ def test_no_damaged_file_hangs_or_crashes_or_is_accepted_although_it_cannot_be_r
     cases = list(fuzz(all_samples(tmp_path), range(MUTATIONS)))
     problems = [case for case in cases if case.verdict == "problem"]
     assert not problems, "\n".join(map(str, problems[:5]))
-    for kind in ("image", "label", "JSON", "YAML", "checkpoint"):
+    for kind in ("image", "label", "JSON", "YAML", "checkpoint", "result"):
         refused = [case for case in cases if case.kind == kind and case.verdict == "refused"]
         assert len(refused) >= MUTATIONS // 25, f"{kind}: hardly anything was damaged"
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import tarfile
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -357,6 +358,45 @@ def test_class_names_that_are_not_json_are_an_error(write):
         read_checkpoint(write("x.safetensors", data))
     data = save(WEIGHTS, metadata={"class_names": json.dumps(["a"])})
     assert read_checkpoint(write("x.safetensors", data))["class_names"] == ["a"]
+
+
+def test_names_of_any_type_and_length_are_written_in_a_short_message(tmp_path):
+    with pytest.raises(ValueError) as info:
+        as_tensors({("a", "b" * 10**6): 1, "c" * 10**6: 2}, "x.pth")
+    assert len(str(info.value)) < 500
+
+
+@pytest.mark.parametrize("names", ["wall", 5, {"a": 1}, ["wall", 5]])
+@pytest.mark.parametrize("suffix", ["pth", "pkl", "safetensors"])
+def test_class_names_that_are_not_a_list_of_names_are_refused(names, suffix, write):
+    data = {
+        "pth": lambda: torch_bytes({"model": WEIGHTS, "class_names": names}),
+        "pkl": lambda: pickle.dumps({"model": ARRAYS, "class_names": names}),
+        "safetensors": lambda: save(WEIGHTS, metadata={"class_names": json.dumps(names)}),
+    }[suffix]()
+    with pytest.raises(ValueError, match=rf"x\.{suffix} is not a readable .* a list of names"):
+        read_checkpoint(write(f"x.{suffix}", data))
+
+
+@pytest.mark.parametrize("size", [1, 512, 4096])
+def test_no_message_advises_to_load_a_file_without_checks(size, write):
+    with pytest.raises(ValueError, match=r"x\.pth is not a readable checkpoint") as info:
+        read_checkpoint(write("x.pth", bytes(size)))
+    assert "weights_only" not in str(info.value) and "torch.load" not in str(info.value)
+
+
+def test_a_file_that_grows_when_it_is_read_is_refused(tmp_path):
+    (tmp_path / "x.pth").write_bytes(torch_bytes({"model": WEIGHTS, "zeros": bytes(1 << 20)}))
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as old,
+        zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record))
+    assert read_checkpoint(tmp_path / "x.pth")["model"].keys() == WEIGHTS.keys()
+    for read in (read_checkpoint, read_extras):
+        with pytest.raises(ValueError, match=r"y\.pth was refused: its records claim 1\d+ bytes"):
+            read(tmp_path / "y.pth")
 
 
 # Old layouts

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mask_former.utils.bounded_files import read_text
+
 from .table import Category
 
 __all__ = ["classes_of_json", "read_classes"]
@@ -52,12 +54,9 @@ def read_classes(source: str | Path | Sequence[str | Category]) -> list[Category
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}, the file of class names, is missing.")
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    return read_text(path).splitlines()
 
 
 def _category(line: str, where: str) -> Category:
@@ -100,10 +99,11 @@ def classes_of_json(path: Path, content: dict[str, Any], kind: str) -> list[Cate
             or an id occurs twice.
     """
     needed = {"id": int, "name": str} | ({"isthing": int} if kind == "panoptic" else {})
-    if not content.get("categories"):
+    if not content.get("categories") or not isinstance(content["categories"], list):
         raise ValueError(f"{path}: `categories` is missing or empty, expected one class or more.")
     for entry in content["categories"]:
-        wrong = [key for key in needed if not isinstance(entry.get(key), needed[key])]
+        known = entry if isinstance(entry, dict) else {}
+        wrong = [key for key in needed if not isinstance(known.get(key), needed[key])]
         if wrong:
             raise ValueError(
                 f"{path}: the category {json.dumps(entry)[:200]} lacks `{wrong[0]}`; each needs "

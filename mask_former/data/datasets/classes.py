@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mask_former.utils.colors import PALETTES, Color, spread_color
+from mask_former.utils.errors import short
 
 __all__ = ["Classes"]
 
@@ -97,10 +98,10 @@ class Classes:
         """
         try:
             rows = [(str(d["name"]), _color(d["color"]), bool(d["isthing"])) for d in data]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 "Classes are a list of dicts of name, color (three values 0 … 255) and isthing; "
-                f"found {str(data)[:200]} ({error!r})."
+                f"found {short(data, 200)} ({error!r})."
             ) from error
         return cls(*([row[column] for row in rows] for column in range(3)))  # type: ignore[arg-type]
 
@@ -111,4 +112,6 @@ def _numbered(count: int) -> list[str]:
 
 def _color(values: Sequence[Any]) -> Color:
     red, green, blue = (int(value) for value in values)
+    if not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError("a colour is outside 0 … 255")
     return red, green, blue

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from detectron2.structures import BoxMode
 
 from ..formats.coco_instances import check_segmentation, complete, compress, instances_of_panoptic
-from ..formats.coco_json import located_errors, read_json
+from ..formats.coco_json import image_size, located_errors, read_json
 
 _PANOPTIC, _INSTANCES = "COCO panoptic format", "COCO instance format"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -136,7 +136,8 @@ def _panoptic_records(
             record["sem_seg_file_name"] = str(sem_seg_root / f"{stem}.png")
         _check_files(record, panoptic_json)
         if "height" in image or "width" in image:
-            record |= {"height": image["height"], "width": image["width"]}
+            height, width = image_size(image, str(panoptic_json))
+            record |= {"height": height, "width": width}
         record["segments_info"] = [
             _segment(segment, contiguous_ids, thing_ids, f"{panoptic_json}: {name}")
             for segment in annotation["segments_info"]
@@ -243,11 +244,12 @@ def _image_record(image: Mapping[str, Any], image_root: Path, source: Path) -> d
     missing = [key for key in ("file_name", "height", "width") if key not in image]
     if missing:
         raise ValueError(f"{source}: the image with the id {image['id']!r} lacks {missing}.")
+    height, width = image_size(image, str(source))
     record = {
         "file_name": str(image_root / image["file_name"]),
         "image_id": image["id"],
-        "height": image["height"],
-        "width": image["width"],
+        "height": height,
+        "width": width,
         "annotations": [],
     }
     _check_files(record, source)
@@ -282,7 +284,8 @@ def _instance(
     where: str,
 ) -> dict[str, Any]:
     size = (record["height"], record["width"])
-    check_segmentation(annotation["segmentation"], size, f"{where} of {record['file_name']}")
+    where = f"{where} of {record['file_name']}"
+    check_segmentation(annotation["segmentation"], size, where)
     full = complete(annotation, size, where)
     return {
         "id": annotation["id"],

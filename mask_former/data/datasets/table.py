@@ -17,10 +17,12 @@ are absolute, or relative to ``$DETECTRON2_DATASETS`` (in a user's table: to the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from mask_former.utils.bounded_files import UnreadableFile, read_json
+from mask_former.utils.errors import short
 
 __all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table", "with_base"]
 
@@ -134,14 +136,14 @@ def read_table(path: str | Path) -> Table:
     if path.suffix != ".json":
         path = TABLES / f"{path}.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         datasets = {name: Dataset(**entry) for name, entry in content.pop("datasets").items()}
         categories = [Category(**entry) for entry in content.pop("categories")]
         table = Table(path=path, datasets=datasets, categories=categories, **content)
     except KeyError as error:
         raise ValueError(f"{path}: the key {error} is missing.") from error
-    except (TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a table of datasets: {error}.") from error
+    except (TypeError, AttributeError) as error:
+        raise UnreadableFile(f"{path} is not a table of datasets: {error}.") from error
     check_table(table)
     return table
 
@@ -211,7 +213,7 @@ def _check_types(table: Table) -> None:
                 continue
             if type(value) is not expected or not _is_in_range(key, value):
                 raise ValueError(
-                    f"{table.path}: {name}: `{key}` is {str(value)[:40]!r}, expected "
+                    f"{table.path}: {name}: `{key}` is {short(value, 40)!r}, expected "
                     f"{_WORDS[expected]}."
                 )
 

@@ -5,7 +5,8 @@ https://cocodataset.org/#format-data describes the format; masks are rasterised 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ from detectron2.structures.masks import polygons_to_bitmask
 from numpy.typing import NDArray
 
 from mask_former.structures import Size
-from mask_former.utils.errors import few
+from mask_former.utils.errors import few, short
 
 from .readers import read_segment_map
-from .rle import area_and_box, compress_runs, decode_mask, encode_mask
+from .rle import (
+    Rle,
+    area_and_box,
+    compress_runs,
+    decode_mask,
+    encode_mask,
+    encode_polygons,
+    run_lengths,
+    union,
+)
 
 __all__ = [
     "check_segmentation",
@@ -30,6 +40,8 @@ __all__ = [
 
 _FAR = 10
 """Multiple of the image's longer side; larger coordinates are a mistake."""
+_LONGEST_OUTLINE = 4_000_000
+"""Pixels: pycocotools needs 40 bytes for each."""
 
 
 def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
@@ -43,29 +55,30 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
 
     Raises:
         ValueError: if it is empty, a polygon has fewer than three points, an odd number of values
-            or points far from the image, or an RLE has no counts or another size than the image.
+            or points far from the image, or an outline too long for an object, or an RLE has no
+            counts or another size than the image.
     """
     if isinstance(segmentation, Mapping):
         found = segmentation.get("size", ())
         found = tuple(found) if isinstance(found, list | tuple) else found
         if found != size or "counts" not in segmentation:
             raise ValueError(
-                f"{where}: its RLE has the keys {sorted(map(str, segmentation))} and the size "
-                f"{found} (height, width), expected 'counts' and 'size', which is the image's, "
-                f"{size}. Is it another image's annotation, or was only the image resized?"
+                f"{where}: its RLE has the keys {few(sorted(map(str, segmentation)))} and the size "
+                f"{short(found)} (height, width), expected 'counts' and 'size', which is the "
+                f"image's, {size}. Is it another image's annotation, or was only the image resized?"
             )
         return
     if not isinstance(segmentation, list | tuple) or not len(segmentation):
         raise ValueError(
-            f"{where}: its segmentation is {segmentation!r}, expected a list of polygons or an RLE "
-            "dict. Instance segmentation needs a mask for each object, a box is not enough: remove "
-            "the annotation, or draw its mask."
+            f"{where}: its segmentation is {short(segmentation)}, expected a list of polygons or "
+            "an RLE dict. Instance segmentation needs a mask for each object, a box is not enough: "
+            "remove the annotation, or draw its mask."
         )
     for polygon in segmentation:
         values = polygon if isinstance(polygon, list | tuple | np.ndarray) else ()
         if len(values) < 6 or len(values) % 2:
             raise ValueError(
-                f"{where}: a polygon is {few(values) if len(values) else repr(polygon)}, expected "
+                f"{where}: a polygon is {few(values) if len(values) else short(polygon)}, expected "
                 "[x0, y0, x1, y1, …] with at least three points and a y for each x. Remove the "
                 "polygon, or correct it."
             )
@@ -73,9 +86,9 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
 
 
 def _check_coordinates(values: Any, size: Size, where: str) -> None:
-    """Check that coordinates are numbers near the image.
+    """Check that coordinates are numbers near the image, and not too far from one another.
 
-    pycocotools crashes on NaN, and its run time grows with the length of every edge.
+    pycocotools crashes on NaN, and its run time and memory grow with the length of every edge.
     """
     try:
         points = np.asarray(values)
@@ -87,6 +100,14 @@ def _check_coordinates(values: Any, size: Size, where: str) -> None:
             f"{where}: a polygon is {few(values)}, expected numbers: pixel coordinates in an image "
             f"of {size} (height, width). Remove the polygon, or correct it."
         )
+    if len(values) * largest > _LONGEST_OUTLINE:  # then its outline may be too long
+        corners = np.asarray(values, dtype=np.float64).reshape(-1, 2)
+        edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1)
+        if edges.sum() > _LONGEST_OUTLINE:
+            raise ValueError(
+                f"{where}: the outline of a polygon is {edges.sum():.0f} pixels long, expected at "
+                f"most {_LONGEST_OUTLINE}. Remove the polygon, or correct it."
+            )
 
 
 def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[Any]:
@@ -102,32 +123,37 @@ def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[An
     if not isinstance(segmentation, Mapping):
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
         return polygons_to_bitmask(polygons, *size).view(np.uint8)
-    try:
-        return decode_mask(compress(segmentation, size, where))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: its RLE is damaged ({error}): create it again.") from error
+    return decode_mask(compress(segmentation, size, where))
 
 
 def compress(segmentation: Any, size: Size, where: str) -> Any:
-    """Compress the run lengths of an RLE; return any other segmentation unchanged.
+    """Check the run lengths of an RLE, and compress them; return any other segmentation unchanged.
 
     This is needed because detectron2 does not read lists of run lengths.
 
     Raises:
-        ValueError: if the run lengths do not add up to the image's size.
+        ValueError: if the run lengths are damaged or do not add up to the image's size.
     """
-    counts = segmentation["counts"] if isinstance(segmentation, Mapping) else None
-    if not isinstance(counts, list):
+    if not isinstance(segmentation, Mapping):
         return segmentation
-    pixels = size[0] * size[1]
-    if not all(type(count) is int for count in counts):
-        raise ValueError(f"{where}: the counts of its RLE are {few(counts)}, expected numbers.")
-    if sum(counts) != pixels or min(counts) < 0:
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        if not all(type(count) is int for count in counts):
+            raise ValueError(f"{where}: the counts of its RLE are {few(counts)}, expected numbers.")
+        total, least = sum(counts), min(counts, default=0)
+    else:
+        try:
+            lengths = run_lengths(counts)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: its RLE is damaged ({error}): create it again.") from error
+        total, least = int(lengths.sum()), int(lengths.min(initial=0))
+    if total != size[0] * size[1] or least < 0:
         raise ValueError(
-            f"{where}: the counts of its RLE add up to {sum(counts)} pixels, expected {pixels} "
-            f"for {size} (height, width), and no negative counts: create it again."
+            f"{where}: the counts of its RLE add up to {short(total)} pixels, expected "
+            f"{size[0] * size[1]} for {size} (height, width), and no negative counts: create it "
+            "again."
         )
-    return compress_runs(counts, size)
+    return compress_runs(counts, size) if isinstance(counts, list) else segmentation
 
 
 def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str, Any]:
@@ -139,13 +165,31 @@ def complete(annotation: Mapping[str, Any], size: Size, where: str) -> dict[str,
         where: file and annotation, for error messages.
 
     Raises:
-        ValueError: as in ``decode_segmentation``.
+        ValueError: as in ``decode_segmentation``; also if the box or ``iscrowd`` is malformed.
     """
     full = {"iscrowd": 0, **annotation}
     if "area" not in full or not full.get("bbox"):
-        mask = decode_segmentation(annotation.get("segmentation"), size, where)
-        full["area"], full["bbox"] = area_and_box(encode_mask(mask))
+        segmentation = annotation.get("segmentation")
+        check_segmentation(segmentation, size, where)
+        # No H×W mask is made: the size is only what the annotation claims.
+        full["area"], full["bbox"] = area_and_box(_encode(segmentation, size, where))
+    box = full["bbox"]
+    numbers: Sequence[Any] = box if isinstance(box, list | tuple) and len(box) == 4 else ("",)
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers) or min(box[2:]) < 0:
+        raise ValueError(
+            f"{where}: its bbox is {short(box)}, expected [left, top, width, height] in pixels, "
+            "finite numbers. Correct it, or remove it: it is then computed from the mask."
+        )
+    if full["iscrowd"] not in (0, 1):
+        raise ValueError(f"{where}: its iscrowd is {short(full['iscrowd'])}, expected 0 or 1.")
     return full
+
+
+def _encode(segmentation: Any, size: Size, where: str) -> Rle:
+    """Convert a segmentation to one RLE, without rasterising it."""
+    if isinstance(segmentation, Mapping):
+        return union([compress(segmentation, size, where)])
+    return encode_polygons([np.asarray(p, dtype=np.float64) for p in segmentation], size)
 
 
 def instances_of_panoptic(content: Mapping[str, Any], panoptic_root: Path) -> dict[str, Any]:

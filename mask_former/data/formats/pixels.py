@@ -10,6 +10,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,19 @@ from detectron2.data import detection_utils
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-__all__ = ["deep_bits", "deep_to_8_bit", "image_errors", "open_image", "read_pixels"]
+from mask_former.utils.bounded_files import UnreadableFile
+from mask_former.utils.errors import short
 
+__all__ = [
+    "deep_bits",
+    "deep_to_8_bit",
+    "image_errors",
+    "image_formats",
+    "open_image",
+    "read_pixels",
+]
+
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -47,6 +59,17 @@ def read_pixels(content: bytes, image_format: str | None = None) -> NDArray[Any]
     return deep_to_8_bit(pixels, bits) if is_deep else np.ascontiguousarray(pixels)
 
 
+@cache
+def image_formats() -> list[str]:
+    """List the formats that are read, of those that this Pillow has.
+
+    Pillow recognises more by their content, whatever the name of the file; for some of them, such
+    as EPS, it starts other programs.
+    """
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def open_image(content: bytes) -> Image.Image:
     """Open an image file as a PIL image, as stored (without EXIF rotation).
 
@@ -55,9 +78,10 @@ def open_image(content: bytes) -> Image.Image:
     """
     check_png(content)
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content), formats=image_formats())
     except Image.UnidentifiedImageError as error:  # its text shows the address of the BytesIO
-        reason = "Pillow does not recognise its format" if content else "it is empty"
+        expected = f"Pillow does not recognise its format, expected {', '.join(image_formats())}"
+        reason = expected if content else "it is empty"
         raise Image.UnidentifiedImageError(reason) from error
 
 
@@ -72,16 +96,16 @@ def image_errors(name: str, *, missing: str = "", damaged: str = "") -> Iterator
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if the file is damaged or not an image.
+        UnreadableFile: if the file is refused, damaged or not an image.
     """
     try:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} is missing. {missing}".rstrip()) from error
     except Exception as error:  # Pillow's readers raise almost any type on a damaged file
-        reason = str(error) or type(error).__name__
-        message = f"{name} cannot be read as an image: {reason}. {damaged}"
-        raise ValueError(message.rstrip()) from error
+        reason = short(str(error), 500) or type(error).__name__
+        message = f"{name} cannot be read as an image: {reason.rstrip('.')}. {damaged}"
+        raise UnreadableFile(message.rstrip()) from error
 
 
 def check_png(content: bytes) -> None:

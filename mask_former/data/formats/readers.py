@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
+from mask_former.utils.bounded_files import read_bytes
 from mask_former.utils.errors import few
 
 from ..targets import MAX_SEGMENT_ID, decode_segment_ids, index_segments
@@ -42,8 +43,8 @@ def read_image(file_name: str, key: str, image_format: str | None = None) -> NDA
         "DETECTRON2_DATASETS), or restore the file.",
         damaged="Restore the file, or remove it from the dataset.",
     )
-    with errors, PathManager.open(file_name, "rb") as file:
-        return read_pixels(file.read(), image_format)
+    with errors:
+        return read_pixels(read_bytes(PathManager.get_local_path(file_name)), image_format)
 
 
 def read_label_map(file_name: str, key: str = "sem_seg_file_name") -> NDArray[Any]:

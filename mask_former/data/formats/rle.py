@@ -7,7 +7,7 @@ as a string, which JSON can store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -16,7 +16,17 @@ from pycocotools import mask as coco_mask
 
 from mask_former.structures import Size
 
-__all__ = ["Rle", "area_and_box", "compress_runs", "decode_mask", "encode_label_map", "encode_mask"]
+__all__ = [
+    "Rle",
+    "area_and_box",
+    "compress_runs",
+    "decode_mask",
+    "encode_label_map",
+    "encode_mask",
+    "encode_polygons",
+    "run_lengths",
+    "union",
+]
 
 
 class Rle(TypedDict):
@@ -39,6 +49,42 @@ def decode_mask(rle: Rle | Mapping[str, Any]) -> NDArray[np.uint8]:
         ValueError, TypeError: if ``counts`` is damaged.
     """
     return cast("NDArray[np.uint8]", coco_mask.decode(rle))
+
+
+def encode_polygons(polygons: list[NDArray[np.float64]], size: Size) -> Rle:
+    """Encode the union of polygons, each x0, y0, x1, y1, … in pixels."""
+    return union(coco_mask.frPyObjects(polygons, *size))
+
+
+def union(rles: Sequence[Mapping[str, Any]]) -> Rle:
+    """Encode the union of masks of one size; no run of the result is empty, except the first."""
+    return _as_text(coco_mask.merge([*rles, rles[0]]))
+
+
+def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
+    """Decompress ``counts``, as pycocotools' ``rleFrString`` does.
+
+    Each character holds 5 bits of a number, the lowest first, and a bit that is set if the number
+    goes on; from the fourth number on, they are differences to the number before the last.
+
+    Raises:
+        ValueError, TypeError: if it is not such a text.
+    """
+    data = counts.encode("ascii") if isinstance(counts, str) else counts
+    values = np.frombuffer(data, np.uint8).astype(np.int64) - ord("0")
+    ends = np.flatnonzero(values & 32 == 0)
+    if not len(ends) or ends[-1] != len(values) - 1 or values.min() < 0 or values.max() > 63:
+        raise ValueError("its counts are not compressed run lengths")
+    digits = np.diff(ends, prepend=-1)
+    if digits.max() > 7:
+        raise ValueError("a run is longer than any image")
+    starts = ends + 1 - digits
+    shifts = 5 * (np.arange(len(values)) - np.repeat(starts, digits))
+    numbers = np.add.reduceat((values & 31) << shifts, starts)
+    numbers -= np.where(values[ends] & 16, np.int64(1) << (5 * digits), 0)  # negative ones
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers
 
 
 def compress_runs(lengths: list[int], size: Size) -> Rle:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.utils.atomic_files import replace_file
+from mask_former.utils.bounded_files import read_bytes
 
 from ..formats.pixels import image_errors, open_image
 
@@ -33,7 +34,7 @@ def read_image(path: Path) -> Image.Image:
     """
     require([path])
     with image_errors(str(path), damaged="Copy it again."):
-        image = open_image(path.read_bytes())
+        image = open_image(read_bytes(path))
         image.load()
     return image
 

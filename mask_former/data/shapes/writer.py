@@ -18,6 +18,7 @@ from typing import Any
 from iopath.common.file_io import file_lock
 
 from mask_former.utils.atomic_files import replace_text
+from mask_former.utils.bounded_files import read_json
 
 from ..datasets.table import read_table
 from ..formats.coco_panoptic import segments_info, write_ids, write_image, write_json
@@ -78,7 +79,7 @@ def generate(folder: str | Path, settings: Settings | None = None) -> None:
 
 def _check(folder: Path, wanted: Settings | None) -> None:
     try:
-        found = Settings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+        found = Settings(**read_json(folder / "settings.json"))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder} was not made by datasets/prepare_shapes.py (no valid settings.json in it). "

@@ -20,6 +20,7 @@ from mask_former.data.formats.coco_instances import (
     instances_of_panoptic,
 )
 from mask_former.data.formats.readers import read_segment_map
+from mask_former.data.formats.rle import area_and_box, encode_mask
 
 SIZE = (20, 30)
 WHERE = "x.json: annotation id 7"
@@ -254,6 +255,75 @@ def test_missing_keys_and_files_and_duplicate_ids_are_errors(tree, tmp_path):
     (tmp_path / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.png is missing, but .*x\.json names it"):
         load(tmp_path, tree)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bbox": [float("nan"), 1, 2, 3]}, r"its bbox is \[nan, 1, 2, 3\], expected \[left, top"),
+        ({"bbox": 5}, r"its bbox is 5, expected"),
+        ({"bbox": "aaaa"}, r"its bbox is aaaa, expected"),
+        ({"bbox": [1, 2, -3, 4]}, r"its bbox is \[1, 2, -3, 4\], expected"),
+        ({"bbox": [1, 2, True, 4]}, r"its bbox is \[1, 2, True, 4\], expected"),
+        ({"iscrowd": "x"}, r"its iscrowd is x, expected 0 or 1"),
+        ({"iscrowd": [1]}, r"its iscrowd is \[1\], expected 0 or 1"),
+    ],
+)
+def test_a_box_or_crowd_of_another_kind_is_refused_with_image_and_annotation(
+    tree, tmp_path, change, message
+):
+    tree["annotations"][0] |= {"area": 60, "bbox": [2, 3, 10, 6], **change}
+    with pytest.raises(ValueError, match=rf"x\.json: annotation id 0 of .*a\.png: {message}"):
+        load(tmp_path, tree)
+
+
+@pytest.mark.parametrize("height", [-5, 0, 1e30, True, "20", None, float("nan"), 65_536, 20.5])
+def test_a_side_that_is_not_a_number_of_pixels_is_refused_with_its_image(tree, tmp_path, height):
+    tree["images"][0]["height"] = height
+    with pytest.raises(ValueError, match=r"x\.json: the image with the id 1 has the height"):
+        load(tmp_path, tree)
+
+
+def test_a_whole_number_may_be_written_as_a_fraction(tree, tmp_path):
+    tree["images"][0]["height"] = 20.0
+    assert load(tmp_path, tree)[0]["height"] == 20
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+@pytest.mark.parametrize("entries", [{"a": {}}, "text", [1], [[]], [{}, None]])
+def test_entries_that_are_not_mappings_are_refused_by_the_files_name(tree, tmp_path, key, entries):
+    with pytest.raises(ValueError, match=rf"x\.json: expected COCO .*`{key}` is .*not a list of"):
+        load(tmp_path, tree | {key: entries})
+
+
+def test_an_outline_that_takes_all_memory_is_refused(tree, tmp_path):
+    zigzag = [value for i in range(20_000) for value in (0, 0, 300, i % 7)]
+    tree["annotations"][0]["segmentation"] = [zigzag]
+    with pytest.raises(ValueError, match=r"the outline of a polygon is \d+ pixels long"):
+        load(tmp_path, tree)
+
+
+@pytest.mark.parametrize("counts", ["111", "1", "", "oo", "Ü", "0" * 9, "ooooooooo0"])
+def test_damaged_counts_are_refused_before_a_mask_is_made(tree, tmp_path, counts):
+    size = [60_000, 60_000]
+    for image in tree["images"]:
+        image.update(height=size[0], width=size[1])
+    tree["annotations"][0]["segmentation"] = {"size": size, "counts": counts}
+    with pytest.raises(ValueError, match=r"annotation id 0 .*its RLE"):
+        load(tmp_path, tree)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_area_and_box_of_a_segmentation_are_those_of_its_mask(seed):
+    mask = random_mask(seed)
+    expected = area_and_box(encode_mask(mask))
+    for rle in forms_of(mask):
+        found = complete({"segmentation": rle}, SIZE, WHERE)
+        assert (found["area"], found["bbox"]) == expected
+    polygons = random_polygons(seed)
+    expected = area_and_box(encode_mask(decode_segmentation(polygons, SIZE, WHERE)))
+    found = complete({"segmentation": polygons}, SIZE, WHERE)
+    assert (found["area"], found["bbox"]) == expected
 
 
 # Tables

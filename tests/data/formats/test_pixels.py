@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former.data.formats.pixels import read_pixels
+from mask_former.data.formats.pixels import image_formats, read_pixels
 from mask_former.data.formats.readers import read_label_map
 from mask_former.predictor.images import load_image
 
@@ -48,12 +48,9 @@ def pgm(values):
     return b"P5 %d %d 65535\n" % values.shape[::-1] + values.astype(">u2").tobytes()
 
 
-def fits(values):
-    """Build a FITS file, whose bit depth Pillow does not report."""
-    height, width = values.shape
-    cards = {"SIMPLE": "T", "BITPIX": 32, "NAXIS": 2, "NAXIS1": width, "NAXIS2": height}
-    head = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in cards.items()) + "END"
-    return head.ljust(2880).encode() + values.astype(">i4").tobytes()
+def pfm(values):
+    """Build a grey PFM file, whose rows go from bottom to top."""
+    return b"Pf\n%d %d\n-1.0\n" % values.shape[::-1] + values[::-1].astype("<f4").tobytes()
 
 
 SCALED = {
@@ -68,7 +65,7 @@ TOO_DEEP = {
     "with a sign": grey_tiff(DARK, 32, SIGNED),
     "the other byte order": grey_tiff(DARK, 32, SIGNED, ">"),
     "like 16 bit": grey_tiff(DARK * 2570.0, 32),
-    "another format": fits(DARK),
+    "another format": pfm(DARK),
     "fractions": grey_tiff(DARK, 32, FLOAT),
 }
 
@@ -109,3 +106,10 @@ def test_label_maps_may_have_32_bits(name, tmp_path):
     (tmp_path / "labels.tif").write_bytes(TOO_DEEP[name])
     labels = read_label_map(str(tmp_path / "labels.tif"))
     assert labels.dtype == np.uint16 and (labels == DARK).all()
+
+
+def test_only_the_formats_of_photos_and_label_maps_are_opened(tmp_path):
+    assert {"JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM"} <= set(image_formats())
+    Image.fromarray(DARK).save(tmp_path / "x.png", format="PCX")
+    with pytest.raises(ValueError, match=r"x\.png.*not recognise its format, expected .*JPEG"):
+        load_image(tmp_path / "x.png")

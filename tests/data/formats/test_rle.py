@@ -15,6 +15,7 @@ from mask_former.data.formats.rle import (
     decode_mask,
     encode_label_map,
     encode_mask,
+    run_lengths,
 )
 
 
@@ -54,3 +55,16 @@ def test_each_value_of_a_label_map_is_encoded_like_its_mask(
     found = encode_label_map(labels)
     assert list(found) == np.unique(labels).tolist()
     assert all(rle == reference(labels == value) for value, rle in found.items())
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 1])
+def test_compressed_counts_are_decoded_to_the_lengths_of_the_runs(seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((70, 90)) < share
+    mask = np.kron(mask, np.ones((1 + seed % 3, 1), bool))
+    pixels = mask.ravel(order="F").astype(np.int8)
+    ends = np.flatnonzero(np.diff(pixels)) + 1
+    expected = np.diff(ends, prepend=0, append=pixels.size).tolist()
+    expected = [0, *expected] if pixels[0] else expected  # the first run is outside the mask
+    counts = encode_mask(mask)["counts"]
+    assert run_lengths(counts).tolist() == run_lengths(counts.encode()).tolist() == expected
