@@ -165,7 +165,10 @@ def _connect_network(page: Page, on: Controls) -> None:
 def _connect_drawing(page: Page, on: Controls) -> None:
     """Connect the events that need no forward pass."""
     private = {"api_visibility": "private"}
-    on.kind.change(_of_kind, on.kind, [*on.sliders.values(), on.formats], queue=False, **private)
+    # Through the queue, though it takes no time: the gate refuses requests outside the queue.
+    on.kind.change(
+        _of_kind, on.kind, [*on.sliders.values(), on.formats], concurrency_limit=None, **private
+    )
     gr.on(
         [on.kind.input, *(slider.input for slider in on.sliders.values())],
         page.redraw, [on.upload, *on.settings], [on.viewer, on.line],
@@ -250,7 +253,9 @@ def launch(
 def _queued(blocks: gr.Blocks, client: str) -> int:
     """Count the requests of a client that wait or run; Gradio has no public name for its queue."""
     queue = blocks._queue
-    waiting = [event for each in queue.event_queue_per_concurrency_id.values() for event in each.queue]
+    waiting = [
+        event for each in queue.event_queue_per_concurrency_id.values() for event in each.queue
+    ]
     running = [event for job in queue.active_jobs if job for event in job]
     hosts = [event.request.client.host for event in (*waiting, *running) if event.request.client]
     return sum(client_name(host) == client for host in hosts)

@@ -20,6 +20,7 @@ from .uploads import check_size
 
 __all__ = ["Frame", "draw_video"]
 
+
 @dataclass(frozen=True)
 class Frame:
     """A drawn frame, and the progress of the video."""
@@ -71,4 +72,3 @@ def draw_video(
                 f"No frame of {path.name} can be decoded. Is it complete? Save it as an MP4 "
                 "(H.264) and try again."
             )
-

@@ -148,7 +148,7 @@ def test_a_path_that_leaves_the_folder_is_refused(site, folder):
         (b'{"data": ' + b"[" * 900 + b"]" * 900 + b"}", 400),
     ],
 )
-def test_a_body_that_is_no_message_of_the_page_is_refused(site, body, status):
+def test_a_body_that_the_page_does_not_send_is_refused(site, body, status):
     assert site.ask("POST", JOIN, body).status == status
     assert not site.reached
 

@@ -57,9 +57,7 @@ def test_only_results_that_fit_a_screen_are_kept(part, predictor, settings, kind
     assert results.result(chosen, 60).image is small.image
 
 
-def test_an_image_that_takes_too_much_memory_is_refused_with_the_option(
-    page, settings, tmp_path
-):
+def test_an_image_that_takes_too_much_memory_is_refused_with_the_option(page, settings, tmp_path):
     page.limits = replace(page.limits, session_gb=1e-6)
     upload = str(make_image(tmp_path / "a.png"))
     [(shown, _, _)] = page.analyze(VISITOR, upload, "tiny.pth", *values(settings))
@@ -133,7 +131,9 @@ def post(port, path, body, content_type="application/json"):
 
 def send_file(port, content):
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    return post(port, "upload", form + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
+    return post(
+        port, "upload", form + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
+    )
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_the_served_page_is_behind_the_gate_and_leaves_nothing_when_it_is_termin
 
 
 def test_the_requests_of_each_client_in_the_queue_are_counted(part, page):
-    """The names that Gradio gives its queue are not public, so that a new version may change them."""
+    """The names in Gradio's queue are not public, so a new version may change them."""
     layout = part("layout")
     blocks = layout.build(page)
     blocks.queue()
