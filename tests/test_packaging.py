@@ -162,10 +162,10 @@ def test_the_page_and_the_site_keep_the_locked_versions(lock, main, python):
     assert changed <= {"pillow" if lock == "app.txt" else "markdown-it-py"}
 
 
-def test_the_security_policy_is_linked_from_the_readme_and_packaged_with_the_documents():
+def test_the_readme_and_the_site_link_to_the_security_policy():
     assert "](SECURITY.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert "SECURITY.md" in index
+    assert "](../SECURITY.md)" in index and "\n../SECURITY\n" in index  # the second: the menu
 
 
 @pytest.mark.parametrize("lock", LOCKS)

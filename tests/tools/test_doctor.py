@@ -184,6 +184,15 @@ def make_tools(folder, *names):
         (folder / "tools" / name).touch()
 
 
+def test_the_binary_of_detectron2s_wheel_must_be_removed_and_that_of_a_build_is_kept():
+    binary = "/site/detectron2/_C.cpython-310-x86_64-linux-gnu.so"
+    finding = only_finding(replace(HEALTHY, binaries=(binary,)))
+    assert finding.must and binary in finding.text and finding.fix == f"rm {binary}"
+    versions = {name: v for name, v in HEALTHY.distributions.items() if name != "sal-detectron2"}
+    own = {**versions, "detectron2": "0.6"}
+    assert doctor.examine(replace(HEALTHY, binaries=(binary,), distributions=own)) == []
+
+
 def test_the_stray_tools_package_is_recognized_by_its_files(tmp_path):
     files = ("__init__.py", "plain_train_net.py", "lazyconfig_train_net.py", "train_net.py")
     make_tools(tmp_path / "site-packages", *files)
