@@ -12,9 +12,11 @@ nothing there; unless --host is given, only this machine can open it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,8 @@ except ImportError:
 import yaml
 from page.handlers import Page
 from page.layout import build, launch
+from page.limits import Limits
 from page.models import Models
-from page.uploads import Limits
 
 from mask_former import MaskFormerPredictor
 from mask_former.cli.command import add_plugin_argument, make_parser
@@ -92,23 +94,10 @@ def parse(argv: Sequence[str] | None) -> PageArguments:
         metavar="N",
         help="visitors whose last image is kept for the sliders (%(default)s)",
     )
-    add(
-        "--max-megapixels",
-        type=float,
-        default=Limits.megapixels,
-        metavar="N",
-        help="largest image, in millions of pixels (%(default)s)",
-    )
-    add(
-        "--max-frames",
-        type=positive,
-        default=Limits.frames,
-        metavar="N",
-        help="number of frames of a video that are drawn; later ones are left out (%(default)s)",
-    )
+    Limits.add_options(parser)
     add_plugin_argument(parser)
     given = parser.parse_args(argv)
-    given.limits = Limits(given.max_megapixels, given.max_frames)
+    given.limits = collect(Limits, given)
     return collect(PageArguments, given)
 
 
@@ -129,15 +118,25 @@ def make_models(args: PageArguments) -> Models:
     return models
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, which systemd and Docker send, end the page as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until Ctrl-C and return the exit code."""
+    """Serve the page until Ctrl-C or SIGTERM and return the exit code."""
     args = parse(argv)
-    with tempfile.TemporaryDirectory(prefix="mask_former_page_") as folder:
+    with terminable(), tempfile.TemporaryDirectory(prefix="mask_former_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads are deleted when the page ends
         try:
             page = Page(make_models(args), args.limits, Path(folder), args.sessions)
             blocks = build(page)
-            address = launch(blocks, args.host, args.port, args.queue_size)
+            address = launch(blocks, args.host, args.port, args.queue_size, args.limits)
         except (OSError, KeyError, ValueError, ImportError, yaml.YAMLError) as error:
             print(f"app: {one_line(error)}", file=sys.stderr)
             return 1

@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 from tests.helpers.paths import ROOT
 
 LOCKS = ("lock-py310.txt", "lock-py311.txt")
+ALL_LOCKS = (*LOCKS, *("lock-cuda.txt", "no-deps.txt", "app.txt", "docs.txt", "detectron2.txt"))
 EXTRAS = ("dev", "timm", "opencv", "huggingface", "coco-stuff")
 
 
@@ -49,10 +50,16 @@ def requirements(wheel, extra=""):
     return [r for r in found if not r.marker]
 
 
+def lock_lines(name):
+    """List the requirements of a lock file as text, each with its hashes."""
+    text = (ROOT / "requirements" / name).read_text().replace("\\\n", " ")
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
 def read_lock(name):
     """List the requirements of a lock file, in order."""
-    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements" / name).open())
-    return [Requirement(line) for line in lines if line]
+    return [Requirement(line.split("--hash=")[0]) for line in lock_lines(name)]
 
 
 def pinned_versions(name):
@@ -113,11 +120,52 @@ def test_the_lock_pins_each_package_once_and_none_of_torchs_own_cuda_packages(lo
 
 
 def test_both_locks_require_the_same_packages():
-    required = []
-    for lock in LOCKS:
-        text = (ROOT / "requirements" / lock).read_text().split("# what those bring")[0]
-        required.append(re.findall(r"^([\w-]+)==", text, flags=re.MULTILINE))
+    required = [[r.name for r in read_lock(lock.replace(".txt", ".in"))] for lock in LOCKS]
     assert required[0] == required[1] and "torch" in required[0]
+
+
+def test_every_lock_file_is_known():
+    assert {path.name for path in (ROOT / "requirements").glob("*.txt")} == set(ALL_LOCKS)
+
+
+@pytest.mark.parametrize("lock", ALL_LOCKS)
+def test_every_requirement_of_a_lock_has_a_hash_and_a_version(lock):
+    assert lock_lines(lock)
+    for line in lock_lines(lock):
+        requirement, *hashes = line.split("--hash=")
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( *;.*)?", requirement.strip()), line
+        assert hashes, line
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one.strip()) for one in hashes), line
+
+
+@pytest.mark.parametrize("lock", [name for name in ALL_LOCKS if name != "detectron2.txt"])
+def test_a_lock_has_what_its_source_names(lock):
+    if lock == "lock-cuda.txt":
+        assert all(re.match(r"nvidia-|cuda-|triton", r.name) for r in read_lock(lock))
+        return
+    named = {(r.name, str(r.specifier)) for r in read_lock(lock.replace(".txt", ".in"))}
+    assert named <= {(r.name, str(r.specifier)) for r in read_lock(lock)}
+
+
+@pytest.mark.parametrize("lock", ["app.txt", "docs.txt"])
+@pytest.mark.parametrize(
+    ("main", "python"), [("lock-py310.txt", "3.10"), ("lock-py311.txt", "3.13")]
+)
+def test_the_page_and_the_site_keep_the_locked_versions(lock, main, python):
+    """`make app` replaces Pillow and `make docs` markdown-it-py, which their .in files pin."""
+    here = {"python_version": python, "python_full_version": f"{python}.0"}
+    wanted = [r for r in read_lock(lock) if not r.marker or r.marker.evaluate(here)]
+    versions = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in wanted}
+    assert len(versions) == len(wanted)
+    locked = pinned_versions(main)
+    changed = {name for name in versions if locked.get(name, versions[name]) != versions[name]}
+    assert changed <= {"pillow" if lock == "app.txt" else "markdown-it-py"}
+
+
+def test_the_readme_and_the_site_link_to_the_security_policy():
+    assert "](SECURITY.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert "](../SECURITY.md)" in index and "\n../SECURITY\n" in index  # the second: the menu
 
 
 @pytest.mark.parametrize("lock", LOCKS)

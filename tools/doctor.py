@@ -92,6 +92,7 @@ class Environment:
     detectron2_folder: str = ""
     detectron2_uses: frozenset[str] = frozenset()  # names removed from numpy or Pillow: "np.bool"
     stray_tools: str = ""  # folder of the package `tools` that detectron2's wheel left behind
+    binaries: tuple[str, ...] = ()  # detectron2's compiled modules
 
     def version(self, module: str) -> str:
         """Return the version of a module, "" if it is missing."""
@@ -129,6 +130,7 @@ def gather() -> Environment:
         detectron2_folder=folder,
         detectron2_uses=dropped_names(Path(folder)) if folder else frozenset(),
         stray_tools=find_stray_tools(sys.path),
+        binaries=tuple(sorted(map(str, Path(folder).glob("_C*")))) if folder else (),
     )
 
 
@@ -218,7 +220,8 @@ def install_line(env: Environment, module: str, distributions: str) -> str:
     if module == "detectron2":  # its wheel is tagged for Python 3.10, but works with every Python
         any_python = "--no-deps --only-binary=:all: --python-version 3.10 --upgrade"
         target = f"--target {env.site_packages} --require-hashes -r {DETECTRON2_LOCK}"
-        return f"{env.pip('install', any_python, target)} && rm -r {env.site_packages}/tools"
+        stray = f"{env.site_packages}/tools {env.site_packages}/detectron2/_C*"
+        return f"{env.pip('install', any_python, target)} && rm -r {stray}"
     if module == "mask_former":
         return env.pip("install --no-deps --editable", str(TOOLS.parent))
     if module in ("panopticapi", "cityscapesscripts"):  # their requirements are outdated
@@ -284,6 +287,13 @@ def check_stray_tools(env: Environment) -> Iterator[Finding]:
         yield Finding(text, f"rm -r {env.stray_tools}")
 
 
+def check_binary(env: Environment) -> Iterator[Finding]:
+    """Report the binary of detectron2's wheel, whose origin nobody knows; a build's own is kept."""
+    if env.binaries and "sal-detectron2" in env.distributions:
+        text = "detectron2's wheel left a binary of unknown origin, which nothing here needs"
+        yield Finding(f"{text}: {env.binaries[0]}", f"rm {' '.join(env.binaries)}")
+
+
 def check_setuptools(env: Environment) -> Iterator[Finding]:
     """Warn about a setuptools without pkg_resources."""
     version = env.distributions.get("setuptools", "none")
@@ -302,7 +312,7 @@ def check_opencv(env: Environment) -> Iterator[Finding]:
 
 CHECKS = (
     *(check_python, check_missing, check_torch, check_old_detectron2),
-    *(check_imports, check_stray_tools, check_setuptools, check_opencv),
+    *(check_imports, check_stray_tools, check_binary, check_setuptools, check_opencv),
 )
 
 

@@ -4,22 +4,27 @@
     python3 tools/install.py [--venv .venv] [--lock FILE] [--wheel FILE]
 
 `make install` runs it. It needs no compiler; after an interruption, run it again to continue.
---lock installs other versions (tools/matrix.py). --wheel installs a built package and only its
-requirements, at the lock's versions, instead of the checkout and the whole lock (tools/release.py).
+pip accepts only the files whose sha256 the lock files name (written by tools/lock.py).
+--lock installs other versions (tools/matrix.py); a lock without hashes is installed unchecked.
+--wheel installs a built package and only its requirements, at the lock's versions, instead of the
+checkout and the whole lock (tools/release.py).
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
+CUDA_LOCK = REQUIREMENTS / "lock-cuda.txt"  # the packages of torch's CUDA build, for Linux
 WHEEL_EXTRAS = "timm,opencv"  # optional requirements of the models of model_zoo/ and the demo
 
 # Run by the interpreter of the new environment, to describe it.
@@ -80,9 +85,19 @@ def lock_file(python_version: tuple[int, int]) -> Path:
 
 
 def pinned(lock: Path, name: str) -> str:
-    """Return the line `name==version` of a lock file, without its comment."""
-    lines = (line.split("#")[0].strip() for line in lock.read_text().splitlines())
-    return next(line for line in lines if line.startswith(f"{name}=="))
+    """Return the lines `name==version` of a lock file, with the hashes."""
+    found = re.search(rf"^{re.escape(name)}==(?:.*\\\n)*.*", lock.read_text(), flags=re.M)
+    if not found:
+        raise KeyError(f"{lock}: expected a line {name}==…, found none")
+    return found[0]
+
+
+def lock_options(lock: Path) -> list[str | Path]:
+    """Return pip's options for a lock file: the files with hashes, and only those are accepted."""
+    if "--hash=" in lock.read_text():
+        return ["--require-hashes", "-r", lock, "-r", CUDA_LOCK]
+    log(f"{lock.name} has no hashes: what is downloaded is not checked")
+    return ["-r", lock]
 
 
 def install_all(python: Path, lock: Path | None = None, wheel: Path | None = None) -> None:
@@ -96,24 +111,29 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
     """
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
-    def pip(*arguments: str | Path) -> None:
+    def pip(command: str, *arguments: str | Path) -> None:
         # -qq hides pip's warnings, not its errors
         subprocess.run(
-            [python, "-m", "pip", "install", "-qq", *arguments], check=True, env=environment
+            [python, "-m", "pip", command, "-qq", *arguments], check=True, env=environment
         )
 
     facts = probe(python)
     lock = lock or lock_file(tuple(facts["python"]))
     # three pure Python packages have no wheel: they are built with the locked setuptools
     from_source = ("--no-build-isolation", "--use-pep517")
-    pip(pinned(lock, "setuptools"))
-    if wheel:
-        log(f"installing {wheel.name} and its requirements (torch and others; 2.5 GB)")
-        pip(*from_source, "--constraint", lock, f"{wheel}[{WHEEL_EXTRAS}]")
-    else:
-        log(f"installing {lock.name} (torch and others; 2.5 GB the first time)")
-        pip(*from_source, "-r", lock)
-        pip("--no-deps", "-r", REQUIREMENTS / "no-deps.txt")
+    with tempfile.TemporaryDirectory() as folder:
+        tool = Path(folder, "setuptools.txt")
+        tool.write_text(pinned(lock, "setuptools"))
+        pip("install", "-r", tool)
+        if wheel:
+            log(f"installing {wheel.name} and its requirements (torch and others; 2.5 GB)")
+            pip("download", *from_source, "--no-deps", "--dest", folder, *lock_options(lock))
+            only_these = ("--no-index", "--find-links", folder)
+            pip("install", *from_source, *only_these, f"{wheel}[{WHEEL_EXTRAS}]")
+        else:
+            log(f"installing {lock.name} (torch and others; 2.5 GB the first time)")
+            pip("install", *from_source, *lock_options(lock))
+            pip("install", "--no-deps", "--require-hashes", "-r", REQUIREMENTS / "no-deps.txt")
 
     if facts["own_detectron2"]:
         log("keeping the installed detectron2")
@@ -123,7 +143,7 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
 
     if not wheel:
         log("installing mask_former (editable)")
-        pip("--no-build-isolation", "--no-deps", "--editable", ROOT)
+        pip("install", "--no-build-isolation", "--no-deps", "--editable", ROOT)
 
 
 def install_detectron2(pip: Callable[..., None], site: Path) -> None:
@@ -131,8 +151,10 @@ def install_detectron2(pip: Callable[..., None], site: Path) -> None:
     lock = REQUIREMENTS / "detectron2.txt"
     # pip installs a wheel of another Python only with --target; --upgrade replaces partial files
     any_python = ("--no-deps", "--only-binary=:all:", "--python-version", "3.10")
-    pip(*any_python, "--upgrade", "--target", site, "--require-hashes", "-r", lock)
+    pip("install", *any_python, "--upgrade", "--target", site, "--require-hashes", "-r", lock)
     shutil.rmtree(site / "tools")  # a stray package in the wheel, which hides others of this name
+    for binary in (site / "detectron2").glob("_C*"):
+        binary.unlink()  # of unknown origin; Python 3.10 would load it
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
@@ -14,9 +15,11 @@ import gradio as gr
 from mask_former.utils.errors import one_line
 
 from .image_results import ImageResults, Settings
+from .limits import GIGA, Limits
 from .models import Models
+from .rates import client_name
 from .sessions import Sessions
-from .uploads import Limits, is_video, read_upload
+from .uploads import is_video, read_upload
 from .videos import draw_video
 from .viewer import MAX_SIDE, NOTHING, message, preview, view
 
@@ -50,7 +53,7 @@ class Page:
 
         Args:
             models: the checkpoints to choose from.
-            limits: limits on uploads.
+            limits: limits on uploads, and on the memory of the images that are kept.
             folder: folder of the files to download, with a subfolder for each session.
             max_sessions: number of visitors whose image is kept.
             lifetime: seconds; see ``SESSION_LIFETIME``.
@@ -58,7 +61,14 @@ class Page:
         self.models = models
         self.limits = limits
         self._folder = folder
-        self._images: Sessions[ImageResults] = Sessions(max_sessions, lifetime)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._images: Sessions[ImageResults] = Sessions(
+            max_sessions,
+            lifetime,
+            size=lambda image: image.nbytes,
+            max_size=limits.memory_gb * GIGA,
+            per_owner=limits.per_client,
+        )
         self._busy: set[str] = set()  # sessions whose image or video is being processed
 
     def defaults(self, model: str) -> Settings:
@@ -86,7 +96,7 @@ class Page:
         A video is drawn here, with a live preview. An image is kept for :meth:`show`, which draws
         it with the settings at the time when the network has finished.
         """
-        session = str(request.session_hash)
+        session = _session(request)
         self._images.drop(session)
         self._busy.add(session)
         try:
@@ -95,14 +105,14 @@ class Page:
             elif is_video(path := Path(upload)):
                 yield from self._video(path, model, Settings(*settings), session)
             else:
-                self._image(path, model, session)
+                self._images.put(session, self._image(path, model), _client(request))
                 yield gr.skip(), _no_video(), gr.skip()
         except FAILURES as error:
             yield message(_reason(error)), _no_video(), ""
         finally:
             self._busy.discard(session)
 
-    def _image(self, path: Path, model: str, session: str) -> None:
+    def _image(self, path: Path, model: str) -> ImageResults:
         image = read_upload(path, self.limits)
         predictor = self.models.get(model)
         start = time.perf_counter()
@@ -110,7 +120,14 @@ class Page:
         seconds = time.perf_counter() - start
         height, width = image.shape[:2]
         summary = f"{path.name} · {width}×{height} · one forward pass: {seconds:.2f} s"
-        self._images.put(session, ImageResults(output, path.stem, summary))
+        results = ImageResults(output, path.stem, summary)
+        if results.nbytes > self.limits.session_gb * GIGA:
+            raise ValueError(
+                f"{path.name}: the image and its result take {results.nbytes / GIGA:.2g} GB; the "
+                f"page keeps up to {self.limits.session_gb:g} GB for a visitor. Make the image "
+                "smaller, or start the page with a larger --session-memory."
+            )
+        return results
 
     def _video(self, path: Path, model: str, settings: Settings, session: str) -> Iterator[Shown]:
         predictor, limit = self.models.get(model), self.limits.frames
@@ -128,11 +145,13 @@ class Page:
             line += f" · {frame.broken} broken frames left out"
         if (frame.in_file or limit + 1) > limit <= frame.done + frame.broken:
             line += f" · the page stops after {limit} (--max-frames)"
+        elif now - start > self.limits.seconds:
+            line += f" · the page stops after {self.limits.seconds:g} s (--max-seconds)"
         yield NOTHING, gr.update(value=str(output), visible=True), line
 
     def show(self, request: gr.Request, *settings: Any) -> tuple[Any, Any]:
         """Draw the kept image with these settings; return new values of the viewer and the line."""
-        image = self._images.get(str(request.session_hash))
+        image = self._images.get(_session(request))
         if image is None:
             return gr.skip(), gr.skip()
         chosen = Settings(*settings)
@@ -145,7 +164,7 @@ class Page:
 
     def redraw(self, request: gr.Request, upload: str | None, *settings: Any) -> tuple[Any, Any]:
         """Call :meth:`show` after a control was changed; if no image is kept, show a hint."""
-        session = str(request.session_hash)
+        session = _session(request)
         kept = self._images.get(session) is not None
         if kept or session in self._busy or upload is None or not Path(upload).is_file():
             return self.show(request, *settings)
@@ -158,7 +177,7 @@ class Page:
 
     def pack(self, request: gr.Request, formats: list[str], *settings: Any) -> str | None:
         """Return the path of the archive to download, or None after a warning on the page."""
-        session = str(request.session_hash)
+        session = _session(request)
         image = self._images.get(session)
         if image is None:
             gr.Warning(
@@ -174,18 +193,39 @@ class Page:
 
     def forget(self, request: gr.Request) -> None:
         """Drop the image and the files of a visitor who has left."""
-        session = str(request.session_hash)
+        session = _session(request)
         self._images.drop(session)
         shutil.rmtree(self._session_folder(session), ignore_errors=True)
 
     def _session_folder(self, session: str) -> Path:
-        return self._folder / f"session_{''.join(filter(str.isalnum, session))}"
+        return self._folder / f"session_{hashlib.sha256(session.encode()).hexdigest()}"
 
     def _fresh_folder(self, session: str) -> Path:
         folder = self._session_folder(session)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir()  # not its parents: after the end of the page nothing may be written
         return folder
+
+
+def _session(request: gr.Request) -> str:
+    """Return the name of the visitor's session.
+
+    Raises:
+        ValueError: if the request has none, because such visitors would share their images.
+    """
+    session = request.session_hash
+    if not isinstance(session, str) or not session:
+        raise ValueError(
+            f"The request is refused: session_hash is {session!r}; expected the name of a session "
+            "of your own."
+        )
+    return session
+
+
+def _client(request: gr.Request) -> str:
+    """Return the client of a request, whose sessions may not take the place of all others."""
+    client = getattr(request, "client", None)
+    return client_name(client.host) if client else ""
 
 
 def _no_video() -> Any:

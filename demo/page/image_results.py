@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+import threading
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from mask_former.predictor import ImageOutput
@@ -41,8 +45,16 @@ class Settings:
     """Opacity of the drawing over the image."""
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while a result of the image's own size exists: 100 instances of 50 megapixels take 5 GB."""
+
+
 class ImageResults:
-    """Results of one forward pass, at any thresholds."""
+    """Results of one forward pass, at any thresholds.
+
+    Kept are the network's output and results that were reduced for a screen; a result of the
+    image's own size is computed for each download.
+    """
 
     def __init__(self, output: ImageOutput, name: str, summary: str = "") -> None:
         """Keep the output of a forward pass.
@@ -55,8 +67,12 @@ class ImageResults:
         self.name = name
         self.summary = summary
         self._output = output
-        self._results: dict[str, tuple[tuple[float, float], Result]] = {}
-        self._small: dict[str, tuple[Result, Result]] = {}  # kind -> full and reduced result
+        self._reduced: dict[str, tuple[tuple[float, ...], Result]] = {}  # kind -> key, result
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the network's output and the kept results, in bytes."""
+        return _nbytes((self._output, list(self._reduced.values())), set())
 
     def result(self, settings: Settings, max_side: int | None = None) -> Result:
         """Filter the result by the settings, for drawing and for downloads alike.
@@ -68,9 +84,10 @@ class ImageResults:
         Raises:
             ValueError: if the model cannot make this kind of result.
         """
-        result = self._whole(settings)
-        if max_side is not None:
-            result = self._reduced(settings.kind, result, max_side)
+        if max_side is None:
+            result = self._whole(settings)
+        else:
+            result = self._small(settings, max_side)
         if settings.kind == "instance" and result.instances is not None:
             return replace(result, instances=_at_least(result.instances, settings.min_score))
         if result.semantic is not None and result.semantic_scores is not None:
@@ -79,25 +96,28 @@ class ImageResults:
             return replace(result, semantic=semantic)
         return result
 
-    def _reduced(self, kind: str, result: Result, max_side: int) -> Result:
-        if kind not in self._small or self._small[kind][0] is not result:
-            self._small[kind] = result, reduce(result, max_side)
-        return self._small[kind][1]
+    def draw(self, settings: Settings) -> NDArray[np.uint8]:
+        """Draw the result at the image's own size; the settings have filtered it."""
+        with _ONE_AT_A_TIME:
+            result = self.result(settings)
+            return result.draw(settings.kind, threshold=0.0, opacity=settings.opacity)
+
+    def _small(self, settings: Settings, max_side: int) -> Result:
+        """Return the unfiltered result, reduced; the last one of each kind is kept."""
+        key = (*_thresholds(settings), max_side)
+        kept = self._reduced.get(settings.kind)
+        if kept is None or kept[0] != key:
+            with _ONE_AT_A_TIME:
+                kept = key, reduce(self._whole(settings), max_side)
+            self._reduced[settings.kind] = kept
+        return kept[1]
 
     def _whole(self, settings: Settings) -> Result:
-        """Return the unfiltered result; the last one of each kind is cached.
-
-        The two panoptic thresholds decide which segments exist, so a change needs a new result.
-        """
-        kind, thresholds = settings.kind, (0.0, 0.0)
-        if kind == "panoptic":
-            thresholds = settings.object_mask_threshold, settings.overlap_threshold
-        if kind not in self._results or self._results[kind][0] != thresholds:
-            result = self._output.result(
-                [kind], object_mask_threshold=thresholds[0], overlap_threshold=thresholds[1]
-            )
-            self._results[kind] = thresholds, result
-        return self._results[kind][1]
+        """Compute the unfiltered result."""
+        score, overlap = _thresholds(settings)
+        return self._output.result(
+            [settings.kind], object_mask_threshold=score, overlap_threshold=overlap
+        )
 
     def pack(self, settings: Settings, formats: list[str], folder: Path) -> Path:
         """Write the result to files and pack them into an archive.
@@ -117,9 +137,9 @@ class ImageResults:
         if not formats:
             raise ValueError(f"Choose at least one of {', '.join(FORMATS[settings.kind])}.")
         folder.mkdir(parents=True, exist_ok=True)
-        result = self.result(settings)
         with tempfile.TemporaryDirectory() as files:
-            result.save(files, *formats, name=self.name)
+            with _ONE_AT_A_TIME:
+                self.result(settings).save(files, *formats, name=self.name)
             base = Path(tempfile.mkdtemp(dir=folder)) / f"{self.name}_{settings.kind}"
             return Path(shutil.make_archive(str(base), "zip", files))
 
@@ -147,6 +167,26 @@ def reduce(result: Result, max_side: int) -> Result:
         instances=instances
         and replace(instances, masks=instances.masks[:, rows[:, None], columns[None]]),
     )
+
+
+def _thresholds(settings: Settings) -> tuple[float, float]:
+    """Return the thresholds that decide which segments exist; a change needs a new result."""
+    if settings.kind != "panoptic":
+        return 0.0, 0.0
+    return settings.object_mask_threshold, settings.overlap_threshold
+
+
+def _nbytes(value: Any, seen: set[int]) -> int:
+    """Sum the sizes of the arrays and tensors in a value, each counted once."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        counted = id(value) in seen
+        seen.add(id(value))
+        return 0 if counted else value.nbytes
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif is_dataclass(value):
+        value = list(vars(value).values())
+    return sum(_nbytes(one, seen) for one in value) if isinstance(value, list | tuple) else 0
 
 
 def _at_least(instances: InstanceResult, min_score: float) -> InstanceResult:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from .gate import Gate, Rules
 from .handlers import Page
 from .image_results import FORMATS, Settings
+from .limits import MEGA, Limits
+from .rates import client_name
 
 __all__ = ["build", "launch"]
 
@@ -161,7 +165,10 @@ def _connect_network(page: Page, on: Controls) -> None:
 def _connect_drawing(page: Page, on: Controls) -> None:
     """Connect the events that need no forward pass."""
     private = {"api_visibility": "private"}
-    on.kind.change(_of_kind, on.kind, [*on.sliders.values(), on.formats], queue=False, **private)
+    # Through the queue, though it takes no time: the gate refuses requests outside the queue.
+    on.kind.change(
+        _of_kind, on.kind, [*on.sliders.values(), on.formats], concurrency_limit=None, **private
+    )
     gr.on(
         [on.kind.input, *(slider.input for slider in on.sliders.values())],
         page.redraw, [on.upload, *on.settings], [on.viewer, on.line],
@@ -212,13 +219,17 @@ def _defaults(page: Page, model: str) -> list[Any]:
     return [getattr(defaults, name) for name in _FIELDS]
 
 
-def launch(blocks: gr.Blocks, host: str, port: int, queue_size: int) -> str:
-    """Serve the page in the background and return its URL.
+def launch(
+    blocks: gr.Blocks, host: str, port: int, queue_size: int, limits: Limits | None = None
+) -> str:
+    """Serve the page in the background, behind a gate, and return its URL.
 
     Raises:
         OSError: if the port is taken, or the address does not exist.
     """
+    limits = limits or Limits()
     blocks.queue(max_size=queue_size)
+    rules = Rules(limits, Path(blocks.GRADIO_CACHE), partial(_queued, blocks))
     theme = gr.themes.Default(  # system fonts: none is downloaded
         primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO
     ).set(**GREYS)
@@ -233,5 +244,18 @@ def launch(blocks: gr.Blocks, host: str, port: int, queue_size: int) -> str:
         server_name=host, server_port=port, share=False, ssr_mode=False, inbrowser=False,
         prevent_thread_lock=True, theme=theme, css=CSS, footer_links=[], run_history=False,
         enable_monitoring=False, pwa=False, mcp_server=False, quiet=True,
+        max_file_size=int(limits.upload_mb * MEGA),
+        app_kwargs={"middleware": [Middleware(Gate, rules=rules)]},
     )  # fmt: skip
     return address
+
+
+def _queued(blocks: gr.Blocks, client: str) -> int:
+    """Count the requests of a client that wait or run; Gradio has no public name for its queue."""
+    queue = blocks._queue
+    waiting = [
+        event for each in queue.event_queue_per_concurrency_id.values() for event in each.queue
+    ]
+    running = [event for job in queue.active_jobs if job for event in job]
+    hosts = [event.request.client.host for event in (*waiting, *running) if event.request.client]
+    return sum(client_name(host) == client for host in hosts)

@@ -1,7 +1,8 @@
-"""Store of one value per session, for a limited number of sessions and a limited time."""
+"""Store of one value per session, bounded in number, memory and time."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -17,7 +18,14 @@ class Sessions(Generic[T]):
     """Values by session; the least recently used is dropped first. Thread-safe."""
 
     def __init__(
-        self, capacity: int, lifetime: float, clock: Callable[[], float] = time.monotonic
+        self,
+        capacity: int,
+        lifetime: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        size: Callable[[T], float] = lambda value: 0,
+        max_size: float = math.inf,
+        per_owner: float = math.inf,
     ) -> None:
         """Set the limits.
 
@@ -25,6 +33,9 @@ class Sessions(Generic[T]):
             capacity: number of sessions whose value is kept, 1 or more.
             lifetime: seconds without use after which a session's value is dropped.
             clock: function that returns the time in seconds.
+            size: function that returns the size of a value, which may change.
+            max_size: size of all values together.
+            per_owner: number of sessions of one owner whose value is kept.
 
         Raises:
             ValueError: if ``capacity`` or ``lifetime`` is not positive.
@@ -34,14 +45,26 @@ class Sessions(Generic[T]):
         self.capacity = capacity
         self.lifetime = lifetime
         self._clock = clock
+        self._size = size
+        self._max_size = max_size
+        self._per_owner = per_owner
         self._lock = threading.Lock()
-        self._values: OrderedDict[str, tuple[float, T]] = OrderedDict()
+        self._values: OrderedDict[str, tuple[float, T, str]] = OrderedDict()
 
-    def put(self, session: str, value: T) -> None:
-        """Keep a value, in place of the session's previous one."""
+    def put(self, session: str, value: T, owner: str = "") -> None:
+        """Keep a value, in place of the session's previous one.
+
+        Args:
+            session: name of the session, which its client chooses.
+            value: the value.
+            owner: the client, whose sessions replace each other if it has many.
+        """
         with self._lock:
-            self._values[session] = (self._clock(), value)
-            self._values.move_to_end(session)
+            self._values.pop(session, None)
+            own = [name for name, (_, _, other) in self._values.items() if other == owner]
+            if len(own) >= self._per_owner:
+                del self._values[own[0]]
+            self._values[session] = (self._clock(), value, owner)
             self._forget()
 
     def get(self, session: str) -> T | None:
@@ -50,8 +73,8 @@ class Sessions(Generic[T]):
             self._forget()
             if session not in self._values:
                 return None
-            value = self._values[session][1]
-            self._values[session] = (self._clock(), value)
+            _, value, owner = self._values[session]
+            self._values[session] = (self._clock(), value, owner)
             self._values.move_to_end(session)
             return value
 
@@ -67,8 +90,11 @@ class Sessions(Generic[T]):
 
     def _forget(self) -> None:
         oldest = self._clock() - self.lifetime
-        while self._values:
-            used, _ = next(iter(self._values.values()))
-            if used > oldest and len(self._values) <= self.capacity:
+        sizes = [self._size(value) for _, value, _ in self._values.values()]
+        total = sum(sizes)
+        for size in sizes:
+            used = next(iter(self._values.values()))[0]
+            if used > oldest and len(self._values) <= self.capacity and total <= self._max_size:
                 break
             self._values.popitem(last=False)
+            total -= size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,9 @@ from mask_former.data.formats.pixels import image_formats
 from mask_former.predictor.images import read_image
 from mask_former.utils.errors import one_line
 
+from .limits import MEGA, Limits
+
 __all__ = ["Limits", "check_size", "is_video", "read_upload"]
-
-_MEGA = 1_000_000
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on an upload."""
-
-    megapixels: float = 50
-    """Largest size of an image or of a frame of a video, in millions of pixels."""
-    frames: int = 300
-    """Largest number of frames of a video that are drawn; later ones are left out."""
 
 
 def is_video(path: Path) -> bool:
@@ -109,7 +98,7 @@ def check_size(name: str, width: int, height: int, limits: Limits) -> None:
     Raises:
         ValueError: if it has more pixels than the page accepts.
     """
-    megapixels = width * height / _MEGA
+    megapixels = width * height / MEGA
     if megapixels > limits.megapixels:
         raise ValueError(_too_large(name, f"{width}×{height} = {megapixels:.0f} million", limits))
 

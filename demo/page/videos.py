@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,11 +15,10 @@ from mask_former import MaskFormerPredictor
 from mask_former.cli.media import VideoReader, VideoWriter
 
 from .image_results import ImageResults, Settings
-from .uploads import Limits, check_size
+from .limits import Limits
+from .uploads import check_size
 
 __all__ = ["Frame", "draw_video"]
-
-_NO_THRESHOLD = 0.0  # the settings have filtered the result before it is drawn
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Frame:
 def draw_video(
     predictor: MaskFormerPredictor, path: Path, settings: Settings, limits: Limits, output: Path
 ) -> Iterator[Frame]:
-    """Draw at most ``limits.frames`` frames of a video.
+    """Draw at most ``limits.frames`` frames of a video, for at most ``limits.seconds``.
 
     Args:
         predictor: the model.
         path: the video.
         settings: thresholds, and the kind of result to draw.
-        limits: limits on the number and the size of frames.
+        limits: limits on the number and the size of frames, and on the time.
         output: a ``.webm`` file, the format that OpenCV can write and browsers play.
 
     Raises:
@@ -52,7 +52,10 @@ def draw_video(
     """
     with closing(VideoReader(str(path))) as reader, closing(VideoWriter(output, reader.fps)) as out:
         broken = 0
+        end = time.monotonic() + limits.seconds
         for _ in range(limits.frames):
+            if time.monotonic() > end:
+                break
             try:
                 frame = next(reader)
             except StopIteration:
@@ -61,7 +64,7 @@ def draw_video(
                 broken += 1
                 continue
             check_size(path.name, frame.shape[1], frame.shape[0], limits)
-            drawing = _draw(predictor, frame, settings)
+            drawing = ImageResults(predictor.logits(frame), "frame").draw(settings)
             out.write(drawing)
             yield Frame(drawing, out.num_frames, broken, reader.num_frames)
         if not out.num_frames:
@@ -69,10 +72,3 @@ def draw_video(
                 f"No frame of {path.name} can be decoded. Is it complete? Save it as an MP4 "
                 "(H.264) and try again."
             )
-
-
-def _draw(
-    predictor: MaskFormerPredictor, frame: NDArray[np.uint8], settings: Settings
-) -> NDArray[np.uint8]:
-    result = ImageResults(predictor.logits(frame), "frame").result(settings)
-    return result.draw(settings.kind, threshold=_NO_THRESHOLD, opacity=settings.opacity)

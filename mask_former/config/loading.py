@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from mask_former.data.datasets.config_keys import register_own_tables

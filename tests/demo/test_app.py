@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import socket
-import sys
 import zipfile
 import zlib
 from dataclasses import replace
@@ -17,44 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_former import MaskFormerPredictor
-from mask_former.cli.media import VideoReader, VideoWriter
+from mask_former.cli.media import VideoReader
 from tests.helpers.paths import ROOT
 from tests.helpers.scripts import load_script
-from tests.helpers.tiny_model import NAMES, write_tiny_model
+from tests.helpers.tiny_model import NAMES
+from tests.helpers.visitors import VISITOR, make_image, make_video, pixels, values
 
 DEMO = ROOT / "demo"
-VISITOR = SimpleNamespace(session_hash="visitor1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def importable():
-    """Make `page` importable from its folder, as demo/app.py does."""
-    sys.path.insert(0, str(DEMO))
-    yield
-    sys.path.remove(str(DEMO))
-
-
-@pytest.fixture
-def part():
-    """Return a function that imports a module of demo/page."""
-    return lambda name: importlib.import_module(f"page.{name}")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_tiny_model(
-        tmp_path_factory.mktemp("model"),
-        PANOPTIC_ON=True,
-        INSTANCE_ON=True,
-        OBJECT_MASK_THRESHOLD=0.25,
-        OVERLAP_THRESHOLD=0.1,
-    )
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny):
-    return MaskFormerPredictor.from_pretrained(tiny[1], config_file=tiny[0], device="cpu")
 
 
 @pytest.fixture
@@ -66,47 +33,8 @@ def passes(predictor):
     hook.remove()
 
 
-@pytest.fixture
-def settings(part):
-    return part("image_results").Settings("panoptic", 0.25, 0.1, 0.1, 0.0, 0.5)
-
-
-@pytest.fixture
-def page(part, predictor, tmp_path, monkeypatch):
-    """Build a page with one checkpoint; `page.warnings` has the warnings for its visitor."""
-    gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
-    models = part("models").Models(["tiny.pth"], lambda source: predictor, keep=1)
-    limits = part("uploads").Limits(megapixels=1, frames=4)
-    page = part("handlers").Page(models, limits, tmp_path / "files", max_sessions=2)
-    page.warnings = []
-    monkeypatch.setattr(gradio, "Warning", page.warnings.append)
-    return page
-
-
-def pixels(seed=0, size=(96, 64)):
-    squares = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-    return np.asarray(Image.fromarray(squares).resize(size, Image.Resampling.NEAREST))
-
-
-def make_image(path, **options):
-    Image.fromarray(pixels(**options)).save(path)
-    return path
-
-
-def make_video(path, frames):
-    writer = VideoWriter(path, fps=5)
-    for seed in range(frames):
-        writer.write(pixels(seed))
-    writer.close()
-    return path
-
-
 def unpack(text, dtype, shape):
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).reshape(shape)
-
-
-def values(settings):
-    return tuple(vars(settings).values())
 
 
 # Sessions
@@ -390,7 +318,7 @@ def test_a_bad_upload_drops_the_results_of_the_last_image(page, settings, tmp_pa
     (tmp_path / "bad.png").write_bytes(b"")
     list(page.analyze(VISITOR, str(tmp_path / "bad.png"), "tiny.pth", *values(settings)))
     assert page.pack(VISITOR, ["npz"], *values(settings)) is None
-    assert page.warnings[-1].startswith("There is no image")
+    assert page.warnings[-1].startswith("There is no result")
 
 
 def test_downloads_of_a_session_replace_each_other(page, settings, tmp_path):

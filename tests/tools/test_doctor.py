@@ -55,13 +55,13 @@ def test_an_old_python_is_the_only_finding_however_much_else_is_missing():
     assert finding.must and "Python 3.9.18 is too old" in finding.text
 
 
-def test_the_fix_of_a_missing_detectron2_installs_the_pinned_wheel_and_removes_its_tools():
+def test_the_fix_of_a_missing_detectron2_removes_what_the_pinned_wheel_brings_besides():
     finding = only_finding(without("detectron2"))
     assert finding.must and finding.text.startswith("missing: detectron2")
     lock = ROOT / "requirements" / "detectron2.txt"
     assert finding.fix == (
         "python -m pip install --no-deps --only-binary=:all: --python-version 3.10 --upgrade "
-        f"--target /site --require-hashes -r {lock} && rm -r /site/tools"
+        f"--target /site --require-hashes -r {lock} && rm -r /site/tools /site/detectron2/_C*"
     )
     pin = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
     assert f"sal-detectron2==0.7.2 --hash=sha256:{pin}" in lock.read_text()
@@ -182,6 +182,15 @@ def make_tools(folder, *names):
     (folder / "tools").mkdir(parents=True)
     for name in names:
         (folder / "tools" / name).touch()
+
+
+def test_the_binary_of_detectron2s_wheel_must_be_removed_and_that_of_a_build_is_kept():
+    binary = "/site/detectron2/_C.cpython-310-x86_64-linux-gnu.so"
+    finding = only_finding(replace(HEALTHY, binaries=(binary,)))
+    assert finding.must and binary in finding.text and finding.fix == f"rm {binary}"
+    versions = {name: v for name, v in HEALTHY.distributions.items() if name != "sal-detectron2"}
+    own = {**versions, "detectron2": "0.6"}
+    assert doctor.examine(replace(HEALTHY, binaries=(binary,), distributions=own)) == []
 
 
 def test_the_stray_tools_package_is_recognized_by_its_files(tmp_path):

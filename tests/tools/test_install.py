@@ -60,6 +60,8 @@ def installation(tmp_path, monkeypatch):
     """Return the commands that an installation would run, and the facts about its Python."""
     commands = []
     (tmp_path / "tools").mkdir()
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "_C.cpython-310-x86_64-linux-gnu.so").touch()
     facts = {"python": [3, 11], "site": str(tmp_path), "own_detectron2": False}
     monkeypatch.setattr(install, "probe", lambda python: facts)
     monkeypatch.setattr(install.subprocess, "run", lambda command, **_: commands.append(command))
@@ -67,7 +69,7 @@ def installation(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_an_installed_detectron2_is_kept_and_otherwise_stray_tools_are_removed(
+def test_an_installed_detectron2_is_kept_and_otherwise_what_its_wheel_brings_besides_is_removed(
     own, installation, tmp_path
 ):
     commands, facts = installation
@@ -76,14 +78,49 @@ def test_an_installed_detectron2_is_kept_and_otherwise_stray_tools_are_removed(
     lock = ROOT / "requirements" / "detectron2.txt"
     assert any(lock in command for command in commands) != own
     assert (tmp_path / "tools").exists() == own
+    assert any((tmp_path / "detectron2").iterdir()) == own
     assert commands[-1][-2:] == ["--editable", ROOT]
 
 
-def test_a_wheel_installs_only_its_requirements_with_the_lock_as_a_constraint(installation):
+def test_a_wheel_installs_only_its_requirements_from_files_that_were_checked(installation):
     commands, _ = installation
     install.install_all(Path("python"), wheel=Path("dist/a.whl"))
     lock = ROOT / "requirements" / "lock-py311.txt"
     (of_wheel,) = [command for command in commands if "dist/a.whl[timm,opencv]" in command]
-    assert of_wheel[of_wheel.index("--constraint") + 1] == lock and "--no-deps" not in of_wheel
-    assert not any("-r" in command and lock in command for command in commands)
+    (downloads,) = [command for command in commands if "download" in command]
+    assert "--require-hashes" in downloads and lock in downloads
+    assert "--no-index" in of_wheel and "--no-deps" not in of_wheel
+    folder = downloads[downloads.index("--dest") + 1]
+    assert of_wheel[of_wheel.index("--find-links") + 1] == folder
+    assert not any("install" in command and lock in command for command in commands)
     assert not any("--editable" in command for command in commands)
+
+
+@pytest.mark.parametrize("wheel", [None, Path("dist/a.whl")])
+def test_nothing_is_installed_from_the_index_without_its_hash(installation, wheel):
+    commands, _ = installation
+    install.install_all(Path("python"), wheel=wheel)
+    (build_tool, *others) = commands
+    assert build_tool[3:6] == ["install", "-qq", "-r"]
+    for command in others:
+        local = "--no-index" in command or ("--editable" in command and "--no-deps" in command)
+        assert local or "--require-hashes" in command, command
+
+
+def test_the_build_tool_is_installed_with_its_hashes():
+    lock = ROOT / "requirements" / "lock-py311.txt"
+    first, *hashes = install.pinned(lock, "setuptools").splitlines()
+    assert first.endswith("\\") and hashes
+    assert all(line.strip().startswith("--hash=sha256:") for line in hashes)
+    with pytest.raises(KeyError, match="expected a line nothing==…, found none"):
+        install.pinned(lock, "nothing")
+
+
+def test_a_lock_without_hashes_is_installed_with_a_word_about_it(installation, tmp_path, capsys):
+    commands, _ = installation
+    lock = tmp_path / "old.txt"
+    lock.write_text("setuptools==80.1\nnumpy==1.26.4\n")
+    install.install_all(Path("python"), lock)
+    (own,) = [command for command in commands if lock in command]
+    assert "--require-hashes" not in own
+    assert "old.txt has no hashes: what is downloaded is not checked" in capsys.readouterr().out
