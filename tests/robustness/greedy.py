@@ -73,8 +73,9 @@ def yaml_aliases(folder: Path) -> Readers:
     """Configs that stand for 10^10 values, or whose bases do."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 11)]
-    text = "\n".join(lines)
-    (folder / "keys.yaml").write_text(text + "\n")
+    text = "MODEL:\n  a0: &a0 {x: 1}\n"
+    text += "".join(f"  a{i}: &a{i} {{l: *a{i - 1}, r: *a{i - 1}}}\n" for i in range(1, 30))
+    (folder / "keys.yaml").write_text(text)
     (folder / "list.yaml").write_text("".join(f"- {line.partition(': ')[2]}\n" for line in lines))
     (folder / "circle.yaml").write_text("SEED: &a [*a]\n")
     merged = [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 60)]
@@ -83,7 +84,7 @@ def yaml_aliases(folder: Path) -> Readers:
         (folder / f"base{i}.yaml").write_text(f"_BASE_: [base{i + 1}.yaml, base{i + 1}.yaml]\n")
     (folder / "base20.yaml").write_text("SEED: 1\n")
     (folder / "self.yaml").write_text("_BASE_: self.yaml\n")
-    model = {"inference": {"config": "MODEL: {}\n" + text, "classes": []}, "model": {"a": ONE}}
+    model = {"inference": {"config": text, "classes": []}, "model": {"a": ONE}}
     torch.save(model, folder / "carried.pth")
     names = ("keys", "list", "circle", "merged", "base0", "self")
     return {
