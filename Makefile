@@ -30,11 +30,11 @@ demo: install ## segment a photo, then train and show a small panoptic model (so
 	@$(RUN) tools/run_demo.py $(DEMO_ARGS)
 
 app: install ## start the web page for trying out models (APP_ARGS="--weights model_final.pth --port 8000")
-	@$(RUN) -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/app.txt
+	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements/app.txt
 	@$(RUN) demo/app.py $(APP_ARGS)
 
 docs: install ## build the documentation into site/ (a static site; no warnings)
-	@$(RUN) -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements/docs.txt
 	@$(RUN) -W ignore -m sphinx -q -W --keep-going -b html -c docs -d build/doctrees . site
 	@echo "site/index.html"
 

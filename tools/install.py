@@ -93,9 +93,13 @@ def pinned(lock: Path, name: str) -> str:
 
 
 def lock_options(lock: Path) -> list[str | Path]:
-    """Return pip's options for a lock file: the files with hashes, and only those are accepted."""
+    """Return pip's options for a lock file: only files with these hashes are accepted.
+
+    A lock with hashes has all packages, so pip need not look for more; with hashes, older versions
+    of pip fail on requirements such as coverage[toml].
+    """
     if "--hash=" in lock.read_text():
-        return ["--require-hashes", "-r", lock, "-r", CUDA_LOCK]
+        return ["--no-deps", "--require-hashes", "-r", lock, "-r", CUDA_LOCK]
     log(f"{lock.name} has no hashes: what is downloaded is not checked")
     return ["-r", lock]
 
@@ -127,7 +131,7 @@ def install_all(python: Path, lock: Path | None = None, wheel: Path | None = Non
         pip("install", "-r", tool)
         if wheel:
             log(f"installing {wheel.name} and its requirements (torch and others; 2.5 GB)")
-            pip("download", *from_source, "--no-deps", "--dest", folder, *lock_options(lock))
+            pip("download", *from_source, "--dest", folder, *lock_options(lock))
             only_these = ("--no-index", "--find-links", folder)
             pip("install", *from_source, *only_these, f"{wheel}[{WHEEL_EXTRAS}]")
         else:

@@ -93,7 +93,7 @@ def make_locks(folder: Path, *options: str) -> None:
     for name in EXTRA:
         source, bounds = REQUIREMENTS / f"{name}.in", folder / f"{name}-constraints.txt"
         bounds.write_text(constraints(locks, source.read_text()))
-        more = ("--python-version", "3.10", "--constraint", bounds, *options)
+        more: list[str | Path] = ["--python-version", "3.10", "--constraint", bounds, *options]
         write(name, compile_lock(source, folder / f"{name}.txt", *more), source.name)
     source = REQUIREMENTS / "no-deps.in"
     lock = compile_lock(source, folder / "no-deps.txt", "--no-deps", *options)
