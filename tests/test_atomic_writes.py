@@ -43,6 +43,8 @@ DIRECT = {
     ("mask_former/engine/folder_lock.py", "fdopen"): "the lock has to be one file",
     ("mask_former/results/records.py", "open"): "appends records",
     ("tools/benchmark_mappers.py", "save"): "into a temporary folder",
+    ("tools/install.py", "write_text"): "runs without this package",
+    ("tools/lock.py", "write_text"): "files under version control, by their developer",
     ("tools/matrix.py", "open"): "runs without this package",
     ("tools/matrix.py", "write_text"): "runs without this package",
     ("tools/profiling/stopwatch.py", "write_text"): "a setting of the system",
