@@ -1,5 +1,6 @@
-"""Building blocks of the transformer, which depend on torch only."""
+"""Building blocks of the transformer, which depend on torch and our kernels only."""
 
+from .deformable_transformer import DeformableTransformer
 from .mlp import MLP
 from .position_encoding import sine_position_encoding
 from .transformer import (
@@ -11,6 +12,7 @@ from .transformer import (
 )
 
 __all__ = [
+    "DeformableTransformer",
     "MLP",
     "Transformer",
     "TransformerDecoder",
