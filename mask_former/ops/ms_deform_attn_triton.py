@@ -101,9 +101,7 @@ def _backward(
             for corner in tl.static_range(4):
                 dx: tl.constexpr = corner % 2
                 dy: tl.constexpr = corner // 2
-                cell, inside, share = _corner(
-                    start, left, top, x, y, height, width, used, dx, dy
-                )
+                cell, inside, share = _corner(start, left, top, x, y, height, width, used, dx, dy)
                 row = ((image * cells + cell) * heads + head) * channels
                 mask = inside[:, None] & wide[None, :]
                 samples = tl.load(value + row[:, None] + channel[None, :], mask=mask, other=0)
