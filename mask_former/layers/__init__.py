@@ -12,8 +12,8 @@ from .transformer import (
 )
 
 __all__ = [
-    "DeformableTransformer",
     "MLP",
+    "DeformableTransformer",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",

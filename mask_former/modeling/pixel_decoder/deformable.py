@@ -1,4 +1,4 @@
-"""Mask2Former's pixel decoder (arXiv 2112.01527, section 3.2): deformable attention, then an FPN."""
+"""Mask2Former's pixel decoder (arXiv 2112.01527): deformable attention, then a feature pyramid."""
 
 from __future__ import annotations
 
