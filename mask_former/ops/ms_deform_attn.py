@@ -66,7 +66,7 @@ def ms_deform_attn(
     Raises:
         ValueError: if the shapes do not fit together.
     """
-    dtype = torch.promote_types(value.dtype, torch.float32)
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     tensors = [t.to(dtype) for t in (value, sampling_locations, attention_weights)]
     kernel = _kernel_for(value)
     if kernel is None:

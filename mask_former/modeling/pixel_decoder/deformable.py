@@ -170,7 +170,7 @@ def _input_projection(in_dim: int, out_dim: int) -> nn.Sequential:
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
