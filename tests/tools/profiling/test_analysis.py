@@ -16,8 +16,8 @@ from profiling.analysis import (
 from torch import nn
 
 from mask_former.config.loading import load_cfg
-from mask_former.layers.transformer import _Attention
 from mask_former.layers import DeformableTransformer
+from mask_former.layers.transformer import _Attention
 from tests.helpers.paths import ROOT
 
 CONFIGS = ROOT / "configs"
