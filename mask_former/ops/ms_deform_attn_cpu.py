@@ -170,8 +170,8 @@ def backward(
             products = _products(table, pyramid.rows(points), grad_of_head)
             slopes, samples = _slopes(products, points.x, points.y)
             grad_weights[at] = samples.view_as(weights[at])
-            slopes = torch.stack([slope.mul_(of_head) for slope in slopes], 2).mul_(pyramid.sides)
-            grad_locations[at] = slopes.view_as(locations[at])
+            by_axis = torch.stack([slope.mul_(of_head) for slope in slopes], 2)
+            grad_locations[at] = by_axis.mul_(pyramid.sides).view_as(locations[at])
     return grad_value, grad_locations, grad_weights
 
 

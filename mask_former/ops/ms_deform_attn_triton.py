@@ -157,6 +157,6 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of value, locations and weights from that of the output."""
     given = [tensor.contiguous() for tensor in (value, locations, weights, grad)]
-    grads = tuple(torch.zeros_like(tensor) for tensor in given[:3])
-    _launch(_backward, sizes, *given, *grads)
-    return grads
+    grad_value, grad_locations, grad_weights = map(torch.zeros_like, given[:3])
+    _launch(_backward, sizes, *given, grad_value, grad_locations, grad_weights)
+    return grad_value, grad_locations, grad_weights

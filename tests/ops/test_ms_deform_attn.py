@@ -221,7 +221,7 @@ def test_all_intermediate_results_are_on_the_device_of_the_inputs() -> None:
 # The Triton kernel
 
 
-# In a process of its own, because Triton must be told before it is imported, and torch imports it.
+# In a process of its own, because Triton reads the variable on import, and torch imports it.
 IN_THE_INTERPRETER = """
 import torch
 from mask_former.ops import ms_deform_attn, ms_deform_attn_triton as kernel
