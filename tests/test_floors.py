@@ -52,7 +52,7 @@ SCRIPT_FLOOR = 9
 NEEDS = {
     "structures": {"torch"},
     "registries": {"fvcore"},
-    "ops": {"torch", "numpy"},
+    "ops": {"torch", "numpy", "triton"},  # triton: in one kernel, which is optional
     "layers": {"torch"},
     "losses": {"torch", "numpy", "scipy", "detectron2.config", "detectron2.projects.point_rend"},
     "inference": {"torch", "detectron2.structures"},

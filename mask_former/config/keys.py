@@ -76,7 +76,13 @@ def _add_pixel_decoder(cfg: CfgNode) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     head.MASK_DIM = 256  # channels of the per-pixel embeddings
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"  # a registered pixel decoder
-    head.TRANSFORMER_ENC_LAYERS = 0  # encoder layers of TransformerEncoderPixelDecoder
+    # Encoder layers of TransformerEncoderPixelDecoder and MSDeformAttnPixelDecoder.
+    head.TRANSFORMER_ENC_LAYERS = 0
+    # Backbone maps that the encoder of MSDeformAttnPixelDecoder encodes.
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    # Not read: published configs set them, but heads are MASK_FORMER.NHEADS and points always 4.
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
 
 
 def _add_mask_former(cfg: CfgNode) -> None:

@@ -1,5 +1,6 @@
-"""Building blocks of the transformer, which depend on torch only."""
+"""Building blocks of the transformer, which depend on torch and our kernels only."""
 
+from .deformable_transformer import DeformableTransformer
 from .mlp import MLP
 from .position_encoding import sine_position_encoding
 from .transformer import (
@@ -12,6 +13,7 @@ from .transformer import (
 
 __all__ = [
     "MLP",
+    "DeformableTransformer",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .position_encoding import sine_position_encoding
 
 __all__ = [
+    "FeedForward",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
@@ -40,7 +41,7 @@ class _Attention(nn.MultiheadAttention):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
-class _FeedForward(nn.Module):
+class FeedForward(nn.Module):
     """Base of the transformer layers: the feed-forward network at the end, and the dropout."""
 
     def __init__(self, dim: int, feedforward_dim: int, dropout: float) -> None:
@@ -54,7 +55,7 @@ class _FeedForward(nn.Module):
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
-class TransformerEncoderLayer(_FeedForward):
+class TransformerEncoderLayer(FeedForward):
     """Self-attention and feed-forward over the cells of a feature map."""
 
     def __init__(
@@ -79,7 +80,7 @@ class TransformerEncoderLayer(_FeedForward):
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
 
-class TransformerDecoderLayer(_FeedForward):
+class TransformerDecoderLayer(FeedForward):
     """Self-attention among the queries, cross-attention to the feature map, and feed-forward."""
 
     def __init__(

@@ -15,7 +15,31 @@ from mask_former.structures import PixelFeatures
 
 from .base import PixelDecoder
 
-__all__ = ["BasePixelDecoder"]
+__all__ = ["BasePixelDecoder", "pyramid_conv"]
+
+
+def pyramid_conv(
+    in_dim: int, out_dim: int, kernel: int, norm: str, activation: Any = None
+) -> Conv2d:
+    """Create a convolution of a feature pyramid, with Caffe2's Xavier initialisation.
+
+    Args:
+        in_dim, out_dim: channels.
+        kernel: side of the kernel, odd.
+        norm: detectron2's name of a norm; "" for a bias and no norm.
+        activation: function after the norm.
+    """
+    conv = Conv2d(
+        in_dim,
+        out_dim,
+        kernel_size=kernel,
+        padding=kernel // 2,
+        bias=norm == "",
+        norm=get_norm(norm, out_dim),
+        activation=activation,
+    )
+    weight_init.c2_xavier_fill(conv)
+    return conv
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -41,17 +65,16 @@ class BasePixelDecoder(PixelDecoder):
         super().__init__()
         finest_first = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.in_features = finest_first
-        self.norm = norm
         self.levels = len(finest_first)
         self.strides = [input_shape[name].stride for name in finest_first]
         self.conv_dim, self.mask_dim = conv_dim, mask_dim
         for level, name in enumerate(finest_first, start=1):
             channels = input_shape[name].channels
             if level == self.levels:
-                self.add_module(f"layer_{level}", self._conv(channels, conv_dim, 3, F.relu))
+                self.add_module(f"layer_{level}", pyramid_conv(channels, conv_dim, 3, norm, F.relu))
             else:
-                self.add_module(f"adapter_{level}", self._conv(channels, conv_dim, 1))
-                self.add_module(f"layer_{level}", self._conv(conv_dim, conv_dim, 3, F.relu))
+                self.add_module(f"adapter_{level}", pyramid_conv(channels, conv_dim, 1, norm))
+                self.add_module(f"layer_{level}", pyramid_conv(conv_dim, conv_dim, 3, norm, F.relu))
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=3, padding=1)
         weight_init.c2_xavier_fill(self.mask_features)
 
@@ -64,19 +87,6 @@ class BasePixelDecoder(PixelDecoder):
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
         }
-
-    def _conv(self, in_dim: int, out_dim: int, kernel: int, activation: Any = None) -> Conv2d:
-        conv = Conv2d(
-            in_dim,
-            out_dim,
-            kernel_size=kernel,
-            padding=kernel // 2,
-            bias=self.norm == "",
-            norm=get_norm(self.norm, out_dim),
-            activation=activation,
-        )
-        weight_init.c2_xavier_fill(conv)
-        return conv
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {"mask_features": ShapeSpec(channels=self.mask_dim, stride=self.strides[0])}

@@ -70,18 +70,20 @@ class PixelDecoderBattery:
     name: str
     has_encoder = False
     """True if it has a transformer encoder, whose output it returns."""
+    convs_dim = CONVS_DIM
+    """Channels of the pyramid and the encoder."""
     has_norms = True
     """True if its convolutions are followed by a norm of type ``MODEL.SEM_SEG_HEAD.NORM``."""
 
     def build(self, cfg: CfgNode, **options: Any) -> Any:
         """Build the decoder with keys of ``MODEL.SEM_SEG_HEAD``."""
-        return build_decoder(cfg, self.name, **options)
+        return build_decoder(cfg, self.name, CONVS_DIM=self.convs_dim, **options)
 
     def test_output_sizes_are_those_of_the_maps_even_if_odd(self, cfg):
         mask_features, encoded, *_ = self.build(cfg).forward_features(make_features())
         assert tuple(mask_features.shape) == (2, MASK_DIM, *SIZES["res2"])
         if self.has_encoder:
-            assert tuple(encoded.shape) == (2, CONVS_DIM, *SIZES["res5"])
+            assert tuple(encoded.shape) == (2, self.convs_dim, *SIZES["res5"])
         else:
             assert encoded is None
 

@@ -16,6 +16,7 @@ from profiling.analysis import (
 from torch import nn
 
 from mask_former.config.loading import load_cfg
+from mask_former.layers import DeformableTransformer
 from mask_former.layers.transformer import _Attention
 from tests.helpers.paths import ROOT
 
@@ -75,6 +76,24 @@ def test_attention_is_counted_with_values_of_another_width_than_the_keys():
 
     flops, _ = count_flops(OnImage(attend), [(8, 12)])
     assert flops[""] == {"scaled_dot_product_attention": 3 * 2 * 5 * (12 + 3)}
+
+
+def test_deformable_attention_costs_five_multiply_adds_for_each_channel_of_a_sample():
+    """Four for the interpolation, one for the weight; and the projections of its layer."""
+    sizes, width, heads, points = [(8, 12), (4, 6)], 16, 2, 3
+    cells = sum(height * columns for height, columns in sizes)
+
+    def encode(self, images):
+        maps = [images[:, :1, :height, :columns] for height, columns in sizes]
+        return self.encoder.encode([level.repeat(1, width, 1, 1) for level in maps])
+
+    settings = {"encoder_layers": 1, "dim": width, "heads": heads, "levels": 2, "points": points}
+    encoder = DeformableTransformer(**settings, feedforward_dim=8, dropout=0.0)
+    flops, skipped = count_flops(OnImage(encode, encoder=encoder).eval(), [(8, 12)])
+    samples = cells * 2 * points * width
+    projections = cells * width * (2 * width + 3 * heads * 2 * points)
+    assert total(flops, "encoder.encoder.layers.0.self_attn") == 5 * samples + projections
+    assert not any("grid_sampler" in name or "einsum" in name for name in skipped)
 
 
 def test_a_matrix_product_with_a_sum_counts_as_the_product():
