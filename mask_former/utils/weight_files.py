@@ -305,7 +305,8 @@ def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> d
     """Return the same weights under the current parameter names; idempotent.
 
     Early MaskFormer checkpoints have the pixel decoder's parameters directly under
-    ``sem_seg_head.``, and the names in the checkpoint of a wrapped model start with ``module.``.
+    ``sem_seg_head.``, early Mask2Former checkpoints call the queries ``static_query``, and the
+    names in the checkpoint of a wrapped model start with ``module.``.
 
     Args:
         weights: Names to values of any type.
@@ -317,5 +318,6 @@ def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> d
     renamed = {}
     for name, value in weights.items():
         new = _OLD_PIXEL_DECODER.sub("sem_seg_head.pixel_decoder.", name)
+        new = new.replace(".predictor.static_query.", ".predictor.query_feat.")
         renamed[name if name in keep or new in weights else new] = value
     return renamed
