@@ -197,6 +197,13 @@ def _check_numbers(cfg: CfgNode) -> None:
     for name in ("NO_OBJECT_WEIGHT", "CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT"):
         if not node[name] >= 0:  # refuses NaN, too
             raise ValueError(f"MODEL.MASK_FORMER.{name} is {node[name]}; expected 0 or more.")
+    for name, fixed in (("N_POINTS", 4), ("N_HEADS", 8)):
+        key = f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_{name}"
+        if _get(cfg, key) != fixed:
+            raise ValueError(
+                f"{key} is {_get(cfg, key)}, but no pixel decoder reads it: leave it at {fixed}. "
+                "The number of heads is MODEL.MASK_FORMER.NHEADS."
+            )
     for name in ("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"):
         if not 0 <= node.TEST[name] <= 1:
             raise ValueError(

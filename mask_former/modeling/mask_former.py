@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.backbone.swin import SwinTransformer
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from mask_former.utils.precision import amp_dtype
 
 from .activation_checkpointing import checkpoint_activations
 from .batch_targets import prepare_targets
+from .deep_supervision import last_prediction
 
 __all__ = ["MaskFormer"]
 
@@ -180,7 +182,8 @@ class MaskFormer(nn.Module):
 
     def network(self, images: Tensor) -> Outputs:
         """Run backbone and head on B×3×H×W in the precision of the caller's autocast."""
-        return self.sem_seg_head(self.backbone(images))
+        with last_prediction(self.sem_seg_head):
+            return self.sem_seg_head(self.backbone(images))
 
     def inference_precision(self) -> AbstractContextManager[Any]:
         """Return the autocast context of ``TEST.AMP``; without it, the caller's stays active."""
@@ -222,6 +225,7 @@ class MaskFormer(nn.Module):
                 image_size=size,
                 output_size=_output_size(example),
                 resize_before_inference=self.inference.resize_before_inference,
+                segment_within_mask=self.inference.segment_within_mask,
                 reference_ops=self.reference_ops,
             )
             for mask_cls, mask_pred, size, example in zip(*per_image, strict=True)
@@ -268,7 +272,8 @@ def _output_size(example: dict[str, Any]) -> tuple[int, int]:
 def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
     backbone = build_backbone(cfg)
     head = build_sem_seg_head(cfg, backbone.output_shape())
-    if cfg.MODEL.ACTIVATION_CHECKPOINTING:
+    swin_checkpoints = cfg.MODEL.SWIN.USE_CHECKPOINT and isinstance(backbone, SwinTransformer)
+    if cfg.MODEL.ACTIVATION_CHECKPOINTING or swin_checkpoints:
         checkpoint_activations(backbone)
     if cfg.MODEL.COMPILE:  # in place, which keeps the names of parameters
         for module in (backbone, head):
@@ -284,6 +289,7 @@ def _inference_settings(cfg: CfgNode) -> InferenceSettings:
         instance_on=test.INSTANCE_ON,
         object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_threshold=test.OVERLAP_THRESHOLD,
+        segment_within_mask=test.SEGMENT_WITHIN_MASK,
         topk=cfg.TEST.DETECTIONS_PER_IMAGE,
         resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
         dtype=amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
