@@ -15,6 +15,7 @@ from .transformer import (
 __all__ = [
     "MLP",
     "Attention",
+    "DeformableTransformer",
     "FeedForward",
     "Transformer",
     "TransformerDecoder",

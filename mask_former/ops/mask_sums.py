@@ -182,7 +182,7 @@ def dense_mask_sums_reference(
 def point_mask_sums_reference(
     term: MaskTerm, logits: Tensor, targets: Tensor, valid: Tensor | None = None
 ) -> MaskSums:
-    """Sum over M×P points by the formulas; see :func:`mask_former.ops.point_sums.point_mask_sums`."""
+    """Sum over M×P points by the formulas; see :func:`.point_sums.point_mask_sums`."""
     targets = targets.to(logits.dtype)
     weights = torch.ones_like(targets) if valid is None else valid.to(targets.dtype)
     probability = logits.sigmoid()

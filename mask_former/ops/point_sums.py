@@ -1,6 +1,6 @@
 """Sums over points of matched pairs of masks, from which the mask losses are computed.
 
-Plain version: the formulas, with autograd's gradient (:func:`.mask_sums.point_mask_sums_reference`).
+Plain version: :func:`.mask_sums.point_mask_sums_reference`, the formulas with autograd's gradient.
 Fast version: :func:`point_mask_sums`, with a hand-written gradient, some rows at a time.
 It avoids all M×P tensors but the logits and targets themselves; autograd would keep four.
 """

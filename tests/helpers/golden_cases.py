@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mask_former.config.keys import get_mask_former_cfg
 from tests.helpers.paths import GOLDEN, ROOT
 
-
 WIDE = ("query_feat.weight", "query_embed.weight")
 """Endings of the names of weights with a standard deviation of 1 in Mask2Former's cases."""
 

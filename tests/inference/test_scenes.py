@@ -110,7 +110,8 @@ def test_with_mask2formers_rule_pixels_outside_the_mask_of_their_query_are_void(
 
 def test_with_mask2formers_rule_a_query_that_wins_only_outside_its_mask_is_dropped():
     # Query 0 covers columns 0 … 3, which query 1 wins, and wins columns 4 … 7, outside its mask.
-    masks = torch.tensor([[0.1] * 4 + [-0.1] * 4, [10.0] * 4 + [-10.0] * 4])[:, None].repeat(1, 2, 1)
+    masks = torch.tensor([[0.1] * 4 + [-0.1] * 4, [10.0] * 4 + [-10.0] * 4])
+    masks = masks[:, None].repeat(1, 2, 1)
     mask_cls = class_logits((0, 9.0), (1, 8.0))
     assert segment(mask_cls, masks)[0] == [2] * 4 + [1] * 4
     ids, segments = segment(mask_cls, masks, segment_within_mask=True)

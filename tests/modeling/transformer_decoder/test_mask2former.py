@@ -1,6 +1,8 @@
-"""Mask2Former's transformer decoder: masked attention over several maps, and its published figures."""
+"""Mask2Former's transformer decoder: masked attention over several maps, published figures."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ LEVELS, LAYERS = 3, 4
 class TestMultiScaleMaskedTransformerDecoder(TransformerDecoderBattery):
     name = "MultiScaleMaskedTransformerDecoder"
     num_maps = LEVELS
-    options = {"MODEL.MASK_FORMER.DEC_LAYERS": LAYERS + 1}
+    options: ClassVar[dict[str, Any]] = {"MODEL.MASK_FORMER.DEC_LAYERS": LAYERS + 1}
 
 
 def small(cfg: CfgNode, **options: object) -> MultiScaleMaskedTransformerDecoder:
@@ -198,7 +200,7 @@ def test_an_unsupported_value_is_an_error_that_names_its_key(
 
 def test_another_number_of_maps_is_an_error_that_names_the_key(cfg: CfgNode) -> None:
     maps, mask_features = inputs()
-    with pytest.raises(ValueError, match="3 maps, but got 1: set.*TRANSFORMER_IN_FEATURE"):
+    with pytest.raises(ValueError, match=r"3 maps, but got 1: set.*TRANSFORMER_IN_FEATURE"):
         small(cfg).decode(maps[:1], mask_features, all_layers=True)
 
 
