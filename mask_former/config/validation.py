@@ -71,6 +71,7 @@ def validate(cfg: CfgNode) -> None:
     _check_numbers(cfg)
     _check_sliding_window(cfg)
     _check_idle_keys(cfg)
+    _check_fixed_keys(cfg)
     _check_optimizer(cfg)
     _check_finite(cfg)
 
@@ -197,13 +198,6 @@ def _check_numbers(cfg: CfgNode) -> None:
     for name in ("NO_OBJECT_WEIGHT", "CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT"):
         if not node[name] >= 0:  # refuses NaN, too
             raise ValueError(f"MODEL.MASK_FORMER.{name} is {node[name]}; expected 0 or more.")
-    for name, fixed in (("N_POINTS", 4), ("N_HEADS", 8)):
-        key = f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_{name}"
-        if _get(cfg, key) != fixed:
-            raise ValueError(
-                f"{key} is {_get(cfg, key)}, but no pixel decoder reads it: leave it at {fixed}. "
-                "The number of heads is MODEL.MASK_FORMER.NHEADS."
-            )
     for name in ("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"):
         if not 0 <= node.TEST[name] <= 1:
             raise ValueError(
@@ -252,6 +246,17 @@ def _check_idle_keys(cfg: CfgNode) -> None:
             f"These keys belong to detectron2's box-based models, and MODEL.META_ARCHITECTURE "
             f"{architecture!r} does not read them: {', '.join(changed)}. Remove them."
         )
+
+
+def _check_fixed_keys(cfg: CfgNode) -> None:
+    """Refuse other values of keys that the published Mask2Former has and does not read."""
+    for name, fixed in (("N_POINTS", 4), ("N_HEADS", 8)):
+        key = f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_{name}"
+        if _get(cfg, key) != fixed:
+            raise ValueError(
+                f"{key} is {_get(cfg, key)}, but no pixel decoder reads it: leave it at {fixed}. "
+                "The number of heads is MODEL.MASK_FORMER.NHEADS."
+            )
 
 
 def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.backbone.swin import SwinTransformer
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -24,9 +23,8 @@ from mask_former.inference import (
 from mask_former.losses import build_criterion
 from mask_former.ops import reference_ops
 from mask_former.structures import Outputs, Target
-from mask_former.utils.precision import amp_dtype
 
-from .activation_checkpointing import checkpoint_activations
+from .activation_checkpointing import checkpoint_activations, wants_checkpoints
 from .batch_targets import prepare_targets
 from .deep_supervision import last_prediction
 
@@ -97,7 +95,7 @@ class MaskFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "thing_ids": _thing_ids(cfg),
-            "inference": _inference_settings(cfg),
+            "inference": InferenceSettings.from_cfg(cfg),
             "mask_ignore": cfg.MODEL.MASK_FORMER.MASK_IGNORE,
             "reference_ops": cfg.MODEL.REFERENCE_OPS,
         }
@@ -270,10 +268,9 @@ def _output_size(example: dict[str, Any]) -> tuple[int, int]:
 
 
 def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
-    backbone = build_backbone(cfg)
+    backbone = build_backbone(_with_norms_of_device(cfg))
     head = build_sem_seg_head(cfg, backbone.output_shape())
-    swin_checkpoints = cfg.MODEL.SWIN.USE_CHECKPOINT and isinstance(backbone, SwinTransformer)
-    if cfg.MODEL.ACTIVATION_CHECKPOINTING or swin_checkpoints:
+    if wants_checkpoints(cfg, backbone):
         checkpoint_activations(backbone)
     if cfg.MODEL.COMPILE:  # in place, which keeps the names of parameters
         for module in (backbone, head):
@@ -281,21 +278,14 @@ def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
     return backbone, head
 
 
-def _inference_settings(cfg: CfgNode) -> InferenceSettings:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    return InferenceSettings(
-        semantic_on=test.SEMANTIC_ON,
-        panoptic_on=test.PANOPTIC_ON,
-        instance_on=test.INSTANCE_ON,
-        object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
-        overlap_threshold=test.OVERLAP_THRESHOLD,
-        segment_within_mask=test.SEGMENT_WITHIN_MASK,
-        topk=cfg.TEST.DETECTIONS_PER_IMAGE,
-        resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
-        dtype=amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
-        window_size=cfg.TEST.SLIDING_WINDOW.SIZE,
-        window_stride=cfg.TEST.SLIDING_WINDOW.STRIDE,
-    )
+def _with_norms_of_device(cfg: CfgNode) -> CfgNode:
+    """Replace "SyncBN", which only GPUs can train, by "BN" on a CPU: the same in one process."""
+    if cfg.MODEL.RESNETS.NORM != "SyncBN" or cfg.MODEL.DEVICE != "cpu":
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RESNETS.NORM = "BN"
+    return cfg
 
 
 def _thing_ids(cfg: CfgNode) -> list[int]:

@@ -63,6 +63,7 @@ INFERENCE = "inference"
 _OLD_PIXEL_DECODER = re.compile(
     r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
 )
+_OLD_QUERIES = re.compile(r"^sem_seg_head\.predictor\.static_query\.")
 
 
 class _RefusedError(Exception):
@@ -318,6 +319,6 @@ def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> d
     renamed = {}
     for name, value in weights.items():
         new = _OLD_PIXEL_DECODER.sub("sem_seg_head.pixel_decoder.", name)
-        new = new.replace(".predictor.static_query.", ".predictor.query_feat.")
+        new = _OLD_QUERIES.sub("sem_seg_head.predictor.query_feat.", new)
         renamed[name if name in keep or new in weights else new] = value
     return renamed

@@ -34,7 +34,7 @@ def build_case_model(facts: dict[str, Any]) -> tuple[Any, nn.Module]:
     cfg.merge_from_file(str(ROOT / "configs" / facts["config"]))
     cfg.merge_from_list(facts["overrides"])
     model = build_model(cfg)
-    fill_weights(model)
+    fill_weights(model, wide=WIDE if facts["config"].startswith("mask2former/") else ())
     return cfg, model
 
 
@@ -70,14 +70,16 @@ def seeded(name: str, seed: int, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator)
 
 
-def make_image(index: int, size: tuple[int, int], arrays: dict[str, np.ndarray]) -> Tensor:
+def make_image(
+    index: int, size: tuple[int, int], arrays: dict[str, np.ndarray], seed: int = 7
+) -> Tensor:
     """Draw image ``index`` of a case from a seed: uint8, 3×H×W.
 
     ``arrays`` has the few pixels whose value before rounding is so close to a half that it would
     be rounded differently on another machine.
     """
     height, width = size
-    g = torch.Generator().manual_seed(7 + index)
+    g = torch.Generator().manual_seed(seed + index)
     coarse = torch.rand(1, 3, height // 16 + 1, width // 16 + 1, generator=g)
     smooth = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)[0]
     noise = torch.rand(3, height, width, generator=g)
