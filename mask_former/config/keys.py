@@ -80,12 +80,11 @@ def _add_pixel_decoder(cfg: CfgNode) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     head.MASK_DIM = 256  # channels of the per-pixel embeddings
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"  # a registered pixel decoder
-    # Encoder layers of TransformerEncoderPixelDecoder or MSDeformAttnPixelDecoder.
+    # Encoder layers of TransformerEncoderPixelDecoder and MSDeformAttnPixelDecoder.
     head.TRANSFORMER_ENC_LAYERS = 0
-    # Backbone maps that the encoder of MSDeformAttnPixelDecoder attends to.
+    # Backbone maps that the encoder of MSDeformAttnPixelDecoder encodes.
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
-    # Fixed, as in the published code: sampling points, and a number of heads in place of which
-    # MASK_FORMER.NHEADS is used. Other values are refused.
+    # Not read: published configs set them, but heads are MASK_FORMER.NHEADS and points always 4.
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
 

@@ -74,7 +74,7 @@ def panoptic_inference(
     kept = torch.bincount(winner[within], minlength=len(scores)) if segment_within_mask else won
     solid = (kept > 0) & (area > 0) & (won / area >= overlap_threshold)
     ids, segments = segment_ids(winner, scores, labels, solid, things=things, fuse=fuse)
-    return ids * within, segments
+    return (ids * within if segment_within_mask else ids), segments
 
 
 def segment_ids(

@@ -24,7 +24,7 @@ __all__ = [
 
 
 class FeedForward(nn.Module):
-    """Base of transformer layers: the feed-forward network at the end, and the dropout."""
+    """Base of the transformer layers: the feed-forward network at the end, and the dropout."""
 
     def __init__(self, dim: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
