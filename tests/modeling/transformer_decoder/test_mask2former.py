@@ -18,7 +18,7 @@ from tests.helpers.golden_cases import WIDE, fill_weights, load_case, seeded
 from tests.helpers.references import sine_encoding
 
 LEVELS, LAYERS = 3, 4
-"""Of the small decoder: the fourth layer attends to the coarsest map again."""
+"""Sizes of the small decoder: its fourth layer attends to the coarsest map again."""
 
 
 class TestMultiScaleMaskedTransformerDecoder(TransformerDecoderBattery):
@@ -50,7 +50,7 @@ def inputs(batch: int = 2) -> tuple[tuple[Tensor, ...], Tensor]:
 def reference(
     decoder: MultiScaleMaskedTransformerDecoder, maps: tuple[Tensor, ...], mask_features: Tensor
 ) -> list[Prediction]:
-    """Decode one image (a batch of one) step by step as the paper says (section 3.2.1)."""
+    """Decode one image (a batch of one) step by step, as in section 3.2.1 of the paper."""
     x, position = decoder.query_feat.weight[None], decoder.query_embed.weight[None]
     predictions = [predict(decoder, x, mask_features)]
     for index in range(len(decoder.transformer_ffn_layers)):
