@@ -15,7 +15,6 @@ from .transformer import (
 __all__ = [
     "MLP",
     "Attention",
-    "DeformableTransformer",
     "FeedForward",
     "Transformer",
     "TransformerDecoder",
