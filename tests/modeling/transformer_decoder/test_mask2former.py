@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mask_former.modeling.transformer_decoder.mask2former import MultiScaleMaskedTransformerDecoder
 from mask_former.structures import Prediction
-from tests.helpers.batteries.common import pull
+from tests.helpers.batteries.common import run_backward
 from tests.helpers.batteries.transformer_decoder import TransformerDecoderBattery
 from tests.helpers.golden_cases import WIDE, fill_weights, load_case, seeded
 from tests.helpers.references import sine_encoding
@@ -141,7 +141,7 @@ def test_predictions_and_gradients_equal_the_reference(cfg: CfgNode, reference_o
         for tensor in tensors:
             tensor.requires_grad_().grad = None
         predictions = run()
-        pull([p[name] for p in predictions for name in ("pred_logits", "pred_masks")])
+        run_backward([p[name] for p in predictions for name in ("pred_logits", "pred_masks")])
         results.append((predictions, [tensor.grad for tensor in tensors]))
     (found, gradients), (expected, expected_gradients) = results
     assert len(found) == len(expected) == LAYERS + 1
