@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import CfgNode
 
 from mask_former.structures import RESULTS
-from mask_former.utils.precision import amp_dtype
 
 from .sliding_window import SlidingWindow
 
@@ -44,24 +42,6 @@ class InferenceSettings:
     """Side in pixels of the windows into which larger images are cut; 0: no windows."""
     window_stride: int = 0
     """Pixels from one window to the next; 0: see :class:`SlidingWindow`."""
-
-    @classmethod
-    def from_cfg(cls, cfg: CfgNode) -> InferenceSettings:
-        """Read the settings from a config."""
-        test = cfg.MODEL.MASK_FORMER.TEST
-        return cls(
-            semantic_on=test.SEMANTIC_ON,
-            panoptic_on=test.PANOPTIC_ON,
-            instance_on=test.INSTANCE_ON,
-            object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
-            overlap_threshold=test.OVERLAP_THRESHOLD,
-            segment_within_mask=test.SEGMENT_WITHIN_MASK,
-            topk=cfg.TEST.DETECTIONS_PER_IMAGE,
-            resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
-            dtype=amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
-            window_size=cfg.TEST.SLIDING_WINDOW.SIZE,
-            window_stride=cfg.TEST.SLIDING_WINDOW.STRIDE,
-        )
 
     def __post_init__(self) -> None:
         _ = self.sliding_window

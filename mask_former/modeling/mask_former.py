@@ -27,6 +27,7 @@ from mask_former.structures import Outputs, Target
 from .activation_checkpointing import checkpoint_activations, wants_checkpoints
 from .batch_targets import prepare_targets
 from .deep_supervision import last_prediction
+from .inference_settings import inference_settings
 
 __all__ = ["MaskFormer"]
 
@@ -95,7 +96,7 @@ class MaskFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "thing_ids": _thing_ids(cfg),
-            "inference": InferenceSettings.from_cfg(cfg),
+            "inference": inference_settings(cfg),
             "mask_ignore": cfg.MODEL.MASK_FORMER.MASK_IGNORE,
             "reference_ops": cfg.MODEL.REFERENCE_OPS,
         }
