@@ -64,6 +64,7 @@ _LEFT_OUT = (
     "MODEL.COMPILE",
     "MODEL.DEVICE",
     "MODEL.REFERENCE_OPS",
+    "MODEL.SWIN.USE_CHECKPOINT",
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
     *(f"MODEL.{name}" for name in BOX_MODEL_NODES),

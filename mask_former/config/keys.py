@@ -1,7 +1,7 @@
 """All config keys that this project adds to detectron2's, with their units and meanings.
 
 The defaults are those of the published MaskFormer. Features that it lacks are off by default, so
-that published configs behave as published.
+that published configs behave as published; the configs of Mask2Former turn on those that it has.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def _add_input(cfg: CfgNode) -> None:
     # Minimum area of a target in pixels; smaller ones, such as objects cut off by a crop, are
     # dropped. 0 (published): keep all.
     cfg.INPUT.MIN_MASK_AREA = 0
+    # Large-scale jitter: side of the crop in pixels, and the range of the random scale.
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
     # Fraction of crops that are moved to contain a pixel of a class, drawn uniformly from those in
     # the image. 0 (published): none.
     cfg.INPUT.CROP.CLASS_UNIFORM = 0.0
@@ -125,6 +129,7 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.DIM_FEEDFORWARD = 2048  # channels
     node.DROPOUT = 0.1  # probability
     node.ENC_LAYERS = 0  # encoder layers before the decoder
+    # Decoder layers; in MultiScaleMaskedTransformerDecoder predictions: one more than layers.
     node.DEC_LAYERS = 6
     node.PRE_NORM = False  # normalise the input of each block instead of its output
     node.ENFORCE_INPUT_PROJ = False  # project the map even if it has HIDDEN_DIM channels
@@ -139,6 +144,9 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # minimum class probability of a panoptic segment
     # Minimum fraction of its mask that a panoptic segment wins against the others.
     node.TEST.OVERLAP_THRESHOLD = 0.0
+    # Leave pixels void that lie outside the mask of the query that wins them. False: MaskFormer's
+    # rule; True: Mask2Former's.
+    node.TEST.SEGMENT_WITHIN_MASK = False
     # True: resize mask logits to the output size and compute the semantic result from them. False:
     # compute the semantic result, then resize it.
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
@@ -213,3 +221,4 @@ def _add_swin(cfg: CfgNode) -> None:
     swin.APE = False  # add an absolute position embedding
     swin.PATCH_NORM = True  # normalise the patch embedding
     swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    swin.USE_CHECKPOINT = False  # as MODEL.ACTIVATION_CHECKPOINTING, for Swin only

@@ -88,6 +88,7 @@ def validate(cfg: CfgNode) -> None:
     _check_sliding_window(cfg)
     _check_test_sizes(cfg)
     _check_idle_keys(cfg)
+    _check_fixed_keys(cfg)
     _check_optimizer(cfg)
     _check_finite(cfg)
     _check_sizes(cfg)
@@ -290,6 +291,17 @@ def _check_idle_keys(cfg: CfgNode) -> None:
             f"These keys belong to detectron2's box-based models, and MODEL.META_ARCHITECTURE "
             f"{architecture!r} does not read them: {', '.join(changed)}. Remove them."
         )
+
+
+def _check_fixed_keys(cfg: CfgNode) -> None:
+    """Refuse other values of keys that the published Mask2Former has and does not read."""
+    for name, fixed in (("N_POINTS", 4), ("N_HEADS", 8)):
+        key = f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_{name}"
+        if _get(cfg, key) != fixed:
+            raise ValueError(
+                f"{key} is {_get(cfg, key)}, but no pixel decoder reads it: leave it at {fixed}. "
+                "The number of heads is MODEL.MASK_FORMER.NHEADS."
+            )
 
 
 def changed_keys(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:

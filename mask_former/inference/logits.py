@@ -86,6 +86,8 @@ class ImageLogits:
     resize_before_inference: bool = False
     """Resize mask logits to the output size before the semantic result is computed, instead of
     resizing the result. Panoptic and instance results always use resized mask logits."""
+    segment_within_mask: bool = False
+    """A panoptic segment lies within its query's own mask; see :func:`panoptic_inference`."""
     reference_ops: bool = False
     """Run the reference versions of the kernels: see :mod:`mask_former.ops.reference`."""
 
@@ -131,6 +133,7 @@ class ImageLogits:
                 object_mask_threshold=object_mask_threshold,
                 overlap_threshold=overlap_threshold,
                 label_ids_to_fuse=label_ids_to_fuse,
+                segment_within_mask=self.segment_within_mask,
             )
 
     def instances(self, *, topk: int, thing_ids: Iterable[int] | None = None) -> Instances:

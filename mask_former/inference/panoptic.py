@@ -25,6 +25,7 @@ def panoptic_inference(
     object_mask_threshold: float,
     overlap_threshold: float,
     label_ids_to_fuse: Iterable[int] | None = None,
+    segment_within_mask: bool = False,
     size: Size | None = None,
 ) -> tuple[Tensor, list[SegmentInfo]]:
     """Assign each pixel to one query (paper, section 3.4).
@@ -42,6 +43,8 @@ def panoptic_inference(
         object_mask_threshold: in [0, 1].
         overlap_threshold: in [0, 1].
         label_ids_to_fuse: class ids whose segments are merged into one per class. Default: stuff.
+        segment_within_mask: as in Mask2Former, leave pixels void that lie outside the mask
+            (σ < 0.5) of the query that wins them, and drop a query if no pixels remain.
         size: (H, W) to which the masks are resized; None keeps their size.
 
     Returns:
@@ -56,16 +59,22 @@ def panoptic_inference(
 
     masks = as_masks(mask_pred).resize(size)
     winner = torch.zeros(masks.size, dtype=torch.int64, device=mask_cls.device)
+    within = torch.ones(masks.size, dtype=torch.bool, device=mask_cls.device)
     if not len(scores):
         return winner.int(), []
     area = torch.zeros(len(scores), dtype=torch.int64, device=mask_cls.device)
     for rows, band in masks[keep].bands():
         band = band.sigmoid()
-        area += (band >= 0.5).sum((0, 2))
+        inside = band >= 0.5
+        area += inside.sum((0, 2))
         winner[rows] = argmax_with_margin(band.mul_(scores[:, None]))[0]
+        if segment_within_mask:
+            within[rows] = inside.gather(1, winner[rows, None])[:, 0]
     won = torch.bincount(winner.flatten(), minlength=len(scores))
-    solid = (won > 0) & (area > 0) & (won / area >= overlap_threshold)
-    return segment_ids(winner, scores, labels, solid, things=things, fuse=fuse)
+    kept = torch.bincount(winner[within], minlength=len(scores)) if segment_within_mask else won
+    solid = (kept > 0) & (area > 0) & (won / area >= overlap_threshold)
+    ids, segments = segment_ids(winner, scores, labels, solid, things=things, fuse=fuse)
+    return (ids * within if segment_within_mask else ids), segments
 
 
 def segment_ids(

@@ -29,6 +29,8 @@ class InferenceSettings:
     """Minimum class probability of a panoptic segment, in [0, 1]."""
     overlap_threshold: float = 0.0
     """Minimum fraction of its own mask that a panoptic segment must win, in [0, 1]."""
+    segment_within_mask: bool = False
+    """A panoptic segment lies within its query's own mask; see :func:`.panoptic_inference`."""
     topk: int = 100
     """Number of (query, class) pairs from which the instance result is selected."""
     resize_first: bool = False

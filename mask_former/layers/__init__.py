@@ -1,9 +1,11 @@
 """Building blocks of the transformer, which depend on torch and our kernels only."""
 
 from .deformable_transformer import DeformableTransformer
+from .attention import Attention
 from .mlp import MLP
-from .position_encoding import sine_position_encoding
+from .position_encoding import position_of_cells, sine_position_encoding
 from .transformer import (
+    FeedForward,
     Transformer,
     TransformerDecoder,
     TransformerDecoderLayer,
@@ -14,10 +16,13 @@ from .transformer import (
 __all__ = [
     "MLP",
     "DeformableTransformer",
+    "Attention",
+    "FeedForward",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "position_of_cells",
     "sine_position_encoding",
 ]

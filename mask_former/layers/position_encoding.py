@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["sine_position_encoding"]
+__all__ = ["position_of_cells", "sine_position_encoding"]
 
 
 def _axis_encoding(length: int, channels: int, temperature: float, device: torch.device) -> Tensor:
@@ -57,3 +57,10 @@ def sine_position_encoding(
         dim=-1,
     )
     return grid.permute(2, 0, 1)
+
+
+def position_of_cells(feature_map: Tensor) -> Tensor:
+    """Encode the position of every cell of a map B×C×h×w: 1×hw×C, of the map's type."""
+    _, channels, height, width = feature_map.shape
+    position = sine_position_encoding(height, width, channels, device=feature_map.device)
+    return position.to(feature_map.dtype).flatten(1).T[None]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .position_encoding import sine_position_encoding
+from .attention import Attention
+from .position_encoding import position_of_cells
 
 __all__ = [
     "FeedForward",
@@ -20,25 +21,6 @@ __all__ = [
     "TransformerEncoder",
     "TransformerEncoderLayer",
 ]
-
-
-class _Attention(nn.MultiheadAttention):
-    """torch's multi-head attention as plain projections around one fused attention call."""
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__(dim, heads, dropout=dropout, batch_first=True)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
-        """Attend from ``query`` B×S×C to ``key`` and ``value`` B×T×C. Returns B×S×C."""
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -63,7 +45,7 @@ class TransformerEncoderLayer(FeedForward):
     ) -> None:
         """Create the layer; ``pre_norm`` normalises the input of each block, not its output."""
         super().__init__(dim, feedforward_dim, dropout)
-        self.self_attn = _Attention(dim, heads, dropout)
+        self.self_attn = Attention(dim, heads, dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.pre_norm = pre_norm
@@ -87,8 +69,8 @@ class TransformerDecoderLayer(FeedForward):
         self, dim: int, heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
     ) -> None:
         super().__init__(dim, feedforward_dim, dropout)
-        self.self_attn = _Attention(dim, heads, dropout)
-        self.multihead_attn = _Attention(dim, heads, dropout)
+        self.self_attn = Attention(dim, heads, dropout)
+        self.multihead_attn = Attention(dim, heads, dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -230,9 +212,7 @@ class Transformer(nn.Module):
 
     def _encode(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a map B×C×h×w. Returns its cells B×hw×C and the positional encoding 1×hw×C."""
-        _, channels, height, width = feature_map.shape
-        position = sine_position_encoding(height, width, channels, device=feature_map.device)
-        position = position.to(feature_map.dtype).flatten(1).T[None]
+        position = position_of_cells(feature_map)
         return self.encoder(feature_map.flatten(2).transpose(1, 2), position), position
 
     def forward(self, feature_map: Tensor, query_position: Tensor) -> Tensor:

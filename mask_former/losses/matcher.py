@@ -211,7 +211,7 @@ class HungarianMatcher(nn.Module):
                 points = random_points(self.point_rule.num_points, device)
             points = points.to(device)
             rows = [self.point_rule.read_logits(layer, points) for layer in maps]
-            masks = self.point_rule.read_masks(masks, points)
+            masks = self.point_rule.mask_reader(masks)(points)
             valid = None if valid is None else read_pixels(valid, points)[0]
         return mask_losses(pairwise_mask_sums(self.mask_term, rows, masks, valid))
 

@@ -9,6 +9,7 @@ The matcher and the losses use the same :class:`PointRule`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from detectron2.projects.point_rend.point_features import (
@@ -16,6 +17,8 @@ from detectron2.projects.point_rend.point_features import (
     point_sample,
 )
 from torch import Tensor
+
+from mask_former.ops.mask_points import MaskReader, mask_reader
 
 __all__ = ["PADDINGS", "TARGETS", "PointRule", "random_points", "uncertain_points"]
 
@@ -75,24 +78,24 @@ class PointRule:
             return point_sample(maps.float()[None], points[None], **options)[0]
         return point_sample(maps.float()[:, None], points, **options)[:, 0]
 
-    def read_masks(self, masks: Tensor, points: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Sample target masks at points.
+    def mask_reader(self, masks: Tensor) -> MaskReader:
+        """Prepare target masks for sampling.
 
         Args:
             masks: N×H×W, bool.
-            points: P×2, the same for all masks, or M×P×2 with ``indices``.
-            indices: M, the index of the mask that each row of points belongs to.
 
         Returns:
-            N×P or M×P: bool if ``targets`` is "nearest", else fp32 in [0, 1].
+            A function of points, P×2, the same for all masks, or M×P×2 with a second argument: M,
+            the index of the mask that each row of points belongs to. It returns N×P or M×P, bool if
+            ``targets`` is "nearest", else fp32 in [0, 1].
         """
         if self.targets == "nearest":
-            return read_pixels(masks, points, indices)
-        return self.read_logits(masks if indices is None else masks[indices], points)
+            return partial(read_pixels, masks)
+        return mask_reader(masks, border=self.padding == "border")
 
 
 def read_pixels(masks: Tensor, points: Tensor, indices: Tensor | None = None) -> Tensor:
-    """Look up the pixels that contain points; see :meth:`PointRule.read_masks`.
+    """Look up the pixels that contain points; see :meth:`PointRule.mask_reader`.
 
     The masks are not copied. Returns N×P or M×P, bool.
     """

@@ -24,9 +24,8 @@ from mask_former.ops.mask_sums import (
     MaskTerm,
     Section,
     dense_mask_sums,
-    point_mask_sums,
-    point_mask_sums_reference,
 )
+from mask_former.ops.point_sums import point_mask_sums
 from mask_former.registries import LOSS_REGISTRY
 from mask_former.structures import Match, Prediction, Target
 
@@ -199,18 +198,17 @@ def _sums_at_points(batch: MatchedBatch, rule: PointRule) -> MaskSums:
     maps = maps.float()
     points = _points(batch, rule, maps, image)
     counts = [len(section.queries) for section in batch.sections]
+    readers = [rule.mask_reader(masks) for masks in batch.masks]
     targets = torch.cat(
         [
-            rule.read_masks(batch.masks[section.image], own_points, section.targets)
+            readers[section.image](own_points, section.targets)
             for section, own_points in zip(batch.sections, points.split(counts), strict=True)
         ]
     )
     valid = None
     if batch.valid is not None:
         valid = read_pixels(torch.stack(batch.valid), points, image)
-    # The hand-written gradient is only valid for targets 0 and 1.
-    sum_points = point_mask_sums if targets.dtype == torch.bool else point_mask_sums_reference
-    return sum_points(batch.mask_term, rule.read_logits(maps, points), targets, valid)
+    return point_mask_sums(batch.mask_term, rule.read_logits(maps, points), targets, valid)
 
 
 def _points(batch: MatchedBatch, rule: PointRule, maps: Tensor, image: Tensor) -> Tensor:

@@ -8,17 +8,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from detectron2.modeling.backbone.swin import BasicLayer
+from detectron2.config import CfgNode
+from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .backbone.swin import SwinStage
 
-__all__ = ["checkpoint_activations"]
+__all__ = ["checkpoint_activations", "wants_checkpoints"]
 
 _SERIES = (nn.Sequential, nn.ModuleList, BasicLayer, SwinStage)
 """Containers of consecutive blocks, which are not blocks themselves."""
+
+
+def wants_checkpoints(cfg: CfgNode, backbone: nn.Module) -> bool:
+    """Return True if a config turns activation checkpointing on for this backbone."""
+    is_swin = isinstance(backbone, SwinTransformer)
+    return cfg.MODEL.ACTIVATION_CHECKPOINTING or (is_swin and cfg.MODEL.SWIN.USE_CHECKPOINT)
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:

@@ -23,10 +23,11 @@ from mask_former.inference import (
 from mask_former.losses import build_criterion
 from mask_former.ops import reference_ops
 from mask_former.structures import Outputs, Target
-from mask_former.utils.precision import amp_dtype
 
-from .activation_checkpointing import checkpoint_activations
+from .activation_checkpointing import checkpoint_activations, wants_checkpoints
 from .batch_targets import prepare_targets
+from .deep_supervision import last_prediction
+from .inference_settings import inference_settings
 
 __all__ = ["MaskFormer"]
 
@@ -95,7 +96,7 @@ class MaskFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "thing_ids": _thing_ids(cfg),
-            "inference": _inference_settings(cfg),
+            "inference": inference_settings(cfg),
             "mask_ignore": cfg.MODEL.MASK_FORMER.MASK_IGNORE,
             "reference_ops": cfg.MODEL.REFERENCE_OPS,
         }
@@ -180,7 +181,8 @@ class MaskFormer(nn.Module):
 
     def network(self, images: Tensor) -> Outputs:
         """Run backbone and head on B×3×H×W in the precision of the caller's autocast."""
-        return self.sem_seg_head(self.backbone(images))
+        with last_prediction(self.sem_seg_head):
+            return self.sem_seg_head(self.backbone(images))
 
     def inference_precision(self) -> AbstractContextManager[Any]:
         """Return the autocast context of ``TEST.AMP``; without it, the caller's stays active."""
@@ -222,6 +224,7 @@ class MaskFormer(nn.Module):
                 image_size=size,
                 output_size=_output_size(example),
                 resize_before_inference=self.inference.resize_before_inference,
+                segment_within_mask=self.inference.segment_within_mask,
                 reference_ops=self.reference_ops,
             )
             for mask_cls, mask_pred, size, example in zip(*per_image, strict=True)
@@ -266,9 +269,9 @@ def _output_size(example: dict[str, Any]) -> tuple[int, int]:
 
 
 def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
-    backbone = build_backbone(cfg)
+    backbone = build_backbone(_with_norms_of_device(cfg))
     head = build_sem_seg_head(cfg, backbone.output_shape())
-    if cfg.MODEL.ACTIVATION_CHECKPOINTING:
+    if wants_checkpoints(cfg, backbone):
         checkpoint_activations(backbone)
     if cfg.MODEL.COMPILE:  # in place, which keeps the names of parameters
         for module in (backbone, head):
@@ -276,20 +279,14 @@ def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
     return backbone, head
 
 
-def _inference_settings(cfg: CfgNode) -> InferenceSettings:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    return InferenceSettings(
-        semantic_on=test.SEMANTIC_ON,
-        panoptic_on=test.PANOPTIC_ON,
-        instance_on=test.INSTANCE_ON,
-        object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
-        overlap_threshold=test.OVERLAP_THRESHOLD,
-        topk=cfg.TEST.DETECTIONS_PER_IMAGE,
-        resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
-        dtype=amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
-        window_size=cfg.TEST.SLIDING_WINDOW.SIZE,
-        window_stride=cfg.TEST.SLIDING_WINDOW.STRIDE,
-    )
+def _with_norms_of_device(cfg: CfgNode) -> CfgNode:
+    """Replace "SyncBN", which only GPUs can train, by "BN" on a CPU: the same in one process."""
+    if cfg.MODEL.RESNETS.NORM != "SyncBN" or cfg.MODEL.DEVICE != "cpu":
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RESNETS.NORM = "BN"
+    return cfg
 
 
 def _thing_ids(cfg: CfgNode) -> list[int]:

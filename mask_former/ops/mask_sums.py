@@ -1,10 +1,10 @@
 """Sums over the pixels of matched pairs of masks, from which the mask losses are computed.
 
 Plain version: upsample the logits of every pair to the size of the targets and sum
-(:func:`dense_mask_sums_reference`), or sum over points (:func:`point_mask_sums_reference`).
-Fast version: :func:`dense_mask_sums` upsamples a few rows of a few pairs at a time, and again in
-the backward pass; :func:`point_mask_sums` has a hand-written gradient.
-They avoid all M×H×W tensors, of which autograd would keep three (docs/performance.md).
+(:func:`dense_mask_sums_reference`). Fast version: :func:`dense_mask_sums` upsamples a few rows of a
+few pairs at a time, and again in the backward pass. It avoids all M×H×W tensors, of which autograd
+would keep three (docs/performance.md). For sums over points, see
+:mod:`mask_former.ops.point_sums`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ __all__ = [
     "MaskSums",
     "MaskTerm",
     "Section",
+    "count_valid",
     "dense_mask_sums",
     "dense_mask_sums_reference",
     "leave_out",
-    "point_mask_sums",
     "point_mask_sums_reference",
     "softplus",
+    "sums_gradient",
+    "sums_of_pairs",
     "tile_elements",
     "to_float",
 ]
@@ -177,30 +179,10 @@ def dense_mask_sums_reference(
     return MaskSums(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def point_mask_sums(
-    term: MaskTerm, logits: Tensor, masks: Tensor, valid: Tensor | None = None
-) -> MaskSums:
-    """Sum over points; only the logits and targets are kept for the backward pass.
-
-    Args:
-        term: the mask term.
-        logits: M×P, fp32, mask logits of M pairs at P points each.
-        masks: M×P, bool, targets at these points.
-        valid: M×P, bool: the points to use. None: all.
-    """
-    if is_reference():
-        return point_mask_sums_reference(term, logits, masks, valid)
-    pixels: Tensor | int = logits.shape[1]
-    if valid is not None:
-        logits, masks, pixels = leave_out(logits, valid), masks & valid, _count_valid(valid)
-    total, predicted, overlap, area = _PointSums.apply(term, logits, masks)
-    return MaskSums(total, predicted, overlap, area, pixels)
-
-
 def point_mask_sums_reference(
     term: MaskTerm, logits: Tensor, targets: Tensor, valid: Tensor | None = None
 ) -> MaskSums:
-    """Compute :func:`point_mask_sums` by the formulas; ``targets`` may be fractions in [0, 1]."""
+    """Sum over M×P points by the formulas; see :func:`.point_sums.point_mask_sums`."""
     targets = targets.to(logits.dtype)
     weights = torch.ones_like(targets) if valid is None else valid.to(targets.dtype)
     probability = logits.sigmoid()
@@ -209,11 +191,11 @@ def point_mask_sums_reference(
         (weights * probability).sum(1),
         (weights * probability * targets).sum(1),
         (weights * targets).sum(1),
-        logits.shape[1] if valid is None else _count_valid(valid),
+        logits.shape[1] if valid is None else count_valid(valid),
     )
 
 
-def _count_valid(valid: Tensor) -> Tensor:
+def count_valid(valid: Tensor) -> Tensor:
     """Count the points to use in each row of M×P, bool; at least 1."""
     return valid.sum(1).clamp(min=1)
 
@@ -324,7 +306,7 @@ class _DenseSums(torch.autograd.Function):
         sums = torch.zeros(4, pairs, dtype=_full_precision(logits[0]), device=logits[0].device)
         for part in plan.parts(logits):
             for band in plan.rows:
-                sums[:, part.pairs] += _sums(plan.term, *plan.tile(part, band))
+                sums[:, part.pairs] += sums_of_pairs(plan.term, *plan.tile(part, band))
         ctx.plan = plan
         ctx.save_for_backward(*logits)
         return sums
@@ -339,7 +321,7 @@ class _DenseSums(torch.autograd.Function):
                 wide = torch.zeros_like(part.wide)
                 for band in plan.rows:
                     x, t = plan.tile(part, band)
-                    full = _sums_gradient(plan.term, x, t, upstream[:3, part.pairs, None])
+                    full = sums_gradient(plan.term, x, t, upstream[:3, part.pairs, None])
                     full = full.view(len(x), len(band.matrix), -1)
                     wide[:, band.grid] += band.matrix.T @ full
                 small = wide.new_zeros(*wide.shape[:2], logits[0].shape[-1])
@@ -348,22 +330,6 @@ class _DenseSums(torch.autograd.Function):
                 layer = gradients[part.section.layer]
                 layer[part.section.image, part.queries] = small.to(layer.dtype)
         return None, *gradients
-
-
-class _PointSums(torch.autograd.Function):
-    """Autograd function for the same sums of M×P logits and bool targets; saves only these two."""
-
-    @staticmethod
-    def forward(ctx: Any, term: MaskTerm, logits: Tensor, masks: Tensor) -> Tensor:
-        ctx.term = term
-        ctx.save_for_backward(logits, masks)
-        return _sums(term, logits, to_float(masks))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
-        logits, masks = ctx.saved_tensors
-        return None, _sums_gradient(ctx.term, logits, to_float(masks), upstream[:3, :, None]), None
 
 
 # One formula serves both sides of a mask, because it depends only on s = ±x. For example, x = 2
@@ -379,7 +345,7 @@ def _wrong(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return wrong_logits.sigmoid_(), right, entropy
 
 
-def _sums(term: MaskTerm, logits: Tensor, targets: Tensor) -> Tensor:
+def sums_of_pairs(term: MaskTerm, logits: Tensor, targets: Tensor) -> Tensor:
     """Compute Σ term, Σp, Σpt and Σt of M×P logits and 0/1 targets: 4×M."""
     wrong, _, entropy = _wrong(logits, targets)
     total = term.total(entropy, wrong, targets)
@@ -388,7 +354,7 @@ def _sums(term: MaskTerm, logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([total, wrong.sum(1) - 2 * inside + area, area - inside, area])
 
 
-def _sums_gradient(term: MaskTerm, logits: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
+def sums_gradient(term: MaskTerm, logits: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
     """Compute the gradient for M×P logits, given those for Σ term, Σp and Σpt (3×M×1)."""
     term_grad, predicted_grad, overlap_grad = upstream
     wrong, right, entropy = _wrong(logits, targets)

@@ -51,6 +51,7 @@ INFERENCE = "inference"
 _OLD_PIXEL_DECODER = re.compile(
     r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
 )
+_OLD_QUERIES = re.compile(r"^sem_seg_head\.predictor\.static_query\.")
 
 
 def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
@@ -291,7 +292,8 @@ def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> d
     """Return the same weights under the current parameter names; idempotent.
 
     Early MaskFormer checkpoints have the pixel decoder's parameters directly under
-    ``sem_seg_head.``, and the names in the checkpoint of a wrapped model start with ``module.``.
+    ``sem_seg_head.``, early Mask2Former checkpoints call the queries ``static_query``, and the
+    names in the checkpoint of a wrapped model start with ``module.``.
 
     Args:
         weights: Names to values of any type.
@@ -303,5 +305,6 @@ def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> d
     renamed = {}
     for name, value in weights.items():
         new = _OLD_PIXEL_DECODER.sub("sem_seg_head.pixel_decoder.", name)
+        new = _OLD_QUERIES.sub("sem_seg_head.predictor.query_feat.", new)
         renamed[name if name in keep or new in weights else new] = value
     return renamed

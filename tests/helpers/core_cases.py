@@ -22,11 +22,14 @@ from mask_former.inference import (
     semantic_inference,
     semantic_map,
 )
-from mask_former.losses import HungarianMatcher, SetCriterion
+from mask_former.losses import CrossEntropyTerm, HungarianMatcher, PointRule, SetCriterion
 from tests.helpers.golden_cases import GOLDEN
 
 WEIGHTS = {"loss_ce": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
+MASK2FORMER_WEIGHTS = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
 NO_OBJECT_WEIGHT = 0.1
+MASK2FORMER_BATCH: dict[str, Any] = {"seed": 5, "counts": (6, 0, 9)}
+"""Arguments of :func:`random_batch` for Mask2Former's case."""
 
 
 def random_masks(count: int, size: tuple[int, int], seed: int, scale: float = 2.0) -> Tensor:
@@ -96,16 +99,35 @@ def build_criterion(
     return SetCriterion(classes, matcher, no_object_weight=no_object_weight, **shared)
 
 
-def weighted_total(losses: dict[str, Tensor]) -> Tensor:
+def mask2former_criterion(classes: int) -> SetCriterion:
+    """Build Mask2Former's criterion, which reads its masks at a regular grid of 112×112 points."""
+    rule = PointRule(112**2, padding="zeros", targets="bilinear")
+    shared = {"mask_term": CrossEntropyTerm(), "point_rule": rule}
+    matcher = HungarianMatcher(*MASK2FORMER_WEIGHTS.values(), **shared)
+    criterion = SetCriterion(classes, matcher, no_object_weight=NO_OBJECT_WEIGHT, **shared)
+    criterion.fixed_points = matcher.fixed_points = point_grid(112)
+    return criterion
+
+
+def point_grid(side: int) -> Tensor:
+    """Return the centres (x, y) of ``side``×``side`` equal parts of the image, row by row."""
+    centre = (torch.arange(side) + 0.5) / side
+    return torch.stack([centre.repeat(side), centre.repeat_interleave(side)], 1)
+
+
+def weighted_total(losses: dict[str, Tensor], weights: dict[str, float] = WEIGHTS) -> Tensor:
     """Return the sum of all losses, each times the weight of its term."""
     return sum(
-        (WEIGHTS["_".join(name.split("_")[:2])] * value for name, value in losses.items()),
+        (weights["_".join(name.split("_")[:2])] * value for name, value in losses.items()),
         start=torch.zeros(()),
     )
 
 
 def run_criterion(
-    criterion: SetCriterion, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
+    criterion: SetCriterion,
+    outputs: dict[str, Any],
+    targets: list[dict[str, Tensor]],
+    weights: dict[str, float] = WEIGHTS,
 ) -> dict[str, Any]:
     """Compute the losses, their weighted total, the matches of every layer, and the gradients.
 
@@ -117,7 +139,7 @@ def run_criterion(
         for layer in layers_of(outputs)
     ]
     losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, targets)
-    total = weighted_total(losses)
+    total = weighted_total(losses, weights)
     total.backward()
     return {
         "losses": {name: value.item() for name, value in losses.items()},
@@ -215,6 +237,11 @@ if __name__ == "__main__":
     figures = run_criterion(build_criterion(), *random_batch())
     gradients = {name: figures.pop(name) for name in ("grad_logits", "grad_masks")}
     _write("criterion", figures, gradients)
+    batch = random_batch(**MASK2FORMER_BATCH)
+    figures = run_criterion(mask2former_criterion(5), *batch, MASK2FORMER_WEIGHTS)
+    gradients = {"grad_logits": figures.pop("grad_logits")}
+    gradients["grad_masks_every3"] = figures.pop("grad_masks")[..., ::3, ::3, ::3]
+    _write("mask2former_criterion", figures, gradients)
     _write("inference_functions", *inference_figures())
 
 

@@ -213,6 +213,7 @@ def panoptic(
     object_mask_threshold: float,
     overlap_threshold: float,
     label_ids_to_fuse: Sequence[int] | None = None,
+    segment_within_mask: bool = False,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Return segment ids H×W and the list of segments; see ``panoptic_inference``."""
     height, width = mask_pred.shape[-2:]
@@ -237,6 +238,10 @@ def panoptic(
         won = [pixel for pixel, best in winner.items() if best == query]
         own = sum(value >= 0.5 for row in masks[query] for value in row)
         if not won or not own or len(won) / own < overlap_threshold:
+            continue
+        if segment_within_mask:
+            won = [(y, x) for y, x in won if masks[query][y][x] >= 0.5]
+        if not won:
             continue
         is_thing = label in thing_ids
         fuse = not is_thing if label_ids_to_fuse is None else label in label_ids_to_fuse

@@ -110,8 +110,9 @@ def test_the_semantic_result_matches_the_sum_over_queries(case):
 
 
 @each_panoptic_case
-def test_the_panoptic_result_equals_that_of_the_reference_loop(case, name):
-    options = {"thing_ids": THINGS, **PANOPTIC_CASES[name]}
+@pytest.mark.parametrize("within", [False, True], ids=["whole", "within the mask"])
+def test_the_panoptic_result_equals_that_of_the_reference_loop(case, name, within):
+    options = {"thing_ids": THINGS, "segment_within_mask": within, **PANOPTIC_CASES[name]}
     ids, segments = panoptic_inference(case.cls, case.pred, size=FULL_SIZE, **options)
     expected_ids, expected = references.panoptic(case.cls, case.full, **options)
     assert torch.equal(ids, expected_ids)

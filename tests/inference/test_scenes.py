@@ -99,6 +99,34 @@ def test_a_query_that_wins_too_little_of_its_mask_becomes_void(overlap, ids):
     assert len(segments) == max(ids)
 
 
+def test_with_mask2formers_rule_pixels_outside_the_mask_of_their_query_are_void():
+    masks = columns((0, 4), (4, 6))  # columns 6 and 7 lie in no mask
+    mask_cls = class_logits((0, 9.0), 1)
+    assert segment(mask_cls, masks)[0] == [1, 1, 1, 1, 2, 2, 1, 1]
+    ids, segments = segment(mask_cls, masks, segment_within_mask=True)
+    assert ids == [1, 1, 1, 1, 2, 2, 0, 0]
+    assert [info["id"] for info in segments] == [1, 2]
+
+
+def test_with_mask2formers_rule_a_query_that_wins_only_outside_its_mask_is_dropped():
+    # Query 0 covers columns 0 … 3, which query 1 wins, and wins columns 4 … 7, outside its mask.
+    masks = torch.tensor([[0.1] * 4 + [-0.1] * 4, [10.0] * 4 + [-10.0] * 4])
+    masks = masks[:, None].repeat(1, 2, 1)
+    mask_cls = class_logits((0, 9.0), (1, 8.0))
+    assert segment(mask_cls, masks)[0] == [2] * 4 + [1] * 4
+    ids, segments = segment(mask_cls, masks, segment_within_mask=True)
+    assert ids == [1] * 4 + [0] * 4
+    assert [info["category_id"] for info in segments] == [1]
+
+
+def test_the_share_that_a_query_wins_counts_pixels_outside_its_mask():
+    # Query 0 wins 2 of its 4 columns and the 2 columns outside all masks: 4 / 4.
+    masks = torch.tensor([[0.1] * 4 + [-5.0] * 2, [-9.0] * 2 + [9.0] * 2 + [-9.0] * 2])
+    masks = masks[:, None].repeat(1, 2, 1)
+    ids, _ = segment(class_logits(0, 1), masks, overlap=0.9, segment_within_mask=True)
+    assert ids == [1, 1, 2, 2, 0, 0]
+
+
 def test_an_object_of_one_pixel_is_found():
     masks = columns((0, 8), (0, 0))
     masks[1, 1, 3] = 10.0

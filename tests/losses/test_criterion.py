@@ -13,10 +13,13 @@ from mask_former import losses
 from mask_former.losses import CrossEntropyTerm, PointRule
 from tests.helpers import references
 from tests.helpers.core_cases import (
+    MASK2FORMER_BATCH,
+    MASK2FORMER_WEIGHTS,
     NO_OBJECT_WEIGHT,
     WEIGHTS,
     build_criterion,
     layers_of,
+    mask2former_criterion,
     pairs_of,
     random_batch,
     run_criterion,
@@ -81,6 +84,34 @@ def test_gradients_match_the_published_ones(case):
         # A mask's gradient is small everywhere, so the tolerance scales with its maximum.
         atol = 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=atol)
+
+
+@pytest.fixture(scope="module", params=["carried", "golden"])
+def mask2former_case(request):
+    """Found and expected figures with Mask2Former's terms, at a grid of points."""
+    if request.param == "carried":
+        expected, gradients = load_case("mask2former_criterion")
+        outputs, targets = random_batch(**MASK2FORMER_BATCH)
+    else:
+        folder = request.getfixturevalue("shared_dir") / "golden" / "mask2former"
+        expected, gradients = load_case("criterion", folder)
+        outputs, targets = golden_inputs(expected, gradients)
+    criterion = mask2former_criterion(outputs["pred_logits"].shape[-1] - 1)
+    found = run_criterion(criterion, outputs, targets, MASK2FORMER_WEIGHTS)
+    return SimpleNamespace(found=found, expected=expected, gradients=gradients)
+
+
+def test_mask2formers_losses_and_matches_equal_the_published_ones(mask2former_case):
+    found, expected = mask2former_case.found, mask2former_case.expected
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert found["matches_per_layer"] == expected["matches_per_layer"]
+
+
+def test_mask2formers_gradients_equal_the_published_ones(mask2former_case):
+    found, expected = mask2former_case.found, mask2former_case.gradients
+    every3 = found["grad_masks"][..., ::3, ::3, ::3]
+    np.testing.assert_allclose(found["grad_logits"], expected["grad_logits"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(every3, expected["grad_masks_every3"], rtol=1e-4, atol=1e-6)
 
 
 # The formulas
@@ -449,7 +480,7 @@ def test_fixed_points_replace_random_ones_in_losses_and_matching():
     total = 0.0
     for image, (queries, numbers) in enumerate(match):
         logits = rule.read_logits(layer["pred_masks"][image][queries], points).double()
-        shares = rule.read_masks(targets[image]["masks"][numbers], points).double()
+        shares = rule.mask_reader(targets[image]["masks"][numbers])(points).double()
         p = logits.sigmoid()
         total -= (shares * p.log() + (1 - shares) * (1 - p).log()).mean(1).sum().item()
     assert first["loss_mask"].item() == pytest.approx(total / 10, rel=1e-5)

@@ -52,8 +52,8 @@ def test_with_zero_padding_logits_and_masks_fade_to_0_outside_the_centres():
     points = torch.tensor([[0.25, 0.25], [0.5, 0.25], [1.0, 0.75], [0.0, 0.0]])
     assert ZEROS.read_logits(maps, points).tolist() == [[0.0, 4.0, 6.0, 0.0]]
     # At the right edge half of the weight lies outside, in the corner three quarters.
-    assert ZEROS.read_masks(masks, points).tolist() == [[1.0, 1.0, 0.0, 0.25]]
-    again = ZEROS.read_masks(masks, points.expand(2, -1, -1), torch.tensor([0, 0]))
+    assert ZEROS.mask_reader(masks)(points).tolist() == [[1.0, 1.0, 0.0, 0.25]]
+    again = ZEROS.mask_reader(masks)(points.expand(2, -1, -1), torch.tensor([0, 0]))
     assert again.tolist() == [[1.0, 1.0, 0.0, 0.25]] * 2
 
 

@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from mask_former.modeling.activation_checkpointing import checkpoint_activations
+from mask_former.modeling.activation_checkpointing import checkpoint_activations, wants_checkpoints
 from tests.helpers.small_backbones import resnet, swin, timm
 
 
@@ -43,6 +43,18 @@ def test_gradients_and_buffers_are_unchanged_and_less_than_half_is_kept(cfg, kin
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}")
     assert checkpointed[2] < 0.5 * plain[2]
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [(swin, True), (resnet, False)])
+def test_the_key_of_swin_turns_it_on_for_swin_only(cfg, kind, wanted):
+    kind(cfg)
+    backbone = build_backbone(cfg, ShapeSpec(channels=3))
+    assert not wants_checkpoints(cfg, backbone)
+    cfg.MODEL.SWIN.USE_CHECKPOINT = True
+    backbone = build_backbone(cfg, ShapeSpec(channels=3))
+    assert wants_checkpoints(cfg, backbone) == wanted
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = True
+    assert wants_checkpoints(cfg, backbone)
 
 
 def test_a_backbone_without_blocks_is_refused():

@@ -13,6 +13,9 @@ import torch
 from detectron2.structures import Instances
 
 from mask_former.engine import Trainer
+from mask_former.modeling import all_predictions
+from mask_former.structures import layer_predictions
+from tests.helpers.core_cases import point_grid
 from tests.helpers.golden_cases import build_case_model, load_case, make_image, unpack_masks
 
 pytestmark = pytest.mark.slow
@@ -22,6 +25,8 @@ CASES = (
     "coco_panoptic_R50",
     "ade20k150_maskformer_swin_tiny",
     "ade20k150_per_pixel_R50",
+    "mask2former_coco_panoptic_R50",
+    "mask2former_ade20k_semantic_swin_tiny",
 )
 
 
@@ -30,6 +35,8 @@ def case(request) -> SimpleNamespace:
     """A golden case: expected facts and arrays, config, model and input examples."""
     facts, arrays = load_case(request.param)
     cfg, model = build_case_model(facts)
+    if "num_points" in facts:  # those of a regular grid instead of random ones
+        model.criterion.fixed_points = model.criterion.matcher.fixed_points = point_grid(112)
     inputs = []
     for index, (size, output) in enumerate(zip(facts["sizes"], facts["output_sizes"], strict=True)):
         masks = unpack_masks(arrays[f"gt_masks{index}"], facts[f"gt_masks{index}_shape"])
@@ -38,7 +45,7 @@ def case(request) -> SimpleNamespace:
             gt_classes=torch.from_numpy(arrays[f"gt_classes{index}"]),
             gt_masks=masks,
         )
-        image = make_image(index, tuple(size), arrays)
+        image = make_image(index, tuple(size), arrays, facts.get("seed", 7))
         example = {"image": image, "height": output[0], "width": output[1]}
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
             example["sem_seg"] = label_map(instances)
@@ -123,6 +130,17 @@ def test_panoptic_results_match_the_published_ones(case, evaluation):
         ] == case.facts[f"segments{index}"]
 
 
+def test_instance_results_match_the_published_ones(case, evaluation):
+    for index, result in enumerate(evaluation.results):
+        assert ("instances" in result) == (f"inst_scores{index}" in case.arrays)
+        if "instances" in result:
+            scores = result["instances"].scores.sort(descending=True).values
+            np.testing.assert_allclose(scores, case.arrays[f"inst_scores{index}"], atol=1e-4)
+            classes = result["instances"].pred_classes.sort().values
+            expected = np.sort(case.arrays[f"inst_classes{index}"])
+            np.testing.assert_array_equal(classes, expected)
+
+
 @pytest.fixture(scope="module")
 def step(case) -> SimpleNamespace:
     """One training step: losses, gradient norms, optimizer and parameter names."""
@@ -134,6 +152,25 @@ def step(case) -> SimpleNamespace:
     grad_norms = {name: p.grad.norm().item() for p, name in names.items() if p.grad is not None}
     optimizer.step()
     return SimpleNamespace(losses=losses, grad_norms=grad_norms, optimizer=optimizer, names=names)
+
+
+def test_all_layers_are_matched_as_published(case):
+    if "matches_per_layer" not in case.facts:
+        return
+    model = case.model.eval()
+    images = model.preprocess(case.inputs)
+    with torch.no_grad(), all_predictions(model):
+        layers = layer_predictions(model.network(images.tensor))
+    matches = model.criterion.matcher.match_layers(
+        layers, model.prepare_targets(case.inputs, images)
+    )
+    assert [
+        [[list(pair) for pair in zip(*(one.tolist() for one in match), strict=True)] for match in m]
+        for m in matches
+    ] == [
+        [[list(pair) for pair in zip(*image, strict=True)] for image in layer]
+        for layer in case.facts["matches_per_layer"]
+    ]
 
 
 def test_losses_match_the_published_ones(case, step):

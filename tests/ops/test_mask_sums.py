@@ -6,16 +6,16 @@ import torch.nn.functional as F
 
 from mask_former.losses import CrossEntropyTerm, FocalTerm, dice_loss
 from mask_former.losses.mask_losses import mask_losses
-from mask_former.ops import mask_sums
+from mask_former.ops import mask_sums, point_sums
 from mask_former.ops.mask_sums import (
     Section,
     dense_mask_sums,
     dense_mask_sums_reference,
     leave_out,
-    point_mask_sums,
     point_mask_sums_reference,
     softplus,
 )
+from mask_former.ops.point_sums import point_mask_sums
 from tests.helpers import references
 from tests.helpers.core_cases import LargestTensor, random_masks
 
@@ -217,18 +217,28 @@ def test_losses_at_points_and_their_gradients_match_the_formulas(ignored, term, 
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
-def test_fractional_targets_are_summed_as_fractions():
-    logits = random_masks(3, (4, 5), seed=6).flatten(1)
+@pytest.mark.parametrize("elements", [1, 1 << 18])
+@pytest.mark.parametrize("sums", [point_mask_sums, point_mask_sums_reference])
+def test_fractional_targets_are_summed_as_fractions(sums, elements, monkeypatch):
+    monkeypatch.setattr(point_sums, "tile_elements", lambda device: elements)
+    logits = random_masks(3, (4, 5), seed=6).flatten(1).requires_grad_()
     targets = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
-    term = CrossEntropyTerm()
-    found = mask_losses(point_mask_sums_reference(term, logits, targets))
+    valid = torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) > 0.3
+    found = mask_losses(sums(CrossEntropyTerm(), logits, targets, valid))
+    expected = []
     for i in range(3):
-        p = logits[i].double().sigmoid()
-        t = targets[i].double()
-        expected = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
-        assert found[0][i].item() == pytest.approx(expected.item(), rel=1e-5)
+        p, t = logits[i, valid[i]].double().sigmoid(), targets[i, valid[i]].double()
+        entropy = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
         dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
-        assert found[1][i].item() == pytest.approx(dice.item(), rel=1e-5)
+        expected.append(torch.stack([entropy, dice]))
+    expected = torch.stack(expected, 1)
+    torch.testing.assert_close(torch.stack(found).double(), expected, rtol=1e-5, atol=1e-6)
+    weights = torch.linspace(0.5, 2, 6).view(2, 3)
+    gradients = [
+        torch.autograd.grad((weights * value).sum(), logits)[0]
+        for value in (torch.stack(found), expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
 # The reference version

@@ -440,6 +440,17 @@ def test_renaming_is_idempotent_and_loses_no_name(prefix, size):
         assert sorted(once.values()) == sorted(names)  # no name is lost or overwritten
 
 
+def test_early_mask2former_names_of_the_queries_are_converted():
+    old = "sem_seg_head.predictor.static_query.weight"
+    new = "sem_seg_head.predictor.query_feat.weight"
+    assert rename_old_layout({old: 1}) == rename_old_layout({new: 1}) == {new: 1}
+    assert rename_old_layout({old: 1, new: 2}) == {old: 1, new: 2}
+    assert rename_old_layout({old: 1}, keep={old}) == {old: 1}
+    assert rename_old_layout({"other.predictor.static_query.weight": 1}) == {
+        "other.predictor.static_query.weight": 1
+    }
+
+
 def test_a_name_that_the_model_has_is_kept():
     name = "sem_seg_head.mask_features.weight"
     assert rename_old_layout({name: 1}, keep={name}) == {name: 1}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from statistics import median
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from tqdm import tqdm
 
-from mask_former.modeling import all_predictions
+from mask_former.modeling import all_predictions, last_prediction
 from mask_former.structures import Size
 from mask_former.utils.timing import interleave, timed
 
@@ -123,7 +123,7 @@ def analyze(
     if "parameter" in tasks:
         report.parameters = count_parameters(network)
         report.trained_parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    with all_predictions(network) if not inference else nullcontext():
+    with last_prediction(network) if inference else all_predictions(network):
         if "flop" in tasks:
             report.flops, report.skipped = count_flops(network, report.input_sizes)
         if "activation" in tasks:

@@ -191,7 +191,8 @@ class D2SwinTransformer(SwinTransformer):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         swin = cfg.MODEL.SWIN
-        settings = {name.lower(): value for name, value in swin.items()}
+        # The meta-architecture reads USE_CHECKPOINT: see modeling/activation_checkpointing.py
+        settings = {k.lower(): value for k, value in swin.items() if k != "USE_CHECKPOINT"}
         return {
             **settings,
             "in_chans": input_shape.channels,

@@ -73,7 +73,8 @@ class DecoderPair(nn.Module):
             raise ValueError(
                 f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}, a map that the pixel "
                 f"decoder {type(decoder).__name__} does not output. Use 'res5', which every model "
-                "has; 'TransformerEncoderPixelDecoder' outputs 'transformer_encoder'."
+                "has; 'TransformerEncoderPixelDecoder' outputs 'transformer_encoder', and "
+                "'MSDeformAttnPixelDecoder' 'multi_scale_pixel_decoder'."
             )
         channels = attended.channels
         return {

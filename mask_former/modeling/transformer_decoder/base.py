@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar, cast
 
+import torch
 from detectron2.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from mask_former.registries import TRANSFORMER_DECODER_REGISTRY, lookup
 from mask_former.structures import Outputs, ParameterRows, Prediction
 
 from ..deep_supervision import DeeplySupervised
 
-__all__ = ["TransformerDecoder", "build_transformer_decoder"]
+__all__ = ["TransformerDecoder", "build_transformer_decoder", "make_predictions"]
 
 
 class TransformerDecoder(DeeplySupervised):
@@ -48,6 +49,28 @@ class TransformerDecoder(DeeplySupervised):
     def parameter_rows(self) -> ParameterRows:
         """Name the parameters with one row for each class or query."""
         return ParameterRows(dict.fromkeys(self.CLASS_PARAMETERS, 1), self.QUERY_PARAMETERS)
+
+
+def make_predictions(
+    states: Tensor, kernels: Tensor, mask_features: Tensor, class_embed: nn.Module | None
+) -> list[Prediction]:
+    """Make L predictions.
+
+    Args:
+        states: L×B×Q×C, of the queries.
+        kernels: L×B×Q×MASK_DIM; a mask is the product of its kernel with the embedding of each
+            pixel.
+        mask_features: B×MASK_DIM×h×w, the per-pixel embeddings.
+        class_embed: computes class logits from states; None: predictions have no ``pred_logits``.
+    """
+    masks = torch.einsum("lbqc,bchw->lbqhw", kernels, mask_features)
+    parts = {"pred_masks": masks.unbind(), "queries": states.unbind()}
+    if class_embed is not None:
+        parts["pred_logits"] = class_embed(states).unbind()
+    return [
+        cast(Prediction, dict(zip(parts, values, strict=True)))
+        for values in zip(*parts.values(), strict=True)
+    ]
 
 
 def build_transformer_decoder(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import fvcore.nn.weight_init as weight_init
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from mask_former.layers import MLP, Transformer
 from mask_former.registries import TRANSFORMER_DECODER_REGISTRY
 from mask_former.structures import Prediction
 
-from .base import TransformerDecoder
+from .base import TransformerDecoder, make_predictions
 
 __all__ = ["TransformerPredictor"]
 
@@ -106,11 +105,4 @@ class TransformerPredictor(TransformerDecoder):
         states = self.transformer(self.input_proj(feature_map), self.query_embed.weight)
         if not all_layers:
             states = states[-1:]
-        masks = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(states), mask_features)
-        parts = {"pred_masks": masks.unbind(), "queries": states.unbind()}
-        if self.class_embed is not None:
-            parts["pred_logits"] = self.class_embed(states).unbind()
-        return [
-            cast(Prediction, dict(zip(parts, values, strict=True)))
-            for values in zip(*parts.values(), strict=True)
-        ]
+        return make_predictions(states, self.mask_embed(states), mask_features, self.class_embed)

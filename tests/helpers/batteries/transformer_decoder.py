@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from mask_former.modeling import all_predictions
+from mask_former.modeling import all_predictions, last_prediction
 from mask_former.modeling.transformer_decoder.base import build_transformer_decoder
 from mask_former.structures import layer_predictions
 
@@ -59,9 +59,12 @@ class TransformerDecoderBattery:
         expected = every if deep_supervision else 1
         assert len(layer_predictions(decoder(*self.inputs()))) == expected
         decoder.eval()
-        assert len(layer_predictions(decoder(*self.inputs()))) == 1
-        with all_predictions(decoder):
-            assert len(layer_predictions(decoder(*self.inputs()))) == expected
+        with last_prediction(decoder):
+            assert len(layer_predictions(decoder(*self.inputs()))) == 1
+            with all_predictions(decoder):
+                assert len(layer_predictions(decoder(*self.inputs()))) == expected
+        by_default = expected if decoder.ALL_BY_DEFAULT else 1
+        assert len(layer_predictions(decoder(*self.inputs()))) == by_default
 
     def test_every_map_and_every_parameter_gets_a_gradient(self, cfg: CfgNode) -> None:
         decoder = self.build(cfg).train()
