@@ -1,7 +1,7 @@
 """Building blocks of the transformer, which depend on torch and our kernels only."""
 
-from .deformable_transformer import DeformableTransformer
 from .attention import Attention
+from .deformable_transformer import DeformableTransformer
 from .mlp import MLP
 from .position_encoding import position_of_cells, sine_position_encoding
 from .transformer import (
@@ -15,8 +15,8 @@ from .transformer import (
 
 __all__ = [
     "MLP",
-    "DeformableTransformer",
     "Attention",
+    "DeformableTransformer",
     "FeedForward",
     "Transformer",
     "TransformerDecoder",
