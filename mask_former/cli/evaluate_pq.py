@@ -27,7 +27,7 @@ from mask_former.data.formats.readers import read_class_map
 from mask_former.evaluation.build import write_results
 from mask_former.evaluation.panoptic_quality import METRICS, PanopticQuality, match_label_maps
 from mask_former.registries import load_plugins
-from mask_former.utils.bounded_files import DATASET_BYTES, read_json
+from mask_former.utils.bounded_files import DATASET_BYTES, UnreadableFile, read_json
 
 from .command import add_plugin_argument, exit_code, make_parser
 
@@ -126,7 +126,7 @@ def read_segments(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
         for segment in read_json(path, DATASET_BYTES):
             content = segment["category_id"], segment["segmentation"]
             by_image[segment["file_name"]].append(content)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, UnreadableFile) as error:
         raise ValueError(
             f"{path} is not a list of segments with `file_name`, `category_id` and `segmentation`, "
             f"as detectron2's SemSegEvaluator writes it: {error!r}"

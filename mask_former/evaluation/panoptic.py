@@ -69,9 +69,8 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
             ValueError: If a segment in it lacks a key, or its category is not listed.
         """
         super().__init__(dataset_name, output_dir)
-        path = Path(PathManager.get_local_path(self._metadata.panoptic_json))
-        content = read_json(path, _EXPECTED)
-        with located_errors(path, _EXPECTED):
+        content = self._read_json()
+        with located_errors(Path(self._metadata.panoptic_json), _EXPECTED):
             categories = {category["id"]: category for category in content["categories"]}
             self._classes = {category: index for index, category in enumerate(categories)}
             self._is_thing = np.array([c["isthing"] == 1 for c in categories.values()])
@@ -86,6 +85,10 @@ class COCOPanopticEvaluator(d2.COCOPanopticEvaluator):
                 f"key or category {error}; expected id, category_id (one of "
                 f"{sorted(self._classes)}), area and iscrowd."
             ) from error
+
+    def _read_json(self) -> dict[str, Any]:
+        path = PathManager.get_local_path(self._metadata.panoptic_json)
+        return read_json(Path(path), _EXPECTED)
 
     def reset(self) -> None:
         """Remove the counts and predictions of all images."""

@@ -111,5 +111,5 @@ def test_label_maps_may_have_32_bits(name, tmp_path):
 def test_only_the_formats_of_photos_and_label_maps_are_opened(tmp_path):
     assert {"JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM"} <= set(image_formats())
     Image.fromarray(DARK).save(tmp_path / "x.png", format="PCX")
-    with pytest.raises(ValueError, match=r"x\.png.*not recognise its format, expected .*JPEG"):
+    with pytest.raises(ValueError, match=r"x\.png.*not recognise its format"):
         load_image(tmp_path / "x.png")
