@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..shapes.writer import generate as generate_shapes
+from .builtin import extend_builtin_metadata
 from .loaders import load_instances, load_panoptic, load_sem_seg
 from .table import TABLES, Category, Dataset, Table, check_table, read_table, with_base
 
@@ -108,7 +109,9 @@ def _instance_metadata(table: Table, dataset: Dataset, root: Path) -> dict[str, 
 
 
 def register_tables(root: str | Path | None = None) -> None:
-    """Register every table of the package; repeated calls have no further effect.
+    """Register every table of the package, and extend the metadata of detectron2's own datasets.
+
+    Repeated calls have no further effect.
 
     Args:
         root: the folder of all datasets; None: ``$DETECTRON2_DATASETS``, or "datasets".
@@ -118,6 +121,7 @@ def register_tables(root: str | Path | None = None) -> None:
     """
     for path in sorted(TABLES.glob("*.json")):
         register_table(path, root)
+    extend_builtin_metadata()
 
 
 def register_table(path: str | Path, root: str | Path | None = None) -> None:

@@ -52,8 +52,8 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
     if isinstance(segmentation, np.ndarray):
         if segmentation.shape != size:
             raise ValueError(
-                f"{where}: its segmentation is an array of shape {segmentation.shape}, expected the "
-                f"image's (height, width), {size}. Is it another image's annotation?"
+                f"{where}: its segmentation is an array of shape {segmentation.shape}, expected "
+                f"the image's (height, width), {size}. Is it another image's annotation?"
             )
         return
     if isinstance(segmentation, Mapping):
