@@ -27,7 +27,7 @@ _MIN_AREA = 1e-6
 class InstanceShapes:
     """The ground truth of one image, as objects that may overlap.
 
-    Polygons are transformed before masks are made of them, so that enlarged masks are smooth.
+    Polygons are transformed before masks are made of them, so that upsampled masks are smooth.
     """
 
     shapes: list[Shape]

@@ -122,7 +122,9 @@ def test_a_panoptic_dataset_without_label_maps_needs_another_result_than_the_sem
         build_evaluator(cfg, dataset("coco_panoptic_seg"))
 
 
-def test_lvis_needs_its_package_and_the_error_says_how_to_install_it(cfg, dataset, monkeypatch):
+def test_lvis_needs_its_package_and_the_error_names_the_command_that_installs_it(
+    cfg, dataset, monkeypatch
+):
     monkeypatch.setattr(evaluation, "find_spec", lambda package: None)
     turn_on(cfg, "instance")
     with pytest.raises(ModuleNotFoundError, match="pip install lvis"):
