@@ -54,7 +54,8 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
     def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
         """Read the masks; see ``TrainingMapper.read_annotations``."""
         self.require(dataset_dict, "annotations")
-        crowd = np.zeros(image.shape[:2], dtype=np.uint8)
+        size = (image.shape[0], image.shape[1])
+        crowd = np.zeros(size, dtype=np.uint8)
         shapes: list[Shape] = []
         labels: list[int] = []
         for number, annotation in enumerate(dataset_dict["annotations"]):
@@ -62,10 +63,10 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
             where = f"{dataset_dict['file_name']}: its annotation {name}"
             segmentation = annotation.get("segmentation")
             if annotation.get("iscrowd", 0):
-                crowd |= decode_segmentation(segmentation, crowd.shape, where)
+                crowd |= decode_segmentation(segmentation, size, where)
                 continue
             self._check_class(annotation["category_id"], where)
-            shapes.append(read_shape(segmentation, crowd.shape, where))
+            shapes.append(read_shape(segmentation, size, where))
             labels.append(annotation["category_id"])
         kept = np.array(labels, dtype=np.int64)
         return Annotations(InstanceShapes(shapes, kept, crowd, self.drops_outside), None)
