@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mask_former.data.datasets.catalog import Dataset, Table, read_table
 from mask_former.data.datasets.loaders import load_sem_seg
 from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_json
+from mask_former.data.preparation.ade20k import read_instances
 from mask_former.data.preparation.command import Job, make_ready, parallel_map, run_command
 from mask_former.data.preparation.downloads import check_size, read_image, read_labels, require
 
@@ -89,7 +90,7 @@ def convert(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     count = len(table.categories)
     meaning = f"classes 1 to {count}, and 0 for unlabelled"
     semantic = read_labels(semantic_path, count, meaning)
-    instances = read_instances(instance_path)
+    instances = read_instances(instance_path, table.source_ids)
     image = read_image(image_path)
     check_size(semantic_path, semantic, image_path, image)
     check_size(instance_path, instances, image_path, image)
@@ -104,32 +105,6 @@ def convert(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def read_instances(path: Path) -> NDArray[np.uint8]:
-    """Read an instance annotation.
-
-    Returns:
-        H×W×2: the category (1 to 100) and the number of the instance, which is 0 outside instances.
-
-    Raises:
-        ValueError: if the file is damaged, is not an RGB image, or has an unknown category.
-    """
-    pixels = np.asarray(read_image(path))
-    if pixels.ndim != 3 or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"{path}: found an array of {pixels.dtype} {pixels.shape}, expected an 8-bit PNG with "
-            "the category in its first channel and the instance in its second."
-        )
-    pixels = pixels[..., :2]
-    categories = np.unique(pixels[..., 0][pixels[..., 1] > 0]).tolist()
-    known = read_table_once().source_ids
-    wrong = sorted(set(categories) - set(known))
-    if wrong:
-        raise ValueError(
-            f"{path}: found instances of the categories {wrong}, expected 1 to {max(known)}."
-        )
-    return pixels
-
-
 def panoptic_ids(
     semantic: NDArray[np.uint8], instances: NDArray[np.uint8], table: Table
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
@@ -140,7 +115,7 @@ def panoptic_ids(
 
     Args:
         semantic: H×W, 0 unlabelled, classes from 1.
-        instances: H×W×2; see ``read_instances``.
+        instances: H×W×2; see ``mask_former.data.preparation.ade20k.read_instances``.
         table: the table of the datasets.
 
     Returns:

@@ -155,12 +155,13 @@ def plain_mapper(cfg: CfgNode) -> Mapper:
     name = cfg.INPUT.DATASET_MAPPER_NAME
     ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label", 255)
     augmentations = plain_augmentations(cfg, ignore_label)
-    pad = cfg.INPUT.SIZE_DIVISIBILITY if name != "detr_panoptic" else -1
+    sides = {"detr_panoptic": -1, "coco_panoptic_lsj": cfg.INPUT.IMAGE_SIZE}
+    pad = sides.get(name, cfg.INPUT.SIZE_DIVISIBILITY)
 
     def mapper(record: dict[str, Any]) -> dict[str, Any]:
         image = detection_utils.read_image(record["file_name"], format=cfg.INPUT.FORMAT)
         sem_seg = None
-        if name == "mask_former_semantic" or (pad > 0 and "sem_seg_file_name" in record):
+        if name not in sides and "sem_seg_file_name" in record:
             sem_seg = detection_utils.read_image(record["sem_seg_file_name"]).astype(np.float64)
         inputs = T.AugInput(image, sem_seg=sem_seg)
         transforms = T.AugmentationList(augmentations)(inputs)
@@ -208,6 +209,10 @@ def plain_augmentations(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation]
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     )
     flip, crop = T.RandomFlip(), cfg.INPUT.CROP
+    if cfg.INPUT.DATASET_MAPPER_NAME == "coco_panoptic_lsj":
+        side = cfg.INPUT.IMAGE_SIZE
+        scale = T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side)
+        return [flip, scale, T.FixedSizeCrop((side, side), pad=False)]
     if cfg.INPUT.DATASET_MAPPER_NAME == "detr_panoptic":
         first = T.ResizeShortestEdge((400, 500, 600), sample_style="choice")
         both = T.AugmentationList([first, T.RandomCrop(crop.TYPE, crop.SIZE)])

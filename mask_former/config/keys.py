@@ -52,6 +52,11 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_AUG_SSD = False  # colour jitter as in SSD
     # Side in pixels, despite its name: training images are padded to this size. -1: no padding.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
+    # Large-scale jitter, in the *_lsj mappers: images are resized to fit into a square of MIN_SCALE
+    # to MAX_SCALE times IMAGE_SIZE, then cropped or padded to it.
+    cfg.INPUT.IMAGE_SIZE = 1024  # side in pixels
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
     # Minimum area of a target in pixels; smaller ones, such as objects cut off by a crop, are
     # dropped. 0 (published): keep all.
     cfg.INPUT.MIN_MASK_AREA = 0

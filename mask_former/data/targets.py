@@ -1,18 +1,20 @@
-"""Convert integer maps to one mask per target.
+"""Convert annotations to one mask per target.
 
 Semantic label maps and panoptic id maps share one form, ``SegmentMap``: an 8-bit or 16-bit map
 whose values are segments, and the class of each segment. Augmentation transforms this small map;
-the masks are made last, in one pass.
+the masks are made last, in one pass. The masks of objects that may overlap are ``InstanceMasks``,
+which ``instances.InstanceShapes`` makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import transforms as T
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -127,9 +129,9 @@ class SegmentMap:
     void: int
     """The value that pads ``index_map``; not in ``indices``."""
 
-    def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> SegmentMap:
-        """Return the segments after ``apply``, a transform's ``apply_segmentation``."""
-        return replace(self, index_map=apply(self.index_map))
+    def transform(self, transforms: T.Transform) -> SegmentMap:
+        """Return the segments after a transform of the image."""
+        return replace(self, index_map=transforms.apply_segmentation(self.index_map))
 
     def targets(self, size: Size, min_area: int = 0) -> tuple[Tensor, Tensor]:
         """Make labels and masks, padded to ``size`` at the right and bottom.
@@ -174,14 +176,6 @@ class InstanceMasks:
     """N, the class id of each target."""
     crowd: NDArray[Any]
     """H×W, uint8: 1 in crowds, which are regions whose objects are not annotated separately."""
-
-    def transform(self, apply: Callable[[NDArray[Any]], NDArray[Any]]) -> InstanceMasks:
-        """Return the instances after ``apply``, a transform's ``apply_segmentation``."""
-        crowd = apply(self.crowd)
-        masks = np.empty((len(self.masks), *crowd.shape), dtype=np.uint8)
-        for index, mask in enumerate(self.masks):
-            masks[index] = apply(mask)
-        return replace(self, masks=masks, crowd=crowd)
 
     def targets(self, size: Size, min_area: int = 0) -> tuple[Tensor, Tensor]:
         """Make labels (N, int64) and masks (N×H×W, bool); see ``SegmentMap.targets``."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, LVISEvaluator
 
 from mask_former.utils.atomic_files import replace_text
 
@@ -23,12 +25,14 @@ __all__ = ["build_evaluator", "write_results"]
 
 _KNOWN_TYPES = {
     "sem_seg": ("semantic",),
-    "coco_panoptic_seg": ("panoptic", "instance"),
+    "coco_panoptic_seg": ("panoptic", "instance", "semantic"),
     "ade20k_panoptic_seg": ("semantic", "panoptic", "instance"),
+    "mapillary_vistas_panoptic_seg": ("panoptic", "instance", "semantic"),
     "coco": ("instance",),
     "cityscapes_sem_seg": ("cityscapes_semantic",),
     "cityscapes_instance": ("cityscapes_instance",),
     "cityscapes_panoptic_seg": ("panoptic", "cityscapes_semantic", "cityscapes_instance"),
+    "lvis": ("lvis",),
 }
 """Tasks that each ``evaluator_type`` of a dataset's metadata measures."""
 
@@ -45,6 +49,7 @@ def build_evaluator(
         output_folder: Folder for predictions; None: ``OUTPUT_DIR/inference``.
 
     Raises:
+        ModuleNotFoundError: If the type is "lvis", and LVIS's package is not installed.
         ValueError: If the type is unknown, or the model has none of the results that it measures.
     """
     folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
@@ -71,15 +76,39 @@ def build_evaluator(
             test.INSTANCE_ON,
             lambda: CityscapesInstanceEvaluator(dataset_name),
         ),
+        "lvis": (test.INSTANCE_ON, lambda: _lvis_evaluator(dataset_name, folder)),
     }
-    evaluators = [make() for on, make in (makers[task] for task in _KNOWN_TYPES[kind]) if on]
+    tasks = _measurable(dataset_name, kind)
+    evaluators = [make() for on, make in (makers[task] for task in tasks) if on]
     if not evaluators:
         raise ValueError(
-            f"The evaluation of {dataset_name!r} needs {' or '.join(_KNOWN_TYPES[kind])} results, "
+            f"The evaluation of {dataset_name!r} needs {' or '.join(tasks)} results, "
             "and the model has none: turn on "
             "MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON."
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _measurable(dataset_name: str, kind: str) -> list[str]:
+    """List the tasks of an evaluator type, without the semantic one if there are no label maps."""
+    tasks = list(_KNOWN_TYPES[kind])
+    has_maps = MetadataCatalog.get(dataset_name).get("sem_seg_root") is not None
+    if kind == "coco_panoptic_seg" and not has_maps:
+        tasks.remove("semantic")
+        logging.getLogger(__name__).info(
+            f"{dataset_name} has no label maps (sem_seg_root in its metadata), so that semantic "
+            "results are not evaluated."
+        )
+    return tasks
+
+
+def _lvis_evaluator(dataset_name: str, folder: str) -> DatasetEvaluator:
+    if find_spec("lvis") is None:
+        raise ModuleNotFoundError(
+            f"The evaluation of {dataset_name!r} needs LVIS's package, which is missing: "
+            "pip install lvis"
+        )
+    return LVISEvaluator(dataset_name, output_dir=folder)
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

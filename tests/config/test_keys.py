@@ -24,7 +24,10 @@ from mask_former.registries import (
 # Keys besides the published ones, with the defaults that keep the published behaviour.
 ADDED_KEYS = {
     "LOGGERS": ["json", "tensorboard"],
+    "INPUT.IMAGE_SIZE": 1024,
+    "INPUT.MAX_SCALE": 2.0,
     "INPUT.MIN_MASK_AREA": 0,
+    "INPUT.MIN_SCALE": 0.1,
     "MODEL.EMA.ENABLED": False,
     "MODEL.FREEZE": [],
     "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,

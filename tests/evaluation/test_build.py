@@ -21,6 +21,7 @@ CLASSES = {
     "COCOEvaluator": "instance",
     "CityscapesSemSegEvaluator": "cityscapes semantic",
     "CityscapesInstanceEvaluator": "cityscapes instance",
+    "LVISEvaluator": "lvis",
 }
 
 
@@ -75,6 +76,9 @@ ALL = ("semantic", "panoptic", "instance")
         ("sem_seg", ALL, ["semantic"]),
         ("coco_panoptic_seg", ALL, ["panoptic", "instance"]),
         ("coco_panoptic_seg", ("panoptic",), ["panoptic"]),
+        ("mapillary_vistas_panoptic_seg", ALL, ["panoptic", "instance", "semantic"]),
+        ("mapillary_vistas_panoptic_seg", ("panoptic", "semantic"), ["panoptic", "semantic"]),
+        ("lvis", ALL, ["lvis"]),
         ("coco", ALL, ["instance"]),
         ("ade20k_panoptic_seg", ALL, ["semantic", "panoptic", "instance"]),
         ("ade20k_panoptic_seg", ("semantic",), ["semantic"]),
@@ -91,12 +95,40 @@ ALL = ("semantic", "panoptic", "instance")
     ],
 )
 def test_evaluators_follow_the_dataset_type_and_the_results_of_the_model(
-    cfg, dataset, built_evaluators, kind, on, expected
+    cfg, dataset, built_evaluators, kind, on, expected, monkeypatch
 ):
     turn_on(cfg, *on)
+    monkeypatch.setattr(evaluation, "find_spec", lambda package: package)
     built = build_evaluator(cfg, dataset(kind))
     assert [kind for kind, _ in built_evaluators] == expected
     assert isinstance(built, DatasetEvaluators) == (len(expected) > 1)
+
+
+@pytest.mark.parametrize("on", [ALL, ("semantic", "panoptic")])
+def test_a_panoptic_dataset_with_label_maps_is_also_evaluated_semantically(
+    cfg, dataset, built_evaluators, on
+):
+    turn_on(cfg, *on)
+    build_evaluator(cfg, dataset("coco_panoptic_seg", sem_seg_root="labels"))
+    expected = ["panoptic", "instance", "semantic"] if on == ALL else ["panoptic", "semantic"]
+    assert [kind for kind, _ in built_evaluators] == expected
+
+
+def test_a_panoptic_dataset_without_label_maps_needs_another_result_than_the_semantic_one(
+    cfg, dataset, built_evaluators
+):
+    turn_on(cfg, "semantic")
+    with pytest.raises(ValueError, match="needs panoptic or instance results"):
+        build_evaluator(cfg, dataset("coco_panoptic_seg"))
+
+
+def test_lvis_needs_its_package_and_the_error_names_the_command_that_installs_it(
+    cfg, dataset, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "find_spec", lambda package: None)
+    turn_on(cfg, "instance")
+    with pytest.raises(ModuleNotFoundError, match="pip install lvis"):
+        build_evaluator(cfg, dataset("lvis"))
 
 
 @pytest.mark.parametrize("folder, expected", [(None, "run/inference"), ("other", "other")])
@@ -116,7 +148,7 @@ def test_save_predictions_off_writes_no_predictions(cfg, dataset, built_evaluato
     assert built_evaluators == [("semantic", None), ("panoptic", None)]
 
 
-@pytest.mark.parametrize("kind", [None, "lvis"])
+@pytest.mark.parametrize("kind", [None, "keypoints"])
 def test_an_unknown_type_is_an_error_that_names_the_dataset_and_the_known_ones(cfg, dataset, kind):
     name = dataset(kind)
     with pytest.raises(ValueError, match=f"{name}.*{kind!r}.*coco_panoptic_seg.*sem_seg"):

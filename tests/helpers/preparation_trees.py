@@ -14,7 +14,8 @@ from detectron2.data.datasets.builtin import register_all_ade20k
 from PIL import Image
 
 from mask_former.config.loading import load_cfg
-from mask_former.data.datasets.catalog import register_tables
+from mask_former.data.datasets.catalog import read_table, register_tables
+from mask_former.data.formats.coco_panoptic import segments_info, write_ids, write_json
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 from tests.helpers.paths import ROOT
 
@@ -185,6 +186,44 @@ def stuff_tree(root: Path) -> None:
             save_mat(root / STUFF / "annotations" / f"{name}.mat", S=stuff_labels())
 
 
+# --------------------------------------------------------------------------- COCO panoptic
+
+CAT, DOG, WALL_OF_COCO = 17, 18, 199  # category ids; the contiguous ones are 15, 16 and 131
+
+
+def coco_ids() -> np.ndarray:
+    """Draw a cat, a crowd of dogs, and a wall; a column without a segment stays 0."""
+    ids = np.full((HEIGHT, WIDTH), 300, np.int32)
+    ids[10:20, 5:30] = 7
+    ids[25:, 30:50] = 65536
+    ids[:, 55:] = 0
+    return ids
+
+
+def coco_tree(root: Path) -> None:
+    """Write a download of COCO panoptic."""
+    category_ids = {7: CAT, 300: WALL_OF_COCO, 65536: DOG}
+    for split, names in (("train", ["000000000009", "000000000025"]), ("val", ["000000000139"])):
+        for name in names:
+            save_photo(root / f"coco/{split}2017/{name}.jpg")
+            (root / f"coco/panoptic_{split}2017").mkdir(parents=True, exist_ok=True)
+            write_ids(root / f"coco/panoptic_{split}2017/{name}.png", coco_ids())
+        infos = segments_info(coco_ids(), category_ids)
+        infos[2]["iscrowd"] = 1
+        sizes = {"height": HEIGHT, "width": WIDTH}
+        path = root / f"coco/annotations/panoptic_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path,
+            read_table("coco_panoptic").categories,
+            [{"id": int(name), "file_name": f"{name}.jpg", **sizes} for name in names],
+            [
+                {"image_id": int(name), "file_name": f"{name}.png", "segments_info": infos}
+                for name in names
+            ],
+        )
+
+
 # ----------------------------------------------------------------------------- all datasets
 
 
@@ -202,6 +241,8 @@ class Case:
     datasets: tuple[str, str]
     """Registered names of the training and the validation set."""
     config: str
+    json_only: bool = False
+    """The script writes one JSON per split and no file per image."""
 
 
 CASES = [
@@ -252,5 +293,25 @@ CASES = [
         ),
         ("coco_2017_train_stuff_10k_sem_seg", "coco_2017_test_stuff_10k_sem_seg"),
         "coco-stuff-10k-171/maskformer_R50_bs32_60k.yaml",
+    ),
+    Case(
+        "prepare_ade20k_ins_seg",
+        ade_tree,
+        (
+            f"{ADE}/images/training/ADE_train_00000001.jpg",
+            f"{ADE}/annotations_instance/training/ADE_train_00000001.png",
+        ),
+        (f"{ADE}/ade20k_instance_train.json",),
+        ("ade20k_instance_train", "ade20k_instance_val"),
+        "coco-instance/maskformer_instance_R50_bs16_50ep.yaml",
+        json_only=True,
+    ),
+    Case(
+        "prepare_coco_semantic_annos_from_panoptic_annos",
+        coco_tree,
+        ("coco/panoptic_train2017/000000000009.png",),
+        ("coco/panoptic_semseg_train2017/000000000009.png",),
+        ("coco_2017_train_panoptic_with_sem_seg", "coco_2017_val_panoptic_with_sem_seg"),
+        "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml",
     ),
 ]

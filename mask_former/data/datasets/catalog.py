@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..shapes.writer import generate as generate_shapes
+from .builtin import extend_builtin_metadata
 from .loaders import load_instances, load_panoptic, load_sem_seg
 from .table import TABLES, Category, Dataset, Table, check_table, read_table, with_base
 
@@ -54,8 +55,8 @@ def metadata(table: Table, dataset: Dataset, root: Path) -> dict[str, Any]:
     """Build detectron2's metadata of one dataset.
 
     Panoptic metadata is like that of detectron2's "standard" COCO panoptic dataset: things and
-    stuff share one list of classes and one of colours, and only the id maps separate them. Instance
-    metadata lists only the things.
+    stuff share one list of classes and one of colours (unless the table has ``separate_things``),
+    and only the id maps separate them. Instance metadata lists only the things.
     """
     if dataset.kind == "instances":
         return _instance_metadata(table, dataset, root)
@@ -74,14 +75,17 @@ def metadata(table: Table, dataset: Dataset, root: Path) -> dict[str, Any]:
         if table.contiguous_ids():
             meta["stuff_dataset_id_to_contiguous_id"] = table.contiguous_ids()
         return meta
+    things = [c for c in table.categories if c.isthing or not table.separate_things]
     if "stuff_colors" in meta:
-        meta["thing_colors"] = meta["stuff_colors"]
+        meta["thing_colors"] = [c.color for c in things]
+    if dataset.sem_seg_root is not None:
+        meta["sem_seg_root"] = str(root / dataset.sem_seg_root)
     return meta | {
         "panoptic_root": str(root / str(dataset.panoptic_root)),
         "panoptic_json": str(root / str(dataset.panoptic_json)),
-        "json_file": None,
+        "json_file": None if dataset.json_file is None else str(root / dataset.json_file),
         "label_divisor": 1000,
-        "thing_classes": table.names,
+        "thing_classes": [c.name for c in things],
         "thing_dataset_id_to_contiguous_id": table.contiguous_ids(isthing=True),
         "stuff_dataset_id_to_contiguous_id": table.contiguous_ids(
             isthing=None if table.stuff_ids_of_things else False
@@ -105,7 +109,9 @@ def _instance_metadata(table: Table, dataset: Dataset, root: Path) -> dict[str, 
 
 
 def register_tables(root: str | Path | None = None) -> None:
-    """Register every table of the package; repeated calls have no further effect.
+    """Register every table of the package, and extend the metadata of detectron2's own datasets.
+
+    Repeated calls have no further effect.
 
     Args:
         root: the folder of all datasets; None: ``$DETECTRON2_DATASETS``, or "datasets".
@@ -115,6 +121,7 @@ def register_tables(root: str | Path | None = None) -> None:
     """
     for path in sorted(TABLES.glob("*.json")):
         register_table(path, root)
+    extend_builtin_metadata()
 
 
 def register_table(path: str | Path, root: str | Path | None = None) -> None:
@@ -169,6 +176,8 @@ class _Loader:
             for key in ("image_root", "sem_seg_root", "panoptic_root", "panoptic_json", "json_file")
             if getattr(dataset, key) is not None
         }
+        if dataset.kind == "panoptic":
+            paths.pop("json_file", None)  # only the evaluation of instances reads it
         for path in paths.values():
             if not path.exists():
                 raise FileNotFoundError(

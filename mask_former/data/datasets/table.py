@@ -9,7 +9,9 @@ are absolute, or relative to ``$DETECTRON2_DATASETS`` (in a user's table: to the
     ignore_label  the value of pixels without a class (default 255)
     labels_are_ids  pixels of label maps are the categories' ids, not their indices
     datasets      name -> kind ("sem_seg", "panoptic" or "instances"), folders, evaluator_type;
-                  instances have a json_file, or are the things of panoptic_json, panoptic_root
+                  instances have a json_file, or are the things of panoptic_json, panoptic_root;
+                  a panoptic dataset may have a sem_seg_root, for the semantic evaluation, and a
+                  json_file, for that of instances (without it: the things of its panoptic_json)
     categories    one per line, in contiguous order: name, and, if they apply,
                   id (in the annotation files), color (RGB), isthing,
                   source_id (in the original download, for ``datasets/prepare_*.py``)
@@ -29,11 +31,12 @@ __all__ = ["TABLES", "Category", "Dataset", "Table", "check_table", "read_table"
 TABLES = Path(__file__).resolve().parents[1] / "tables"
 
 _PATHS = ("image_root", "sem_seg_root", "panoptic_root", "panoptic_json", "json_file")
+_FLAGS = ("stuff_ids_of_things", "separate_things")
 _NEVER_NONE = ("name", "image_root", "kind", "ignore_label", "isthing", "labels_are_ids")
 _TYPES: dict[str, type] = {
     **dict.fromkeys((*_PATHS, "name", "kind", "evaluator_type", "prepare", "generator"), str),
     **dict.fromkeys(("id", "source_id", "ignore_label"), int),
-    **dict.fromkeys(("isthing", "labels_are_ids", "stuff_ids_of_things"), bool),
+    **dict.fromkeys(("isthing", "labels_are_ids", *_FLAGS), bool),
     "color": list,
 }
 """Expected types of the fields of tables, datasets and categories, by name."""
@@ -87,6 +90,7 @@ class Table:
     ignore_label: int = 255
     labels_are_ids: bool = False
     stuff_ids_of_things: bool = False  # ADE20K's stuff id map also lists the things
+    separate_things: bool = False  # `thing_classes` of a panoptic dataset lists the things only
 
     @property
     def names(self) -> list[str]:

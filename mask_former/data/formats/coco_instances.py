@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mask_former.structures import Size
 from mask_former.utils.errors import few, short
 
+from ..instances import Shape
 from .readers import read_segment_map
 from .rle import (
     Rle,
@@ -35,6 +36,7 @@ __all__ = [
     "compress",
     "decode_segmentation",
     "instances_of_panoptic",
+    "read_shape",
 ]
 
 
@@ -48,16 +50,24 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
     """Check that a segmentation has one of COCO's forms, without rasterising it.
 
     Args:
-        segmentation: a list of polygons [x0, y0, x1, y1, …] in pixels, or an RLE: a dict of
-            ``size`` and ``counts`` (a list of run lengths, or the compressed text).
+        segmentation: a list of polygons [x0, y0, x1, y1, …] in pixels; an RLE: a dict of ``size``
+            and ``counts`` (a list of run lengths, or the compressed text); or an array H×W, not 0
+            inside (only in dicts made in Python).
         size: height and width of the image.
         where: file and annotation, for error messages.
 
     Raises:
         ValueError: if it is empty, a polygon has fewer than three points, an odd number of values
-            or points far from the image, or an outline too long for an object, or an RLE has no
-            counts or another size than the image.
+            or points far from the image, or an outline too long for an object, an RLE has no
+            counts, or an RLE or an array has another size than the image.
     """
+    if isinstance(segmentation, np.ndarray):
+        if segmentation.shape != size:
+            raise ValueError(
+                f"{where}: its segmentation is an array of shape {segmentation.shape}, expected "
+                f"the image's (height, width), {size}. Is it another image's annotation?"
+            )
+        return
     if isinstance(segmentation, Mapping):
         found = segmentation.get("size", ())
         found = tuple(found) if isinstance(found, list | tuple) else found
@@ -120,10 +130,24 @@ def decode_segmentation(segmentation: Any, size: Size, where: str) -> NDArray[An
         ValueError: as in ``check_segmentation``, or if the RLE's counts are damaged.
     """
     check_segmentation(segmentation, size, where)
+    if isinstance(segmentation, np.ndarray):
+        return (segmentation != 0).view(np.uint8)
     if not isinstance(segmentation, Mapping):
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
         return polygons_to_bitmask(polygons, *size).view(np.uint8)
     return decode_mask(compress(segmentation, size, where))
+
+
+def read_shape(segmentation: Any, size: Size, where: str) -> Shape:
+    """Read a segmentation without rasterising polygons; see ``check_segmentation``.
+
+    Raises:
+        ValueError: as in ``decode_segmentation``.
+    """
+    if not isinstance(segmentation, list | tuple):
+        return decode_segmentation(segmentation, size, where)
+    check_segmentation(segmentation, size, where)
+    return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
 
 
 def compress(segmentation: Any, size: Size, where: str) -> Any:

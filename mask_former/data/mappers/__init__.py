@@ -3,10 +3,14 @@
 from .detr_panoptic import DETRPanopticDatasetMapper
 from .inference import InferenceMapper
 from .instance import MaskFormerInstanceDatasetMapper
+from .instance_lsj import COCOInstanceLSJDatasetMapper
 from .panoptic import MaskFormerPanopticDatasetMapper
+from .panoptic_lsj import COCOPanopticLSJDatasetMapper
 from .semantic import MaskFormerSemanticDatasetMapper
 
 __all__ = [
+    "COCOInstanceLSJDatasetMapper",
+    "COCOPanopticLSJDatasetMapper",
     "DETRPanopticDatasetMapper",
     "InferenceMapper",
     "MaskFormerInstanceDatasetMapper",

@@ -18,10 +18,11 @@ from detectron2.structures import Instances
 from numpy.typing import NDArray
 
 from ..formats.readers import read_image
+from ..instances import InstanceShapes
 from ..targets import InstanceMasks, SegmentMap, pad_map
-from ..transforms.augmentation import build_augmentation
+from ..transforms.augmentation import build_augmentation, build_lsj_augmentation
 
-__all__ = ["Annotations", "TrainingMapper", "ignore_label_of", "settings"]
+__all__ = ["Annotations", "TrainingMapper", "ignore_label_of", "lsj_settings", "settings"]
 
 IMAGE_PAD_VALUE = 128
 ANNOTATION_KEYS = frozenset(
@@ -33,7 +34,7 @@ ANNOTATION_KEYS = frozenset(
 class Annotations(NamedTuple):
     """The annotation of one image, as a mapper reads it."""
 
-    segments: SegmentMap | InstanceMasks
+    segments: SegmentMap | InstanceShapes
     sem_seg: NDArray[Any] | None
     """Class ids, H×W, uint8 or uint16; ``ignore_label`` for no class. None: no label map."""
 
@@ -156,11 +157,12 @@ class TrainingMapper:
             transforms = self.augmentations(inputs)
         except ValueError as error:
             raise ValueError(f"{image_file}: {error}") from error
+        targets: SegmentMap | InstanceMasks
         if isinstance(segments, SegmentMap) and segments.index_map is sem_seg:
             # The label map is also the map of segments, so it is already transformed.
-            segments = replace(segments, index_map=inputs.sem_seg)
+            targets = replace(segments, index_map=inputs.sem_seg)
         else:
-            segments = segments.transform(transforms.apply_segmentation)
+            targets = segments.transform(transforms)
 
         size = self._padded_size(inputs.image, image_file)
         example["image"] = torch.from_numpy(_pad_image(inputs.image, size))
@@ -168,10 +170,10 @@ class TrainingMapper:
             assert self.ignore_label is not None
             sem_seg = pad_map(inputs.sem_seg, size, self.ignore_label)
             example["sem_seg"] = torch.from_numpy(sem_seg.astype(np.int64))
-        labels, masks = segments.targets(size, self.min_mask_area)
+        labels, masks = targets.targets(size, self.min_mask_area)
         example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
         if self.mask_ignore:
-            example["valid"] = segments.valid_mask(size)
+            example["valid"] = targets.valid_mask(size)
         return example
 
     def require(self, dataset_dict: dict[str, Any], *keys: str) -> None:
@@ -211,6 +213,15 @@ def settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
     }
 
 
+def lsj_settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+    """Read the arguments of training mappers with large-scale jitter, which make no label map."""
+    return settings(cfg, is_train) | {
+        "augmentations": build_lsj_augmentation(cfg),
+        "ignore_label": None,
+        "size_divisibility": cfg.INPUT.IMAGE_SIZE,
+    }
+
+
 def ignore_label_of(datasets: tuple[str, ...]) -> int:
     """Return the ignore label in the metadata of all ``datasets``.
 
@@ -239,11 +250,11 @@ def _pad_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 def _fitting_mapper(dataset_dict: dict[str, Any]) -> str:
     fitting = []
     if {"pan_seg_file_name", "segments_info"} <= dataset_dict.keys():
-        fitting += ["mask_former_panoptic", "detr_panoptic"]
+        fitting += ["mask_former_panoptic", "detr_panoptic", "coco_panoptic_lsj"]
     if "sem_seg_file_name" in dataset_dict:
         fitting += ["mask_former_semantic"]
     if "annotations" in dataset_dict:
-        fitting += ["mask_former_instance"]
+        fitting += ["mask_former_instance", "coco_instance_lsj"]
     if not fitting:
         return "No mapper for mask targets fits such a dict: check what DATASETS.TRAIN loads."
     return f"Set INPUT.DATASET_MAPPER_NAME to {' or '.join(fitting)}."

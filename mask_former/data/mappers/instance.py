@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from mask_former.registries import DATASET_MAPPER_REGISTRY
 
-from ..formats.coco_instances import decode_segmentation
+from ..formats.coco_instances import decode_segmentation, read_shape
 from ..formats.readers import check_classes
-from ..targets import InstanceMasks
+from ..instances import InstanceShapes, Shape
 from ..transforms.augmentation import build_augmentation
 from .base import Annotations, TrainingMapper, settings
 
@@ -21,13 +21,15 @@ __all__ = ["MaskFormerInstanceDatasetMapper"]
 
 @DATASET_MAPPER_REGISTRY.register(name="mask_former_instance")
 class MaskFormerInstanceDatasetMapper(TrainingMapper):
-    """Mapper with one target per entry of ``annotations`` that is not a crowd (polygons or RLE).
+    """Mapper with one target per entry of ``annotations`` that is not a crowd.
 
-    Masks may overlap, and no label map is made. Objects that cover no pixel, because they lie
-    outside the crop or are smaller than a pixel, are dropped.
+    Its segmentation is a list of polygons, an RLE or an array. Masks may overlap, and no label map
+    is made. Objects that cover no pixel, because they lie outside the crop or are smaller than a
+    pixel, are empty targets (published); with ``INPUT.MIN_MASK_AREA`` 1 they are dropped.
     """
 
-    keeps_empty_masks = False
+    drops_outside = False
+    """Drop objects outside the crop, even with ``INPUT.MIN_MASK_AREA`` 0."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -52,22 +54,22 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
     def read_annotations(self, dataset_dict: dict[str, Any], image: NDArray[Any]) -> Annotations:
         """Read the masks; see ``TrainingMapper.read_annotations``."""
         self.require(dataset_dict, "annotations")
-        size = image.shape[:2]
-        masks: list[NDArray[Any]] = []
-        labels: list[int] = []
+        size = (image.shape[0], image.shape[1])
         crowd = np.zeros(size, dtype=np.uint8)
+        shapes: list[Shape] = []
+        labels: list[int] = []
         for number, annotation in enumerate(dataset_dict["annotations"]):
             name = f"id {annotation['id']!r}" if "id" in annotation else f"number {number}"
             where = f"{dataset_dict['file_name']}: its annotation {name}"
-            mask = decode_segmentation(annotation.get("segmentation"), size, where)
+            segmentation = annotation.get("segmentation")
             if annotation.get("iscrowd", 0):
-                crowd |= mask
+                crowd |= decode_segmentation(segmentation, size, where)
                 continue
             self._check_class(annotation["category_id"], where)
-            masks.append(mask)
+            shapes.append(read_shape(segmentation, size, where))
             labels.append(annotation["category_id"])
-        stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)
-        return Annotations(InstanceMasks(stacked, np.array(labels, dtype=np.int64), crowd), None)
+        kept = np.array(labels, dtype=np.int64)
+        return Annotations(InstanceShapes(shapes, kept, crowd, self.drops_outside), None)
 
     def _check_class(self, label: int, where: str) -> None:
         if self.num_classes is not None:

@@ -1,11 +1,13 @@
-"""The training augmentations of MaskFormer and of DETR, built from detectron2's.
+"""The training augmentations of MaskFormer, DETR and Mask2Former, built from detectron2's.
 
-The random draws and their distributions are detectron2's, but flips and colour jitter need fewer
-passes over the pixels. All draws come from numpy, so that its seed determines an example.
+The random draws are detectron2's, from the same generators in the same order, but flips and colour
+jitter need fewer passes over the pixels. The seeds of numpy and of ``random``, from which the
+colour jitter draws, determine an example.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,9 +18,14 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
-from .crops import ClassUniformCrop, ResizeAndCrop
+from .crops import ClassUniformCrop, FixedSizeCrop, ResizeAndCrop
 
-__all__ = ["ColorAugSSD", "build_augmentation", "build_detr_augmentation"]
+__all__ = [
+    "ColorAugSSD",
+    "build_augmentation",
+    "build_detr_augmentation",
+    "build_lsj_augmentation",
+]
 
 DETR_PRE_CROP_SIZES = (400, 500, 600)
 """The shortest edges in pixels to which DETR resizes images before cropping."""
@@ -45,10 +52,11 @@ class RandomFlip(T.RandomFlip):
 class ColorAugSSD(T.Augmentation):
     """The colour jitter of SSD (Liu et al., 2016): brightness, contrast, saturation and hue.
 
-    Ranges, order and rounding are those of ``detectron2.projects.point_rend.ColorAugSSDTransform``,
-    which draws from the ``random`` module when it is applied, so that one transform returns a
-    different result each time. Here ``get_transform`` draws a fixed transform, and each step looks
-    values up in a table of 256 instead of computing in floating point.
+    Draws, ranges, order and rounding are those of
+    ``detectron2.projects.point_rend.ColorAugSSDTransform``, which draws when it is applied, so that
+    one transform returns a different result each time. Here ``get_transform`` draws a fixed
+    transform, and each step looks values up in a table of 256 instead of computing in floating
+    point.
     """
 
     def __init__(
@@ -74,23 +82,25 @@ class ColorAugSSD(T.Augmentation):
 
     def get_transform(self, image: NDArray[Any]) -> T.ColorTransform:
         """Draw one jitter; each of the four steps is skipped with a probability of one half."""
+        coin = partial(random.randrange, 2)
+        tables = [self._brightness()] if coin() else []
         steps: list[Callable[[], NDArray[Any]]] = [self._saturation, self._hue]
-        steps.insert(0 if np.random.randint(2) else 2, self._contrast)
-        tables = [draw() for draw in (self._brightness, *steps) if np.random.randint(2)]
+        steps.insert(0 if coin() else 2, self._contrast)
+        tables += [draw() for draw in steps if coin()]
         return T.ColorTransform(partial(_look_up, tables=tables, img_format=self.img_format))
 
     def _brightness(self) -> NDArray[Any]:
-        return _linear(1, np.random.uniform(-self.brightness_delta, self.brightness_delta))
+        return _linear(1, random.uniform(-self.brightness_delta, self.brightness_delta))
 
     def _contrast(self) -> NDArray[Any]:
-        return _linear(np.random.uniform(self.contrast_low, self.contrast_high))
+        return _linear(random.uniform(self.contrast_low, self.contrast_high))
 
     def _saturation(self) -> NDArray[Any]:
-        factor = np.random.uniform(self.saturation_low, self.saturation_high)
+        factor = random.uniform(self.saturation_low, self.saturation_high)
         return _hsv_table(saturation=_linear(factor))
 
     def _hue(self) -> NDArray[Any]:
-        shift = np.random.randint(-self.hue_delta, self.hue_delta + 1)
+        shift = random.randint(-self.hue_delta, self.hue_delta)
         return _hsv_table(hue=((np.arange(256) + shift) % 180).astype(np.uint8))
 
 
@@ -165,6 +175,29 @@ def build_detr_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
         crop = T.RandomCrop(*_crop_window(cfg))
         augmentations.append(T.RandomApply(ResizeAndCrop(first, crop), prob=0.5))
     return [*augmentations, ResizeAndCrop(_resize(cfg))]
+
+
+def build_lsj_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build large-scale jitter (Ghiasi et al., 2021, *Simple Copy-Paste*, section 3).
+
+    It flips, scales the image to fit into a square of MIN_SCALE to MAX_SCALE times IMAGE_SIZE, and
+    crops it to at most IMAGE_SIZE. Mappers pad smaller images to IMAGE_SIZE.
+
+    Args:
+        cfg: ``mask_former.config.keys`` explains the keys in ``INPUT``.
+
+    Raises:
+        ValueError: if a key of ``INPUT`` has an invalid value.
+    """
+    side, low, high = cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE
+    if side < 1 or not 0 < low <= high < float("inf"):
+        raise ValueError(
+            f"INPUT.IMAGE_SIZE is {side}, INPUT.MIN_SCALE {low} and INPUT.MAX_SCALE {high}: "
+            "expected a side of at least 1 pixel, and factors with 0 < MIN_SCALE <= MAX_SCALE."
+        )
+    resize = T.ResizeScale(low, high, side, side)
+    keys = "INPUT.IMAGE_SIZE and INPUT.MIN_SCALE"
+    return [*_flip(cfg), ResizeAndCrop(resize, FixedSizeCrop((side, side)), keys)]
 
 
 def _resize(cfg: CfgNode) -> T.ResizeShortestEdge:

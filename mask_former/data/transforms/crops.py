@@ -9,7 +9,9 @@ from detectron2.data import transforms as T
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["ClassUniformCrop", "ResizeAndCrop", "ResizeCropTransform"]
+from mask_former.structures import Size
+
+__all__ = ["ClassUniformCrop", "FixedSizeCrop", "ResizeAndCrop", "ResizeCropTransform"]
 
 
 class ResizeCropTransform(T.Transform):
@@ -62,20 +64,32 @@ class ResizeCropTransform(T.Transform):
 
 
 def _nearest(start: int, length: int, old: int, new: int) -> NDArray[Any]:
-    """Find the old pixels under the centres of the new pixels ``start``, ``start``+1, …."""
-    return (2 * np.arange(start, start + length) + 1) * old // (2 * new)
+    """Find the old pixels under the centres of the new pixels ``start``, ``start``+1, ….
+
+    PIL itself computes them, because it rounds centres that lie between two pixels up or down.
+    """
+    line = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    resized = line.resize((new, 1), Image.Resampling.NEAREST)
+    return np.asarray(resized)[0, start : start + length]
 
 
 class ResizeAndCrop(T.Augmentation):
     """Resizing and cropping as one transform; the new size is drawn first, then the window."""
 
-    def __init__(self, resize: T.ResizeShortestEdge, crop: T.Augmentation | None = None) -> None:
+    def __init__(
+        self,
+        resize: T.ResizeShortestEdge | T.ResizeScale,
+        crop: T.Augmentation | None = None,
+        keys: str = "INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN",
+    ) -> None:
         """Store the two augmentations.
 
         Args:
             resize: draws the new size.
-            crop: draws the window in the resized image: a ``ClassUniformCrop``, ``T.RandomCrop`` or
-                ``T.RandomCrop_CategoryAreaConstraint``; None: keep the full image.
+            crop: draws the window in the resized image: a ``ClassUniformCrop``, ``FixedSizeCrop``,
+                ``T.RandomCrop`` or ``T.RandomCrop_CategoryAreaConstraint``; None: keep the full
+                image.
+            keys: the config keys of the new size, for error messages.
         """
         self._init(locals())
 
@@ -93,8 +107,8 @@ class ResizeAndCrop(T.Augmentation):
         new_h, new_w = (h, w) if is_noop else (resize.new_h, resize.new_w)
         if not new_h or not new_w:
             raise ValueError(
-                f"{w}×{h} pixels (width×height) is too thin: INPUT.MIN_SIZE_TRAIN and "
-                f"INPUT.MAX_SIZE_TRAIN resize it to {new_w}×{new_h}. Remove the image from the "
+                f"{w}×{h} pixels (width×height) is too thin: {self.keys} "
+                f"resize it to {new_w}×{new_h}. Remove the image from the "
                 "dataset."
             )
         whole = ResizeCropTransform(h, w, new_h, new_w, 0, 0, new_w, new_h)
@@ -112,6 +126,21 @@ class ResizeAndCrop(T.Augmentation):
 
 def _reads_labels(crop: T.Augmentation) -> bool:
     return isinstance(crop, ClassUniformCrop) or getattr(crop, "single_category_max_area", 1) < 1
+
+
+class FixedSizeCrop(T.FixedSizeCrop):
+    """detectron2's crop without its padding, as one window that lies inside the image."""
+
+    def __init__(self, crop_size: Size) -> None:
+        """Store the largest height and width of a window."""
+        super().__init__(crop_size, pad=False)
+
+    def get_transform(self, image: NDArray[Any]) -> T.CropTransform:
+        """Draw the window for an image H×W×3; a side that is shorter than the window stays."""
+        window, (height, width) = super().get_transform(image).transforms[0], image.shape[:2]
+        return T.CropTransform(
+            window.x0, window.y0, min(window.w, width), min(window.h, height), width, height
+        )
 
 
 class ClassUniformCrop(T.Augmentation):

@@ -21,3 +21,18 @@ class TestDETRPanoptic(MapperBattery):
 class TestInstance(MapperBattery):
     name = "mask_former_instance"
     kind = "instance"
+
+
+LSJ = {"INPUT.IMAGE_SIZE": 64, "INPUT.MIN_SCALE": 0.5}
+
+
+class TestPanopticLSJ(MapperBattery):
+    name = "coco_panoptic_lsj"
+    kind = "panoptic"
+    options = LSJ
+
+
+class TestInstanceLSJ(MapperBattery):
+    name = "coco_instance_lsj"
+    kind = "instance"
+    options = LSJ

@@ -6,6 +6,7 @@ segment's colour must be in that segment's mask.
 """
 
 import copy
+import random
 from itertools import product
 
 import numpy as np
@@ -119,6 +120,7 @@ def make(name, cfg=None):
 
 def run(mapper, scene, seed=0):
     np.random.seed(seed)
+    random.seed(seed)
     return mapper(scene)
 
 
@@ -330,7 +332,7 @@ def test_the_error_for_a_dict_of_another_task_names_the_mapper_that_fits(name, s
     removed = "sem_seg_file_name" if name == SEMANTIC else "segments_info"
     fitting = "mask_former_panoptic or detr_panoptic" if name == SEMANTIC else SEMANTIC
     del scene[removed]
-    message = rf"Mapper needs .*'{removed}'\] is missing.*DATASET_MAPPER_NAME.*: {fitting}"
+    message = rf"Mapper needs .*'{removed}'\] is missing.*DATASET_MAPPER_NAME.* to {fitting}"
     with pytest.raises(KeyError, match=message):
         run(make(name), scene)
     scene = {"file_name": scene["file_name"], "annotations": []}

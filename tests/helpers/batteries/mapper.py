@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,6 +86,7 @@ class MapperBattery:
         examples = []
         for one in (mapper, pickle.loads(pickle.dumps(mapper))):
             np.random.seed(3)
+            random.seed(3)
             torch.manual_seed(3)
             examples.append(one(record))
         assert torch.equal(examples[0]["image"], examples[1]["image"])
