@@ -151,6 +151,8 @@ def _bases_of(file: str, named_by: str) -> list[str]:
             f"The config file {file}: {BASE_KEY} is {short(bases)}, expected the name of a config "
             "file, or a list of names."
         )
+    if len(set(bases)) < len(bases):
+        raise ValueError(f"The config file {file} was refused: {BASE_KEY} names a file twice.")
     folder = os.path.dirname(file)
     return [
         base if is_url(base) else os.path.join(folder, os.path.expanduser(base)) for base in bases
