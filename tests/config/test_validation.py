@@ -16,9 +16,17 @@ from tests.helpers import planting as p
 from tests.helpers.paths import ROOT
 
 CONFIGS = ROOT / "configs"
-PUBLISHED = json.loads(
-    gzip.decompress((CONFIGS.parent / "tests/golden/published_configs.json.gz").read_bytes())
-)["configs"]
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def published(file):
+    return json.loads(gzip.decompress((GOLDEN / file).read_bytes()))["configs"]
+
+
+PUBLISHED = {
+    *published("published_configs.json.gz"),
+    *(f"mask2former/{name}" for name in published("mask2former_configs.json.gz")),
+}
 COMPLETE = sorted(f for f in CONFIGS.rglob("*.yaml") if not f.name.startswith("Base-"))
 
 pytestmark = pytest.mark.usefixtures("restored_catalogs")
