@@ -30,6 +30,7 @@ HELPERS = {
     "modeling.backbone.timm_weights",
     "modeling.batch_targets",
     "modeling.deep_supervision",
+    "modeling.inference_settings",
     "modeling.inner_outputs",
     "modeling.pixel_decoder.base",
     "modeling.test_time_augmentation",

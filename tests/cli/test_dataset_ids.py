@@ -45,7 +45,7 @@ def test_a_dataset_without_ids_is_refused(dataset):
     name = dataset([{"file_name": "a.png"}], stuff_classes=NAMES)
     with pytest.raises(ValueError, match="has no ids of categories and images"):
         DatasetIds.of_dataset(name)
-    with pytest.raises(KeyError, match="there is no 'none'"):
+    with pytest.raises(KeyError, match="no dataset 'none'"):
         DatasetIds.of_dataset("none")
 
 

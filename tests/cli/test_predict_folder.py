@@ -257,7 +257,7 @@ def quiet(monkeypatch):
         (["--input", "in", "--output", "in/out", "--recursive"], "results would become inputs"),
         (["--input", "in", "--output", "in/a.png"], "is a file"),
         (["--input", "twice", "--output", "out"], "would both be saved as a"),
-        (["--input", "in", "--output", "out", "--dataset", "none"], "there is no 'none'"),
+        (["--input", "in", "--output", "out", "--dataset", "none"], "no dataset 'none'"),
         (["--input", "in", "--output", "out", "--coco-json", "x.json"], "x.json"),
     ],
 )

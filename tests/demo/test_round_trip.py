@@ -206,7 +206,7 @@ def test_without_a_dataset_ids_are_consecutive_and_the_json_lists_them(save, sce
     [
         ({"categories": [{"id": 1, "name": "dog"}]}, "none of its categories (dog) is a class"),
         ({"categories": [{"id": 1, "name": "disc"}]}, "no category for 11 classes"),
-        ({"images": [{"id": 1}]}, "expected COCO's `images`, each with file_name and id"),
+        ({"images": [{"id": 1}]}, "expected COCO's `images`, each with file_name"),
     ],
 )
 def test_a_json_with_other_classes_or_entries_is_refused(

@@ -35,7 +35,7 @@ from mask_former.utils.weight_files import read_checkpoint
 from tests.helpers.pages import PAGES, ROOT, Block, blocks, blocks_of, name_of, text_of
 
 SHELL = {"", "bash", "sh"}
-OTHER_LANGUAGES = {"python", "yaml", "json", "text"}
+OTHER_LANGUAGES = {"python", "yaml", "json", "text", "nginx"}
 PROGRAMS = (
     *("python", ".venv/bin/python", "torchrun", "make", "pip", "git"),
     *("sbatch", ".ci/run", "export"),

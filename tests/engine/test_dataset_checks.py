@@ -63,7 +63,7 @@ def check(cfg):
 def test_valid_data_are_returned_unchanged_and_the_checks_are_logged(records, config, caplog):
     with caplog.at_level(logging.INFO, file_checks.__name__):
         assert check(config()) == records
-    assert "DATASETS.TRAIN: the files of 50 images exist; the 20 images" in caplog.text
+    assert "DATASETS.TRAIN: the files of 50 images exist; the 20 checked images" in caplog.text
 
 
 def test_checking_draws_no_random_number(records, config):
@@ -100,7 +100,9 @@ def write_invalid_labels(record):
 def test_wrong_labels_stop_training_with_the_mappers_message(records, config):
     for record in records[:25]:
         write_invalid_labels(record)
-    expected = r"TRAIN: 10 of 20 images .*label_00\.png: found the class ids \[9\], expected 0\.\.3"
+    expected = (
+        r"TRAIN: 10 of the 20 checked images .*label_00\.png: found the class ids \[9\], expected"
+    )
     with pytest.raises(ValueError, match=expected):
         check(config())
 
@@ -109,7 +111,7 @@ def test_the_test_set_is_checked_before_training_too(records, config):
     write_invalid_labels(records[-1])
     DatasetCatalog.remove(SETS[0])
     DatasetCatalog.register(SETS[0], lambda: records[:-1])
-    with pytest.raises(ValueError, match=rf"TEST, '{SETS[1]}': 1 of 20 .*label_49\.png.*\[9\]"):
+    with pytest.raises(ValueError, match=rf"TEST, '{SETS[1]}': 1 of the 20 .*label_49\.png.*\[9\]"):
         check(config())
 
 

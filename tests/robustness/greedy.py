@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +32,7 @@ from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.results import load_npz
 from mask_former.utils.weight_files import read_checkpoint, read_extras
 from tests.helpers import own_data
-from tests.helpers.scripts import load_script
+from tests.helpers.paths import ROOT
 from tests.robustness.isolation import isolated, limited
 from tests.robustness.malice import MARKER
 
@@ -163,13 +165,16 @@ def eps(folder: Path) -> Readers:
     path = folder / "x.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
 
+    sys.path.append(str(ROOT / "demo"))
+    is_video = importlib.import_module("page.uploads").is_video
+
     def with_program(read: Callable[[Path], Any]) -> Any:
         os.environ["PATH"] = f"{program.parent}:{os.environ['PATH']}"
         return read(path)
 
     return {
         "x.png": partial(with_program, load_image),
-        "x.png ": partial(with_program, load_script("demo/page/uploads.py").is_video),
+        "x.png ": partial(with_program, is_video),
         "x.png  ": partial(with_program, lambda path: read_label_map(str(path))),
     }
 

@@ -168,11 +168,11 @@ def kill_exports(folder: Path, kills: int, seed: int) -> tuple[int, list[str]]:
 # Two trainings
 
 
-def train_slowly(config: Path, output: Path, iterations: int) -> int:
+def train_slowly(config: Path, output: Path, iterations: int, resume: bool = True) -> int:
     """Train on the same images; return the number of iterations."""
     cfg = tiny_cfg(config, output, SOLVER__MAX_ITER=iterations, SOLVER__CHECKPOINT_PERIOD=5)
     trainer = SameImages(cfg)
-    trainer.resume_or_load(resume=True)
+    trainer.resume_or_load(resume)
     trainer.train()
     return trainer.iter + 1
 
@@ -189,7 +189,7 @@ def train_twice_at_once(folder: Path, iterations: int = 40) -> tuple[str, list[s
     lock = output / folder_lock.NAME
     while first.is_alive and not (lock.is_file() and lock.read_text()):
         time.sleep(0.01)
-    second = isolated(train_slowly, config, output, iterations)
+    second = isolated(train_slowly, config, output, iterations * 100)
     message, problems = str(second.error), []
     if not isinstance(second.error, ValueError) or f"process {first.pid} on" not in message:
         problems.append(f"the second training was not refused: {second}")
@@ -197,7 +197,7 @@ def train_twice_at_once(folder: Path, iterations: int = 40) -> tuple[str, list[s
         problems.append("the first training ended")
     first.kill()
     first.outcome()
-    third = isolated(train_slowly, config, output, iterations)
+    third = isolated(train_slowly, config, output, iterations, False)
     if third.error is not None or not third.ended_well:
         problems.append(f"after a kill the folder is blocked: {third}")
     return message, problems

@@ -89,7 +89,7 @@ def test_panoptic_categories_keep_isthing_and_their_colours() -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
-        ({}, "instances", "x.json: found no `categories`"),
+        ({}, "instances", "x.json: `categories` is missing or empty"),
         (categories({"id": 1}), "instances", 'x.json: the category {"id": 1} lacks `name`'),
         (categories({"id": "1", "name": "a"}), "instances", r"lacks `id`.*`id` \(int\)"),
         (categories({"id": 1, "name": "a"}), "panoptic", "lacks `isthing`"),

@@ -72,7 +72,7 @@ def test_every_palette_has_a_colour_for_every_class():
 
 
 def test_the_error_for_an_unknown_palette_lists_the_known_ones():
-    with pytest.raises(ValueError, match="no palette 'rainbow'; there are dataset, spread, color"):
+    with pytest.raises(ValueError, match="no palette 'rainbow'; choose from dataset, spread"):
         CLASSES.with_palette("rainbow")
 
 
@@ -93,5 +93,5 @@ def test_data_in_another_format_is_refused(entry):
 
 
 def test_lists_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="found 2 names, 1 colours and 0 is_thing"):
+    with pytest.raises(ValueError, match="found 2 names, 1 colours and 0 values of is_thing"):
         Classes(["a", "b"], [(0, 0, 0)], [])

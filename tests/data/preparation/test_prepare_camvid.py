@@ -146,7 +146,7 @@ def test_a_missing_split_is_skipped_with_one_line(
     script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script.prepare(source, tmp_path / "out")
-    assert capsys.readouterr().out.count("test: not in") == 1
+    assert capsys.readouterr().out.count("test: skipped, because") == 1
     assert not list((tmp_path / "out").rglob("*test*"))
 
 

@@ -16,8 +16,7 @@ from profiling.analysis import (
 from torch import nn
 
 from mask_former.config.loading import load_cfg
-from mask_former.layers import DeformableTransformer
-from mask_former.layers.transformer import _Attention
+from mask_former.layers import Attention, DeformableTransformer
 from tests.helpers.paths import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -59,7 +58,7 @@ def test_attention_costs_its_projections_and_both_products():
         tokens = images.flatten(1).T[None].repeat(1, 1, width).unflatten(1, (keys, 3))[:, :, 0]
         return self.attention(tokens[:, :queries], tokens, tokens)
 
-    network = OnImage(attend, attention=_Attention(width, 4, 0.0)).eval()
+    network = OnImage(attend, attention=Attention(width, 4)).eval()
     flops, skipped = count_flops(network, [(8, 12)])
     projections = 2 * queries * width**2 + 2 * keys * width**2
     assert total(flops, "attention") == projections + 2 * queries * keys * width
