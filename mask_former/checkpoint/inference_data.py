@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from mask_former.config.validation import BOX_MODEL_NODES
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import loaded_plugins
-from mask_former.utils.bounded_files import parse_yaml, yaml_text
+from mask_former.utils.bounded_files import parse_yaml
 from mask_former.utils.weight_files import INFERENCE
 
 __all__ = [
@@ -96,7 +96,7 @@ def inference_data(cfg: CfgNode, classes: Classes | None = None) -> dict[str, An
         class) and, if any are loaded, ``plugins`` (file names).
     """
     classes = classes or classes_of(cfg)
-    text = yaml_text(inference_settings(cfg), default_flow_style=None)
+    text = yaml.safe_dump(inference_settings(cfg), default_flow_style=None)
     names = [file.name for file in loaded_plugins()]
     plugins = {"plugins": names} if names else {}
     return {"config": text, "classes": classes.to_data(), **plugins}

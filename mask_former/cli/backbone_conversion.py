@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
-from mask_former.utils.bounded_files import yaml_text
 from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
 
 __all__ = ["add_output_argument", "convert_file"]
@@ -53,5 +53,5 @@ def convert_file(source: Path, output: Path, convert: Converter) -> str:
     write_weights(converted, output)
     model = {"WEIGHTS": str(output), "PIXEL_MEAN": _PIXEL_MEAN, "PIXEL_STD": _PIXEL_STD, **model}
     config = {"MODEL": model, "INPUT": {"FORMAT": "RGB"}}
-    text = yaml_text(config, sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
     return f"{output}: {len(converted)} entries of {source}. In the config:\n\n{text}"

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
@@ -44,7 +45,6 @@ from mask_former.data.datasets.custom import Annotated, semantic_table
 from mask_former.data.preparation.command import parallel_map
 from mask_former.registries import load_plugins
 from mask_former.utils.atomic_files import replace_file, replace_text
-from mask_former.utils.bounded_files import yaml_text
 from mask_former.utils.errors import printable
 from mask_former.visualization.contact_sheet import draw_sheet, sheet_cell
 from mask_former.visualization.examples import annotated_example
@@ -236,7 +236,9 @@ def run(arguments: CheckArguments) -> int:
     if arguments.json_report is not None:
         text = json.dumps(report(source, summary), indent=1)
         replace_text(arguments.json_report, text)
-    config = yaml_text(fitting_config(source, summary), sort_keys=False, default_flow_style=None)
+    config = yaml.safe_dump(
+        fitting_config(source, summary), sort_keys=False, default_flow_style=None
+    )
     print(f"\nConfig lines that fit the data:\n{config}")
     counts = f"{summary.num_errors} errors, {summary.num_notes} notes"
     print(f"{summary.num_images} images: {counts}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
@@ -38,7 +39,6 @@ from mask_former.huggingface import (
 from mask_former.predictor.trained_model import load_trained_model
 from mask_former.registries import load_plugins
 from mask_former.utils.atomic_files import replace_file, replace_text
-from mask_former.utils.bounded_files import yaml_text
 from mask_former.utils.weight_files import CLASS_NAMES, read_checkpoint, write_weights
 
 from .command import add_plugin_argument, exit_code, make_parser
@@ -93,7 +93,7 @@ def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> 
     config_file, weights_file = output / "config.yaml", output / "model.safetensors"
     settings["MODEL"]["WEIGHTS"] = weights_file.name  # found next to the config
     write_weights(weights, weights_file, names, inference_entry(settings, names))
-    text = yaml_text(settings, sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     text = f"# From a transformers MaskFormer, by tools/convert_hf_maskformer.py.\n{text}"
     replace_text(config_file, text)
     return [config_file, weights_file]

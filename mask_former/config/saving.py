@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 
 from mask_former.data.datasets.custom import copy_table
 from mask_former.utils.atomic_files import replace_text
-from mask_former.utils.bounded_files import yaml_text
 from mask_former.utils.web import is_url
 
 from .loading import plugin_comments
@@ -42,7 +40,7 @@ def save_config(cfg: CfgNode, folder: Path) -> None:
             copy_table(Path(name).expanduser(), folder / inside)
         tables.append(inside)
     saved.DATASETS.TABLES = tables
-    text = plugin_comments() + yaml_text(yaml.safe_load(saved.dump()))
+    text = plugin_comments() + saved.dump()
     replace_text(folder / "config.yaml", text)
 
 

@@ -28,7 +28,6 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
-    "yaml_text",
 ]
 
 _SETTINGS_BYTES = 16 << 20
@@ -40,6 +39,8 @@ _DEPTH = 50
 _TOO_DEEP = f"it has more than {_DEPTH} levels of lists and mappings in one another"
 _YAML_BYTES = 64 << 10
 """Longest YAML: a complete config has 20 KiB, and PyYAML needs 8 seconds for the worst 64."""
+_YAML_ITEMS = 100_000
+"""Most values of a YAML, with its aliases written out; a complete config has some 500."""
 
 
 class UnreadableFile(ValueError):
@@ -143,59 +144,33 @@ def read_yaml(path: str | Path, name: str = "") -> Any:
 
 
 def parse_yaml(text: str | bytes, source: str | Path) -> Any:
-    """Parse the text of a YAML: plain data, without repeated keys or aliases (``*name``).
+    """Parse the text of a YAML: plain data, without repeated keys or merge keys (``<<``).
 
     Args:
         text: the YAML, or its bytes in UTF-8.
         source: the file that it comes from, for the message.
 
     Raises:
-        UnreadableFile: if it is not such a YAML, is too long or nested too deeply.
+        UnreadableFile: if it is not such a YAML, is too long or nested too deeply, or its aliases
+            (``*name``) stand for too many values.
     """
     try:
         if len(text) > _YAML_BYTES:
             raise ValueError(f"it has {len(text)} characters, expected at most {_YAML_BYTES}")
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         content = yaml.load(text, _PlainLoader)
-        _check_tree(content)
+        _check_tree(content, _YAML_ITEMS)
     except Exception as error:  # PyYAML raises almost any type for values such as !!bool x
         reason = _TOO_DEEP if isinstance(error, RecursionError) else str(error)
         raise UnreadableFile(f"{source} is not plain YAML: {short(reason, 500)}") from error
     return content
 
 
-def yaml_text(content: Any, **options: Any) -> str:
-    """Write plain data as YAML that :func:`parse_yaml` reads: lists used twice are written twice.
-
-    Args:
-        content: numbers, texts, and lists, tuples and dicts of them.
-        options: of ``yaml.dump``.
-    """
-    return str(yaml.dump(content, Dumper=_PlainDumper, **options))
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """PyYAML's safe dumper without aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without repeated keys and aliases.
+    """PyYAML's safe loader without repeated keys and merge keys.
 
-    Of the values of a repeated key PyYAML uses the last. A few lines of aliases, each of which
-    stands for several of the one before, stand for more values than fit into memory.
+    Of the values of a repeated key PyYAML uses the last, and merge keys multiply mappings.
     """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.YAMLError(
-                f"aliases are refused: write out what *{short(event.anchor)} stands for,"
-                f"{event.start_mark}"
-            )
-        return super().compose_node(parent, index)
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         if self.flow_level >= _DEPTH:  # the time of the scanner grows with the square of it
@@ -207,20 +182,27 @@ class _PlainLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(f"write out what the merge key << stands for,{key.start_mark}")
             if key.value in seen:
                 raise yaml.YAMLError(f"the key {short(key.value)} occurs twice,{key.start_mark}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _check_tree(content: Any) -> None:
-    """Check the depth of nested lists and dicts, level by level.
+def _check_tree(content: Any, most: float = float("inf")) -> None:
+    """Check the depth and the number of values of nested lists and dicts, level by level.
+
+    A value to which several others refer counts each time, as if it were written out.
 
     Raises:
-        ValueError: if it is too deep.
+        ValueError: if there are too many.
     """
-    level = list(_containers([content]))
+    level, count = list(_containers([content])), 0
     for _ in range(_DEPTH):
+        count += sum(map(len, level))
+        if count > most:
+            raise ValueError(f"it stands for more than {most} values: use fewer aliases")
         level = [child for node in level for child in _containers(node)]
         if not level:
             return
