@@ -2,7 +2,7 @@
 # VENV its folder: make install PYTHON=python3.12 VENV=/path/to/venv
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 DEMO_ARGS ?=
 APP_ARGS ?=
 export DETECTRON2_DATASETS ?= $(CURDIR)/datasets

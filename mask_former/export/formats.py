@@ -86,13 +86,15 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
+def _export(graph: nn.Module, example: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
+    shapes = _dynamic_shapes(dynamic)
+    return torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
+
+
 def _encode_program(graph: nn.Module, example: Tensor, dynamic: bool) -> bytes:
     buffer = io.BytesIO()
     with _quiet():
-        program = torch.export.export(
-            graph, (example,), dynamic_shapes=_dynamic_shapes(dynamic), strict=False
-        )
-        torch.export.save(program, buffer)
+        torch.export.save(_export(graph, example, dynamic), buffer)
     return buffer.getvalue()
 
 
@@ -104,11 +106,10 @@ def _read_program(path: Path) -> Runner:
 @torch.no_grad()
 def _encode_onnx(graph: Any, example: Tensor, dynamic: bool) -> bytes:
     with _quiet():
+        # Given the module, torch would first try ways to export it that fail: that takes as long.
         program = torch.onnx.export(
-            graph,
-            (example,),
+            _export(graph, example, dynamic),
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(dynamic),
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=list(graph.outputs),
