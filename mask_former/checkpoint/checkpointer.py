@@ -65,6 +65,21 @@ def _check_finite(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], so
         )
 
 
+def _metadata_of(weights: Any, source: str) -> Mapping[str, Mapping[str, Any]] | None:
+    """Return the versions of modules that torch writes with a state dict, if there are any."""
+    metadata = getattr(weights, "_metadata", None)
+    entries = metadata.values() if isinstance(metadata, Mapping) else [metadata]
+    if metadata is not None and not all(
+        isinstance(entry, Mapping) and isinstance(entry.get("version"), int | None)
+        for entry in entries
+    ):
+        raise ValueError(
+            f"{source}: the _metadata of its weights is not torch's, the versions of modules by "
+            "name: save it again as a dict of tensors."
+        )
+    return metadata
+
+
 _FROM_CONFIG = "criterion.empty_weight"
 """A buffer of published weights that follows from the config; the file's value is ignored."""
 
@@ -200,7 +215,9 @@ class Checkpointer(DetectionCheckpointer):
         content = read_checkpoint(filename)
         blobs = content["model"].get("blobs", content["model"])
         blobs = blobs if isinstance(blobs, dict) else content["model"]
-        is_caffe2 = "__author__" not in content and not any("." in str(name) for name in blobs)
+        is_caffe2 = "__author__" not in content and all(
+            isinstance(name, str) and "." not in name for name in blobs
+        )
         if filename.endswith(".pkl") and is_caffe2:
             # Caffe2 has names such as res2_0_branch2a_w, which detectron2 matches by heuristics.
             content.update(__author__="Caffe2", matching_heuristics=True)
@@ -214,7 +231,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         """Load ``checkpoint["model"]`` and log how it fits; a refused file changes nothing."""
-        metadata = getattr(checkpoint["model"], "_metadata", None)
+        metadata = _metadata_of(checkpoint["model"], self._source)
         state = self.model.state_dict()
         weights = self._named_as(state, checkpoint)
         for side in (state, weights):
