@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.structures import ParameterRows
 from mask_former.utils.atomic_files import replace_file, replace_text, save_torch
+from mask_former.utils.bounded_files import read_text
 from mask_former.utils.downloads import local_weights
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
@@ -80,6 +81,8 @@ def _metadata_of(weights: Any, source: str) -> Mapping[str, Mapping[str, Any]] |
     return metadata
 
 
+_LONGEST_NAME = 1024
+"""Most bytes of the file that names the last checkpoint."""
 _FROM_CONFIG = "criterion.empty_weight"
 """A buffer of published weights that follows from the config; the file's value is ignored."""
 
@@ -156,8 +159,21 @@ class Checkpointer(DetectionCheckpointer):
         return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pointer = Path(self.save_dir) / "last_checkpoint"
-        replace_text(pointer, last_filename_basename)
+        replace_text(self._pointer, last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint, or "" if there is none.
+
+        Raises:
+            ValueError: If the file that names it is damaged, or not a regular file.
+        """
+        if not self._pointer.exists():
+            return ""
+        return os.path.join(self.save_dir, read_text(self._pointer, _LONGEST_NAME).strip())
+
+    @property
+    def _pointer(self) -> Path:
+        return Path(self.save_dir) / "last_checkpoint"
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; an empty ``path`` loads nothing.

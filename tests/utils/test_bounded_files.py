@@ -116,3 +116,12 @@ def test_lists_that_are_used_twice_are_written_without_aliases_and_read():
     sizes = [1, 2]
     content = {"a": sizes, "b": {"c": sizes}}
     assert parse_yaml(yaml_text(content), "x.yaml") == content
+
+
+def test_an_integer_that_python_cannot_show_is_refused():
+    for text in (f"0x{'f' * 5000}", ":".join(["1"] * 5000)):
+        with pytest.raises(
+            UnreadableFile, match=r"x\.yaml is not plain YAML: an integer has \d+ bits"
+        ):
+            parse_yaml(f"SEED: {text}", "x.yaml")
+    assert parse_yaml("SEED: 0x10", "x.yaml") == {"SEED": 16}

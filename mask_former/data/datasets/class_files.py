@@ -88,7 +88,7 @@ def _check_all_or_none(values: Mapping[int, object], where: str, what: str) -> N
 def _check_once(values: Sequence[str] | Sequence[int], where: str, what: str) -> None:
     twice = sorted((value for value, count in Counter(values).items() if count > 1), key=str)
     if twice:
-        raise ValueError(f"{where}: the {what} {short(twice[0])!r} occurs more than once.")
+        raise ValueError(f"{where}: the {what} {twice[0]!r} occurs more than once.")
 
 
 def classes_of_json(path: Path, content: dict[str, Any], kind: str) -> list[Category]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
