@@ -66,7 +66,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             name = record.filename.removesuffix(".npy")
             if name in headers or min(shape, default=0) < 0:
-                raise ValueError(f"{short(name)!r} is there twice, or has the shape {short(shape)}")
+                raise ValueError(f"{short(name)!r} occurs twice, or has the shape {short(shape)}")
             headers[name] = shape, dtype
             unpacked = 8 if name == "instance_masks" else 1
             total += math.prod(shape) * max(dtype.itemsize, 4) * unpacked

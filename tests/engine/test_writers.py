@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
+from mask_former.config.loading import load_cfg
 from mask_former.engine.writers import (
     CpuMetricPrinter,
     WandbWriter,

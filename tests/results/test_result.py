@@ -414,5 +414,5 @@ def test_an_array_that_a_file_holds_twice_is_refused(tmp_path):
     _write_npz(tmp_path / "x.npz", semantic=np.zeros((2, 2), int))
     with zipfile.ZipFile(tmp_path / "x.npz", "a") as file:
         file.writestr("semantic", file.read("semantic.npy"))
-    with pytest.raises(ValueError, match=r"x\.npz .*'semantic' is there twice"):
+    with pytest.raises(ValueError, match=r"x\.npz .*'semantic' occurs twice"):
         load_npz(tmp_path / "x.npz")
