@@ -109,7 +109,7 @@ def fetch(
                 if not target.is_file():  # another process may have fetched it meanwhile
                     announce(url)
                     _download(plain, target, check, max_bytes, url in _typed)
-    except (HTTPException, OSError) as error:
+    except (HTTPException, OSError, UnicodeError) as error:
         raise OSError(f"{url} cannot be fetched: {one_line(error)}") from error
     except RefusedURLError as error:
         text = str(error) if repr(url)[1:-1] in str(error) else f"{url}: {error}"

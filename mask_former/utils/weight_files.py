@@ -253,7 +253,7 @@ def is_ordinary(tensor: Tensor) -> bool:
     """Return whether a tensor is dense, has its data, and holds integers or real numbers.
 
     A file may hold others, such as sparse or quantized ones: torch cannot compare or copy them, or
-    drops their imaginary part. Numbers of 8 bits or fewer need scales, which only their own program knows.
+    drops their imaginary part. Floating-point numbers of 8 bits or fewer need scales to be weights.
     """
     has_data = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
     is_small = tensor.is_floating_point() and tensor.element_size() < 2 if has_data else False
