@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ def _paths(message: Any) -> Iterator[Any]:
 def _lies_in(path: Any, folder: Path) -> bool:
     if not isinstance(path, str) or "\0" in path:
         return False
-    return Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve())
+    real = Path(os.path.realpath(path))  # unlike `resolve`, it accepts links in a circle
+    return Path(path).is_absolute() and real.is_relative_to(folder.resolve())
 
 
 def _client(scope: Message) -> str:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.structures import ParameterRows
 from mask_former.utils.atomic_files import replace_file, replace_text, save_torch
+from mask_former.utils.bounded_files import read_text
 from mask_former.utils.downloads import local_weights
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
@@ -65,6 +66,23 @@ def _check_finite(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], so
         )
 
 
+def _metadata_of(weights: Any, source: str) -> Mapping[str, Mapping[str, Any]] | None:
+    """Return the versions of modules that torch writes with a state dict, if there are any."""
+    metadata = getattr(weights, "_metadata", None)
+    entries = metadata.values() if isinstance(metadata, Mapping) else [metadata]
+    if metadata is not None and not all(
+        isinstance(entry, Mapping) and isinstance(entry.get("version"), int | None)
+        for entry in entries
+    ):
+        raise ValueError(
+            f"{source}: the _metadata of its weights is not torch's, the versions of modules by "
+            "name: save it again as a dict of tensors."
+        )
+    return metadata
+
+
+_LONGEST_NAME = 1024
+"""Most bytes of the file that names the last checkpoint."""
 _FROM_CONFIG = "criterion.empty_weight"
 """A buffer of published weights that follows from the config; the file's value is ignored."""
 
@@ -141,8 +159,21 @@ class Checkpointer(DetectionCheckpointer):
         return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pointer = Path(self.save_dir) / "last_checkpoint"
-        replace_text(pointer, last_filename_basename)
+        replace_text(self._pointer, last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint, or "" if there is none.
+
+        Raises:
+            ValueError: If the file that names it is damaged, or not a regular file.
+        """
+        if not self._pointer.exists():
+            return ""
+        return os.path.join(self.save_dir, read_text(self._pointer, _LONGEST_NAME).strip())
+
+    @property
+    def _pointer(self) -> Path:
+        return Path(self.save_dir) / "last_checkpoint"
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; an empty ``path`` loads nothing.
@@ -200,7 +231,9 @@ class Checkpointer(DetectionCheckpointer):
         content = read_checkpoint(filename)
         blobs = content["model"].get("blobs", content["model"])
         blobs = blobs if isinstance(blobs, dict) else content["model"]
-        is_caffe2 = "__author__" not in content and not any("." in str(name) for name in blobs)
+        is_caffe2 = "__author__" not in content and all(
+            isinstance(name, str) and "." not in name for name in blobs
+        )
         if filename.endswith(".pkl") and is_caffe2:
             # Caffe2 has names such as res2_0_branch2a_w, which detectron2 matches by heuristics.
             content.update(__author__="Caffe2", matching_heuristics=True)
@@ -214,7 +247,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         """Load ``checkpoint["model"]`` and log how it fits; a refused file changes nothing."""
-        metadata = getattr(checkpoint["model"], "_metadata", None)
+        metadata = _metadata_of(checkpoint["model"], self._source)
         state = self.model.state_dict()
         weights = self._named_as(state, checkpoint)
         for side in (state, weights):

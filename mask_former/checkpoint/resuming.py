@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mask_former.utils.weight_files import as_tensors
+from mask_former.utils.weight_files import as_tensors, is_ordinary
 
 from .weights_fit import compare
 
@@ -200,7 +200,7 @@ def _check_state(where: str, value: Any, parameter: Tensor, *, is_number: bool) 
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"the optimizer's {where} has {found}, expected shape {shape}")
-    if value.layout != torch.strided or value.is_complex():
+    if not is_ordinary(value):
         raise ValueError(f"the optimizer's {where} has the type {value.dtype}, {value.layout}")
     is_dense = value.is_contiguous() or value.stride() == parameter.stride()
     if not is_dense:  # several elements may share their memory

@@ -36,17 +36,24 @@ _MAX_TEST_SIDE = 8192
 """Shortest side in pixels that images may be resized to; memory grows with its square."""
 _MIN_STEP, _MAX_OVERLAP = 32, 8
 """Smallest stride of the sliding window: in pixels, and as a divisor of the window's side."""
-_SIZES = (
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-    "MODEL.SEM_SEG_HEAD.MASK_DIM",
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
-    "MODEL.MASK_FORMER.HIDDEN_DIM",
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
-    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+_LAYERS = (
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+    "MODEL.MASK_FORMER.ENC_LAYERS",
+    "MODEL.MASK_FORMER.DEC_LAYERS",
 )
-_LARGEST_SIZE = 65_536
-"""Most classes, queries and channels of a model, and longest side that images are padded to."""
+_SIZES = {
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 65_536,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 65_536,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 65_536,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 65_536,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 65_536,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 65_536,
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 65_536,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 2**20,
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 1000,
+    **dict.fromkeys(_LAYERS, 1000),
+}
+"""Largest size of a model: classes, queries, channels, layers and points, and of padded images."""
 
 _MASK_FORMER_KEYS = (
     "MODEL.COMPILE",
@@ -127,10 +134,10 @@ def _check_finite(cfg: CfgNode) -> None:
 
 def _check_sizes(cfg: CfgNode) -> None:
     """Refuse sizes that no memory holds."""
-    for key in _SIZES:
-        if _get(cfg, key) > _LARGEST_SIZE:
+    for key, most in _SIZES.items():
+        if _get(cfg, key) > most:
             raise ValueError(
-                f"{key} is {_get(cfg, key)}; expected at most {_LARGEST_SIZE}: no memory holds "
+                f"{key} is {_get(cfg, key)}; expected at most {most}: no memory holds "
                 "such a model or its images. Set it to a smaller number."
             )
 
@@ -213,13 +220,16 @@ def _check_numbers(cfg: CfgNode) -> None:
     if not cfg.MODEL.DEVICE:
         raise ValueError("MODEL.DEVICE is empty; expected 'cuda' or 'cpu'.")
     head = ("NUM_CLASSES", "CONVS_DIM", "MASK_DIM")
+    transformer = ("NUM_OBJECT_QUERIES", "HIDDEN_DIM", "DIM_FEEDFORWARD", "NHEADS")
     for key in (
         *(f"MODEL.SEM_SEG_HEAD.{name}" for name in head),
-        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
-        "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
+        *(f"MODEL.MASK_FORMER.{name}" for name in transformer),
     ):
         if _get(cfg, key) < 1:
             raise ValueError(f"{key} is {_get(cfg, key)}; expected 1 or more.")
+    for key in _LAYERS:
+        if _get(cfg, key) < 0:
+            raise ValueError(f"{key} is {_get(cfg, key)}; expected 0 or more.")
     node = cfg.MODEL.MASK_FORMER
     build_mask_term(cfg)  # checks its keys
     build_point_rule(cfg)  # checks its keys

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,7 +42,8 @@ def training_alone_in(folder: Path) -> Iterator[None]:
         folder: The output folder; it is created.
 
     Raises:
-        ValueError: In all processes, if another training runs in the folder.
+        ValueError: In all processes, if another training runs in the folder, or another kind of
+            file is in the place of the lock.
     """
     with ExitStack() as stack:
         refusal = ""
@@ -57,7 +59,7 @@ def training_alone_in(folder: Path) -> Iterator[None]:
 
 
 class _TakenError(Exception):
-    """Another process holds the lock; the message names it."""
+    """The lock cannot be taken; the message names its holder, or what else is in its place."""
 
 
 @contextmanager
@@ -68,6 +70,13 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
         return
     descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise _TakenError(
+            f"{folder / NAME}, the lock of a training, is not a file of its own, but a named pipe "
+            "or a second name of another file. Nothing was written there: remove it."
+        )
     with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
         try:
             # Not flock: the data workers would inherit it, and outlive a killed training.

@@ -20,6 +20,8 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
+from mask_former.utils.bounded_files import check_regular
+
 __all__ = [
     "CpuMetricPrinter",
     "WandbWriter",
@@ -61,7 +63,10 @@ def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
     printer = CpuMetricPrinter if cfg.MODEL.DEVICE == "cpu" else CommonMetricPrinter
     writers: list[EventWriter] = [printer(max_iter)]
     if "json" in cfg.LOGGERS:
-        writers.append(JSONWriter(str(folder / "metrics.json")))
+        metrics = folder / "metrics.json"
+        if metrics.exists():
+            check_regular(metrics)
+        writers.append(JSONWriter(str(metrics)))
     if "wandb" in cfg.LOGGERS:  # before TensorBoard's, which removes the images
         writers.append(WandbWriter(cfg))
     if "tensorboard" in cfg.LOGGERS:

@@ -65,6 +65,8 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
                     raise ValueError("an array has another version than numpy's 1.0")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             name = record.filename.removesuffix(".npy")
+            if name in headers or min(shape, default=0) < 0:
+                raise ValueError(f"{short(name)!r} occurs twice, or has the shape {short(shape)}")
             headers[name] = shape, dtype
             unpacked = 8 if name == "instance_masks" else 1
             total += math.prod(shape) * max(dtype.itemsize, 4) * unpacked
@@ -93,6 +95,8 @@ class _Saved(NamedTuple):
         if found != shape or dtype.kind not in kinds:
             raise ValueError(f"{name!r} is {found} {dtype}, expected {shape} numbers")
         array: NDArray[Any] = self.file[name]
+        if dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name!r} has numbers that are not finite")
         return array
 
 
@@ -103,16 +107,17 @@ def _result(saved: _Saved, image: NDArray[np.uint8] | None) -> Result:
     classes = Classes.from_data(parse_json(saved.text("classes"), "'classes'"))
     semantic = shares = panoptic = instances = None
     if "semantic" in saved:
-        semantic = saved.array("semantic", size).astype(np.int32)
-        _check_range(semantic, -1, len(classes.names), "'semantic'")
+        class_ids = saved.array("semantic", size)
+        _check_range(class_ids, -1, len(classes.names), "'semantic'")
+        semantic = class_ids.astype(np.int32)
     if "semantic_scores" in saved:
         shares = saved.array("semantic_scores", size, "f")
     if "panoptic_ids" in saved:
         segments = parse_json(saved.text("panoptic_segments"), "'panoptic_segments'")
         _check_segments(segments, len(classes.names))
-        ids = saved.array("panoptic_ids", size).astype(np.int32)
+        ids = saved.array("panoptic_ids", size)
         _check_range(ids, 0, 1 + max([0, *(s["id"] for s in segments)]), "'panoptic_ids'")
-        panoptic = PanopticResult(ids, segments)
+        panoptic = PanopticResult(ids.astype(np.int32), segments)
     if "instance_masks" in saved:
         instances = _instances(saved, height, width, classes.names)
     file_name = saved.text("file_name") if "file_name" in saved else None
@@ -141,7 +146,7 @@ def _check_segments(segments: Any, num_classes: int) -> None:
             and type(segment["category_id"]) is int
             and 0 <= segment["category_id"] < num_classes
             and segment["isthing"] in (True, False)
-            and (score is None or isinstance(score, int | float))
+            and (score is None or (isinstance(score, int | float) and math.isfinite(score)))
         ):
             raise ValueError(
                 f"'panoptic_segments' has {short(segment)}, expected an id, a category_id below "

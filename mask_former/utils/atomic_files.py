@@ -105,7 +105,7 @@ def remove_parts(folder: Path) -> None:
     """
     for pattern in (".*.part", ".*.part.*"):
         for part in folder.glob(pattern):
-            if not _is_being_written(part):
+            if not part.is_dir() and not _is_being_written(part):
                 part.unlink(missing_ok=True)
 
 
@@ -135,9 +135,12 @@ def _part_of(path: Path, ending: str) -> Iterator[tuple[Path, int]]:
 
 def _settle(part: Path, mode: int) -> None:
     """Write a file through to the disk, readable by those whom the user's umask lets read it."""
-    if part.stat().st_mode != mode:  # safetensors lets only the owner read its files
-        part.chmod(mode)
-    with part.open("rb+") as file:
+    descriptor = os.open(
+        part, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    )
+    with os.fdopen(descriptor, "rb+") as file:
+        if os.fstat(descriptor).st_mode != mode:  # safetensors lets only the owner read its files
+            part.chmod(mode)
         os.fsync(file.fileno())
 
 

@@ -36,6 +36,8 @@ DATASET_BYTES = 4 << 30
 """Largest file of a dataset: an image, or the annotations of all images."""
 _DEPTH = 50
 """Most levels of lists and mappings; COCO's annotations have 6."""
+_BITS = 10_000
+"""Largest integer of a YAML; those of a JSON may have 4,300 digits, some 14,000 bits."""
 _TOO_DEEP = f"it has more than {_DEPTH} levels of lists and mappings in one another"
 _YAML_BYTES = 64 << 10
 """Longest YAML: a complete config has 20 KiB, and PyYAML needs 8 seconds for the worst 64."""
@@ -177,6 +179,12 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError(_TOO_DEEP)
         super().fetch_flow_collection_start(token)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > _BITS:  # Python cannot show it in a message
+            raise yaml.YAMLError(f"an integer has {value.bit_length()} bits,{node.start_mark}")
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -188,6 +196,9 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {short(key.value)} occurs twice,{key.start_mark}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 
 def _check_tree(content: Any, most: float = float("inf")) -> None:

@@ -109,12 +109,12 @@ def fetch(
                 if not target.is_file():  # another process may have fetched it meanwhile
                     announce(url)
                     _download(plain, target, check, max_bytes, url in _typed)
-    except (HTTPException, OSError) as error:
+    except (HTTPException, OSError, UnicodeError) as error:
         raise OSError(f"{url} cannot be fetched: {one_line(error)}") from error
     except RefusedURLError as error:
-        if url not in _named_in:
-            raise
-        raise RefusedURLError(f"{error} It is named in {_named_in[url]}.") from error
+        text = str(error) if repr(url)[1:-1] in str(error) else f"{url}: {error}"
+        text += f" It is named in {_named_in[url]}." if url in _named_in else ""
+        raise RefusedURLError(text) from error
     if target.stat().st_size > max_bytes:
         raise ValueError(f"{url} {_too_large(max_bytes)}")
     return target

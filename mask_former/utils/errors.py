@@ -9,7 +9,15 @@ from typing import Any
 
 __all__ = ["few", "is_out_of_memory", "message_of", "one_line", "printable", "short"]
 
-_BOUNDED = reprlib.Repr()
+
+class _Repr(reprlib.Repr):
+    """``reprlib.Repr`` that writes integers of any size; Python refuses more than 4,300 digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else hex(x)[:40] + "…"
+
+
+_BOUNDED = _Repr()
 _BOUNDED.maxstring = _BOUNDED.maxother = 200
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -89,21 +89,35 @@ def _checking_keys(load: _Load, keys: slice) -> _Load:
 
     def checked(self: Any) -> None:
         for key in self.stack[keys]:
-            if isinstance(key, tuple | frozenset) and any(
-                isinstance(part, tuple | frozenset) for part in key
-            ):
-                raise RefusedError("it has a tuple of tuples as a key, which may take for ever")
+            _check_key(key)
         load(self)
 
     return checked
 
 
+def _check_key(key: Any) -> None:
+    if isinstance(key, tuple | frozenset) and any(
+        isinstance(part, tuple | frozenset) for part in key
+    ):
+        raise RefusedError("it has a tuple of tuples as a key, which may take for ever")
+
+
 def _changing_data(load: _Load) -> _Load:
-    """Refuse to set the state of a function or class; ``load`` sets that of an object."""
+    """Refuse states that change more than the data of an object; ``load`` sets the state."""
 
     def checked(self: Any) -> None:
-        if callable(self.stack[-2]):
+        target, state = self.stack[-2:]
+        if callable(target):
             raise RefusedError("it would change a function or class")
+        if isinstance(target, OrderedDict) and not (
+            isinstance(state, dict) and state.keys() <= {"_metadata"}  # torch's version numbers
+        ):
+            raise RefusedError("it would hide the methods of a dict")
+        if isinstance(target, np.dtype):
+            # numpy believes a state: its size, offsets and flags may lead outside of the memory.
+            own: Any = target.__reduce__()[2]
+            if not isinstance(state, tuple) or state[2:] != own[2:]:
+                raise RefusedError(f"it has an array of a type that is not {target}")
         load(self)
 
     return checked
@@ -147,10 +161,26 @@ class _InertUnpickler(_BoundedUnpickler):
     """An unpickler that loads no class and calls no function."""
 
     def find_class(self, module: str, name: str) -> Any:
-        return _Inert
+        return _ordered_dict if (module, name) == ("collections", "OrderedDict") else _Inert
 
     def persistent_load(self, pid: Any) -> Any:
         return _Inert()
+
+
+def _ordered_dict(pairs: Iterable[tuple[Any, Any]] = ()) -> OrderedDict[Any, Any]:
+    """``OrderedDict``; Python 2 wrote its content as pairs."""
+    made: OrderedDict[Any, Any] = OrderedDict()
+    for key, value in pairs:
+        _check_key(key)
+        made[key] = value
+    return made
+
+
+def _dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype[Any]:
+    """``numpy.dtype`` of a code such as ``f4``: a copy, whose byte order may be set."""
+    if not isinstance(code, str):
+        raise RefusedError("it has an array of a compound type")
+    return np.dtype(code, copy=True)
 
 
 def _empty_array(kind: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -162,12 +192,19 @@ def _empty_array(kind: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 def _scalar(dtype: np.dtype[Any], content: bytes | str) -> Any:
     data = content.encode("latin1") if isinstance(content, str) else content
-    return np.frombuffer(data, dtype, count=1)[0]
+    return _from_bytes(data, dtype)[0]
+
+
+def _from_bytes(content: Any, dtype: Any) -> NDArray[Any]:
+    """``numpy.frombuffer``, but not of another array, whose memory a pickle can free."""
+    if not isinstance(content, bytes | bytearray):
+        raise RefusedError(f"it has an array in the memory of a {type(content).__name__}")
+    return np.frombuffer(content, dtype)
 
 
 def _array_in(buffer: bytes, dtype: Any, shape: Any, order: Any, axes: Any = None) -> NDArray[Any]:
     """``numpy._frombuffer`` of any version."""
-    array = np.frombuffer(buffer, dtype)
+    array = _from_bytes(buffer, dtype)
     if order == "K" and axes is not None:
         return array.reshape(shape).transpose(axes)
     return array.reshape(shape, order=order)
@@ -179,8 +216,8 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("numpy", "dtype"): _dtype,
     ("numpy", "ndarray"): "numpy.ndarray",  # only named, never called
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy.core.multiarray", "scalar"): _scalar,

@@ -43,7 +43,7 @@ def is_url(name: str) -> bool:
 def normalize_url(url: str) -> str:
     """Return the one spelling of an http or https URL.
 
-    The host is in lower case; a default port and a fragment are left out.
+    The host is in lower case and ASCII (``xn--…``); a default port and a fragment are left out.
 
     Raises:
         RefusedURLError: If it is another kind of URL, has no host, holds a user name or characters
@@ -51,23 +51,23 @@ def normalize_url(url: str) -> str:
     """
     try:
         parts, problem = urlsplit(url), ""
-        port = parts.port
+        port, name = parts.port, (parts.hostname or "").encode("idna").decode()
+        path, query = quote(parts.path, _UNQUOTED) or "/", quote(parts.query, _UNQUOTED)
     except ValueError as error:
         raise RefusedURLError(f"{url!r} was refused: {error}.") from error
     if parts.scheme not in _PORTS:
         problem = "only http:// and https:// are fetched"
     elif re.search(r"[\s\x00-\x1f\x7f\\]", url):
         problem = "it holds spaces, control characters or backslashes; write them as %20 and so on"
-    elif not parts.hostname or "@" in parts.netloc:
+    elif not name or "@" in parts.netloc:
         problem = "expected http://HOST/PATH, without a user name"
     elif {".", ".."} & set(re.split(r"[/\\]", unquote(parts.path))):
         problem = "its path holds '..' or '.', which may lead out of a folder; write it without"
     if problem:
         raise RefusedURLError(f"{url!r} was refused: {problem}.")
-    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else str(parts.hostname)
+    host = f"[{name}]" if ":" in name else name
     host += f":{port}" if port not in (None, _PORTS[parts.scheme]) else ""
-    query = f"?{quote(parts.query, _UNQUOTED)}" if parts.query else ""
-    return f"{parts.scheme}://{host}{quote(parts.path, _UNQUOTED) or '/'}{query}"
+    return f"{parts.scheme}://{host}{path}{'?' if query else ''}{query}"
 
 
 def read_url(url: str, *, allow_private: bool = False) -> Iterator[tuple[bytes, int | None]]:
@@ -121,7 +121,10 @@ def _response(url: str, allow_private: bool) -> Iterator[tuple[HTTPResponse, soc
 
 def _redirected(url: str, target: str) -> str:
     """Return the URL that a redirect leads to, which must have the same scheme."""
-    new = normalize_url(urljoin(url, target))
+    try:
+        new = normalize_url(urljoin(url, target))
+    except ValueError as error:
+        raise RefusedURLError(f"{url} redirects to an address that was refused: {error}") from error
     if urlsplit(new).scheme != urlsplit(url).scheme:
         raise RefusedURLError(
             f"{url} redirects to {new}, which has another scheme: this was refused. If you trust "
@@ -132,7 +135,11 @@ def _redirected(url: str, target: str) -> str:
 
 @contextmanager
 def _deadline(connection: socket.socket) -> Iterator[None]:
-    """End a connection that is still in use after ``_SLOWEST`` seconds, whatever has arrived."""
+    """End a connection that is still in use after ``_SLOWEST`` seconds, whatever has arrived.
+
+    Raises:
+        OSError: If it was ended, or an answer is damaged in a way that ``http.client`` overlooks.
+    """
     expired = threading.Event()
 
     def end() -> None:
@@ -145,6 +152,8 @@ def _deadline(connection: socket.socket) -> Iterator[None]:
     timer.start()
     try:
         yield
+    except ValueError as error:
+        raise OSError(f"the answer is damaged ({error})") from error
     finally:
         timer.cancel()
         if expired.is_set():

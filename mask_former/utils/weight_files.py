@@ -33,6 +33,7 @@ __all__ = [
     "INFERENCE",
     "as_tensors",
     "averaged_weights",
+    "is_ordinary",
     "read_checkpoint",
     "read_extras",
     "rename_old_layout",
@@ -209,10 +210,12 @@ def as_tensors(weights: Mapping[str, Any], source: str | Path) -> dict[str, Tens
     Raises:
         ValueError: If ``weights`` is empty or holds anything else.
     """
-    if not weights or not all(isinstance(k, str) and _is_numeric(v) for k, v in weights.items()):
+    wrong = [k for k, v in weights.items() if not isinstance(k, str) or not _is_numeric(v)]
+    if wrong or not weights:
         raise ValueError(
             f"{source} does not hold a state dict: expected names with tensors, found "
             f"{', '.join(map(short, list(weights)[:5])) or 'nothing'}."
+            + (f" {short(wrong[0])} is not a dense tensor of ordinary numbers." if wrong else "")
         )
     # Copied, because the memory of an array may be read-only.
     return {
@@ -241,9 +244,20 @@ def averaged_weights(content: Mapping[str, Any], source: str | Path) -> dict[str
 
 
 def _is_numeric(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc"
-    )
+    if isinstance(value, Tensor):
+        return is_ordinary(value)
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"
+
+
+def is_ordinary(tensor: Tensor) -> bool:
+    """Return whether a tensor is dense, has its data, and holds integers or real numbers.
+
+    A file may hold others, such as sparse or quantized ones: torch cannot compare or copy them, or
+    drops their imaginary part. Floating-point numbers of 8 bits or fewer need scales to be weights.
+    """
+    has_data = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
+    is_small = tensor.is_floating_point() and tensor.element_size() < 2 if has_data else False
+    return has_data and not (tensor.is_quantized or tensor.is_complex() or is_small)
 
 
 def write_weights(

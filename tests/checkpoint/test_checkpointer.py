@@ -427,3 +427,22 @@ def test_a_weight_of_another_shape_is_not_read_however_large_it_claims_to_be(tmp
     assert values(model.first) == {2.0}
     with pytest.raises(ValueError, match=r"second\.weight has shape \(1125899906842624,\)"):
         Checkpointer(model, whole=True).load(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"x" * 2000, None], ids=["binary", "long", "pipe"]
+)
+def test_a_last_checkpoint_that_names_none_is_refused(content, tmp_path):
+    pointer = tmp_path / "last_checkpoint"
+    os.mkfifo(pointer) if content is None else pointer.write_bytes(content)
+    with pytest.raises(ValueError, match="last_checkpoint"):
+        Checkpointer(nn.Linear(1, 1), str(tmp_path)).resume_or_load("")
+
+
+def test_versions_of_modules_that_are_not_numbers_are_refused(tmp_path):
+    weights = OrderedDict(nn.Linear(1, 1).state_dict())
+    for metadata in (5, {"": 5}, {"": {"version": "x"}}):
+        weights._metadata = metadata
+        torch.save({"model": weights}, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match=r"x\.pth: the _metadata of its weights"):
+            Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "x.pth"))

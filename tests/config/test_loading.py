@@ -219,6 +219,21 @@ def test_two_bases_may_share_one(write):
 
 
 @pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("MODEL.MASK_FORMER.NHEADS", "0", "1 or more"),
+        ("MODEL.MASK_FORMER.HIDDEN_DIM", "-256", "1 or more"),
+        ("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "-1", "0 or more"),
+        ("MODEL.MASK_FORMER.DEC_LAYERS", "100000000", "at most 1000"),
+        ("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "1000000000000", "at most 1048576"),
+    ],
+)
+def test_sizes_of_a_model_are_checked_before_it_is_built(key, value, expected):
+    with pytest.raises(ValueError, match=f"{key} is {value}; expected {expected}"):
+        load_cfg("", [*DEVICE, key, value])
+
+
+@pytest.mark.parametrize(
     "key",
     [
         "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",

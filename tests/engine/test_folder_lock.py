@@ -111,3 +111,16 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=NAME):
         enter(tmp_path)
     assert victim.read_text() == "precious"
+
+
+def test_a_pipe_or_another_file_in_place_of_the_lock_is_refused_and_unchanged(
+    tmp_path: Path,
+) -> None:
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("precious")
+    for put in (os.mkfifo, lambda lock: os.link(thesis, lock)):
+        put(tmp_path / NAME)
+        with pytest.raises(ValueError, match=f"{NAME}.* is not a file of its own"):
+            enter(tmp_path)
+        (tmp_path / NAME).unlink()
+    assert thesis.read_text() == "precious"

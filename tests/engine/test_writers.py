@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
+from mask_former.config.loading import load_cfg
 from mask_former.engine.writers import (
     CpuMetricPrinter,
     WandbWriter,
@@ -141,3 +143,10 @@ def test_the_log_line_shows_losses_speed_eta_and_memory(caplog, monkeypatch):
         assert text in message
     megabytes = int(re.search(r"max_mem: (\d+)M$", message)[1])
     assert 50 < megabytes < 50_000
+
+
+def test_a_pipe_in_place_of_the_metrics_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "metrics.json")
+    cfg = load_cfg("", ["OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"metrics\.json was refused: it is a named pipe"):
+        build_writers(cfg, 1)

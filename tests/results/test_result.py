@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
@@ -387,3 +388,31 @@ def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path):
             load_npz(tmp_path / "a.npz").draw()
         except UnreadableFile as error:
             assert "a.npz" in str(error)
+
+
+def _write_npz(path, **arrays):
+    classes = np.array('[{"name": "a", "color": [1, 2, 3], "isthing": true}]')
+    np.savez(path, **{"size": np.array([2, 2]), "classes": classes, **arrays})
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"semantic_scores": np.full((2, 2), np.nan)},
+        {"semantic": np.full((2, 2), 2**32)},
+        {"panoptic_ids": np.full((2, 2), 2**32), "panoptic_segments": np.array("[]")},
+    ],
+    ids=["not a number", "class ids of 33 bits", "segment ids of 33 bits"],
+)
+def test_numbers_that_a_result_cannot_have_are_refused(arrays, tmp_path):
+    _write_npz(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=r"x\.npz is not a results file"):
+        load_npz(tmp_path / "x.npz")
+
+
+def test_an_array_that_a_file_holds_twice_is_refused(tmp_path):
+    _write_npz(tmp_path / "x.npz", semantic=np.zeros((2, 2), int))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as file:
+        file.writestr("semantic", file.read("semantic.npy"))
+    with pytest.raises(ValueError, match=r"x\.npz .*'semantic' occurs twice"):
+        load_npz(tmp_path / "x.npz")

@@ -170,3 +170,23 @@ def test_a_signal_that_ends_the_process_waits_until_all_files_are_renamed(tmp_pa
         assert signal.getsignal(signal.SIGTERM) is not None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+
+    def swap(part):
+        part.unlink()
+        part.symlink_to(victim)
+
+    with pytest.raises(OSError, match=r"x\.txt"):
+        replace_file(tmp_path / "x.txt", swap)
+    assert victim.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_with_the_name_of_a_temporary_file_stays(tmp_path):
+    (tmp_path / ".a.b.part").mkdir()
+    remove_parts(tmp_path)
+    assert (tmp_path / ".a.b.part").is_dir()

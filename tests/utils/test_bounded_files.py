@@ -114,3 +114,12 @@ def test_a_yaml_that_is_not_plain_data_of_a_bounded_size_is_refused(text, reason
 def test_a_yaml_with_a_few_aliases_is_read():
     assert parse_yaml("a: &a [1, 2]\nb: *a\n", "x.yaml") == {"a": [1, 2], "b": [1, 2]}
     assert len(parse_yaml(doubled(10), "x.yaml")) == 10
+
+
+def test_an_integer_that_python_cannot_show_is_refused():
+    for text in (f"0x{'f' * 5000}", ":".join(["1"] * 5000)):
+        with pytest.raises(
+            UnreadableFile, match=r"x\.yaml is not plain YAML: an integer has \d+ bits"
+        ):
+            parse_yaml(f"SEED: {text}", "x.yaml")
+    assert parse_yaml("SEED: 0x10", "x.yaml") == {"SEED": 16}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mask_former.utils.errors import few, message_of, one_line
+from mask_former.utils.errors import few, message_of, one_line, short
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,8 @@ def test_long_lists_are_shortened_with_a_count() -> None:
 
 def test_numpy_numbers_are_written_as_plain_numbers() -> None:
     assert few(np.array([1.5, 2])) == "[1.5, 2.0]" and few({np.uint8(7)}) == "[7]"
+
+
+def test_an_integer_of_any_size_has_a_text() -> None:
+    assert short(1 << 200_000) == "0x1" + "0" * 37 + "…"
+    assert few([1 << 200_000, 2]) == f"[{short(1 << 200_000)}, 2]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -88,3 +89,63 @@ def test_arrays_of_every_form_and_protocol_are_read(array, protocol, tmp_path):
     found, expected = read(tmp_path, data), pickle.loads(data)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     assert np.array_equal(found, array)
+
+
+class _Reduced:
+    """An object that is pickled as a call, and a state or items."""
+
+    def __init__(self, *reduced):
+        self._reduced = reduced
+
+    def __reduce__(self):
+        return self._reduced
+
+
+def refused(tmp_path, value, match, *, also_of_torch=False):
+    data = pickle.dumps(value, 2)
+    with pytest.raises(RefusedError, match=match):
+        read(tmp_path, data)
+    if also_of_torch:
+        with pytest.raises(RefusedError, match=match):
+            check_pickle(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "code, state",
+    [
+        ("V8", (3, "|", None, ("a",), {"a": (np.dtype("O"), 4096)}, 8, 1, 63)),
+        ("S8", (3, "|", None, None, None, 2**31 - 1, 1, 0)),
+        ("f8", (3, "<", None, None, None, -1, -1, 63)),
+    ],
+    ids=["a field outside", "another size", "flags of objects"],
+)
+def test_the_type_of_an_array_is_not_described_by_the_file(code, state, tmp_path):
+    dtype = _Reduced(np.dtype, (code, False, True), state)
+    refused(tmp_path, dtype, "an array of a type that is not")
+
+
+def test_an_array_is_not_made_in_the_memory_of_another_one(tmp_path):
+    # The first array could be given a new content, which frees that memory.
+    dtype = b"cnumpy\ndtype\nX\x02\0\0\0u1K\0K\x01\x87R"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85X\x01\0\0\0b\x87R"
+    view = b"cnumpy.core.numeric\n_frombuffer\n(" + array + dtype + b"K\0\x85X\x01\0\0\0CtR."
+    scalar = b"cnumpy.core.multiarray\nscalar\n(" + dtype + array + b"tR."
+    for data in (view, scalar):
+        with pytest.raises(RefusedError, match="an array in the memory of a ndarray"):
+            read(tmp_path, b"\x80\x02" + data)
+
+
+def test_the_methods_of_a_dict_are_not_hidden(tmp_path):
+    hidden = _Reduced(OrderedDict, (), {"items": 5}, None, iter({"a": 1}.items()))
+    refused(tmp_path, hidden, "it would hide the methods of a dict", also_of_torch=True)
+    versions = OrderedDict(a=1)
+    versions._metadata = {"": {"version": 2}}
+    assert read(tmp_path, pickle.dumps(versions, 2)) == {"a": 1}
+
+
+def test_the_pairs_of_an_ordered_dict_are_checked_as_keys(tmp_path):
+    assert read(tmp_path, pickle.dumps(_Reduced(OrderedDict, ([["a", 1]],)), 2)) == {"a": 1}
+    data = b"\x80\x02ccollections\nOrderedDict\n]" + NESTED_NAME + b"N\x86a\x85R."
+    for use in (lambda: read(tmp_path, data), lambda: check_pickle(io.BytesIO(data))):
+        with pytest.raises(RefusedError, match="a tuple of tuples as a key"):
+            use()

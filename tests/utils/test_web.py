@@ -28,6 +28,8 @@ def read(url, **options):
         ("https://example.org:444/é%20.pth", "https://example.org:444/%C3%A9%20.pth"),
         ("http://[::1]:8000/x", "http://[::1]:8000/x"),
         ("http://h/..x/x../...", "http://h/..x/x../..."),
+        ("http://bücher.example/", "http://xn--bcher-kva.example/"),
+        ("http://１２７.0.０.１/", "http://127.0.0.1/"),
     ],
 )
 def test_a_url_has_one_spelling(url, expected):
@@ -50,6 +52,10 @@ def test_a_url_has_one_spelling(url, expected):
         "http:///x.pth",
         "http://h:99999/x.pth",
         "http://[h/x.pth",
+        "http://h..org/x.pth",
+        f"http://{'h' * 64}.org/x.pth",
+        "http://\u202eh/x.pth",
+        "http://h/\ud800.pth",
         "ftp://h/x.pth",
         "file:///etc/passwd",
         "x.pth",
@@ -227,3 +233,23 @@ def test_content_that_ends_too_early_is_an_error():
 def test_an_error_of_the_server_is_one_of_ours():
     with serving({}) as server, pytest.raises(OSError, match="the server reports 404 Not Found"):
         read(f"{server.url}/x", allow_private=True)
+
+
+def malformed(content):
+    def send(handler):
+        handler.close_connection = True
+        handler.wfile.write(content)
+
+    return send
+
+
+def test_a_malformed_answer_is_one_of_our_errors():
+    chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nxx"
+    target = b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n"
+    with serving({"/chunk": malformed(chunk), "/target": malformed(target)}) as server:
+        with pytest.raises(OSError, match="the answer is damaged"):
+            read(f"{server.url}/chunk", allow_private=True)
+        with pytest.raises(
+            RefusedURLError, match="/target redirects to an address that was refused"
+        ):
+            read(f"{server.url}/target", allow_private=True)

@@ -302,6 +302,13 @@ def test_arrays_and_numbers_become_tensors():
         ({"epoch": 3, "w": ARRAYS}, "epoch, w"),
         ({1: np.ones(2)}, "1"),
         ({"w": np.array("text")}, "w"),
+        ({"w": torch.zeros(2, device="meta")}, "w"),
+        ({"w": torch.eye(2).to_sparse()}, "w"),
+        ({"w": torch.eye(2).to_sparse_csr()}, "w"),
+        ({"w": torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8)}, "w"),
+        ({"w": torch.eye(2, dtype=torch.complex64)}, "w"),
+        ({"w": torch.eye(2).to(torch.float8_e4m3fn)}, "w"),
+        ({1 << 200_000: torch.eye(2)}, "0x10*…"),
     ],
 )
 def test_the_error_for_a_file_without_weights_names_its_entries(weights, found):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mask_former.utils.bounded_files import read_text
+from mask_former.utils.errors import short
 
 from .table import Category
 
 __all__ = ["classes_of_json", "read_classes"]
 
-_LINE = re.compile(r"(?:(?P<id>\d+)\s*:\s*)?(?P<name>.*?)(?:\s+#(?P<color>[0-9a-fA-F]{6}))?")
+_LINE = re.compile(
+    r"(?:(?P<id>\d+)\s*:\s*)?(?P<name>(?:\S+(?:\s+\S+)*?)?)(?:\s+#(?P<color>[0-9a-fA-F]{6}))?"
+)
+_MOST_DIGITS = 9
 _FORM = "expected 'NAME' or 'VALUE: NAME', optionally followed by a colour '#RRGGBB'"
 
 
@@ -61,8 +66,8 @@ def _lines(path: Path) -> list[str]:
 
 def _category(line: str, where: str) -> Category:
     found = _LINE.fullmatch(line.strip())
-    if found is None or not found["name"]:
-        raise ValueError(f"{where}: found {line.strip()!r}, {_FORM}.")
+    if found is None or not found["name"] or len(found["id"] or "") > _MOST_DIGITS:
+        raise ValueError(f"{where}: found {short(line.strip())!r}, {_FORM}.")
     value, color = found["id"], found["color"]
     return Category(
         name=found["name"],
@@ -81,7 +86,7 @@ def _check_all_or_none(values: Mapping[int, object], where: str, what: str) -> N
 
 
 def _check_once(values: Sequence[str] | Sequence[int], where: str, what: str) -> None:
-    twice = sorted({value for value in values if list(values).count(value) > 1}, key=str)
+    twice = sorted((value for value, count in Counter(values).items() if count > 1), key=str)
     if twice:
         raise ValueError(f"{where}: the {what} {twice[0]!r} occurs more than once.")
 

@@ -170,10 +170,10 @@ def _segment(
     thing_ids: Collection[int],
     where: str,
 ) -> dict[str, Any]:
-    category = segment["category_id"]
+    number, category = segment["id"], segment["category_id"]
     if category not in contiguous_ids:
         raise ValueError(
-            f"{where}: segment {segment['id']} has category_id {category}, which is not in the "
+            f"{where}: segment {number} has category_id {category}, which is not in the "
             f"table; expected one of {sorted(contiguous_ids)}."
         )
     return {

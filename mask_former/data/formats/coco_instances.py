@@ -71,7 +71,7 @@ def check_segmentation(segmentation: Any, size: Size, where: str) -> None:
     if isinstance(segmentation, Mapping):
         found = segmentation.get("size", ())
         found = tuple(found) if isinstance(found, list | tuple) else found
-        if found != size or "counts" not in segmentation:
+        if found != size or "counts" not in segmentation or {*map(type, found)} != {int}:
             raise ValueError(
                 f"{where}: its RLE has the keys {few(sorted(map(str, segmentation)))} and the size "
                 f"{short(found)} (height, width), expected 'counts' and 'size', which is the "
@@ -102,7 +102,8 @@ def _check_coordinates(values: Any, size: Size, where: str) -> None:
     """
     try:
         points = np.asarray(values)
-        largest = float(np.abs(points).max()) if points.dtype.kind in "iuf" else np.nan
+        is_flat = points.dtype.kind in "iuf" and points.ndim == 1
+        largest = float(np.abs(points).max()) if is_flat else np.nan
     except ValueError:  # a nested list
         largest = np.nan
     if not largest <= _FAR * max(size):

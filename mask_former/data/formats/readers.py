@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -122,7 +123,7 @@ def read_segment_map(
     """
     wrong = [i for i in segment_ids if type(i) is not int or not 0 < i <= MAX_SEGMENT_ID]
     if wrong or len(set(segment_ids)) < len(segment_ids):
-        twice = [i for n, i in enumerate(segment_ids) if segment_ids.index(i) < n]
+        twice = [i for i, n in Counter(i for i in segment_ids if type(i) is int).items() if n > 1]
         raise ValueError(
             f"'segments_info' of {file_name}: found the ids {few(wrong)}, which are not "
             f"integers in 1..{MAX_SEGMENT_ID}, and {few(twice)} more than once, expected a unique "

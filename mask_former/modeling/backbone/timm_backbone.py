@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,16 +146,32 @@ class TimmBackbone(Backbone):
         return {feature: maps[self._index[feature]] for feature in self._out_features}
 
 
-def _create(name: str, **options: Any) -> nn.Module:
-    """Create a model that returns feature maps."""
+def check_known(name: str, key: str) -> None:
+    """Check that timm itself has a model; it also loads those of any folder or web page.
+
+    Args:
+        name: timm's name of the model.
+        key: Where the name stands, for error messages.
+
+    Raises:
+        ImportError: If timm is missing.
+        ValueError: If timm has no such model.
+    """
     try:
         import timm
     except ImportError as error:
         raise ImportError("timm backbones need timm, which is missing: pip install timm") from error
-    if not timm.is_model(name):
+    if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         hint = f"Did you mean one of {near}?" if near else "timm.list_models() lists them all."
-        raise ValueError(f"MODEL.TIMM.NAME is {name!r}, unknown to timm {timm.__version__}. {hint}")
+        raise ValueError(f"{key} is {name!r}, unknown to timm {timm.__version__}. {hint}")
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    """Create a model that returns feature maps."""
+    check_known(name, "MODEL.TIMM.NAME")
+    import timm
+
     try:
         return timm.create_model(name, features_only=True, pretrained=False, **options)
     except (RuntimeError, TypeError, AssertionError) as error:

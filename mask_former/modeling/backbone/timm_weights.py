@@ -19,7 +19,7 @@ from torch import Tensor
 from mask_former.utils.downloads import announce, cached_file
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 
-from .timm_backbone import PREFIX, TimmBackbone
+from .timm_backbone import PREFIX, TimmBackbone, check_known
 
 __all__ = ["convert_timm_checkpoint", "packaged_checkpoint"]
 
@@ -94,6 +94,7 @@ class _TimmWeights(PathHandler):
         packaged = packaged_checkpoint(name)
         if packaged is not None:
             return read_checkpoint(packaged)["model"]
+        check_known(name, "The model of timm://")
         import timm
 
         announce(f"timm://{name}")

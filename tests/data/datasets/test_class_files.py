@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,17 @@ def test_the_error_for_a_mistake_in_a_json_describes_it(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         classes_of_json(Path("x.json"), content, kind)
+
+
+def test_long_files_and_lines_are_read_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text("\n".join(f"{i}: c{i}" for i in range(50_000)) + f"\n50000: a{' ' * 10**5}b\n")
+    begin = time.monotonic()
+    classes = read_classes(path)
+    assert len(classes) == 50_001 and classes[-1].name == f"a{' ' * 10**5}b"
+    assert time.monotonic() - begin < 5
+
+
+def test_a_value_of_many_digits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"classes, line 1: found '9+…', expected"):
+        read_classes(["9" * 5000 + ": a"])

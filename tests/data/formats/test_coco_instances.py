@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from mask_former.data.datasets import catalog
 from mask_former.data.datasets.loaders import load_instances
 from mask_former.data.formats.coco_instances import (
+    check_segmentation,
     complete,
     decode_segmentation,
     instances_of_panoptic,
@@ -381,3 +383,20 @@ def test_builtin_panoptic_datasets_also_exist_as_instances(
     assert metadata.thing_dataset_id_to_contiguous_id.keys() == (
         panoptic.thing_dataset_id_to_contiguous_id.keys()
     )
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[[[0, 0], [4, 0], [4, 4]] * 2], {"size": [6.0, 8.0], "counts": [48]}],
+    ids=["pairs of coordinates", "fractional sides"],
+)
+def test_numbers_in_another_form_are_refused(segmentation):
+    with pytest.raises(ValueError, match="x"):
+        check_segmentation(segmentation, (6, 8), "x")
+
+
+def test_many_segments_of_one_id_are_refused_in_time():
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"and \[5\] more than once"):
+        read_segment_map("x.png", [5] * 100_000)
+    assert time.monotonic() - begin < 5

@@ -157,3 +157,11 @@ def test_the_file_of_a_timm_url_is_written_once(lite0_cfg, tmp_path):
 
 def test_other_models_have_no_packaged_weights():
     assert packaged_checkpoint("resnet18") is None
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/model", "local-dir:folder", "../x", ""])
+def test_a_model_that_timm_itself_does_not_have_is_never_fetched(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: pytest.fail("it was made"))
+    with pytest.raises(ValueError, match=r"timm://|refused"):
+        PathManager.get_local_path(f"timm://{name}")
