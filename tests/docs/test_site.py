@@ -106,7 +106,7 @@ def test_the_site_has_all_pages_and_fetches_nothing(site: Path) -> None:
 def test_the_api_pages_document_how_a_class_is_created_and_called(site: Path) -> None:
     predict = html(site, "docs/api/predict")
     assert 'id="mask_former.predictor.MaskFormerPredictor.__call__"' in predict
-    assert "<strong>weights</strong> – the model" in predict
+    assert "<strong>weights</strong> – The model" in predict
     assert not [
         path.name
         for path in (site / "docs" / "api").glob("*.html")
