@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, cast
 
+import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from mask_former.registries import TRANSFORMER_DECODER_REGISTRY, lookup
@@ -13,7 +15,12 @@ from mask_former.structures import Outputs, ParameterRows, Prediction
 
 from ..deep_supervision import DeeplySupervised
 
-__all__ = ["TransformerDecoder", "build_transformer_decoder", "make_predictions"]
+__all__ = [
+    "TransformerDecoder",
+    "build_transformer_decoder",
+    "input_projection",
+    "make_predictions",
+]
 
 
 class TransformerDecoder(DeeplySupervised):
@@ -49,6 +56,21 @@ class TransformerDecoder(DeeplySupervised):
     def parameter_rows(self) -> ParameterRows:
         """Name the parameters with one row for each class or query."""
         return ParameterRows(dict.fromkeys(self.CLASS_PARAMETERS, 1), self.QUERY_PARAMETERS)
+
+
+def input_projection(in_channels: int, hidden_dim: int, enforce: bool) -> nn.Module:
+    """Create the 1×1 convolution of a map to ``hidden_dim`` channels.
+
+    Args:
+        in_channels: channels of the map.
+        hidden_dim: width of the decoder.
+        enforce: project a map that has ``hidden_dim`` channels, too; otherwise it stays as it is.
+    """
+    if in_channels == hidden_dim and not enforce:
+        return nn.Identity()
+    projection = Conv2d(in_channels, hidden_dim, kernel_size=1)
+    weight_init.c2_xavier_fill(projection)
+    return projection
 
 
 def make_predictions(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from mask_former.layers import MLP, Attention, FeedForward, position_of_cells
@@ -15,7 +13,7 @@ from mask_former.ops import attended_cells, level_features
 from mask_former.registries import TRANSFORMER_DECODER_REGISTRY
 from mask_former.structures import Prediction, Size
 
-from .base import TransformerDecoder, make_predictions
+from .base import TransformerDecoder, input_projection, make_predictions
 
 __all__ = ["MultiScaleMaskedTransformerDecoder"]
 
@@ -127,9 +125,8 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
         self.query_feat = nn.Embedding(num_queries, hidden_dim)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.level_embed = nn.Embedding(self.LEVELS, hidden_dim)
-        project = in_channels != hidden_dim or enforce_input_proj
         self.input_proj = nn.ModuleList(
-            _projection(in_channels, hidden_dim) if project else nn.Identity()
+            input_projection(in_channels, hidden_dim, enforce_input_proj)
             for _ in range(self.LEVELS)
         )
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1) if mask_classification else None
@@ -220,12 +217,6 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
             states.append(self.decoder_norm(x))
             kernels.append(self.mask_embed(states[-1]))
         return states, kernels
-
-
-def _projection(in_channels: int, hidden_dim: int) -> Conv2d:
-    projection = Conv2d(in_channels, hidden_dim, kernel_size=1)
-    weight_init.c2_xavier_fill(projection)
-    return projection
 
 
 def _check(cfg: CfgNode) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from mask_former.layers import MLP, Transformer
 from mask_former.registries import TRANSFORMER_DECODER_REGISTRY
 from mask_former.structures import Prediction
 
-from .base import TransformerDecoder, make_predictions
+from .base import TransformerDecoder, input_projection, make_predictions
 
 __all__ = ["TransformerPredictor"]
 
@@ -66,10 +64,7 @@ class TransformerPredictor(TransformerDecoder):
             pre_norm=pre_norm,
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
-        self.input_proj: nn.Module = nn.Identity()
-        if in_channels != hidden_dim or enforce_input_proj:
-            self.input_proj = Conv2d(in_channels, hidden_dim, kernel_size=1)
-            weight_init.c2_xavier_fill(self.input_proj)
+        self.input_proj = input_projection(in_channels, hidden_dim, enforce_input_proj)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1) if mask_classification else None
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
         self.deep_supervision = deep_supervision
