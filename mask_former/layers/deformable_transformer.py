@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mask_former.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 
-from .position_encoding import sine_position_encoding
+from .position_encoding import position_of_cells
 from .transformer import FeedForward
 
 __all__ = ["DeformableTransformer", "MSDeformAttn"]
@@ -186,15 +186,10 @@ class DeformableTransformer(nn.Module):
     def encode(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Encode the maps B×C×h_i×w_i of all levels together. Returns maps of the same shapes."""
         pyramid = Pyramid.of(maps)
-        position = torch.cat([self._position(index, level) for index, level in enumerate(maps)])
+        levels = zip(maps, self.level_embed.unbind(), strict=True)
+        position = torch.cat([position_of_cells(level) + embed for level, embed in levels], 1)
         cells = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
-        return tuple(pyramid.split(self.encoder(cells, position[None], pyramid)))
-
-    def _position(self, index: int, level: Tensor) -> Tensor:
-        """Add the embedding of a level to the positional encoding of its cells: hw×C."""
-        _, channels, height, width = level.shape
-        position = sine_position_encoding(height, width, channels, device=level.device)
-        return position.to(level.dtype).flatten(1).T + self.level_embed[index]
+        return tuple(pyramid.split(self.encoder(cells, position, pyramid)))
 
 
 def _cell_centres(height: int, width: int, *, like: Tensor) -> Tensor:
