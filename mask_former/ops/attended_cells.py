@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["attended_cells", "level_features"]
+from .lazy_masks import Size
 
-Size = tuple[int, int]
+__all__ = ["attended_cells", "level_features"]
 
 
 def level_features(mask_features: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
