@@ -119,14 +119,19 @@ def register_tables(root: str | Path | None = None) -> None:
     Raises:
         ValueError: if other code registered a dataset of the same name.
     """
-    for path in sorted(TABLES.glob("*.json")):
-        register_table(path, root)
-    extend_builtin_metadata()
+    tables = {path.stem: read_table(path) for path in sorted(TABLES.glob("*.json"))}
+    for table in tables.values():
+        register(table, _base(root))
+    extend_builtin_metadata(tables)
 
 
 def register_table(path: str | Path, root: str | Path | None = None) -> None:
     """Register the datasets of one table file; see ``register_tables``."""
-    register(read_table(path), datasets_root() if root is None else Path(root).expanduser())
+    register(read_table(path), _base(root))
+
+
+def _base(root: str | Path | None) -> Path:
+    return datasets_root() if root is None else Path(root).expanduser()
 
 
 def register(table: Table, base: Path) -> None:
