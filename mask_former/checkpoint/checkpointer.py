@@ -30,7 +30,7 @@ from mask_former.utils.weight_files import (
 
 from .finetuning import Finetuning, match_classes
 from .resuming import check_resumed
-from .weights_fit import WeightsFit, compare
+from .weights_fit import WeightsFit, compare, decides_outputs
 
 __all__ = ["Checkpointer", "unwrapped"]
 
@@ -288,8 +288,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _check_whole(self, fit: WeightsFit, state: Mapping[str, Tensor]) -> None:
         """Raise ValueError if the checkpoint lacks weights that decide the model's outputs."""
-        # The losses' weights follow from the config, integer buffers from the architecture.
-        needed = [k for k, v in state.items() if v.is_floating_point() and "criterion." not in k]
+        needed = [name for name, tensor in state.items() if decides_outputs(name, tensor)]
         absent = set(fit.missing) | set(fit.reshaped)
         missing = [k for k in needed if k in absent]
         if not missing:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mask_former.utils.errors import short
 from mask_former.utils.weight_files import as_tensors, is_ordinary
 
-from .weights_fit import compare
+from .weights_fit import compare, decides_outputs
 
 __all__ = [
     "check_average",
@@ -47,14 +48,7 @@ def _naming(source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        AttributeError,
-        LookupError,
-        OverflowError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _MISTAKES as error:
         reason = str(error)
         if not isinstance(error, ValueError):
             reason = f"its training state is damaged ({type(error).__name__}: {error})"
@@ -67,10 +61,7 @@ def _naming(source: str) -> Iterator[None]:
 
 
 def check_same_model(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Check that weights are those of a whole model.
-
-    Integer buffers, which follow from the architecture, and the criterion's weights, which follow
-    from the config, may be missing.
+    """Check that weights are those of a whole model; see :func:`~.weights_fit.decides_outputs`.
 
     Args:
         weights: Names to tensors, of a file.
@@ -84,7 +75,7 @@ def check_same_model(weights: Mapping[str, Tensor], state: Mapping[str, Tensor])
         raise ValueError(f"{name} has shape {found}, the model expects {expected}")
     sides = (("missing in the file", fit.missing, state), ("not in the model", fit.unused, weights))
     for problem, names, side in sides:
-        own = [k for k in names if side[k].is_floating_point() and "criterion." not in k]
+        own = [name for name in names if decides_outputs(name, side[name])]
         if own:
             raise ValueError(f"{len(own)} weights are {problem}, such as {own[0]}")
 
@@ -125,7 +116,7 @@ def check_progress(iteration: Any, max_iter: int) -> None:
     """
     if type(iteration) is not int or not 0 <= iteration < max_iter:
         raise ValueError(
-            f"it was written in iteration {str(iteration)[:40]}, expected 0 … {max_iter - 1}, "
+            f"it was written in iteration {short(iteration, 40)}, expected 0 … {max_iter - 1}, "
             f"because SOLVER.MAX_ITER is {max_iter}; raise that key to train further"
         )
 
@@ -246,9 +237,9 @@ def check_form(expected: Any, found: Any, where: str) -> None:
     else:
         is_alike = type(found) is type(expected)
     if not is_alike:
-        text = str(found)[:40] if isinstance(found, int | float) else type(found).__name__
+        text = short(found, 40) if isinstance(found, int | float) else type(found).__name__
         text += f" of {len(found)}" if isinstance(found, list | tuple) else ""
-        raise ValueError(f"{where} is {text}, expected {str(expected)[:40]} or the like")
+        raise ValueError(f"{where} is {text}, expected {short(expected, 40)} or the like")
     if isinstance(expected, Mapping):
         for key in expected.keys() & found.keys():
             check_form(expected[key], found[key], f"{where}, {key}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["WeightsFit", "compare"]
+__all__ = ["WeightsFit", "compare", "decides_outputs"]
 
 _SHOWN = 12  # entries of a list in the summary
 
@@ -29,6 +29,14 @@ _FOREIGN = (
     ),
 )
 """Regular expressions for the start of names in other libraries' files, each with advice."""
+
+
+def decides_outputs(name: str, tensor: Tensor) -> bool:
+    """Return False for a tensor that a checkpoint of a whole model may lack.
+
+    Integer buffers follow from the architecture, and the criterion's weights from the config.
+    """
+    return tensor.is_floating_point() and "criterion." not in name
 
 
 @dataclass(frozen=True)
