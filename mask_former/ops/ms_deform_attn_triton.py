@@ -31,6 +31,15 @@ _QUERIES = 32
 
 
 @triton.jit
+def _point(locations, weights, at, width, height, used):
+    """Return the cell above and to the left of each point, the way to the point, and its weight."""
+    x = tl.load(locations + 2 * at, mask=used, other=0) * width - 0.5
+    y = tl.load(locations + 2 * at + 1, mask=used, other=0) * height - 0.5
+    left, top = tl.floor(x), tl.floor(y)
+    return left, top, x - left, y - top, tl.load(weights + at, mask=used, other=0)
+
+
+@triton.jit
 def _corner(start, left, top, x, y, height, width, used, dx: tl.constexpr, dy: tl.constexpr):
     """Return a cell next to each point, whether it is inside the map, and its share."""
     column, row = left + dx, top + dy
@@ -56,15 +65,11 @@ def _forward(
         height, width = tl.load(sizes + 2 * level), tl.load(sizes + 2 * level + 1)
         for point in range(POINTS):
             at = (of_query * LEVELS + level) * POINTS + point
-            x = tl.load(locations + 2 * at, mask=used, other=0) * width - 0.5
-            y = tl.load(locations + 2 * at + 1, mask=used, other=0) * height - 0.5
-            weight = tl.load(weights + at, mask=used, other=0)
-            left, top = tl.floor(x), tl.floor(y)
+            left, top, x, y, weight = _point(locations, weights, at, width, height, used)
             for corner in tl.static_range(4):
                 cell, inside, share = _corner(
-                    start, left, top, x - left, y - top, height, width, used,
-                    corner % 2, corner // 2,
-                )  # fmt: skip
+                    start, left, top, x, y, height, width, used, corner % 2, corner // 2
+                )
                 row = ((image * cells + cell) * heads + head) * channels
                 mask = inside[:, None] & wide[None, :]
                 samples = tl.load(value + row[:, None] + channel[None, :], mask=mask, other=0)
@@ -92,11 +97,7 @@ def _backward(
         height, width = tl.load(sizes + 2 * level), tl.load(sizes + 2 * level + 1)
         for point in range(POINTS):
             at = (of_query * LEVELS + level) * POINTS + point
-            x = tl.load(locations + 2 * at, mask=used, other=0) * width - 0.5
-            y = tl.load(locations + 2 * at + 1, mask=used, other=0) * height - 0.5
-            weight = tl.load(weights + at, mask=used, other=0)
-            left, top = tl.floor(x), tl.floor(y)
-            x, y = x - left, y - top
+            left, top, x, y, weight = _point(locations, weights, at, width, height, used)
             sample, along_x, along_y = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
             for corner in tl.static_range(4):
                 dx: tl.constexpr = corner % 2
