@@ -153,13 +153,25 @@ def test_a_missing_folder_is_named(semantic: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
-def test_each_custom_config_is_valid_and_starts_with_its_command(task: str) -> None:
-    path = CONFIGS / f"maskformer_{task}.yaml"
+@pytest.mark.parametrize("model", ["maskformer", "mask2former"])
+def test_each_custom_config_is_valid_and_starts_with_its_command(model: str, task: str) -> None:
+    path = CONFIGS / f"{model}_{task}.yaml"
     cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu"])
     validate(cfg)
     assert f"mask_former_{task}" == cfg.INPUT.DATASET_MAPPER_NAME
     on = [t for t in ("SEMANTIC", "PANOPTIC", "INSTANCE") if cfg.MODEL.MASK_FORMER.TEST[f"{t}_ON"]]
     assert on == [task.upper()]
-    assert f"output/custom_{task}" == cfg.OUTPUT_DIR
     head = path.read_text().split("_BASE_")[0]
-    assert f"tools/train_net.py --config-file configs/custom/maskformer_{task}.yaml" in head
+    assert f"tools/train_net.py --config-file configs/custom/{model}_{task}.yaml" in head
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_the_custom_configs_of_mask2former_change_the_model_alone(task: str) -> None:
+    names = (f"maskformer_{task}.yaml", f"mask2former_{task}.yaml")
+    cfgs = [load_cfg(str(CONFIGS / name), ["MODEL.DEVICE", "cpu"]) for name in names]
+    folders = {cfg.OUTPUT_DIR for cfg in cfgs}
+    for cfg in cfgs:
+        cfg.defrost()
+        del cfg.MODEL["MASK_FORMER"], cfg.MODEL["SEM_SEG_HEAD"], cfg["OUTPUT_DIR"]
+    assert cfgs[0] == cfgs[1] and cfgs[0].INPUT.MIN_MASK_AREA == 1
+    assert folders == {f"output/custom_{task}", f"output/custom_mask2former_{task}"}

@@ -66,18 +66,24 @@ def test_one_command_trains_and_evaluates_on_an_instance_json_and_on_a_panoptic_
 ) -> None:
     write_instances(tmp_path / "n")
     write_panoptic(tmp_path / "p")
-    words = {"instance": "--{0}-images n/i --{0}-json n/x.json"}
-    words["panoptic"] = "--{0}-images p/i --{0}-json p/x.json --{0}-panoptic p/p"
+    instance = "--{0}-images n/i --{0}-json n/x.json"
+    panoptic = "--{0}-images p/i --{0}-json p/x.json --{0}-panoptic p/p"
     # The model is hardly trained, so its confidence is low; its results must not be empty.
     unsure = {"OBJECT_MASK_THRESHOLD": 0.0, "OVERLAP_THRESHOLD": 0.0}
     settings = {**SMALL, **{f"MODEL.MASK_FORMER.TEST.{k}": v for k, v in unsure.items()}}
+    expected = {
+        "maskformer_instance": (instance, "segm", "AP-dog"),
+        "maskformer_panoptic": (panoptic, "panoptic_seg", "PQ"),
+        "mask2former_panoptic": (panoptic, "panoptic_seg", "PQ"),
+    }
     runs = {}
-    for task, data in words.items():
-        output, config = tmp_path / task, config_path(f"custom/maskformer_{task}.yaml")
-        given = [*data.format("train").split(), *data.format("val").split(), "--name", task]
-        keys = pairs({**settings, "OUTPUT_DIR": output})
-        runs[output] = [str(SCRIPT), "--config-file", str(config), *given, *keys]
+    for name, (data, _, _) in expected.items():
+        given = [*data.format("train").split(), *data.format("val").split(), "--name", name]
+        keys = pairs({**settings, "OUTPUT_DIR": tmp_path / name})
+        config = str(config_path(f"custom/{name}.yaml"))
+        runs[tmp_path / name] = [str(SCRIPT), "--config-file", config, *given, *keys]
     run_in_turn(runs, cwd=tmp_path, environment=environment_of(tmp_path))
-    for output, task, metric in zip(runs, ("segm", "panoptic_seg"), ("AP-dog", "PQ"), strict=True):
+    for output in runs:
         check_done(output)
+        _, task, metric = expected[output.name]
         assert metric in results_of(output)[f"{output.name}_val"][task]
