@@ -18,6 +18,7 @@ from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.validation import validate
 from tests.helpers.paths import GOLDEN
 from tests.helpers.paths import ROOT as REPOSITORY
+from tests.helpers.published_results import RESULTS
 
 CONFIGS = REPOSITORY / "configs"
 SPEC = REPOSITORY.parent / "shared" / "spec"
@@ -29,29 +30,16 @@ def read_json(path):
     return json.loads(decompress(path.read_bytes()))
 
 
-def rows_by_path(rows):
-    """Return the rows of a published model zoo by path below its ``configs/``."""
-    return {row["Name"]["links"][0].removeprefix("configs/"): row for row in rows}
-
-
 def below_mask2former(values):
     return {f"mask2former/{path}": value for path, value in values.items()}
 
 
 FACTS = read_json(GOLDEN / "published_configs.json.gz")
 MASKFORMER = FACTS["configs"]  # path -> the keys that differ from the defaults
-RESULTS = rows_by_path(read_json(GOLDEN / "published_results.json.gz"))
 STATE_DICTS = read_json(GOLDEN / "published_state_dicts.json.gz")  # path -> name -> shape
 
 MASK2FORMER_FACTS = read_json(GOLDEN / "mask2former_configs.json.gz")
 MASK2FORMER = below_mask2former(MASK2FORMER_FACTS["configs"])
-_rows = rows_by_path(read_json(GOLDEN / "mask2former_results.json.gz")["rows"])
-# A row links to a file that does not exist; the published file has a 2 in its name.
-_semantic = "mapillary-vistas/semantic-segmentation/"
-_rows[f"{_semantic}maskformer2_R50_bs16_300k.yaml"] = _rows.pop(
-    f"{_semantic}maskformer_R50_bs16_300k.yaml"
-)
-RESULTS |= below_mask2former(_rows)
 _dicts = read_json(GOLDEN / "mask2former_state_dicts.json.xz")
 STATE_DICTS |= below_mask2former(
     {path: _dicts["dicts"][index] for path, index in _dicts["configs"].items()}

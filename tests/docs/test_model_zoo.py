@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 
 import pytest
@@ -13,11 +11,9 @@ from mask_former.checkpoint.inference_data import classes_of, inference_settings
 from mask_former.config.loading import cfg_from_settings, load_cfg
 from mask_former.utils.weight_files import read_extras
 from tests.helpers.paths import ROOT
+from tests.helpers.published_results import RESULTS, WEIGHTS_LICENCE
 
 ZOO = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
-PUBLISHED = json.loads(
-    gzip.decompress((ROOT / "tests/golden/published_results.json.gz").read_bytes())
-)
 MODELS = sorted(path.stem for path in (ROOT / "model_zoo").glob("*.safetensors"))
 
 
@@ -27,12 +23,45 @@ def row_of(config: str) -> str:
     return row
 
 
-@pytest.mark.parametrize("result", PUBLISHED, ids=lambda r: r["Name"]["links"][0])
-def test_every_published_model_has_one_row_with_its_scores_and_links(result):
-    row = row_of(result["Name"]["links"][0])
-    numbers = [result[key] for key in ("train mem (MB)", "mIoU", "PQ", "lr sched") if key in result]
-    assert all(f"| {number} " in row for number in numbers)
-    assert all(f"({link})" in row for link in result["download"]["links"])
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def table_row(config: str) -> dict[str, str]:
+    """Return the cells of the row of a config, by column."""
+    row, lines = row_of(config), ZOO.splitlines()
+    above = lines[: lines.index(row)]
+    header = next(line for line in reversed(above) if line.startswith("| config |"))
+    return dict(zip(cells_of(header), cells_of(row), strict=True))
+
+
+def published_cells(path: str) -> dict[str, str]:
+    """Return the published scores and settings of a config, by column."""
+    row = dict(RESULTS[path])
+    name = row["Name"]["text"]
+    for key in ("Name", "section", "dataset", "model id", "download"):
+        del row[key]
+    if "epochs" in row:
+        row["lr sched"] = f"{row.pop('epochs')} epochs"
+    if "iterations" in row:
+        row["lr sched"] = row.pop("iterations")
+    return {**row, "config": f"[{name}](configs/{path})"}
+
+
+@pytest.mark.parametrize("path", RESULTS)
+def test_every_published_model_has_one_row_with_its_scores_and_links(path: str) -> None:
+    found = table_row(f"configs/{path}")
+    weights = found.pop("weights")
+    assert {column: text for column, text in found.items() if text} == published_cells(path)
+    assert all(f"({link})" in weights for link in RESULTS[path]["download"]["links"])
+
+
+def test_the_licence_of_the_published_weights_is_stated_for_each_model_family() -> None:
+    sections = re.split(r"^## ", ZOO, flags=re.MULTILINE)[1:]
+    published = [text for text in sections if text.startswith("The published")]
+    assert len(published) == 2 and all(
+        f"**The weights are {WEIGHTS_LICENCE}**" in text for text in published
+    )
 
 
 def test_every_link_to_a_file_has_a_target():
