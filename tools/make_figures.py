@@ -4,8 +4,8 @@
     python tools/make_figures.py --weights output/shapes_demo --input IMAGE --output docs/images
 
 Writes method_queries.png (which queries win), method_layers.png (the prediction of each decoder
-layer) and method_attention.png (where the winning queries attend). Any MaskFormer with our
-TransformerPredictor can be drawn; `make demo` trains the one that docs/method.md shows.
+layer) and method_attention.png (where the winning queries attend), for any MaskFormer or
+Mask2Former; `make demo` trains the one that docs/method.md shows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from profiling.attention import attention_recorder, cross_attentions
+from torch import Tensor
 
-from mask_former import MaskFormerPredictor, TransformerPredictor
+from mask_former import MaskFormerPredictor
 from mask_former.inference import panoptic_inference
 from mask_former.modeling.inner_outputs import DecoderLayerOutput, InnerOutputs
 from mask_former.predictor.images import read_image
@@ -47,7 +47,8 @@ class Trace(NamedTuple):
     image: NDArray[np.uint8]
     """Input of the network: H×W×3, RGB, without padding."""
     layers: list[DecoderLayerOutput]
-    """Predictions of each decoder layer: Q×(K+1) class logits, Q×H×W mask logits."""
+    """Predictions, first layer to last: Q×(K+1) class logits, Q×H×W mask logits. Mask2Former's
+    first prediction is made before its first layer."""
     attention: list[Tensor]
     """Cross-attention of each decoder layer: Q×H×W weights, averaged over the heads."""
     predictor: MaskFormerPredictor
@@ -60,6 +61,7 @@ class Trace(NamedTuple):
             "thing_ids": self.predictor.classes.thing_ids,
             "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": test.OVERLAP_THRESHOLD,
+            "segment_within_mask": test.SEGMENT_WITHIN_MASK,
         }
 
     @property
@@ -86,63 +88,24 @@ class Trace(NamedTuple):
         return f"{names[int(label)]} {probability:.2f}"
 
 
-@contextmanager
-def attention_recorder(predictor: nn.Module) -> Iterator[list[Tensor]]:
-    """Append the cross-attention of each decoder layer to the yielded list, while in the context.
-
-    The layers run attention as one fused call, which does not return the weights, so they are
-    computed again from its inputs: B×Q×S, averaged over the heads; each row adds up to 1.
-    """
-    found: list[Tensor] = []
-
-    def record(module: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(attention_weights(module, *inputs[:2]).mean(1))
-
-    modules = [layer.multihead_attn for layer in predictor.transformer.decoder.layers]  # type: ignore[union-attr]
-    handles = [module.register_forward_pre_hook(record) for module in modules]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def attention_weights(attention: nn.MultiheadAttention, query: Tensor, key: Tensor) -> Tensor:
-    """Compute softmax(q·k / √d) of each head from queries B×Q×C and keys B×S×C: B×heads×Q×S."""
-    weight, bias = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    q, k = (
-        F.linear(x, weight[i], bias[i]).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for i, x in enumerate((query, key))
-    )
-    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-
-
 def trace_image(predictor: MaskFormerPredictor, image: Path) -> Trace:
     """Run the network once and keep its intermediate outputs.
 
     Raises:
         FileNotFoundError: if the image is missing.
-        ValueError: if the image is damaged, or the model has no TransformerPredictor.
+        ValueError: if the image is damaged, or the model has no queries that attend to it.
     """
     head: Any = getattr(predictor.model, "sem_seg_head", None)
     module = getattr(head, "predictor", None)
-    if not isinstance(module, TransformerPredictor) or module.class_embed is None:
+    if not cross_attentions(module) or getattr(module, "class_embed", None) is None:
         raise ValueError(
-            f"The model's predictor is a {type(module).__name__}; expected a TransformerPredictor "
-            "that predicts classes (MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)."
+            f"The model's predictor is a {type(module).__name__}; expected a transformer decoder "
+            "that predicts classes, such as TransformerPredictor "
+            "(MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)."
         )
-    grid: list[tuple[int, int]] = []
-    projection = module.input_proj.register_forward_hook(
-        lambda _, __, output: grid.append(tuple(output.shape[-2:]))
-    )
-    try:
-        with attention_recorder(module) as attention:
-            inner = predictor.inner_outputs(image)
-    finally:
-        projection.remove()
-    return _build_trace(
-        predictor, image, inner, [one[0].unflatten(-1, grid[0]) for one in attention]
-    )
+    with attention_recorder(module) as attention:
+        inner = predictor.inner_outputs(image)
+    return _build_trace(predictor, image, inner, [one[0] for one in attention])
 
 
 def _build_trace(
@@ -196,11 +159,13 @@ def _panoptic(trace: Trace, layer: int) -> NDArray[np.uint8]:
 
 
 def draw_layers(trace: Trace, queries: Sequence[int]) -> Any:
-    """Draw a column per decoder layer: its panoptic result and its masks of a few queries."""
+    """Draw a column per prediction: its panoptic result and its masks of a few queries."""
     figure, axes = _axes(1 + len(queries), 1 + len(trace.layers), trace.image)
     _show(axes[0, 0], trace.image, "image")
+    before = len(trace.layers) - len(trace.attention)
     for layer, of_layer in enumerate(trace.layers):
-        _show(axes[0, layer + 1], _panoptic(trace, layer), f"result after layer {layer + 1}")
+        when = f"after layer {layer + 1 - before}" if layer >= before else "before layer 1"
+        _show(axes[0, layer + 1], _panoptic(trace, layer), f"result {when}")
         for row, query in enumerate(queries, start=1):
             mask = of_layer.pred_masks[query].sigmoid()
             title = trace.best_class(layer, query)

@@ -11,16 +11,19 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from mask_former.config.loading import load_cfg
+from tests.helpers.paths import ROOT
 
+MASK2FORMER_BASE = ROOT / "configs/common/Base-Mask2Former-Model.yaml"
 NAMES = ["sky", "road", "car", "bicyclist"]
 COLORS = [[70, 130, 180], [128, 64, 128], [0, 0, 142], [119, 11, 32]]
 DATASET = "tiny_model_val"
 
 
-def tiny_settings(**test: Any) -> dict[str, Any]:
+def tiny_settings(*, mask2former: bool = False, **test: Any) -> dict[str, Any]:
     """Return the config's content: 4 classes, 2 of them things.
 
     Args:
+        mask2former: make it a Mask2Former, with three decoder layers and so four predictions.
         test: keys of ``MODEL.MASK_FORMER.TEST``.
     """
     backbone = {"NAME": "D2SwinTransformer"}
@@ -29,6 +32,11 @@ def tiny_settings(**test: Any) -> dict[str, Any]:
     head["IN_FEATURES"] = ["res2", "res3", "res4", "res5"]
     transformer = {"HIDDEN_DIM": 16, "NHEADS": 2, "DIM_FEEDFORWARD": 16, "DEC_LAYERS": 1}
     mask_former = {**transformer, "NUM_OBJECT_QUERIES": 6, "TEST": test}
+    if mask2former:
+        base = yaml.safe_load(MASK2FORMER_BASE.read_text(encoding="utf-8"))["MODEL"]
+        head |= {**base["SEM_SEG_HEAD"], "TRANSFORMER_ENC_LAYERS": 1}
+        mask_former |= {**base["MASK_FORMER"], "DEC_LAYERS": 4, "TRAIN_NUM_POINTS": 100}
+        mask_former["TEST"] = {**base["MASK_FORMER"]["TEST"], **test}
     return {
         "VERSION": 2,
         "MODEL": {
@@ -47,8 +55,10 @@ def tiny_settings(**test: Any) -> dict[str, Any]:
     }
 
 
-def write_tiny_model(folder: Path, **test: Any) -> tuple[Path, Path]:
-    """Write ``tiny.yaml`` and ``tiny.pth``, and return both paths.
+def write_tiny_model(
+    folder: Path, *, mask2former: bool = False, **test: Any
+) -> tuple[Path, Path]:
+    """Write ``tiny.yaml`` and ``tiny.pth``, and return both paths; see :func:`tiny_settings`.
 
     The random weights are scaled up so that different queries give different results.
     """
@@ -56,7 +66,7 @@ def write_tiny_model(folder: Path, **test: Any) -> tuple[Path, Path]:
     metadata.set(stuff_classes=NAMES, thing_classes=NAMES, stuff_colors=COLORS)
     metadata.set(thing_colors=COLORS, thing_dataset_id_to_contiguous_id={3: 2, 4: 3})
     config, weights = folder / "tiny.yaml", folder / "tiny.pth"
-    config.write_text(yaml.safe_dump(tiny_settings(**test)))
+    config.write_text(yaml.safe_dump(tiny_settings(mask2former=mask2former, **test)))
     torch.manual_seed(0)
     model = build_model(load_cfg(str(config)))
     with torch.no_grad():

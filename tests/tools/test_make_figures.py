@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mask_former import MaskFormerPredictor
-from mask_former.layers import TransformerDecoderLayer
+from mask_former.layers import Attention
 from tests.helpers.scripts import load_script
 from tests.helpers.tiny_model import NAMES, write_tiny_model
 
