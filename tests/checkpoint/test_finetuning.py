@@ -164,13 +164,17 @@ def test_the_error_for_an_unregistered_dataset_lists_similar_names(cfg):
 # Through the checkpointer
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A config, and a checkpoint with 4 classes, their names and 6 queries."""
-    config, weights = write_tiny_model(tmp_path_factory.mktemp("model"))
+def write_with_names(folder, *, mask2former=False):
+    """Write a config, and a checkpoint with 4 classes, their names and 6 queries."""
+    config, weights = write_tiny_model(folder, mask2former=mask2former)
     content = torch.load(weights, weights_only=True)
     torch.save({**content, "class_names": OLD}, weights)
     return config, weights
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_with_names(tmp_path_factory.mktemp("model"))
 
 
 def load(tiny, *opts, save_dir="", **options):
@@ -186,16 +190,22 @@ def load(tiny, *opts, save_dir="", **options):
     return model, before
 
 
-def test_a_model_with_other_classes_and_queries_takes_over_all_that_fits(tiny, caplog):
+@pytest.mark.parametrize("query_names", [["query_embed"], ["query_embed", "query_feat"]])
+def test_a_model_with_other_classes_and_queries_takes_over_all_that_fits(
+    tmp_path, query_names, caplog
+):
+    tiny = write_with_names(tmp_path, mask2former="query_feat" in query_names)
+    queries = [f"{PREDICTOR}{name}.weight" for name in query_names]
     with caplog.at_level(logging.INFO):
         model, before = load(tiny, "MODEL.MASK_FORMER.FINETUNE", "True")
     saved, found = torch.load(tiny[1], weights_only=True)["model"], model.state_dict()
-    special = {CLASS + "weight", CLASS + "bias", QUERIES, "criterion.empty_weight"}
+    special = {CLASS + "weight", CLASS + "bias", *queries, "criterion.empty_weight"}
     assert all(torch.equal(found[k], saved[k]) for k in found if k not in special)
     for name in (CLASS + "weight", CLASS + "bias"):
         rows = [before[name][i] if j is None else saved[name][j] for i, j in enumerate(SOURCES)]
         assert torch.equal(found[name], torch.stack([*rows, saved[name][4]]))
-    assert torch.equal(found[QUERIES], torch.cat([saved[QUERIES], saved[QUERIES][:3]]))
+    for name in queries:
+        assert torch.equal(found[name], torch.cat([saved[name], saved[name][:3]]))
     assert torch.equal(found["criterion.empty_weight"], before["criterion.empty_weight"])
     assert "classes: 2 of 5 carried over by name; new: dog, cat, tree." in caplog.text
     assert "queries repeated from 6 to 9" in caplog.text

@@ -55,9 +55,7 @@ def tiny_settings(*, mask2former: bool = False, **test: Any) -> dict[str, Any]:
     }
 
 
-def write_tiny_model(
-    folder: Path, *, mask2former: bool = False, **test: Any
-) -> tuple[Path, Path]:
+def write_tiny_model(folder: Path, *, mask2former: bool = False, **test: Any) -> tuple[Path, Path]:
     """Write ``tiny.yaml`` and ``tiny.pth``, and return both paths; see :func:`tiny_settings`.
 
     The random weights are scaled up so that different queries give different results.

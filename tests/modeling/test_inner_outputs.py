@@ -14,6 +14,7 @@ from mask_former.registries import TRANSFORMER_DECODER_REGISTRY
 from mask_former.structures import layer_predictions
 from tests.helpers.small_backbones import resnet
 from tests.helpers.tiny_model import tiny_settings
+from tests.helpers.tiny_networks import MASK2FORMER
 
 LAYERS, QUERIES, CLASSES, WIDTH = 3, 6, 4, 16
 
@@ -45,11 +46,17 @@ def with_pixel_embedding(cfg):
     cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "pixel_embedding"
 
 
+def with_mask2former(cfg):
+    cfg.merge_from_list(MASK2FORMER)
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = LAYERS
+
+
 KINDS = {
     "Swin": lambda cfg: None,
     "ResNet": with_resnet,
     "encoder": with_encoder,
     "queries attend to the pixel embedding": with_pixel_embedding,
+    "Mask2Former": with_mask2former,
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -130,7 +137,7 @@ def test_feature_maps_equal_those_of_the_backbone_and_the_pixel_decoder(tiny, ki
         assert found.backbone[name].shape[-2:] == (64 // stride, 96 // stride)
         torch.testing.assert_close(found.backbone[name], features[name])
     torch.testing.assert_close(found.mask_features, mask_features)
-    if kind == "encoder":
+    if kind in ("encoder", "Mask2Former"):
         assert found.encoder_memory.shape == (1, 32, 2, 3)
         torch.testing.assert_close(found.encoder_memory, encoded)
     else:

@@ -18,11 +18,12 @@ LAYERS = 5
 """Predictions of the tiny model."""
 
 
-def example(seed: int = 0) -> dict[str, Any]:
+def example(seed: int = 0, count: int = 3) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
-    masks = torch.rand(3, 64, 96, generator=generator) > 0.5
-    masks[2] = False  # cut off by a crop
-    instances = Instances((64, 96), gt_classes=torch.tensor([3, 0, 1]), gt_masks=masks)
+    masks = torch.rand(count, 64, 96, generator=generator) > 0.5
+    masks[2:3] = False  # cut off by a crop
+    classes = torch.tensor([3, 0, 1]).repeat(3)[:count]
+    instances = Instances((64, 96), gt_classes=classes, gt_masks=masks)
     return {"image": 255 * torch.rand(3, 64, 96, generator=generator), "instances": instances}
 
 
@@ -76,24 +77,12 @@ def test_the_panoptic_rule_of_the_config_decides_about_pixels_outside_all_masks(
     assert torch.equal(ids, found[0]) and segments == found[1]
 
 
-def test_the_reference_model_computes_the_same_losses_and_gradients() -> None:
-    losses, gradients = [], []
-    for reference in (False, True):
-        opts = [*MASK2FORMER, "MODEL.REFERENCE_OPS", reference]
-        model = tiny_network("swin", [*opts, "MODEL.SWIN.DROP_PATH_RATE", 0.0]).train()
-        torch.manual_seed(0)  # the same offsets and points
-        for name, weight in model.named_parameters():
-            if "sampling_offsets" in name:  # whole cells at first, where the gradient jumps
-                nn.init.normal_(weight)
-        values = model([example(0), example(1)])
-        sum(values.values()).backward()
-        losses.append({name: value.item() for name, value in values.items()})
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    for name, expected in gradients[1].items():
-        if expected is not None:
-            scale = max(expected.abs().max().item(), 1e-3)
-            assert (gradients[0][name] - expected).abs().max().item() < 1e-2 * scale, name
+def test_images_without_targets_and_with_more_than_queries_are_trained() -> None:
+    model = tiny_network("resnet", MASK2FORMER).train()
+    for counts in ((0, 0), (0, 9)):
+        sum(model([example(count=count) for count in counts]).values()).backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
 def test_a_resnet_with_synchronised_norms_trains_on_a_cpu() -> None:

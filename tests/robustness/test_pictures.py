@@ -101,11 +101,21 @@ def test_evaluation_uses_the_pixels_of_the_image(image, tmp_path, model):
 @each_image
 @pytest.mark.parametrize(
     "name",
-    ["mask_former_semantic", "mask_former_panoptic", "detr_panoptic", "mask_former_instance"],
+    [
+        *("mask_former_semantic", "mask_former_panoptic", "detr_panoptic", "mask_former_instance"),
+        *("coco_panoptic_lsj", "coco_instance_lsj"),
+    ],
 )
 def test_augmentation_accepts_an_odd_image_or_refuses_it_as_too_thin(image, name, tmp_path, model):
     MetadataCatalog.get("odd_images").set(ignore_label=255)
-    sizes = ["INPUT.MIN_SIZE_TRAIN", "(32,)", "INPUT.MAX_SIZE_TRAIN", "96"]
+    sizes = [
+        "INPUT.MIN_SIZE_TRAIN",
+        "(32,)",
+        "INPUT.MAX_SIZE_TRAIN",
+        "96",
+        "INPUT.IMAGE_SIZE",
+        "64",
+    ]
     cfg = load_cfg(model[0], [*sizes, "DATASETS.TRAIN", "('odd_images',)"])
     mapper = DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train=True)
     record = records(tmp_path, image)
