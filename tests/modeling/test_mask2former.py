@@ -80,7 +80,9 @@ def test_the_panoptic_rule_of_the_config_decides_about_pixels_outside_all_masks(
 def test_images_without_targets_and_with_more_than_queries_are_trained() -> None:
     model = tiny_network("resnet", MASK2FORMER).train()
     for counts in ((0, 0), (0, 9)):
-        sum(model([example(count=count) for count in counts]).values()).backward()
+        total = sum(model([example(count=count) for count in counts]).values())
+        assert total.isfinite()
+        total.backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
