@@ -1,4 +1,4 @@
-"""The models that are converted, and how a file or a config tells which one it is."""
+"""The models that are converted, and the choice of the one that a file or a config describes."""
 
 from __future__ import annotations
 
