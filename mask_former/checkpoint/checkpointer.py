@@ -264,13 +264,14 @@ class Checkpointer(DetectionCheckpointer):
         fit = compare(weights, state)
         fit.check_share(self._source)
         if self.whole:
-            self._check_whole(fit, state)
+            fit.check_whole(self._source, state)
         checkpoint["model"] = OrderedDict(weights)
         if metadata is not None:  # versions of modules, which some need to convert old weights
             checkpoint["model"]._metadata = metadata
         missing = super()._load_model(checkpoint).missing_keys
         # A module may handle a missing weight itself, as detectron2's frozen norms do.
-        fit = replace(fit, missing=[name for name in fit.missing if name in missing])
+        missing = [k for k in fit.missing if k in missing and decides_outputs(k, state[k])]
+        fit = replace(fit, missing=missing)
         advice = self._advice(fit, checkpoint.get(CLASS_NAMES))
         level = logging.INFO if fit.is_complete and not advice else logging.WARNING
         text = fit.summary(self._source, [*notes, *advice])
@@ -285,23 +286,6 @@ class Checkpointer(DetectionCheckpointer):
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
             weights = align_and_update_state_dicts(state, weights, c2_conversion=is_caffe2)
         return rename_old_layout(weights, keep=state)
-
-    def _check_whole(self, fit: WeightsFit, state: Mapping[str, Tensor]) -> None:
-        """Raise ValueError if the checkpoint lacks weights that decide the model's outputs."""
-        needed = [name for name, tensor in state.items() if decides_outputs(name, tensor)]
-        absent = set(fit.missing) | set(fit.reshaped)
-        missing = [k for k in needed if k in absent]
-        if not missing:
-            return
-        detail = f"{missing[0]} is missing"
-        if fit.reshaped:
-            name, (found, expected) = next(iter(fit.reshaped.items()))
-            detail = f"{name} has shape {found}, the model expects {expected}"
-        raise ValueError(
-            f"{self._source} does not fit the model: {len(missing)} of {len(needed)} weights are "
-            f"missing or have another shape ({detail}). MODEL.WEIGHTS must be a checkpoint of the "
-            "whole model, trained with this config (the same MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
-        )
 
     def _advice(self, fit: WeightsFit, file_classes: Sequence[str] | None) -> list[str]:
         """Return advice if the file has other classes or queries and is loaded as it is."""

@@ -25,10 +25,17 @@ _FOREIGN = (
     ),
     (
         r"model\.(pixel_level_module|transformer_module)\.",
-        "Its names are those of Hugging Face: convert it with tools/convert_hf_maskformer.py.",
+        "Its names are those of Hugging Face: convert it with tools/convert_hf_maskformer.py, or "
+        "give its folder to MaskFormerPredictor without a config file.",
     ),
 )
 """Regular expressions for the start of names in other libraries' files, each with advice."""
+
+_MODELS = (
+    ("sem_seg_head.predictor.transformer.decoder.", "MaskFormer", "configs/coco-panoptic"),
+    ("sem_seg_head.predictor.query_feat.", "Mask2Former", "configs/mask2former"),
+)
+"""Start of names that only one model has, the model, and a folder of configs for it."""
 
 
 def decides_outputs(name: str, tensor: Tensor) -> bool:
@@ -73,7 +80,48 @@ class WeightsFit:
             f"have names that the model lacks{_examples(self.unused)}. {self._likely_reason()}"
         )
 
+    def check_whole(self, source: str, state: Mapping[str, Tensor]) -> None:
+        """Check that the file has all weights that decide the outputs of the model.
+
+        Args:
+            source: Name of the file, for the error message.
+            state: State dict of the model.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        needed = [name for name, tensor in state.items() if decides_outputs(name, tensor)]
+        missing = [k for k in needed if k in self.missing or k in self.reshaped]
+        if not missing:
+            return
+        detail = f"{missing[0]} is missing"
+        if self.reshaped:
+            name, (found, expected) = next(iter(self.reshaped.items()))
+            detail = f"{name} has shape {found}, the model expects {expected}"
+        reason = self._other_model() or (
+            "MODEL.WEIGHTS must be a checkpoint of the whole model, trained with this config (the "
+            "same MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
+        )
+        raise ValueError(
+            f"{source} does not fit the model: {len(missing)} of {len(needed)} weights are "
+            f"missing or have another shape ({detail}). {reason}"
+        )
+
+    def _other_model(self) -> str:
+        """Return the reason and the fix if the file is of another model than the config, or ""."""
+        in_model = (*self.loaded, *self.reshaped, *self.missing)
+        for start, model, configs in _MODELS:
+            in_file_only = not any(name.startswith(start) for name in in_model)
+            if in_file_only and any(name.startswith(start) for name in self.unused):
+                return (
+                    f"It is a checkpoint of a {model}, and the config describes another model: "
+                    f"give the config that it was trained with, such as one in {configs}."
+                )
+        return ""
+
     def _likely_reason(self) -> str:
+        if other_model := self._other_model():
+            return other_model
         if len(self.reshaped) > len(self.unused):
             return "Its model has another size: compare MODEL.BACKBONE and its settings."
         for pattern, advice in _FOREIGN:

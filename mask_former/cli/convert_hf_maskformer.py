@@ -1,13 +1,14 @@
-"""Convert MaskFormer checkpoints from Hugging Face's transformers to this project, and back.
+"""Convert checkpoints of Hugging Face's MaskFormer and Mask2Former to this project, and back.
 
     python tools/convert_hf_maskformer.py FOLDER --output DIR [--dataset coco_2017_val_panoptic]
     python tools/convert_hf_maskformer.py --to-hf CONFIG WEIGHTS --output DIR
 
 The first command writes config.yaml and model.safetensors with all that MaskFormerPredictor needs;
 MaskFormerPredictor can also read FOLDER directly. --dataset names the dataset that the checkpoint
-was trained on, which defines the thing classes; without it, only semantic results are turned on.
-The second command writes config.json, preprocessor_config.json and model.safetensors for
-MaskFormerForInstanceSegmentation.from_pretrained. Neither command needs transformers.
+was trained on, which defines the thing classes and the results that are turned on; without it,
+these are only semantic ones. The second command writes config.json, preprocessor_config.json and
+model.safetensors for MaskFormerForInstanceSegmentation.from_pretrained, or
+Mask2FormerForUniversalSegmentation.from_pretrained. Neither command needs transformers.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
 from mask_former.checkpoint.inference_data import classes_of, inference_data
-from mask_former.checkpoint.weights_fit import compare
+from mask_former.checkpoint.weights_fit import compare, decides_outputs
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import cfg_from_settings, load_cfg
 from mask_former.data.datasets.catalog import check_dataset_exists
 from mask_former.huggingface import (
+    TITLES,
     ConvertedCheckpoint,
     read_huggingface_folder,
     to_huggingface_config,
@@ -62,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> ConvertHFArguments:
     """Parse the command line; exit with a message if it is wrong."""
     parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("folder", nargs="?", type=Path, help="folder of a transformers MaskFormer")
+    source.add_argument("folder", nargs="?", type=Path, help=f"folder of a transformers {TITLES}")
     source.add_argument("--to-hf", nargs=2, type=Path, metavar=("CONFIG", "WEIGHTS"))
     parser.add_argument("--output", required=True, type=Path, help="the folder to write")
     parser.add_argument("--dataset", help="with FOLDER: the registered dataset of its classes")
@@ -94,7 +96,7 @@ def from_huggingface(folder: Path, output: Path, dataset: str | None = None) -> 
     settings["MODEL"]["WEIGHTS"] = weights_file.name  # found next to the config
     write_weights(weights, weights_file, names, inference_entry(settings, names))
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
-    text = f"# From a transformers MaskFormer, by tools/convert_hf_maskformer.py.\n{text}"
+    text = f"# From a checkpoint of transformers, by tools/convert_hf_maskformer.py.\n{text}"
     replace_text(config_file, text)
     return [config_file, weights_file]
 
@@ -106,7 +108,7 @@ def inference_entry(settings: dict[str, Any], names: Sequence[str]) -> dict[str,
 
 
 def set_dataset(settings: dict[str, Any], dataset: str) -> None:
-    """Set the dataset in the config, and turn on panoptic results if it is a panoptic dataset."""
+    """Set the dataset in the config, and turn on the results that the dataset evaluates."""
     check_dataset_exists(dataset)
     metadata = MetadataCatalog.get(dataset)
     known = metadata.get("stuff_classes", None) or metadata.get("thing_classes", None) or []
@@ -117,8 +119,11 @@ def set_dataset(settings: dict[str, Any], dataset: str) -> None:
             "dataset that it was trained on, or omit --dataset."
         )
     settings["DATASETS"] = {"TRAIN": [dataset], "TEST": [dataset]}
-    if "panoptic" in metadata.get("evaluator_type", ""):
+    evaluator = metadata.get("evaluator_type", "")
+    if "panoptic" in evaluator:
         settings["MODEL"]["MASK_FORMER"]["TEST"]["PANOPTIC_ON"] = True
+    elif evaluator in ("coco", "cityscapes_instance"):
+        settings["MODEL"]["MASK_FORMER"]["TEST"] |= {"INSTANCE_ON": True, "SEMANTIC_ON": False}
 
 
 def check_fit(checkpoint: ConvertedCheckpoint, folder: Path) -> None:
@@ -130,9 +135,9 @@ def check_fit(checkpoint: ConvertedCheckpoint, folder: Path) -> None:
     cfg = get_mask_former_cfg()
     cfg.merge_from_other_cfg(CfgNode(checkpoint.settings))
     cfg.MODEL.DEVICE = "cpu"
-    fit = compare(checkpoint.weights, build_model(cfg).state_dict())
-    # The config defines the criterion's buffers, so files may lack them.
-    missing = [name for name in fit.missing if not name.startswith("criterion.")]
+    state = build_model(cfg).state_dict()
+    fit = compare(checkpoint.weights, state)
+    missing = [name for name in fit.missing if decides_outputs(name, state[name])]
     differences = [
         *(f"{name} is missing" for name in missing),
         *(f"{name} has shape {file}, not {model}" for name, (file, model) in fit.reshaped.items()),
@@ -142,7 +147,7 @@ def check_fit(checkpoint: ConvertedCheckpoint, folder: Path) -> None:
         raise ValueError(
             f"{folder}: the weights do not fit config.json: {len(differences)} differences, with "
             f"this project's names: {'; '.join(differences[:3])}. Both files must belong to one "
-            "checkpoint of a MaskFormerForInstanceSegmentation."
+            f"checkpoint of a transformers {TITLES}."
         )
 
 
@@ -161,7 +166,7 @@ def to_huggingface(
     Raises:
         FileNotFoundError: If a file is missing.
         KeyError, ValueError: If a file is damaged, the weights do not fit the model, class names
-            are missing, or transformers' MaskFormer does not support the model.
+            are missing, or transformers does not support the model.
     """
     cfg = load_cfg(str(config), ["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"])
     names = find_class_names(cfg, weights, names_file)

@@ -8,15 +8,15 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from . import tables
-from .tables import RESNET_DEPTHS, STAGES, check, get, nest
+from .families import family_of_cfg
+from .family import Family
+from .tables import RESNET_DEPTHS, check, get, nest, supported
 
 __all__ = ["to_huggingface_config", "to_huggingface_processor"]
 
-_THEIR_MODEL = "transformers' MaskFormer"
-
 
 def to_huggingface_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, Any]:
-    """Build the ``config.json`` of a ``MaskFormerForInstanceSegmentation``.
+    """Build the ``config.json`` of a transformers MaskFormer or Mask2Former.
 
     Args:
         cfg: Config of the model.
@@ -25,30 +25,25 @@ def to_huggingface_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str,
     Raises:
         ValueError: If transformers does not support a setting, or the number of names is wrong.
     """
-    check(cfg, tables.OURS_NEEDED, "", _THEIR_MODEL)
+    family = family_of_cfg(cfg)
+    _check(cfg, family.ours_needed, family)
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if len(class_names) != classes:
         raise ValueError(
             f"There are {len(class_names)} class names, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
             f"{classes}: give one for each class."
         )
-    backbone = _swin_config(cfg) if _has_swin(cfg) else _resnet_config(cfg)
-    _check_input_projection(cfg)
-    dropout = cfg.MODEL.MASK_FORMER.DROPOUT
+    backbone = _swin_config(cfg, family) if _has_swin(cfg) else _resnet_config(cfg, family)
+    _check_input_projection(cfg, family)
     return nest(
         {
-            "architectures": ["MaskFormerForInstanceSegmentation"],
-            "model_type": "maskformer",
+            "architectures": [family.architecture],
+            "model_type": family.model_type,
+            **supported(family.theirs_needed),
             **backbone,
-            "backbone_config.num_channels": 3,
-            "backbone_config.out_features": list(STAGES),
-            "decoder_config.model_type": "detr",
-            # transformers has three dropout rates, this project one
-            "decoder_config.attention_dropout": dropout,
-            "decoder_config.activation_dropout": dropout,
-            # with True, their forward pass fails unless hidden states are requested
-            "use_auxiliary_loss": False,
-            **_values(cfg, tables.VALUES),
+            **{theirs: get(cfg, ours) for theirs, ours in family.copies.items()},
+            **family.their_settings,
+            **_values(cfg, family.values),
             "id2label": {str(index): name for index, name in enumerate(class_names)},
             "label2id": {name: index for index, name in enumerate(class_names)},
         }
@@ -59,27 +54,37 @@ def _has_swin(cfg: CfgNode) -> bool:
     return cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer"
 
 
+def _check(cfg: CfgNode, needs: tuple[tables.Need, ...], family: Family) -> None:
+    check(cfg, needs, "", f"transformers' {family.name}")
+
+
 def _values(cfg: CfgNode, rows: tuple[tables.Value, ...]) -> dict[str, Any]:
     values = {theirs: get(cfg, ours) for ours, theirs, _ in rows}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def _swin_config(cfg: CfgNode) -> dict[str, Any]:
-    check(cfg, tables.OUR_SWIN_NEEDED, "", _THEIR_MODEL)
-    return {"backbone_config.model_type": "swin", **_values(cfg, tables.SWIN_VALUES)}
+def _swin_config(cfg: CfgNode, family: Family) -> dict[str, Any]:
+    _check(cfg, family.our_swin_needed, family)
+    return {
+        **supported(family.their_swin_needed),
+        "backbone_config.model_type": "swin",
+        **_values(cfg, tables.SWIN_VALUES),
+    }
 
 
-def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
-    check(cfg, tables.OUR_RESNET_NEEDED, "", _THEIR_MODEL)
+def _resnet_config(cfg: CfgNode, family: Family) -> dict[str, Any]:
+    _check(cfg, tables.OUR_RESNET_NEEDED, family)
     resnet = cfg.MODEL.RESNETS
     layer_type, depths = RESNET_DEPTHS[resnet.DEPTH]
     first = resnet.RES2_OUT_CHANNELS
     if layer_type == "bottleneck" and first != 4 * resnet.WIDTH_PER_GROUP:
         raise ValueError(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {first} and WIDTH_PER_GROUP "
-            f"{resnet.WIDTH_PER_GROUP}; {_THEIR_MODEL} supports only RES2_OUT_CHANNELS / 4."
+            f"{resnet.WIDTH_PER_GROUP}; transformers' {family.name} supports only "
+            "RES2_OUT_CHANNELS / 4."
         )
     return {
+        **supported(tables.THEIR_RESNET_NEEDED),
         "backbone_config.model_type": "resnet",
         "backbone_config.layer_type": layer_type,
         "backbone_config.depths": depths,
@@ -88,17 +93,20 @@ def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _check_input_projection(cfg: CfgNode) -> None:
+def _check_input_projection(cfg: CfgNode, family: Family) -> None:
+    key = "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ"
+    if any(value.ours == key for value in family.values):
+        return
     last = 8 * (cfg.MODEL.SWIN.EMBED_DIM if _has_swin(cfg) else cfg.MODEL.RESNETS.RES2_OUT_CHANNELS)
-    if cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ and last == cfg.MODEL.MASK_FORMER.HIDDEN_DIM:
+    if get(cfg, key) and last == cfg.MODEL.MASK_FORMER.HIDDEN_DIM:
         raise ValueError(
-            f"MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ is True and HIDDEN_DIM {last}, the width of the "
-            f"backbone's last map; {_THEIR_MODEL} has a projection only if the two differ."
+            f"{key} is True and HIDDEN_DIM {last}, the width of the backbone's last map; "
+            f"transformers' {family.name} has a projection only if the two differ."
         )
 
 
 def to_huggingface_processor(cfg: CfgNode) -> dict[str, Any]:
-    """Build the ``preprocessor_config.json`` of a ``MaskFormerImageProcessor``.
+    """Build the ``preprocessor_config.json`` of the model's image processor.
 
     transformers resizes images to a multiple of ``size_divisor``; this project pads them.
     """
@@ -108,7 +116,7 @@ def to_huggingface_processor(cfg: CfgNode) -> dict[str, Any]:
     resize = cfg.INPUT.MIN_SIZE_TEST > 0
     shortest = cfg.INPUT.MIN_SIZE_TEST or 800
     return {
-        "image_processor_type": "MaskFormerImageProcessor",
+        "image_processor_type": f"{family_of_cfg(cfg).name}ImageProcessor",
         "do_resize": resize,
         "size": {"shortest_edge": shortest, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
         "size_divisor": divisor,

@@ -14,20 +14,19 @@ from mask_former.utils.errors import short
 from mask_former.utils.weight_files import read_checkpoint
 
 from . import tables
+from .families import TITLES, family_of_config
+from .family import Family
 from .names import from_huggingface_names
-from .tables import MAPS, RESNET_DEPTHS, check, get, nest
+from .tables import RESNET_DEPTHS, check, get, nest, supported
 
 __all__ = ["ConvertedCheckpoint", "read_huggingface_folder", "settings_from_huggingface"]
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 _MOST_CLASSES = 65_536
 
-# Defaults of MaskFormerImageProcessor; the mean and standard deviation are ImageNet's.
+# Defaults of both image processors; the mean and standard deviation are ImageNet's.
 _SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-# transformers passes thresholds as arguments, not in files; these are from the published configs.
-_THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}
 
 
 class ConvertedCheckpoint(NamedTuple):
@@ -39,7 +38,7 @@ class ConvertedCheckpoint(NamedTuple):
 
 
 def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
-    """Read a folder that ``MaskFormerForInstanceSegmentation.save_pretrained`` wrote.
+    """Read a folder that ``save_pretrained`` of a MaskFormer or Mask2Former wrote.
 
     Args:
         folder: Folder with ``config.json``, ``preprocessor_config.json``, and ``model.safetensors``
@@ -68,7 +67,7 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
             "(*.index.json) must be saved as one: save_pretrained(…, max_shard_size='100GB')."
         )
     try:
-        weights = from_huggingface_names(read_checkpoint(path)["model"])
+        weights = from_huggingface_names(read_checkpoint(path)["model"], family_of_config(config))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return ConvertedCheckpoint(settings, weights, class_names(config))
@@ -77,7 +76,7 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no {path}: expected the folder of a transformers MaskFormer, written by "
+            f"There is no {path}: expected the folder of a transformers {TITLES}, written by "
             "save_pretrained of the model and of its image processor."
         )
     content = read_json(path)
@@ -91,9 +90,8 @@ def settings_from_huggingface(
 ) -> dict[str, Any]:
     """Convert the two JSON files to the content of a config file of this project.
 
-    The batch norms of a ResNet are frozen, which gives the same results. The panoptic thresholds
-    are the published ones, because the files have none. Deep supervision stays on regardless of
-    ``use_auxiliary_loss``, which is False in published checkpoints that were trained with it.
+    The batch norms of a ResNet are frozen, which gives the same results. Settings that the files
+    lack, such as the panoptic thresholds, are those of the published configs.
 
     Args:
         config: Content of ``config.json``; missing keys have transformers' defaults.
@@ -105,26 +103,27 @@ def settings_from_huggingface(
     Raises:
         ValueError: If this project does not support a setting.
     """
-    check(config, tables.THEIRS_NEEDED, "config.json: ", "this MaskFormer")
+    family = family_of_config(config)
+    _check(config, family.theirs_needed, family)
     kind = get(config, "backbone_config.model_type")
     if kind is None:
         raise ValueError("config.json: backbone_config has no model_type, such as 'swin'.")
-    backbone = _resnet_settings(config) if kind == "resnet" else _swin_settings(config)
+    backbone = (_resnet_settings if kind == "resnet" else _swin_settings)(config, family)
     return nest(
         {
             "VERSION": 2,
-            "MODEL.META_ARCHITECTURE": "MaskFormer",
+            **supported(family.ours_needed),
             **_input_settings(processor),
             **backbone,
-            "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
-            "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
-            "MODEL.SEM_SEG_HEAD.IN_FEATURES": list(MAPS),
-            "MODEL.SEM_SEG_HEAD.NORM": "GN",
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(class_names(config)),
-            **_values(config, tables.VALUES),
-            **{f"MODEL.MASK_FORMER.TEST.{key}": value for key, value in _THRESHOLDS.items()},
+            **_values(config, family.values),
+            **family.our_settings,
         }
     )
+
+
+def _check(config: Mapping[str, Any], needs: tuple[tables.Need, ...], family: Family) -> None:
+    check(config, needs, "config.json: ", f"this {family.name}")
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
@@ -175,24 +174,24 @@ def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:
     return type(default)(value)
 
 
-def _swin_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    check(config, tables.THEIR_SWIN_NEEDED, "config.json: ", "this MaskFormer")
+def _swin_settings(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    _check(config, family.their_swin_needed, family)
     values = _values(config, tables.SWIN_VALUES)
     for key in ("DEPTHS", "NUM_HEADS"):
         if len(values[f"MODEL.SWIN.{key}"]) != 4:
             raise ValueError(
                 f"config.json: backbone_config.{key.lower()} is "
-                f"{short(values[f'MODEL.SWIN.{key}'])}; this MaskFormer has four stages."
+                f"{short(values[f'MODEL.SWIN.{key}'])}; this {family.name} has four stages."
             )
     return {
+        **supported(family.our_swin_needed),
         "MODEL.BACKBONE.NAME": "D2SwinTransformer",
         **values,
-        "MODEL.SWIN.OUT_FEATURES": list(MAPS),
     }
 
 
-def _resnet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    check(config, tables.THEIR_RESNET_NEEDED, "config.json: ", "this MaskFormer")
+def _resnet_settings(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    _check(config, tables.THEIR_RESNET_NEEDED, family)
     backbone = config["backbone_config"]
     layers = (backbone.get("layer_type", "bottleneck"), backbone.get("depths", [3, 4, 6, 3]))
     depth = next((depth for depth, known in RESNET_DEPTHS.items() if known == layers), None)
@@ -211,13 +210,12 @@ def _resnet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             f"has {expected if bottleneck else f'64 channels first and {expected}'}."
         )
     return {
+        **supported(tables.OUR_RESNET_NEEDED),
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
         "MODEL.RESNETS.DEPTH": depth,
-        "MODEL.RESNETS.NORM": "FrozenBN",
         "MODEL.RESNETS.RES2_OUT_CHANNELS": first,
         "MODEL.RESNETS.WIDTH_PER_GROUP": first // 4 if bottleneck else 64,
         **_values(config, tables.RESNET_VALUES),
-        "MODEL.RESNETS.OUT_FEATURES": list(MAPS),
     }
 
 
@@ -239,8 +237,9 @@ def _input_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
         size = {"shortest_edge": 0, "longest_edge": _SIZE["longest_edge"]}  # 0: do not resize
     elif not size.get("shortest_edge") or not size.get("longest_edge"):
         raise ValueError(
-            f"preprocessor_config.json: size is {short(size)}; this MaskFormer keeps the aspect "
-            "ratio of images and needs shortest_edge and longest_edge."
+            f"preprocessor_config.json: size is {short(size)}; this project keeps the aspect ratio "
+            "of images and needs shortest_edge and longest_edge: give the sizes that the model was "
+            f"trained with, such as {short(_SIZE)}."
         )
     divisor = processor.get("size_divisor", processor.get("size_divisibility", 32))
     return {

@@ -1,7 +1,7 @@
 """Names of settings in both libraries, and settings that one of them does not support.
 
-``ours`` are config keys; ``theirs`` are dotted keys of ``config.json``: ``MaskFormerConfig`` with
-``SwinConfig`` or ``ResNetConfig`` as ``backbone_config`` and ``DetrConfig`` as ``decoder_config``.
+``ours`` are config keys; ``theirs`` are dotted keys of ``config.json``, with ``SwinConfig`` or
+``ResNetConfig`` as ``backbone_config``. The tables here are those that all models share.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 
 from mask_former.utils.errors import short
 
-__all__ = ["MAPS", "RESNET_DEPTHS", "STAGES", "Need", "Value", "check", "get", "nest"]
+__all__ = [
+    "MAPS",
+    "RESNET_DEPTHS",
+    "STAGES",
+    "Need",
+    "Value",
+    "check",
+    "get",
+    "nest",
+    "supported",
+]
 
 
 class Value(NamedTuple):
@@ -42,20 +52,6 @@ RESNET_DEPTHS = {
 }
 """transformers' ``layer_type`` and ``depths`` by detectron2's ``MODEL.RESNETS.DEPTH``."""
 
-VALUES = (
-    Value("MODEL.SEM_SEG_HEAD.CONVS_DIM", "fpn_feature_size", 256),
-    Value("MODEL.SEM_SEG_HEAD.MASK_DIM", "mask_feature_size", 256),
-    Value("MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "no_object_weight", 0.1),
-    Value("MODEL.MASK_FORMER.CLASS_WEIGHT", "cross_entropy_weight", 1.0),
-    Value("MODEL.MASK_FORMER.MASK_WEIGHT", "mask_weight", 20.0),
-    Value("MODEL.MASK_FORMER.DICE_WEIGHT", "dice_weight", 1.0),
-    Value("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "decoder_config.num_queries", 100),
-    Value("MODEL.MASK_FORMER.HIDDEN_DIM", "decoder_config.d_model", 256),
-    Value("MODEL.MASK_FORMER.NHEADS", "decoder_config.decoder_attention_heads", 8),
-    Value("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "decoder_config.decoder_ffn_dim", 2048),
-    Value("MODEL.MASK_FORMER.DEC_LAYERS", "decoder_config.decoder_layers", 6),
-    Value("MODEL.MASK_FORMER.DROPOUT", "decoder_config.dropout", 0.1),
-)
 SWIN_VALUES = (
     Value("MODEL.SWIN.PRETRAIN_IMG_SIZE", "backbone_config.image_size", 224),
     Value("MODEL.SWIN.PATCH_SIZE", "backbone_config.patch_size", 4),
@@ -75,7 +71,6 @@ RESNET_VALUES = (
 )
 
 THEIRS_NEEDED = (
-    Need("model_type", ("maskformer",), "it is another model"),
     Need(
         "backbone_config.model_type",
         ("swin", "maskformer-swin", "resnet"),
@@ -83,8 +78,6 @@ THEIRS_NEEDED = (
     ),
     Need("backbone_config.num_channels", (3,), "images have 3 channels"),
     Need("backbone_config.out_features", (STAGES,), "the pixel decoder takes all four maps"),
-    Need("decoder_config.model_type", ("detr",), "the predictor is DETR's decoder"),
-    Need("decoder_config.activation_function", ("relu",), "the decoder supports no other"),
 )
 THEIR_SWIN_NEEDED = (
     Need("backbone_config.use_absolute_embeddings", (False,), "absolute ones are not converted"),
@@ -103,24 +96,8 @@ THEIR_RESNET_NEEDED = (
 OURS_NEEDED = (
     Need("MODEL.META_ARCHITECTURE", ("MaskFormer",), "it has no per-pixel models"),
     Need("MODEL.SEM_SEG_HEAD.NAME", ("MaskFormerHead",), "it supports no other head"),
-    Need(
-        "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
-        ("BasePixelDecoder",),
-        "its pixel decoder is the plain pyramid, without a transformer encoder",
-    ),
     Need("MODEL.SEM_SEG_HEAD.IN_FEATURES", (MAPS,), "its pixel decoder takes all four maps"),
     Need("MODEL.SEM_SEG_HEAD.NORM", ("GN",), "its pixel decoder has group norms"),
-    Need(
-        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
-        ("TransformerPredictor",),
-        "it supports no other predictor",
-    ),
-    Need(
-        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
-        ("res5",),
-        "its queries attend to the backbone's last map",
-    ),
-    Need("MODEL.MASK_FORMER.ENC_LAYERS", (0,), "it has no encoder before the decoder"),
     Need("MODEL.MASK_FORMER.PRE_NORM", (False,), "its norms come after each block"),
     Need(
         "MODEL.BACKBONE.NAME",
@@ -163,6 +140,12 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(group, {})
         node[name] = value
     return tree
+
+
+def supported(needs: Iterable[Need]) -> dict[str, Any]:
+    """Return the first supported value of each setting, by dotted key."""
+    values = {need.key: need.allowed[0] for need in needs}
+    return {key: list(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def check(tree: Any, needs: Iterable[Need], where: str, other_model: str) -> None:

@@ -80,6 +80,8 @@ def test_tensors_of_another_shape_do_not_fit():
         ("layer1.0.conv1.weight", "tools/convert_torchvision_to_d2.py"),
         ("layers.0.blocks.0.attn.qkv.weight", "tools/convert_pretrained_swin_model_to_d2.py"),
         ("model.pixel_level_module.encoder.weight", "tools/convert_hf_maskformer.py"),
+        ("sem_seg_head.predictor.query_feat.weight", "one in configs/mask2former"),
+        ("sem_seg_head.predictor.transformer.decoder.norm.bias", "one in configs/coco-panoptic"),
         ("a", "matching_heuristics=True"),
         ("transformer.weight", "to another model"),
     ],

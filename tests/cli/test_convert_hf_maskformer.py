@@ -1,4 +1,4 @@
-"""tools/convert_hf_maskformer.py: conversion from transformers' MaskFormer to ours and back."""
+"""tools/convert_hf_maskformer.py: conversion of transformers' models to ours and back."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.golden_cases import fill_weights
 from tests.helpers.huggingface_models import (
     NAMES,
+    class_of,
     load_theirs,
     random_images,
     save_theirs,
@@ -45,7 +46,7 @@ def load_ours(folder: Path) -> torch.nn.Module:
     return load_trained_model(load_cfg(str(folder / "config.yaml"), ["MODEL.DEVICE", "cpu"]))
 
 
-@pytest.mark.parametrize("kind", ["Swin", "ResNet"])
+@pytest.mark.parametrize("kind", ["ResNet", "Mask2Former, Swin"])
 def test_a_folder_of_transformers_is_converted_and_converted_back_unchanged(kind, tmp_path, capsys):
     theirs = their_model(kind)
     folder = save_theirs(theirs, tmp_path / "theirs", size_divisor=0)
@@ -64,14 +65,14 @@ def test_a_folder_of_transformers_is_converted_and_converted_back_unchanged(kind
         if not name.endswith(
             (
                 "num_batches_tracked",
-                "encoder.model.layernorm.weight",
-                "encoder.model.layernorm.bias",
+                *(f"encoder.{swin}.layernorm.weight" for swin in ("model", "swin")),
+                *(f"encoder.{swin}.layernorm.bias" for swin in ("model", "swin")),
             )
         ):
             assert torch.equal(last[name], value), name
     for name in ("preprocessor_config.json", "config.json"):
         old, new = (json.loads((path / name).read_text()) for path in (folder, tmp_path / "back"))
-        for key in ("size", "size_divisor", "image_mean", "image_std", "fpn_feature_size"):
+        for key in ("image_processor_type", "size", "size_divisor", "image_mean", "image_std"):
             assert new.get(key) == pytest.approx(old.get(key)), key
 
 
@@ -132,6 +133,17 @@ def test_the_dataset_determines_the_thing_classes(tmp_path):
     assert not cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON and not cfg.DATASETS.TEST
 
 
+def test_an_instance_dataset_turns_on_instances_only(tmp_path):
+    config = small_config("Mask2Former, ResNet")
+    config.id2label = {index: f"class {index}" for index in range(80)}
+    folder = save_theirs(class_of(config)(config), tmp_path / "theirs")
+    assert run(folder, "--output", tmp_path / "ours", "--dataset", "coco_2017_val") == 0
+    found = find_pretrained(tmp_path / "ours" / "model.safetensors", device="cpu")
+    assert found.classes.thing_ids == list(range(80))
+    test = found.cfg.MODEL.MASK_FORMER.TEST
+    assert (test.SEMANTIC_ON, test.PANOPTIC_ON, test.INSTANCE_ON) == (False, False, True)
+
+
 def test_an_image_gives_the_same_labels_at_the_size_of_the_masks(tmp_path):
     """At other sizes, results differ: transformers upsamples class scores, we upsample masks."""
     config, weights = write_tiny_model(tmp_path)
@@ -185,9 +197,10 @@ def test_a_broken_config_is_named(folder, tmp_path, capsys):
 
 
 def test_another_type_of_model_is_refused(folder, tmp_path, capsys):
-    change_json(folder / "config.json", model_type="mask2former")
+    change_json(folder / "config.json", model_type="bert")
     error = fails(capsys, folder, "--output", tmp_path / "ours")
-    assert f"{folder}: config.json: model_type is 'mask2former'" in error
+    assert f"{folder}: config.json: model_type is 'bert'" in error
+    assert "expected 'maskformer' or 'mask2former'" in error
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(folder, tmp_path, capsys):
@@ -198,6 +211,19 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder, tmp_path, capsys
     model.save_pretrained(folder)
     assert run(folder, "--output", tmp_path / "ours") == 1
     assert not (tmp_path / "ours").exists()
+
+
+def test_weights_of_a_maskformer_with_a_config_of_a_mask2former_name_the_fix(tmp_path, capsys):
+    kinds = {"mask2former": "Mask2Former, ResNet", "maskformer": "ResNet"}
+    for name, kind in kinds.items():
+        folder = save_theirs(their_model(kind), tmp_path / "theirs" / name)
+        assert run(folder, "--output", tmp_path / name) == 0
+    weights = tmp_path / "maskformer" / "model.safetensors"
+    command = ["--to-hf", tmp_path / "mask2former" / "config.yaml", weights]
+    error = fails(capsys, *command, "--output", tmp_path / "out")
+    assert f"{weights} does not fit the model" in error
+    assert "It is a checkpoint of a MaskFormer, and the config describes another model" in error
+    assert "give the config that it was trained with, such as one in configs/" in error
 
 
 def test_a_dataset_of_other_classes_and_an_unknown_one_are_refused(folder, tmp_path, capsys):

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from mask_former.config.loading import load_cfg
 from mask_former.huggingface import read_huggingface_folder, settings_from_huggingface, tables
+from mask_former.huggingface.families import FAMILIES
+from mask_former.huggingface.mask2former import MASK2FORMER
 from tests.helpers.huggingface_models import (
     NAMES,
     SMALL,
@@ -19,6 +22,9 @@ from tests.helpers.huggingface_models import (
     transformers,
     worst_difference,
 )
+from tests.helpers.paths import ROOT
+
+MIXED = ("ResNet", "Mask2Former, ResNet")
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -43,39 +49,55 @@ def test_a_pickled_file_is_read_but_one_with_code_is_refused(tmp_path):
         read_huggingface_folder(folder)
 
 
-@pytest.mark.parametrize(
-    "backbone, rows",
-    [
-        ("SwinConfig", tables.VALUES + tables.SWIN_VALUES),
-        ("ResNetConfig", tables.VALUES + tables.RESNET_VALUES),
-    ],
-)
-def test_missing_settings_have_the_defaults_of_transformers(backbone, rows):
-    config = transformers.MaskFormerConfig(backbone_config=getattr(transformers, backbone)())
-    values = config.to_dict()
-    for _, theirs, default in rows:
-        value = tables.get(values, theirs)
-        assert (list(value) if isinstance(value, tuple) else value) == default, theirs
+def complete_config(family, backbone):
+    """Return all settings of a config of transformers, with their defaults."""
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = getattr(transformers, backbone)(out_features=stages)
+    config = getattr(transformers, f"{family.name}Config")(backbone_config=backbone)
+    return json.loads(config.to_json_string(use_diff=False))
 
 
-@pytest.mark.parametrize("backbone", ["SwinConfig", "ResNetConfig"])
-def test_a_minimal_config_has_the_settings_of_the_complete_one(backbone):
-    model_type = getattr(transformers, backbone).model_type
-    short = {"model_type": "maskformer", "backbone_config": {"model_type": model_type}}
-    complete = transformers.MaskFormerConfig(
-        backbone_config=getattr(transformers, backbone)(
-            out_features=["stage1", "stage2", "stage3", "stage4"]
-        )
+BACKBONES = {"SwinConfig": tables.SWIN_VALUES, "ResNetConfig": tables.RESNET_VALUES}
+of_each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@of_each_family
+def test_missing_settings_have_the_defaults_of_transformers(family, backbone):
+    values = complete_config(family, backbone)
+    for _, theirs, default in family.values + BACKBONES[backbone]:
+        assert tables.get(values, theirs) == default, theirs
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@of_each_family
+def test_a_minimal_config_has_the_settings_of_the_complete_one(family, backbone):
+    kind = {"model_type": getattr(transformers, backbone).model_type}
+    minimal = {"model_type": family.model_type, "backbone_config": kind}
+    processor = getattr(transformers, f"{family.name}ImageProcessor")().to_dict()
+    complete = settings_from_huggingface(complete_config(family, backbone), processor)
+    assert settings_from_huggingface(minimal, {}) == complete
+
+
+def test_a_mask2former_gets_the_losses_and_the_panoptic_rule_of_the_published_configs():
+    published = load_cfg(
+        str(ROOT / "configs/mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
     )
-    processor = transformers.MaskFormerImageProcessor().to_dict()
-    complete = json.loads(complete.to_json_string(use_diff=False))
-    assert settings_from_huggingface(short, {}) == settings_from_huggingface(complete, processor)
+    config = {**complete_config(MASK2FORMER, "ResNetConfig"), "num_labels": 133}
+    del config["id2label"]
+    found = settings_from_huggingface(config, {})["MODEL"]
+    for group in ("MASK_FORMER", "SEM_SEG_HEAD"):
+        for key, value in found[group].items():
+            expected = published.MODEL[group][key]
+            assert key == "TEST" or value == expected, key
+    for key, value in found["MASK_FORMER"]["TEST"].items():
+        assert value == published.MODEL.MASK_FORMER.TEST[key], key
 
 
 @pytest.mark.parametrize(
     "key, value, expected",
     [
-        ("model_type", "mask2former", "it is another model"),
+        ("model_type", "bert", "expected 'maskformer' or 'mask2former'"),
         ("backbone_config.model_type", "timm_backbone", "'swin' or 'maskformer-swin' or 'resnet'"),
         ("backbone_config.num_channels", 4, "images have 3 channels"),
         ("backbone_config.out_features", ["stage3", "stage4"], "all four maps"),
@@ -91,6 +113,24 @@ def test_a_minimal_config_has_the_settings_of_the_complete_one(backbone):
 )
 def test_unsupported_swin_settings_are_refused(key, value, expected):
     refuse("Swin", key, value, expected)
+
+
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("backbone_config.patch_size", 2, "starts at stride 4"),
+        ("backbone_config.use_absolute_embeddings", True, "not converted"),
+        ("activation_function", "gelu", "relu"),
+        ("encoder_feedforward_dim", 2048, "expected 1024"),
+        ("pre_norm", True, "after each block"),
+        ("common_stride", 8, "starts at stride 4"),
+        ("feature_strides", [2, 4, 8, 16], "starts at stride 4"),
+        ("num_queries", "many", "expected int"),
+        ("backbone_config.depths", [2, 2, 2], "this Mask2Former has four stages"),
+    ],
+)
+def test_unsupported_mask2former_settings_are_refused(key, value, expected):
+    refuse("Mask2Former, Swin", key, value, expected)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +159,16 @@ def refuse(kind, key, value, expected):
         settings_from_huggingface(config, {})
     assert f"config.json: {key}" in str(error.value) or "backbone_config" in str(error.value)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("config, weights", [MIXED, MIXED[::-1]])
+def test_weights_of_another_model_than_that_of_config_json_are_refused(config, weights, tmp_path):
+    folder = save_theirs(their_model(weights), tmp_path)
+    small_config(config).save_pretrained(folder)
+    names = [SMALL[kind][0] for kind in (weights, config)]
+    expected = r"model\.safetensors: .*names of a {}, but config\.json describes a {}: put the "
+    with pytest.raises(ValueError, match=expected.format(*names)):
+        read_huggingface_folder(folder)
 
 
 # Images

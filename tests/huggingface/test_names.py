@@ -4,12 +4,16 @@ import ast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mask_former.huggingface import from_huggingface_names, to_huggingface_names
 from tests.helpers.huggingface_models import SMALL, their_model
 from tests.helpers.paths import ROOT
 
-UNUSED = ("encoder.model.layernorm.weight", "encoder.model.layernorm.bias")
+UNUSED = tuple(
+    f"encoder.{swin}.layernorm.{leaf}" for swin in ("model", "swin") for leaf in ("weight", "bias")
+)
+SWINS = ("Swin", "Mask2Former, Swin")
 
 
 def assert_same(found, expected):
@@ -31,10 +35,9 @@ def test_a_round_trip_changes_no_weight(kind):
     assert_same(saved, ours)
 
 
-def test_names_in_memory_and_names_in_files_are_converted_alike(tmp_path):
-    from safetensors.torch import load_file
-
-    model = their_model("Swin")
+@pytest.mark.parametrize("kind", SWINS)
+def test_names_in_memory_and_names_in_files_are_converted_alike(kind, tmp_path):
+    model = their_model(kind)
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) != set(model.state_dict())
@@ -46,13 +49,16 @@ def test_names_in_memory_and_names_in_files_are_converted_alike(tmp_path):
     )
 
 
-def test_the_norm_that_is_not_converted_has_no_effect():
-    model = their_model("Swin")
+@pytest.mark.parametrize("kind", SWINS)
+def test_the_norm_that_is_not_converted_has_no_effect(kind):
+    model = their_model(kind)
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         before = model(image).masks_queries_logits
-        for name in UNUSED:
-            model.get_parameter(f"model.pixel_level_module.{name}").normal_()
+        unused = [name for name in model.state_dict() if name.endswith(UNUSED)]
+        assert len(unused) == 2
+        for name in unused:
+            model.get_parameter(name).normal_()
         assert torch.equal(model(image).masks_queries_logits, before)
 
 
