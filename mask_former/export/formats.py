@@ -6,19 +6,29 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from mask_former.utils.atomic_files import replace_file
 
 from .graphs import LIMIT, STRIDE
 
-__all__ = ["FORMATS", "INPUT", "OPSET", "Format", "Runner"]
+__all__ = [
+    "FORMATS",
+    "INPUT",
+    "OPSET",
+    "Format",
+    "Runner",
+    "export_program",
+    "onnx_file",
+    "program_file",
+]
 
 OPSET = 18
 """ONNX opset of the files that are written."""
@@ -86,15 +96,18 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _export(graph: nn.Module, example: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-    shapes = _dynamic_shapes(dynamic)
-    return torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
+def export_program(graph: nn.Module, example: Tensor, dynamic: bool) -> ExportedProgram:
+    """Export a graph with ``torch.export``; see ``Format.encode``."""
+    with _quiet():
+        shapes = _dynamic_shapes(dynamic)
+        return torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
 
 
-def _encode_program(graph: nn.Module, example: Tensor, dynamic: bool) -> bytes:
+def program_file(program: ExportedProgram) -> bytes:
+    """Return the content of a ``.pt2`` file."""
     buffer = io.BytesIO()
     with _quiet():
-        torch.export.save(_export(graph, example, dynamic), buffer)
+        torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
@@ -104,19 +117,20 @@ def _read_program(path: Path) -> Runner:
 
 
 @torch.no_grad()
-def _encode_onnx(graph: Any, example: Tensor, dynamic: bool) -> bytes:
+def onnx_file(program: ExportedProgram, outputs: Sequence[str]) -> bytes:
+    """Return the content of an ``.onnx`` file, with names of the outputs."""
     with _quiet():
         # Given the module, torch would first try ways to export it that fail: that takes as long.
-        program = torch.onnx.export(
-            _export(graph, example, dynamic),
+        converted = torch.onnx.export(
+            program,
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=list(graph.outputs),
+            output_names=list(outputs),
             verbose=False,
         )
-        assert program is not None
-        content: bytes = program.model_proto.SerializeToString()
+    assert converted is not None
+    content: bytes = converted.model_proto.SerializeToString()
     return content
 
 
@@ -153,8 +167,15 @@ def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 FORMATS = {
-    "torch-export": Format(".pt2", _encode_program, _read_program),
-    "onnx": Format(".onnx", _encode_onnx, _read_onnx, ("onnx", "onnxruntime", "onnxscript")),
+    "torch-export": Format(
+        ".pt2", lambda graph, *how: program_file(export_program(graph, *how)), _read_program
+    ),
+    "onnx": Format(
+        ".onnx",
+        lambda graph, *how: onnx_file(export_program(graph, *how), graph.outputs),
+        _read_onnx,
+        ("onnx", "onnxruntime", "onnxscript"),
+    ),
     "torchscript": Format(".ts", _encode_torchscript, _read_torchscript),
 }
 """Formats by their name on the command line."""

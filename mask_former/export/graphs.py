@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mask_former.modeling import last_prediction
 from mask_former.ops.symbolic_sizes import plain_size
 
 __all__ = ["LIMIT", "STRIDE", "ClassMap", "Logits", "PixelClassMap", "graphs_of"]
@@ -45,8 +46,9 @@ class _Graph(nn.Module):
         self.eval().requires_grad_(False)
 
     def network(self, image: Tensor) -> Any:
-        """Return the output of the head."""
-        return self.head(self.backbone((_with_plain_sizes(image) - self.mean) / self.std))
+        """Return the output of the head, without the predictions of its earlier layers."""
+        with last_prediction(self.head):
+            return self.head(self.backbone((_with_plain_sizes(image) - self.mean) / self.std))
 
 
 class Logits(_Graph):

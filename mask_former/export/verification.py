@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mask_former.inference import semantic_map
+from mask_former.modeling import last_prediction
 from mask_former.utils.timing import interleave, timed
 
 from .formats import Runner
@@ -47,8 +48,9 @@ def reference(model: Any, name: str) -> Runner:
 
     @torch.no_grad()
     def run(image: Tensor) -> tuple[Tensor, ...]:
-        features = model.backbone((image - model.pixel_mean) / model.pixel_std)
-        outputs = model.sem_seg_head(features)
+        with last_prediction(model):
+            features = model.backbone((image - model.pixel_mean) / model.pixel_std)
+            outputs = model.sem_seg_head(features)
         if isinstance(outputs, tuple):  # a per-pixel model
             return (outputs[0].argmax(1),)
         classes, masks = outputs["pred_logits"], outputs["pred_masks"]

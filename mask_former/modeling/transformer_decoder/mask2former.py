@@ -198,7 +198,7 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
         else:
             features = level_features(mask_features, sizes)
         query_position = self.query_embed.weight[None]
-        x = self.query_feat.weight[None].expand(len(mask_features), -1, -1)
+        x = self.query_feat.weight[None].expand(mask_features.shape[0], -1, -1)
         states = [self.decoder_norm(x)]
         kernels = [self.mask_embed(states[0])]
         for index, (cross, own, feed_forward) in enumerate(
