@@ -147,9 +147,7 @@ def match(
 ) -> list[list[tuple[int, int]]]:
     """Return the (query, target) pairs of lowest total cost for each image of a batch."""
     return [
-        best_assignment(
-            weighted_cost(cost_terms(logits.detach(), masks.detach(), target), weights)
-        )
+        best_assignment(weighted_cost(cost_terms(logits.detach(), masks.detach(), target), weights))
         if len(target["labels"])
         else []
         for logits, masks, target in zip(
