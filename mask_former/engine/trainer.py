@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from mask_former.checkpoint.resuming import check_form, check_progress
 from mask_former.config.loading import resolve_device
 from mask_former.config.saving import save_config
 from mask_former.data.mappers import InferenceMapper
-from mask_former.evaluation.build import build_evaluator, write_results
+from mask_former.evaluation.build import build_evaluator
 from mask_former.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.solver.freezing import freeze
@@ -45,6 +44,7 @@ from .dataset_checks import check_classes, check_registered, checked_training_se
 from .ema import WeightAverage
 from .folder_lock import training_alone_in
 from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress
+from .results_file import add_results, keep_results
 from .shared_memory import SharingMapper, check_shared_memory
 from .train_loop import TrainLoop
 from .validation_losses import build_validation_loader, validation_losses
@@ -176,7 +176,7 @@ class Trainer(DefaultTrainer):
             Metrics by task; by dataset and task if there are several datasets.
         """
         check_classes(cfg, cfg.DATASETS.TEST)
-        return _keep_results(cfg, super().test(cfg, model, evaluators))
+        return keep_results(cfg, super().test(cfg, model, evaluators))
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
@@ -193,7 +193,7 @@ class Trainer(DefaultTrainer):
         with_tta = SemanticSegmentorWithTTA(cfg, model)
         evaluators = cls._build_semantic_evaluators(cfg, Path(cfg.OUTPUT_DIR) / "inference_TTA")
         results = cls.test(cfg, model)
-        return _add_results(cfg, results, super().test(cfg, with_tta, evaluators), "TTA")
+        return add_results(cfg, results, super().test(cfg, with_tta, evaluators), "TTA")
 
     @classmethod
     def test_average(
@@ -207,7 +207,7 @@ class Trainer(DefaultTrainer):
         """
         folder = str(Path(cfg.OUTPUT_DIR) / "inference_EMA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        return _add_results(cfg, results, super().test(cfg, averaged, evaluators), "EMA")
+        return add_results(cfg, results, super().test(cfg, averaged, evaluators), "EMA")
 
     @classmethod
     def _build_semantic_evaluators(cls, cfg: CfgNode, folder: Path) -> list[DatasetEvaluator]:
@@ -307,29 +307,3 @@ class Trainer(DefaultTrainer):
             # Otherwise the sampler would repeat the images of the first iterations.
             seed_all_rng(self.cfg.SEED + comm.get_rank() + self.start_iter)
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
-
-
-def _keep_results(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Write ``results.json`` in the main process, the only one that has results."""
-    if not comm.is_main_process():
-        return OrderedDict()
-    if cfg.DATASETS.TEST:
-        write_results(Path(cfg.OUTPUT_DIR) / "results.json", _by_dataset(cfg, results))
-    return results
-
-
-def _add_results(
-    cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any], suffix: str
-) -> Mapping[str, Any]:
-    """Add other results of the same tasks under the names ``sem_seg_<suffix>`` and so on."""
-    if comm.is_main_process():
-        by_dataset = _by_dataset(cfg, results)
-        for name, tasks in _by_dataset(cfg, others).items():
-            by_dataset[name].update({f"{task}_{suffix}": tasks[task] for task in tasks})
-    return _keep_results(cfg, results)
-
-
-def _by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the results by dataset; detectron2 omits the name if there is only one."""
-    names = cfg.DATASETS.TEST
-    return {names[0]: results} if len(names) == 1 else results
