@@ -63,13 +63,18 @@ def command(output, *options, launcher=(), **settings):
     return [*launcher, *arguments(CONFIG, output, *options, settings={**TINY, **keys})]
 
 
-def run(*arguments, cwd, environment, **keywords):
+def run(*arguments, launcher=(), **keywords):
     """Run a command to its end, and return its output."""
-    return train_net_runs.run(command(*arguments, **keywords), cwd=cwd, environment=environment)
+    if launcher:
+        where = {name: keywords.pop(name) for name in ("cwd", "environment")}
+        return train_net_runs.run(command(*arguments, launcher=launcher, **keywords), **where)
+    code, log = run_warm(*arguments, **keywords)
+    assert code == 0, log
+    return log
 
 
 def run_warm(*arguments, cwd, environment, **keywords):
-    """Run a command that starts without the time of its imports; return exit code and output."""
+    """Run a command that starts with torch imported, and return its exit code and output."""
     words, log = command(*arguments, **keywords), cwd / "log"
     process = warm_processes.start(script, words, cwd=cwd, environment=environment, log=log)
     outcome = process.outcome(TIMEOUT)
@@ -188,9 +193,7 @@ def assert_same_results(one, two):
 def test_eval_only_gives_the_results_of_the_training(trained, environment, tmp_path):
     weights = trained[0] / "model_final.pth"
     output = tmp_path / "output"
-    where = {"cwd": tmp_path, "environment": environment}
-    code, log = run_warm(output, "--eval-only", **where, MODEL__WEIGHTS=weights)
-    assert code == 0, log
+    run(output, "--eval-only", cwd=tmp_path, environment=environment, MODEL__WEIGHTS=weights)
     assert_same_results(output, trained[0])
     assert not list(output.glob("*.pth"))
 
