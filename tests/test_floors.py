@@ -4,6 +4,7 @@ need few other packages."""
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,11 +92,12 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Yield the names that a file imports, also inside functions."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from resolve(node, file)
+@functools.cache
+def imports(file: Path) -> list[str]:
+    """List the names that a file imports, also inside functions."""
+    nodes = ast.walk(ast.parse(file.read_text()))
+    statements = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [name for statement in statements for name in resolve(statement, file)]
 
 
 def own_imports(file: Path) -> Iterator[str]:

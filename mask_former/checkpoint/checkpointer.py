@@ -19,13 +19,13 @@ from mask_former.structures import ParameterRows
 from mask_former.utils.atomic_files import replace_file, replace_text, save_torch
 from mask_former.utils.bounded_files import read_text
 from mask_former.utils.downloads import local_weights
+from mask_former.utils.old_names import rename_old_layout
 from mask_former.utils.weight_files import (
     CLASS_NAMES,
     INFERENCE,
     as_tensors,
     averaged_weights,
     read_checkpoint,
-    rename_old_layout,
 )
 
 from .finetuning import Finetuning, match_classes

@@ -22,6 +22,7 @@ __all__ = [
     "classes_of",
     "inference_data",
     "inference_settings",
+    "plain_settings",
     "read_inference_data",
 ]
 
@@ -136,7 +137,18 @@ def classes_of(cfg: CfgNode, names: Sequence[str] | None = None) -> Classes:
 
 def inference_settings(cfg: CfgNode) -> dict[str, Any]:
     """Return the values of a config that inference reads, as plain data."""
-    return _keep_inference_keys(yaml.safe_load(cfg.dump()))
+    return _keep_inference_keys(plain_settings(cfg))
+
+
+def plain_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Return the values of a config as plain data, as reading its YAML text would."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(entry) for key, entry in value.items()}
+        return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    return {key: plain(entry) for key, entry in cfg.items()}
 
 
 def _keep_inference_keys(settings: dict[str, Any]) -> dict[str, Any]:

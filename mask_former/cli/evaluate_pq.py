@@ -133,6 +133,7 @@ def read_segments(path: Path, classes: Classes) -> Callable[[str], LabelMap]:
         ) from error
 
     def prediction(file_name: str) -> LabelMap:
+        """Read and paint the segments of an image into a label map."""
         if file_name not in by_image:
             raise KeyError(
                 f"{path} has no prediction for {file_name}, but {len(by_image)} for others, such "

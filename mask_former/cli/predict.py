@@ -105,23 +105,14 @@ def parse(argv: Sequence[str] | None) -> PredictArguments:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs"
-    )
-    source.add_argument(
-        "--video-input", metavar="VIDEO", help="a video file or the URL of a stream"
-    )
+    source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders, quoted globs")
+    source.add_argument("--video-input", metavar="VIDEO", help="a video file or a stream's URL")
     source.add_argument(
         "--webcam", nargs="?", type=int, const=0, metavar="N", help="the N-th camera, from 0"
     )
     add("--recursive", action="store_true", help="search the subfolders of folders, too")
-    add(
-        "--every-n",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="take only every N-th file or frame, from the first on",
-    )
+    help_ = "take only every N-th file or frame, from the first on"
+    add("--every-n", type=positive, default=1, metavar="N", help=help_)
 
 
 class Demo:
@@ -145,11 +136,7 @@ class Demo:
         self._output = args.output
 
     def plan(self, inputs: Sequence[Path], suffixes: tuple[str, ...]) -> OutputPlan | None:
-        """Choose the files of the drawings; None if drawings are not saved.
-
-        Raises:
-            ValueError: See :func:`plan_outputs`.
-        """
+        """Choose the drawings' files (:func:`plan_outputs`); None if drawings are not saved."""
         if not self._output or "overlay" not in self._results.save:
             return None
         return plan_outputs(inputs, self.to_draw, self._output, suffixes)

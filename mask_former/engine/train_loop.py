@@ -66,6 +66,7 @@ class TrainLoop(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=scale)
 
     def run_step(self) -> None:
+        """Update the weights once, from the gradients of ``accumulate_steps`` batches."""
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
         batches = [self._next_batch() for _ in range(self.accumulate_steps)]

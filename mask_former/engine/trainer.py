@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from mask_former.checkpoint.resuming import check_form, check_progress
 from mask_former.config.loading import resolve_device
 from mask_former.config.saving import save_config
 from mask_former.data.mappers import InferenceMapper
-from mask_former.evaluation.build import build_evaluator, write_results
+from mask_former.evaluation.build import build_evaluator
 from mask_former.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.solver.freezing import freeze
@@ -45,6 +44,7 @@ from .dataset_checks import check_classes, check_registered, checked_training_se
 from .ema import WeightAverage
 from .folder_lock import training_alone_in
 from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress
+from .results_file import add_results, keep_results
 from .shared_memory import SharingMapper, check_shared_memory
 from .train_loop import TrainLoop
 from .validation_losses import build_validation_loader, validation_losses
@@ -92,9 +92,7 @@ class Trainer(DefaultTrainer):
         )
         if self.average is not None:
             self.checkpointer.add_checkpointable(EMA, self.average)
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
+        self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
     @staticmethod
@@ -125,11 +123,10 @@ class Trainer(DefaultTrainer):
         """Build the model, with the parts that ``MODEL.FREEZE`` names frozen."""
         model: nn.Module = build_model(resolve_device(cfg))
         freeze(model, cfg.MODEL.FREEZE)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in model.parameters())
-        logging.getLogger(__name__).info(
-            f"{trained / 1e6:.1f} of {total / 1e6:.1f} million parameters are trained."
-        )
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+        total = sum(p.numel() for p in model.parameters()) / 1e6
+        text = f"{trained:.1f} of {total:.1f} million parameters are trained."
+        logging.getLogger(__name__).info(text)
         return model
 
     @classmethod
@@ -176,52 +173,46 @@ class Trainer(DefaultTrainer):
             Metrics by task; by dataset and task if there are several datasets.
         """
         check_classes(cfg, cfg.DATASETS.TEST)
-        return _keep_results(cfg, super().test(cfg, model, evaluators))
+        return keep_results(cfg, super().test(cfg, model, evaluators))
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
         """Evaluate as :meth:`test` does, then the semantic result with test-time augmentation.
 
         Returns:
-            The metrics of :meth:`test` and ``sem_seg_TTA``, whose predictions are written to
-            ``inference_TTA``.
+            The metrics of :meth:`test` and ``sem_seg_TTA`` (predictions: ``inference_TTA``).
 
         Raises:
-            ValueError: If the model has no semantic result, or a dataset has no semantic
-                evaluation. Raised before the evaluation starts.
+            ValueError: Before the evaluation, if the model or a dataset has no semantic result.
         """
         with_tta = SemanticSegmentorWithTTA(cfg, model)
         evaluators = cls._build_semantic_evaluators(cfg, Path(cfg.OUTPUT_DIR) / "inference_TTA")
         results = cls.test(cfg, model)
-        return _add_results(cfg, results, super().test(cfg, with_tta, evaluators), "TTA")
+        return add_results(cfg, results, super().test(cfg, with_tta, evaluators), "TTA")
 
     @classmethod
     def test_average(
         cls, cfg: CfgNode, averaged: nn.Module, results: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Evaluate the averaged weights, and add their metrics to those of the trained weights.
+        """Evaluate the averaged weights, with predictions in the folder ``inference_EMA``.
 
         Returns:
-            ``results`` and, for each task, an entry such as ``sem_seg_EMA``. The predictions are
-            written to ``inference_EMA``.
+            ``results`` and, for each task, an entry such as ``sem_seg_EMA``.
         """
         folder = str(Path(cfg.OUTPUT_DIR) / "inference_EMA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        return _add_results(cfg, results, super().test(cfg, averaged, evaluators), "EMA")
+        return add_results(cfg, results, super().test(cfg, averaged, evaluators), "EMA")
 
     @classmethod
     def _build_semantic_evaluators(cls, cfg: CfgNode, folder: Path) -> list[DatasetEvaluator]:
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
-        cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+        cfg.MODEL.MASK_FORMER.TEST.update(PANOPTIC_ON=False, INSTANCE_ON=False)
         try:
             return [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
         except ValueError as error:
-            raise ValueError(
-                "Test-time augmentation (TEST.AUG.ENABLED) supports only the semantic result: "
-                f"{error}"
-            ) from error
+            text = "Test-time augmentation (TEST.AUG.ENABLED) supports only the semantic result"
+            raise ValueError(f"{text}: {error}") from error
 
     def build_hooks(self) -> list[HookBase]:
         """Build detectron2's hooks and those that the config asks for."""
@@ -231,9 +222,8 @@ class Trainer(DefaultTrainer):
         built[index] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
         if cfg.TEST.VAL_LOSS:
             built.insert(index, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._validate))
-        built.insert(2, ReportProgress())  # after the timer and the schedule
-        if self.average is not None:
-            built.insert(2, AverageWeights(self.average))  # after the timer and the schedule
+        averaging = [AverageWeights(self.average)] if self.average is not None else []
+        built[2:2] = [*averaging, ReportProgress()]  # after the timer and the schedule
         if not comm.is_main_process():
             return built
         if cfg.VIS_PERIOD > 0 and cfg.DATASETS.TEST:
@@ -296,8 +286,9 @@ class Trainer(DefaultTrainer):
         if self.start_iter == 0:
             return
         if self.start_iter == self.max_iter:
-            text = f"Nothing is left to train: SOLVER.MAX_ITER is {self.max_iter}, and was reached."
-            logging.getLogger(__name__).warning(text)
+            logging.getLogger(__name__).warning(
+                f"Nothing is left to train: SOLVER.MAX_ITER is {self.max_iter}, and was reached."
+            )
         if isinstance(self.scheduler, WarmupPolyLR):
             # The checkpoint restored the old SOLVER.MAX_ITER; the config may have another one.
             self.scheduler.max_iters = self.max_iter
@@ -307,29 +298,3 @@ class Trainer(DefaultTrainer):
             # Otherwise the sampler would repeat the images of the first iterations.
             seed_all_rng(self.cfg.SEED + comm.get_rank() + self.start_iter)
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
-
-
-def _keep_results(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Write ``results.json`` in the main process, the only one that has results."""
-    if not comm.is_main_process():
-        return OrderedDict()
-    if cfg.DATASETS.TEST:
-        write_results(Path(cfg.OUTPUT_DIR) / "results.json", _by_dataset(cfg, results))
-    return results
-
-
-def _add_results(
-    cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any], suffix: str
-) -> Mapping[str, Any]:
-    """Add other results of the same tasks under the names ``sem_seg_<suffix>`` and so on."""
-    if comm.is_main_process():
-        by_dataset = _by_dataset(cfg, results)
-        for name, tasks in _by_dataset(cfg, others).items():
-            by_dataset[name].update({f"{task}_{suffix}": tasks[task] for task in tasks})
-    return _keep_results(cfg, results)
-
-
-def _by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the results by dataset; detectron2 omits the name if there is only one."""
-    names = cfg.DATASETS.TEST
-    return {names[0]: results} if len(names) == 1 else results

@@ -10,7 +10,6 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.events import (
     CommonMetricPrinter,
@@ -20,6 +19,7 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
+from mask_former.checkpoint.inference_data import plain_settings
 from mask_former.utils.bounded_files import check_regular
 
 __all__ = [
@@ -88,7 +88,7 @@ class WandbWriter(EventWriter):
         self._run = self._wandb.init(
             dir=cfg.OUTPUT_DIR,
             name=Path(cfg.OUTPUT_DIR).resolve().name,
-            config=yaml.safe_load(cfg.dump()),
+            config=plain_settings(cfg),
         )
         self._window_size = window_size
         self._last_write = -1

@@ -2,8 +2,8 @@
 
 The mask term (focal loss or cross-entropy) is averaged over the valid pixels. The dice loss is that
 of V-Net (arXiv 1606.04797) with 1 added to numerator and denominator, as in DETR. Everything is
-computed in fp32. The sums come from :mod:`mask_former.ops.mask_sums` and
-:mod:`mask_former.ops.pairwise_sums`.
+computed in fp32. The sums come from :mod:`mask_former.ops.dense_sums`,
+:mod:`mask_former.ops.point_sums` and :mod:`mask_former.ops.pairwise_sums`.
 """
 
 from __future__ import annotations

@@ -19,12 +19,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from mask_former.ops.mask_sums import (
-    MaskSums,
-    MaskTerm,
-    Section,
-    dense_mask_sums,
-)
+from mask_former.ops.dense_sums import dense_mask_sums
+from mask_former.ops.mask_sums import MaskSums, MaskTerm, Section
 from mask_former.ops.point_sums import point_mask_sums
 from mask_former.registries import LOSS_REGISTRY
 from mask_former.structures import Match, Prediction, Target

@@ -117,6 +117,8 @@ class LazyMasks:
             rows, columns: steps from h to H and from w to W.
         """
         self.source = source
+        self.dtype, self.device = source.dtype, source.device  # computed values are fp32
+        self.requires_grad = source.requires_grad
         self._steps = tuple(rows), tuple(columns)
         height, width = self._source_size = (
             tuple(source.shape[-2:]) if isinstance(source, Tensor) else source.size
@@ -128,21 +130,6 @@ class LazyMasks:
 
     def __len__(self) -> int:
         return len(self.source)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the source; all computed values are fp32."""
-        return self.source.dtype
-
-    @property
-    def requires_grad(self) -> bool:
-        """True if the source requires a gradient."""
-        return self.source.requires_grad
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the source and of computed values."""
-        return self.source.device
 
     def resize(self, size: Size | None) -> LazyMasks:
         """Resize to H×W (bilinear, as ``F.interpolate``); None keeps the size."""

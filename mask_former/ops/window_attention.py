@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .window_layout import OpenLayout, PlainLayout, WindowLayout
+from .open_layout import OpenLayout
+from .window_layout import PlainLayout, WindowLayout
 
 __all__ = ["attend_batched", "attend_fused", "attend_reference"]
 

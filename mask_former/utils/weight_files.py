@@ -1,4 +1,4 @@
-"""Read weights without running code, write them, and rename the parameters of old layouts.
+"""Read weights without running code, and write them.
 
 A checkpoint becomes a dict with the weights (names to tensors) under ``model`` and the other
 entries of the file. :mod:`.pickles` refuses those that would run code or take all memory.
@@ -11,10 +11,10 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +36,8 @@ __all__ = [
     "is_ordinary",
     "read_checkpoint",
     "read_extras",
-    "rename_old_layout",
     "write_weights",
 ]
-
-T = TypeVar("T")
 
 CLASS_NAMES = "class_names"
 """Key of the class names in a checkpoint."""
@@ -48,11 +45,6 @@ EMA = "ema"
 """Key of the averaged weights in a checkpoint (the state of torch's ``AveragedModel``)."""
 INFERENCE = "inference"
 """Key of the model's config and classes in a checkpoint, which inference needs."""
-
-_OLD_PIXEL_DECODER = re.compile(
-    r"^sem_seg_head\.(?=(?:adapter_\d+|layer_\d+|mask_features|input_proj|transformer)\.)"
-)
-_OLD_QUERIES = re.compile(r"^sem_seg_head\.predictor\.static_query\.")
 
 
 def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
@@ -300,25 +292,3 @@ def _detectron2_pkl(weights: Mapping[str, Tensor], extras: Mapping[str, Any]) ->
     """Pickle weights as detectron2 does, which treats a file without an author as Caffe2's."""
     arrays = {name: value.numpy() for name, value in weights.items()}
     return pickle.dumps({"model": arrays, "__author__": "mask_former", **extras})
-
-
-def rename_old_layout(weights: Mapping[str, T], keep: Collection[str] = ()) -> dict[str, T]:
-    """Return the same weights under the current parameter names; idempotent.
-
-    Early MaskFormer checkpoints have the pixel decoder's parameters directly under
-    ``sem_seg_head.``, early Mask2Former checkpoints call the queries ``static_query``, and the
-    names in the checkpoint of a wrapped model start with ``module.``.
-
-    Args:
-        weights: Names to values of any type.
-        keep: Names that stay unchanged, such as those of the model, because a user's head may use
-            the old names.
-    """
-    while weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    renamed = {}
-    for name, value in weights.items():
-        new = _OLD_PIXEL_DECODER.sub("sem_seg_head.pixel_decoder.", name)
-        new = _OLD_QUERIES.sub("sem_seg_head.predictor.query_feat.", new)
-        renamed[name if name in keep or new in weights else new] = value
-    return renamed

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,8 +12,9 @@ import torch
 import yaml
 
 from mask_former.data.shapes.writer import Settings, generate
-from tests.helpers import train_net_runs
+from tests.helpers import train_net_runs, warm_processes
 from tests.helpers.train_net_runs import TIMEOUT, TINY_SWIN, arguments, results_of
+from tests.helpers.warm_processes import script
 
 pytestmark = pytest.mark.subprocess
 
@@ -65,27 +63,35 @@ def command(output, *options, launcher=(), **settings):
     return [*launcher, *arguments(CONFIG, output, *options, settings={**TINY, **keys})]
 
 
-def run(*arguments, cwd, environment, **keywords):
+def run(*arguments, launcher=(), **keywords):
     """Run a command to its end, and return its output."""
-    return train_net_runs.run(command(*arguments, **keywords), cwd=cwd, environment=environment)
+    if launcher:
+        where = {name: keywords.pop(name) for name in ("cwd", "environment")}
+        return train_net_runs.run(command(*arguments, launcher=launcher, **keywords), **where)
+    code, log = run_warm(*arguments, **keywords)
+    assert code == 0, log
+    return log
+
+
+def run_warm(*arguments, cwd, environment, **keywords):
+    """Run a command that starts with torch imported, and return its exit code and output."""
+    words, log = command(*arguments, **keywords), cwd / "log"
+    process = warm_processes.start(script, words, cwd=cwd, environment=environment, log=log)
+    outcome = process.outcome(TIMEOUT)
+    assert outcome.error is None, outcome
+    return outcome.value, log.read_text()
 
 
 def kill_in_the_middle(output, cwd, environment):
     """Start a training and kill it soon after its second checkpoint."""
     second = output / f"model_{2 * CHECKPOINT_PERIOD - 1:07d}.pth"
-    process = subprocess.Popen(
-        [sys.executable, *command(output, SOLVER__MAX_ITER=ITERATIONS)],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    words = command(output, SOLVER__MAX_ITER=ITERATIONS)
+    process = warm_processes.start(script, words, cwd=cwd, environment=environment)
     deadline = time.monotonic() + TIMEOUT
-    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not second.exists() and process.is_alive and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.outcome().signal == signal.SIGKILL
     assert second.exists(), "the training ended or timed out before its second checkpoint"
 
 
@@ -198,20 +204,12 @@ def test_eval_only_refuses_weights_that_would_leave_a_part_of_the_model_random(
     content = torch.load(trained[0] / "model_final.pth", weights_only=True)
     content["model"].pop("sem_seg_head.predictor.query_embed.weight")
     torch.save(content, tmp_path / "x.pth")
-    done = subprocess.run(
-        [
-            sys.executable,
-            *command(tmp_path / "output", "--eval-only", MODEL__WEIGHTS=tmp_path / "x.pth"),
-        ],
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 2
-    assert "x.pth does not fit the model: 1 of " in done.stderr
-    assert "must be a checkpoint of the whole model" in done.stderr
+    keys = {"MODEL__WEIGHTS": tmp_path / "x.pth"}
+    where = {"cwd": tmp_path, "environment": environment}
+    code, log = run_warm(tmp_path / "output", "--eval-only", **where, **keys)
+    assert code == 2
+    assert "x.pth does not fit the model: 1 of " in log
+    assert "must be a checkpoint of the whole model" in log
 
 
 def test_two_processes_of_torchrun_give_the_same_results(trained, environment, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -19,9 +20,24 @@ from mask_former.engine import Trainer, trainer
 from mask_former.engine.train_loop import TrainLoop
 from mask_former.solver.optimizer import build_optimizer
 from tests.helpers.tiny_model import NAMES
-from tests.helpers.tiny_trainer import SIZE, Kill, TinyTrainer, train
+from tests.helpers.tiny_trainer import SIZE, Kill, TinyTrainer, tiny_configs, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory, one_thread):
+    """Folder in which a training of two steps has left its files."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    train(tiny_configs(folder)("SOLVER.MAX_ITER", 2))
+    return folder / "output"
+
+
+@pytest.fixture
+def continued(config, tmp_path, two_steps):
+    """The function ``config``, whose trainings find the files of a training of two steps."""
+    shutil.copytree(two_steps, tmp_path / "output")
+    return config
 
 
 # Mixed precision
@@ -126,9 +142,8 @@ def test_resuming_without_a_checkpoint_starts_from_the_weights_of_the_config(con
         assert torch.equal(value, expected[name]), name
 
 
-def test_without_resume_a_run_starts_from_iteration_0(config):
-    train(config("SOLVER.MAX_ITER", 2))
-    tiny_trainer = TinyTrainer(config())
+def test_without_resume_a_run_starts_from_iteration_0(continued):
+    tiny_trainer = TinyTrainer(continued())
     tiny_trainer.resume_or_load(False)
     assert tiny_trainer.start_iter == 0
 
@@ -177,10 +192,9 @@ QUERIES = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
         (["SOLVER.MAX_ITER", 1], r"in iteration 1, expected 0 … 0, because SOLVER\.MAX_ITER is 1"),
     ],
 )
-def test_a_run_is_resumed_with_its_own_model_and_optimizer_only(config, tmp_path, opts, message):
-    train(config("SOLVER.MAX_ITER", 2))
+def test_a_run_is_resumed_with_its_own_model_and_optimizer_only(continued, tmp_path, opts, message):
     before = (tmp_path / "output" / "model_final.pth").read_bytes()
-    made = TinyTrainer(config(*opts))
+    made = TinyTrainer(continued(*opts))
     with pytest.raises(ValueError, match=rf"model_final\.pth cannot be resumed: .*{message}"):
         made.resume_or_load(True)
     assert made.start_iter == 0
@@ -202,24 +216,21 @@ def test_a_run_is_resumed_with_its_own_model_and_optimizer_only(config, tmp_path
         (lambda s: s["_trainer"].update(grad_scaler={"scale": 1}), r"training state is damaged"),
     ],
 )
-def test_a_training_state_that_was_tampered_with_is_refused(config, tmp_path, change, message):
-    train(config("SOLVER.MAX_ITER", 2))
+def test_a_training_state_that_was_tampered_with_is_refused(continued, tmp_path, change, message):
     path = tmp_path / "output" / "model_final.pth"
     content = torch.load(path, weights_only=True)
     change(content["trainer"])
     torch.save(content, path)
     with pytest.raises(ValueError, match=rf"model_final\.pth cannot be resumed: .*{message}"):
-        TinyTrainer(config()).resume_or_load(True)
+        TinyTrainer(continued()).resume_or_load(True)
 
 
 def first_state(trainer_state):
     return trainer_state["_trainer"]["optimizer"]["state"][0]
 
 
-def test_resuming_a_run_that_is_complete_warns_that_nothing_is_trained(config, caplog):
-    train(config("SOLVER.MAX_ITER", 2))
-    caplog.clear()
-    train(config("SOLVER.MAX_ITER", 2), resume=True)
+def test_resuming_a_run_that_is_complete_warns_that_nothing_is_trained(continued, caplog):
+    train(continued("SOLVER.MAX_ITER", 2), resume=True)
     assert "Nothing is left to train: SOLVER.MAX_ITER is 2" in caplog.text
 
 

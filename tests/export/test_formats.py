@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mask_former.export import FORMATS, compare, graphs_of
+from mask_former.export import FORMATS, compare, formats, graphs_of
 from mask_former.export.verification import reference
 from tests.helpers import tiny_networks
 from tests.robustness.isolation import isolated
@@ -25,7 +26,22 @@ TOLERANCE = 1e-3
 
 @functools.cache
 def tiny_network(family: str) -> Any:
-    return tiny_networks.tiny_network(family)
+    # the time of an export grows with the number of layers
+    shallow = ["MODEL.RESNETS.DEPTH", 18]
+    return tiny_networks.tiny_network(family, shallow if family == "resnet" else [])
+
+
+@functools.cache
+def graph_of(family: str) -> Any:
+    return graphs_of(tiny_network(family))["mask_former"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_program_per_graph() -> Iterator[None]:
+    """Share programs of torch.export among formats: exporting them takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "_export", functools.cache(formats._export))
+        yield
 
 
 def many_classes(family: str) -> Any:
@@ -38,15 +54,12 @@ def many_classes(family: str) -> Any:
     return model
 
 
+@functools.cache
 def images(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(shape[0])) * 255
 
 
-def write(family: str, name: str, format_name: str, folder: Path, dynamic: bool = True) -> Any:
-    return write_graph(graphs_of(tiny_network(family))[name], format_name, folder, dynamic)
-
-
-def write_graph(graph: Any, format_name: str, folder: Path, dynamic: bool = True) -> Any:
+def write(graph: Any, format_name: str, folder: Path, dynamic: bool = True) -> Any:
     pytest.importorskip("onnxruntime" if format_name == "onnx" else "torch")
     kind = FORMATS[format_name]
     path = folder / f"graph{kind.suffix}"
@@ -59,7 +72,7 @@ def write_graph(graph: Any, format_name: str, folder: Path, dynamic: bool = True
 @pytest.mark.parametrize("family", tiny_networks.FAMILIES)
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_logits_equal_the_models_at_any_size_and_batch(family, format_name, tmp_path):
-    exported = write(family, "mask_former", format_name, tmp_path)
+    exported = write(graph_of(family), format_name, tmp_path)
     for shape in [EXAMPLE, *OTHERS]:
         parity = compare(reference(tiny_network(family), "mask_former"), exported, images(*shape))
         assert parity.difference < TOLERANCE, shape
@@ -68,7 +81,7 @@ def test_logits_equal_the_models_at_any_size_and_batch(family, format_name, tmp_
 @pytest.mark.parametrize("family, format_name", [("resnet", "onnx"), ("swin", "torchscript")])
 def test_the_class_map_equals_the_models_semantic_result(family, format_name, tmp_path):
     model = many_classes(family)
-    exported = write_graph(graphs_of(model)["class_map"], format_name, tmp_path)
+    exported = write(graphs_of(model)["class_map"], format_name, tmp_path)
     for shape in OTHERS:
         batch = images(*shape)
         with torch.no_grad():
@@ -80,13 +93,13 @@ def test_the_class_map_equals_the_models_semantic_result(family, format_name, tm
 
 def test_a_swin_can_be_exported_if_its_windows_need_no_padding(tmp_path):
     # 3 divides the sides of all four maps, so nothing is padded.
-    exported = write("swin", "mask_former", "torch-export", tmp_path)
+    exported = write(graph_of("swin"), "torch-export", tmp_path)
     eager = reference(tiny_network("swin"), "mask_former")
     assert compare(eager, exported, images(1, 3, 96, 192)).difference < TOLERANCE
 
 
 def test_a_static_graph_refuses_other_sizes(tmp_path):
-    exported = write("resnet", "mask_former", "onnx", tmp_path, dynamic=False)
+    exported = write(graph_of("resnet"), "onnx", tmp_path, dynamic=False)
     exported(images(*EXAMPLE))
     with pytest.raises(Exception, match=r"(?i)invalid dimensions"):
         exported(images(*OTHERS[0]))

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+from pathlib import Path
 
+from tests.helpers import warm_processes
 from tests.helpers.paths import ROOT
-
-_MEMORY = """
-def memory(key):
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return int(lines[key].split()[0]) * 1024
-"""
 
 
 def peak_ratio(code: str) -> float:
-    """Run Python code that prints a ratio of memory sizes, and return the ratio.
+    """Run Python code that sets ``ratio``, a ratio of memory sizes, and return it.
 
-    The code can call ``memory(key)``: the bytes of an entry of Linux's ``/proc/self/status``, such
-    as ``VmRSS`` (current) or ``VmHWM`` (peak).
+    The code can call :func:`memory`.
     """
-    command = [sys.executable, "-W", "ignore", "-c", _MEMORY + code]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return float(run.stdout)
+    outcome = warm_processes.start(_ratio, code, cwd=ROOT, environment=os.environ).outcome()
+    assert outcome.error is None and outcome.ended_well, outcome.trace
+    return float(outcome.value)
+
+
+def _ratio(code: str) -> float:
+    names = {"memory": memory}
+    exec(code, names)
+    return names["ratio"]
+
+
+def memory(key: str) -> int:
+    """Return the bytes of an entry of ``/proc/self/status``: ``VmRSS`` (now), ``VmHWM`` (peak)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -32,7 +31,6 @@ from mask_former.engine.folder_lock import training_alone_in
 from mask_former.engine.shared_memory import check_shared_memory
 from mask_former.engine.train_loop import TrainLoop
 from mask_former.solver.optimizer import build_optimizer
-from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import NAMES, tiny_settings
 
 SIZE = 64  # pixels
@@ -170,16 +168,24 @@ def train(
 
 def train_in_a_taken_folder(folder: Path) -> None:
     """Start a training in a folder that another process has locked."""
-    script = (
-        "import sys; from pathlib import Path; "
-        "from mask_former.engine.folder_lock import training_alone_in\n"
-        "with training_alone_in(Path(sys.argv[1])): print('locked', flush=True); input()"
-    )
-    command = [sys.executable, "-c", script, str(folder)]
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, cwd=ROOT) as other:
-        assert other.stdout is not None and b"locked" in other.stdout.readline()
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    other = context.Process(target=_hold, args=(folder, theirs))
+    other.start()
+    try:
+        assert ours.recv() == "locked"
         with training_alone_in(folder):
             pass
+    finally:
+        ours.send("end")
+        other.join()
+
+
+def _hold(folder: Path, connection: Connection) -> None:
+    """Lock a folder until the other end sends something."""
+    with training_alone_in(folder):
+        connection.send("locked")
+        connection.recv()
 
 
 def check_with_small_shared_memory(folder: Path) -> None:

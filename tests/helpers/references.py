@@ -98,23 +98,32 @@ def log_softmax(logits: Tensor) -> Tensor:
 # Matching
 
 
-def matching_cost(
-    logits: Tensor, masks: Tensor, target: Any, weights: tuple[float, float, float]
-) -> list[list[float]]:
-    """Return weighted costs Q×N ``-p(class) + focal + dice``, with downsampled target masks."""
+def cost_terms(
+    logits: Tensor, masks: Tensor, target: Any
+) -> list[list[tuple[float, float, float]]]:
+    """Return the costs Q×N (``-p(class)``, focal, dice), with downsampled target masks."""
     small = pick_nearest(target["masks"], (masks.shape[-2], masks.shape[-1]))
-    costs = []
+    terms = []
     for query_logits, query_mask in zip(logits, masks, strict=True):
         probability = torch.exp(log_softmax(query_logits))
-        costs.append(
+        terms.append(
             [
-                -weights[0] * float(probability[label])
-                + weights[1] * float(focal(query_mask, mask))
-                + weights[2] * float(dice(query_mask, mask))
+                (
+                    -float(probability[label]),
+                    float(focal(query_mask, mask)),
+                    float(dice(query_mask, mask)),
+                )
                 for label, mask in zip(target["labels"], small, strict=True)
             ]
         )
-    return costs
+    return terms
+
+
+def weighted_cost(
+    terms: list[list[tuple[float, float, float]]], weights: tuple[float, float, float]
+) -> list[list[float]]:
+    """Return the costs Q×N, each the weighted sum of its three terms."""
+    return [[sum(w * t for w, t in zip(weights, pair, strict=True)) for pair in q] for q in terms]
 
 
 def best_assignment(cost: list[list[float]]) -> list[tuple[int, int]]:
@@ -138,7 +147,7 @@ def match(
 ) -> list[list[tuple[int, int]]]:
     """Return the (query, target) pairs of lowest total cost for each image of a batch."""
     return [
-        best_assignment(matching_cost(logits.detach(), masks.detach(), target, weights))
+        best_assignment(weighted_cost(cost_terms(logits.detach(), masks.detach(), target), weights))
         if len(target["labels"])
         else []
         for logits, masks, target in zip(

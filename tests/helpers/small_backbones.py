@@ -6,6 +6,9 @@ import pytest
 def resnet(cfg):
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.RESNETS.DEPTH = 50
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
@@ -22,4 +25,4 @@ def swin(cfg):
 def timm(cfg):
     pytest.importorskip("timm")
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
-    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    cfg.MODEL.TIMM.NAME = "tf_mobilenetv3_small_minimal_100"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from mask_former.config.loading import load_cfg
+from mask_former.config.keys import get_mask_former_cfg
 from tests.helpers.paths import ROOT
 
 MASK2FORMER_BASE = ROOT / "configs/common/Base-Mask2Former-Model.yaml"
@@ -56,22 +59,33 @@ def tiny_settings(*, mask2former: bool = False, **test: Any) -> dict[str, Any]:
 
 
 def write_tiny_model(folder: Path, *, mask2former: bool = False, **test: Any) -> tuple[Path, Path]:
-    """Write ``tiny.yaml`` and ``tiny.pth``, and return both paths; see :func:`tiny_settings`.
+    """Write ``tiny.yaml`` and ``tiny.pth``, seed torch, and return both paths.
 
-    The random weights are scaled up so that different queries give different results.
+    See :func:`tiny_settings` for the arguments.
     """
     metadata = MetadataCatalog.get(DATASET)
     metadata.set(stuff_classes=NAMES, thing_classes=NAMES, stuff_colors=COLORS)
     metadata.set(thing_colors=COLORS, thing_dataset_id_to_contiguous_id={3: 2, 4: 3})
     config, weights = folder / "tiny.yaml", folder / "tiny.pth"
     config.write_text(yaml.safe_dump(tiny_settings(mask2former=mask2former, **test)))
+    weights.write_bytes(_checkpoint(yaml.safe_dump(tiny_settings(mask2former=mask2former))))
+    torch.manual_seed(0)  # whether or not this call has built the model
+    return config, weights
+
+
+@functools.cache
+def _checkpoint(settings: str) -> bytes:
+    """Return random weights, scaled up so that different queries give different results."""
+    cfg = get_mask_former_cfg()
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(settings)))
     torch.manual_seed(0)
-    model = build_model(load_cfg(str(config)))
+    model = build_model(cfg)
     with torch.no_grad():
         for name, weight in model.state_dict().items():
             if "class_embed.weight" in name:
                 weight.mul_(2)
             if "query_embed" in name or ("mask_embed" in name and weight.ndim > 1):
                 weight.mul_(10)
-    torch.save({"model": model.state_dict()}, weights)
-    return config, weights
+    content = io.BytesIO()
+    torch.save({"model": model.state_dict()}, content)
+    return content.getvalue()

@@ -11,15 +11,17 @@ from detectron2.modeling import build_model
 from mask_former.config.keys import get_mask_former_cfg
 
 FAMILIES: dict[str, list[Any]] = {
-    "resnet": ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18]
-    + ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"]
+    # few channels: building and copying the weights of a ResNet takes longer than running it
+    "resnet": ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50]
+    + ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    + ["MODEL.RESNETS.WIDTH_PER_GROUP", 16, "MODEL.RESNETS.NORM", "BN"]
     + ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]],
     # no feature map is divisible by a window of 3, so all are padded
     "swin": ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.SWIN.EMBED_DIM", 8]
     + ["MODEL.SWIN.DEPTHS", [2, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4]]
     + ["MODEL.SWIN.WINDOW_SIZE", 3],
     "timm": ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME"]
-    + ["tf_efficientnet_lite0"],
+    + ["tf_mobilenetv3_small_minimal_100"],
 }
 HEAD: list[Any] = ["MODEL.META_ARCHITECTURE", "MaskFormer", "MODEL.SEM_SEG_HEAD.NAME"]
 HEAD += ["MaskFormerHead", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32]

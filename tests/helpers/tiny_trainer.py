@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.structures import Instances
+from detectron2.utils.env import seed_all_rng
 
+from mask_former.config.loading import load_cfg
 from mask_former.engine import Trainer
+from tests.helpers.tiny_model import write_tiny_model
 
 SIZE = 64  # pixels: group norms need more than one pixel in the coarsest feature map
 
@@ -36,7 +44,7 @@ class Loader:
 class TinyTrainer(Trainer):
     """The trainer, with made-up data."""
 
-    loaders: list[Loader]
+    loaders: ClassVar[list[Loader]] = []
     """The training loaders that were built."""
 
     @classmethod
@@ -47,6 +55,35 @@ class TinyTrainer(Trainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         return [[make_example(2)], [make_example(3)]]
+
+
+def tiny_configs(folder: Path) -> Callable[..., CfgNode]:
+    """Write the tiny model; return a function from ``KEY VALUE ...`` to a config of its training.
+
+    The function also creates the folder ``output``, and seeds all random generators.
+    """
+    path, weights = write_tiny_model(folder, SEMANTIC_ON=True)
+    base = {
+        "OUTPUT_DIR": folder / "output",
+        "MODEL.WEIGHTS": weights,
+        "DATASETS.TEST": "()",
+        "SOLVER.MAX_ITER": 4,
+        "SOLVER.CHECKPOINT_PERIOD": 2,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
+        "MODEL.MASK_FORMER.DROPOUT": 0.0,
+        "MODEL.SWIN.DROP_PATH_RATE": 0.0,
+        "SEED": 3,
+    }
+
+    def config(*opts: object) -> CfgNode:
+        words = [str(word) for pair in base.items() for word in pair]
+        (folder / "output").mkdir(exist_ok=True)
+        cfg = load_cfg(str(path), [*words, *map(str, opts)])
+        seed_all_rng(cfg.SEED)
+        return cfg
+
+    return config
 
 
 def train(cfg, resume=False, hook=None):

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import warm_processes
 from tests.helpers.paths import ROOT
 
 SCRIPT = ROOT / "tools" / "train_net.py"
@@ -46,18 +48,6 @@ SMALL_MODEL = {
 }
 """Settings that make published configs with a ResNet small."""
 
-_IN_TURN = """
-import json, runpy, sys, traceback
-for words, output in json.load(sys.stdin):
-    sys.argv = words
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    except BaseException as error:
-        if getattr(error, "code", 1):  # sys.exit(0) is not an error
-            with open(f"{output}.error", "w") as file:
-                traceback.print_exc(file=file)
-"""
-
 
 def config_path(config: str) -> Path:
     """Return the absolute path of a file below configs/."""
@@ -86,14 +76,13 @@ def environment(datasets: Path) -> dict[str, str]:
     return {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def run(words: Sequence[str], *, cwd: Path, environment: Mapping[str, str], stdin: str = "") -> str:
+def run(words: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> str:
     """Run ``python words …``, assert that it succeeds, and return its output."""
     done = subprocess.run(
         [sys.executable, *words],
         cwd=cwd,
         env=environment,
         text=True,
-        input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=TIMEOUT,
@@ -109,8 +98,19 @@ def run_in_turn(
 
     A run that fails leaves its traceback for `check_done`; the next ones still run.
     """
-    stdin = json.dumps([(list(words), str(output)) for output, words in runs.items()])
-    run(["-c", _IN_TURN], cwd=cwd, environment=environment, stdin=stdin)
+    process = warm_processes.start(_in_turn, dict(runs), cwd=cwd, environment=environment)
+    outcome = process.outcome(TIMEOUT)
+    assert outcome.ended_well and outcome.error is None, outcome
+
+
+def _in_turn(runs: Mapping[Path, Sequence[str]]) -> None:
+    for output, words in runs.items():
+        try:
+            code = warm_processes.script(words)
+        except Exception:
+            code = traceback.format_exc()
+        if code:
+            Path(f"{output}.error").write_text(str(code))
 
 
 def check_done(output: Path) -> None:

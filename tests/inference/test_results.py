@@ -253,7 +253,7 @@ mask_cls, mask_pred = torch.randn(100, 151), torch.randn(100, 128, 128)
 semantic_inference(mask_cls, mask_pred, (4, 4))  # loads libraries
 before = memory("VmRSS")
 result = semantic_inference(mask_cls, mask_pred, (512, 512))
-print((memory("VmHWM") - before) / (result.numel() * 4))
+ratio = (memory("VmHWM") - before) / (result.numel() * 4)
 """
 
 

@@ -267,7 +267,7 @@ def logits(size):
 logits((130, 130)).semantic_map()  # loads libraries
 before = memory("VmRSS")
 logits((500, 1000)).semantic_map()
-print((memory("VmHWM") - before) / (150 * 500 * 1000 * 4))
+ratio = (memory("VmHWM") - before) / (150 * 500 * 1000 * 4)
 """
 
 

@@ -5,7 +5,8 @@ import torch
 
 from mask_former.losses import CrossEntropyTerm, FocalTerm, dice_loss
 from mask_former.losses.mask_losses import mask_losses
-from mask_former.ops.mask_sums import Section, dense_mask_sums
+from mask_former.ops.dense_sums import dense_mask_sums
+from mask_former.ops.mask_sums import Section
 from mask_former.ops.pairwise_sums import pairwise_mask_sums
 from tests.helpers import references
 from tests.helpers.core_cases import logits_and_masks

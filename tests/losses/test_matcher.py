@@ -12,17 +12,22 @@ from tests.helpers.core_cases import WEIGHTS, layers_of, pairs_of, random_batch,
 PUBLISHED = tuple(WEIGHTS.values())
 
 
+@pytest.fixture(scope="module", params=range(4))
+def batch(request):
+    """Random outputs and targets, and for each image the terms of the cost of each pair."""
+    outputs, targets = random_batch(seed=request.param, layers=1, counts=(3, 0, 7, 6), queries=6)
+    predicted = zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True)
+    return outputs, targets, [references.cost_terms(*of_image) for of_image in predicted]
+
+
 @pytest.mark.parametrize(
     "weights", [PUBLISHED, (1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 5, 5)], ids=str
 )
-@pytest.mark.parametrize("seed", range(4))
-def test_the_match_is_the_cheapest_of_all_assignments(weights, seed):
-    outputs, targets = random_batch(seed=seed, layers=1, counts=(3, 0, 7, 6), queries=6)
+def test_the_match_is_the_cheapest_of_all_assignments(weights, batch):
+    outputs, targets, terms = batch
     matches = HungarianMatcher(*weights)(outputs, targets)
-    for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
-        cost = references.matching_cost(
-            outputs["pred_logits"][image], outputs["pred_masks"][image], target, weights
-        )
+    for match, target, of_image in zip(matches, targets, terms, strict=True):
+        cost = references.weighted_cost(of_image, weights)
         found = pairs_of(match)
         best = references.best_assignment(cost)
         assert len(found) == min(6, len(target["labels"]))

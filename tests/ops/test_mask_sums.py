@@ -6,11 +6,10 @@ import torch.nn.functional as F
 
 from mask_former.losses import CrossEntropyTerm, FocalTerm, dice_loss
 from mask_former.losses.mask_losses import mask_losses
-from mask_former.ops import mask_sums, point_sums
+from mask_former.ops import dense_sums, point_sums
+from mask_former.ops.dense_sums import dense_mask_sums, dense_mask_sums_reference
 from mask_former.ops.mask_sums import (
     Section,
-    dense_mask_sums,
-    dense_mask_sums_reference,
     leave_out,
     point_mask_sums_reference,
     softplus,
@@ -34,8 +33,8 @@ def one_section(logits, masks, target, valid=None, term=FOCAL, sums=dense_mask_s
 def tile(request, monkeypatch):
     """Limit tiles to the given number of elements, and bands to the given number of rows."""
     elements, rows = request.param
-    monkeypatch.setattr(mask_sums, "tile_elements", lambda device: elements)
-    monkeypatch.setattr(mask_sums, "_BAND", rows)
+    monkeypatch.setattr(dense_sums, "tile_elements", lambda device: elements)
+    monkeypatch.setattr(dense_sums, "_BAND", rows)
 
 
 SIZES = [
@@ -115,8 +114,8 @@ def test_without_pairs_the_losses_are_empty_and_differentiable():
 
 
 def test_no_tensor_has_full_size_and_only_the_logits_are_kept(monkeypatch):
-    monkeypatch.setattr(mask_sums, "tile_elements", lambda device: 4 * 64)
-    monkeypatch.setattr(mask_sums, "_BAND", 4)
+    monkeypatch.setattr(dense_sums, "tile_elements", lambda device: 4 * 64)
+    monkeypatch.setattr(dense_sums, "_BAND", 4)
     logits, masks, target = dense_case((8, 8), (64, 64))
     logits.requires_grad_()
     kept = []

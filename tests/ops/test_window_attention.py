@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mask_former.ops.open_layout import OpenLayout, open_layout
 from mask_former.ops.window_attention import attend_batched, attend_fused, attend_reference
 from mask_former.ops.window_layout import (
-    OpenLayout,
     PlainLayout,
     from_windows,
-    open_layout,
     plain_layout,
     to_windows,
     window_layout,

@@ -21,7 +21,7 @@ from mask_former.predictor.predictor import MaskFormerPredictor
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import NAMES, tiny_settings, write_tiny_model
-from tests.helpers.tiny_trainer import TinyTrainer, train
+from tests.helpers.tiny_trainer import train
 
 KINDS = ("panoptic", "instance", "semantic")
 
@@ -381,7 +381,6 @@ def test_the_output_folder_and_the_checkpoint_of_a_training_run_can_be_loaded(tm
     output.mkdir()
     words = ["OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2"]
     words += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0"]
-    TinyTrainer.loaders = []
     cfg = load_cfg(str(tmp_path / "tiny.yaml"), words)
     model = train(cfg).model.eval()
     (output / "config.yaml").write_text(cfg.dump())

@@ -50,18 +50,24 @@ class Process:
     """A function that runs in a fork of this process."""
 
     def __init__(
-        self, function: Callable[..., Any], *args: Any, log: Path | None = None, **kwargs: Any
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        log: Path | None = None,
+        context: Any = _FORK,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
             function, args, kwargs: the call; its return value must be picklable.
             log: file to which its output is appended; without one, the output is discarded.
+            context: of ``multiprocessing``, if the process is not a fork of this one.
         """
-        self._reader, writer = _FORK.Pipe(duplex=False)
+        self._reader, writer = context.Pipe(duplex=False)
         self._began = time.monotonic()
         work = (writer, log, function, args, kwargs)
         # Daemonic processes cannot have children, but a training may have data workers.
-        self._process = _FORK.Process(target=_work, args=work, daemon=False)
+        self._process = context.Process(target=_work, args=work, daemon=False)
         self._process.start()
         writer.close()
 

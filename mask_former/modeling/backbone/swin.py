@@ -24,13 +24,12 @@ from detectron2.modeling.backbone.swin import (
 )
 from torch import Tensor, nn
 
+from mask_former.ops.open_layout import OpenLayout, open_layout
 from mask_former.ops.window_attention import attend_batched, attend_fused, attend_reference
 from mask_former.ops.window_layout import (
-    OpenLayout,
     PlainLayout,
     WindowLayout,
     from_windows,
-    open_layout,
     plain_layout,
     to_windows,
     window_layout,

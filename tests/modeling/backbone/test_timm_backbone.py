@@ -17,6 +17,8 @@ from mask_former.ops.depthwise_conv import depthwise_conv2d
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+DEPTHWISE = "tf_mobilenetv3_small_minimal_100"
+"""A small model with depthwise convolutions."""
 
 
 def parameters_up_to(backbone, feature, side=64):
@@ -72,7 +74,7 @@ def test_out_features_selects_the_maps_and_the_size_divisor(features):
 
 # timm cuts the first with hooks and flattens the others; the last has no running statistics.
 @pytest.mark.parametrize("freeze_at", [2, 3, 5])
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
+@pytest.mark.parametrize("name", [DEPTHWISE, "test_resnet", "test_convnext"])
 def test_freeze_at_freezes_exactly_the_parameters_up_to_that_map(name, freeze_at):
     whole = TimmBackbone(name).train()
     up_to_the_map = parameters_up_to(whole, f"res{freeze_at}")
@@ -98,7 +100,7 @@ def norm_statistics(backbone):
 
 
 def test_only_norms_that_are_not_frozen_update_their_statistics_in_training():
-    backbone = TimmBackbone("resnet18", freeze_at=3)
+    backbone = TimmBackbone("test_resnet", freeze_at=3)
     for _ in range(2):  # a round trip, as evaluation during training does
         backbone.eval()
         assert not any(module.training for module in backbone.modules())
@@ -259,7 +261,7 @@ def test_in_fp32_or_without_gradients_torchs_depthwise_convolution_runs(monkeypa
 
     monkeypatch.setattr(timm_depthwise, "depthwise_conv2d", forbidden)
     image = torch.randn(1, 3, 64, 64)
-    backbone = TimmBackbone("tf_efficientnet_lite0").train()
+    backbone = TimmBackbone(DEPTHWISE).train()
     step(backbone, image)  # in fp32
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         backbone(image)  # without gradients
@@ -267,7 +269,7 @@ def test_in_fp32_or_without_gradients_torchs_depthwise_convolution_runs(monkeypa
 
 def test_a_copy_of_the_backbone_uses_its_own_weights():
     image = torch.randn(1, 3, 64, 64)
-    backbone = TimmBackbone("tf_efficientnet_lite0").eval()
+    backbone = TimmBackbone(DEPTHWISE).eval()
     twin = copy.deepcopy(backbone)
     for parameter in twin.parameters():
         parameter.data.zero_()
@@ -277,7 +279,7 @@ def test_a_copy_of_the_backbone_uses_its_own_weights():
 def test_depthwise_gradients_survive_activation_checkpointing():
     torch.manual_seed(0)
     image = torch.randn(2, 3, 64, 64)
-    backbone = TimmBackbone("tf_efficientnet_lite0").train()
+    backbone = TimmBackbone(DEPTHWISE).train()
     _, expected = step(backbone, image, torch.bfloat16)
     checkpoint_activations(backbone)
     _, found = step(backbone, image, torch.bfloat16)
