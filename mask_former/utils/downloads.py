@@ -21,7 +21,7 @@ from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import OneDrivePathHandler, PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
-from .errors import one_line
+from .errors import one_line, short
 from .web import RefusedURLError, is_url, normalize_url, read_url
 from .weight_files import read_checkpoint
 
@@ -201,7 +201,7 @@ def _local_file(url: str) -> str:
     try:
         local = PathManager.get_local_path(url)
     except OSError as error:
-        raise OSError(f"{url} cannot be fetched: {one_line(error)}") from error
+        raise OSError(f"{short(url, 200)} cannot be fetched: {one_line(error)}") from error
     if not os.path.isfile(local):
         raise OSError(f"{url} cannot be fetched: addresses of this kind are unknown.")
     return str(local)
