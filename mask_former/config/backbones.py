@@ -62,11 +62,12 @@ def _check_resnet(node: CfgNode) -> None:
 
 
 def _check_swin(node: CfgNode) -> None:
-    if not len(node.DEPTHS) == len(node.NUM_HEADS) == len(_STAGES):
-        raise ValueError(
-            f"MODEL.SWIN.DEPTHS is {str(node.DEPTHS)[:80]} and NUM_HEADS "
-            f"{str(node.NUM_HEADS)[:80]}; expected a number for each of the four stages in both."
-        )
+    for key in ("DEPTHS", "NUM_HEADS"):
+        if [type(number) for number in node[key]] != [int] * len(_STAGES):
+            raise ValueError(
+                f"MODEL.SWIN.{key} is {str(node[key])[:80]}; expected an integer for each of the "
+                "four stages."
+            )
     for stage, heads in enumerate(node.NUM_HEADS):
         channels = node.EMBED_DIM * 2**stage
         if channels % heads:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mask_former.utils.errors import short
+
 __all__ = ["from_huggingface_names", "to_huggingface_names"]
 
 # Our prefix, their prefix, and modules, ours -> theirs. * is a number. Their three modules {a,b,c}
@@ -124,6 +126,8 @@ _IN_MEMORY = (
 # Only transformers has this norm, of a classifier that was removed; nothing reads it.
 _UNUSED_NORM = "model.pixel_level_module.encoder.model.layernorm."
 _LAST_SWIN_NORM = "backbone.norm3."
+_MOST_UNKNOWN = 1000
+"""Number of unknown names after which the others are not looked up."""
 _COUNTER = "num_batches_tracked"  # of batch norms; the frozen kind has none
 
 
@@ -187,8 +191,9 @@ def from_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         Tensors by name, with unchanged values; queries, keys and values are concatenated.
 
     Raises:
-        ValueError: If names are not those of a MaskFormer (the message lists the first), or one of
-            a query, key and value is missing.
+        ValueError: If names are not those of a MaskFormer (the message lists the first), if two
+            names stand for one weight, or if a query, key and value differ in shape or one is
+            missing.
     """
     parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
     wanted: dict[str, int] = {}
@@ -203,8 +208,12 @@ def from_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             row, part, words = _find(saved, _THEIRS)
         except KeyError:
             unknown.append(name)
+            if len(unknown) > _MOST_UNKNOWN:
+                break
             continue
         ours = _fill(row.ours, words).replace("in_proj.", "in_proj_")
+        if part in parts[ours]:
+            raise ValueError(f"Two names stand for one weight, {ours}: {name} is the second.")
         parts[ours][part] = value
         wanted[ours] = len(row.theirs)
     if unknown:
@@ -218,6 +227,12 @@ def from_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"Not all of query, key and value exist for {_shown(incomplete)}: is the file only one "
             "part of a checkpoint? Convert the whole checkpoint."
         )
+    for ours, found in parts.items():
+        shapes = {tuple(part.shape) for part in found.values()}
+        if len(found) > 1 and (len(shapes) > 1 or shapes == {()}):
+            raise ValueError(
+                f"Query, key and value of {ours} must have one shape, found {sorted(shapes)}."
+            )
     return {
         ours: torch.cat([found[part] for part in sorted(found)]) if len(found) > 1 else found[0]
         for ours, found in parts.items()
@@ -267,4 +282,4 @@ def to_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shown(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return ", ".join(short(name) for name in names[:3]) + (" …" if len(names) > 3 else "")

@@ -100,7 +100,7 @@ def _check_shapes(sizes: Sizes, value: Tensor, locations: Tensor, weights: Tenso
     if not sizes or min(min(size) for size in sizes) < 1 or min(locations.shape[3:5]) < 1:
         raise ValueError(
             f"Deformable attention needs levels of at least 1×1 cells and a point in each, found "
-            f"{list(sizes)} and sampling_locations {list(locations.shape)}."
+            f"{sizes} and sampling_locations {list(locations.shape)}."
         )
     expected = (value.shape[0], *locations.shape[1:2], *value.shape[2:3], len(sizes))
     if (
