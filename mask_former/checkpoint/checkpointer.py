@@ -30,7 +30,7 @@ from mask_former.utils.weight_files import (
 
 from .finetuning import Finetuning, match_classes
 from .resuming import check_resumed
-from .weights_fit import WeightsFit, compare, decides_outputs
+from .weights_fit import WeightsFit, check_finite, compare, decides_outputs
 
 __all__ = ["Checkpointer", "unwrapped"]
 
@@ -48,22 +48,6 @@ def parameter_rows(model: nn.Module) -> ParameterRows:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model without the wrapper of distributed training."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _check_finite(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Raise ValueError if a floating-point weight that fits ``state`` is NaN or infinite.
-
-    Others are not read: a few bytes of a file may claim to be a tensor of any size.
-    """
-    fitting = (k for k, v in weights.items() if k in state and v.shape == state[k].shape)
-    floats = [name for name in fitting if weights[name].is_floating_point()]
-    broken = [name for name in floats if not weights[name].isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{source}: {len(broken)} of its {len(floats)} weight tensors are not finite, the "
-            f"first is {broken[0]}. The file is damaged, or its training diverged: use an earlier "
-            "checkpoint."
-        )
 
 
 def _metadata_of(weights: Any, source: str) -> Mapping[str, Mapping[str, Any]] | None:
@@ -260,7 +244,7 @@ class Checkpointer(DetectionCheckpointer):
         if self._states:
             owners = {name: self.checkpointables[name] for name in self._states}
             check_resumed(self._source, checkpoint, weights, state, owners)
-        _check_finite(weights, state, self._source)
+        check_finite(weights, state, self._source)
         fit = compare(weights, state)
         fit.check_share(self._source)
         if self.whole:

@@ -11,7 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from mask_former.config.validation import BOX_MODEL_NODES
+from mask_former.config.idle_keys import BOX_MODEL_NODES
 from mask_former.data.datasets.classes import Classes
 from mask_former.registries import loaded_plugins
 from mask_former.utils.bounded_files import parse_yaml

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["WeightsFit", "compare", "decides_outputs"]
+__all__ = ["WeightsFit", "check_finite", "compare", "decides_outputs"]
 
 _SHOWN = 12  # entries of a list in the summary
 
@@ -62,6 +62,14 @@ class WeightsFit:
     @property
     def is_complete(self) -> bool:
         return not (self.reshaped or self.missing or self.unused)
+
+    def differences(self) -> list[str]:
+        """List all differences, one for each name."""
+        return [
+            *(f"{name} is missing" for name in self.missing),
+            *(f"{k} has shape {file}, not {ours}" for k, (file, ours) in self.reshaped.items()),
+            *(f"{name} is not in the model" for name in self.unused),
+        ]
 
     def check_share(self, source: str) -> None:
         """Check that at least half of the file fits the model.
@@ -156,6 +164,25 @@ class WeightsFit:
 
     def _not_missing(self) -> list[str]:
         return [*self.loaded, *self.reshaped]
+
+
+def check_finite(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Check the floating-point weights of a file that fit the state dict of a model.
+
+    Others are not read: a few bytes of a file may claim to be a tensor of any size.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    fitting = (k for k, v in weights.items() if k in state and v.shape == state[k].shape)
+    floats = [name for name in fitting if weights[name].is_floating_point()]
+    broken = [name for name in floats if not weights[name].isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{source}: {len(broken)} of its {len(floats)} weight tensors are not finite, the "
+            f"first is {broken[0]}. The file is damaged, or its training diverged: use an earlier "
+            "checkpoint."
+        )
 
 
 def compare(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> WeightsFit:

@@ -26,8 +26,7 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file
 
 from mask_former.checkpoint.inference_data import classes_of, inference_data
-from mask_former.checkpoint.weights_fit import compare, decides_outputs
-from mask_former.config.keys import get_mask_former_cfg
+from mask_former.checkpoint.weights_fit import check_finite, compare, decides_outputs
 from mask_former.config.loading import cfg_from_settings, load_cfg
 from mask_former.data.datasets.catalog import check_dataset_exists
 from mask_former.huggingface import (
@@ -41,8 +40,10 @@ from mask_former.huggingface import (
 from mask_former.predictor.trained_model import load_trained_model
 from mask_former.registries import load_plugins
 from mask_former.utils.atomic_files import replace_file, replace_text
+from mask_former.utils.bounded_files import read_text
 from mask_former.utils.weight_files import CLASS_NAMES, read_checkpoint, write_weights
 
+from .backbone_conversion import build_checked
 from .command import add_plugin_argument, exit_code, make_parser
 
 __all__ = ["ConvertHFArguments", "main", "parse"]
@@ -130,25 +131,18 @@ def check_fit(checkpoint: ConvertedCheckpoint, folder: Path) -> None:
     """Check that the model of the config has exactly the names and shapes of the weights.
 
     Raises:
-        ValueError: If not; the message names the first differences.
+        ValueError: If not, or a setting or a weight is impossible; the message names the first.
     """
-    cfg = get_mask_former_cfg()
-    cfg.merge_from_other_cfg(CfgNode(checkpoint.settings))
-    cfg.MODEL.DEVICE = "cpu"
-    state = build_model(cfg).state_dict()
+    state = build_checked(checkpoint.settings, folder, build_model).state_dict()
     fit = compare(checkpoint.weights, state)
     missing = [name for name in fit.missing if decides_outputs(name, state[name])]
-    differences = [
-        *(f"{name} is missing" for name in missing),
-        *(f"{name} has shape {file}, not {model}" for name, (file, model) in fit.reshaped.items()),
-        *(f"{name} is not in the model" for name in fit.unused),
-    ]
-    if differences:
+    if differences := replace(fit, missing=missing).differences():
         raise ValueError(
             f"{folder}: the weights do not fit config.json: {len(differences)} differences, with "
             f"this project's names: {'; '.join(differences[:3])}. Both files must belong to one "
             f"checkpoint of a transformers {TITLES}."
         )
+    check_finite(checkpoint.weights, state, str(folder))
 
 
 def to_huggingface(
@@ -191,7 +185,7 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 def find_class_names(cfg: CfgNode, weights: Path, names_file: Path | None) -> list[str]:
     """Return the class names of a model, from ``names_file``, the checkpoint or the dataset."""
     if names_file is not None:
-        return names_file.read_text(encoding="utf-8").splitlines()
+        return read_text(names_file).splitlines()
     names = read_checkpoint(weights).get(CLASS_NAMES) or classes_of(cfg).known_names
     if names is None:
         raise ValueError(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mask_former.checkpoint.weights_fit import check_finite
 from mask_former.modeling.backbone.timm_weights import convert_timm_checkpoint, packaged_checkpoint
 from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
 
@@ -50,6 +51,7 @@ def convert(model: str, checkpoint: Path | None, output: Path) -> int:
         weights = convert_timm_checkpoint(model, as_tensors(read_checkpoint(path)["model"], path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    check_finite(weights, weights, str(path))
     write_weights(weights, output)
     return len(weights)
 

@@ -109,7 +109,10 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         raise ValueError(
             f"is a ResNet with {blocks} {kind} blocks in its stages, which detectron2 cannot build"
         )
-    width, group_width = weights["backbone.res2.0.conv2.weight"].shape[:2]
+    kernel = tuple(weights["backbone.res2.0.conv2.weight"].shape)
+    if len(kernel) != 4 or 0 in kernel:
+        raise ValueError(f"has a convolution layer1.0.conv2.weight of the shape {kernel}")
+    width, group_width = kernel[:2]
     settings: dict[str, Any] = {"DEPTH": DEPTHS[kind, blocks], "STRIDE_IN_1X1": False}
     if kind == "basic":
         settings["RES2_OUT_CHANNELS"] = width

@@ -44,6 +44,8 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 _DEFAULT_FPS = 25.0
+_MAX_PIXELS = 2 * 89_478_485
+"""Most pixels of a frame: the number above which Pillow refuses an image."""
 _PATIENCE = 100  # number of consecutive broken frames after which the video has ended
 
 
@@ -102,7 +104,7 @@ class VideoReader:
 
         Raises:
             FileNotFoundError: If the file is missing.
-            ValueError: If OpenCV cannot read it.
+            ValueError: If OpenCV cannot read it, or its frames are too large.
         """
         cv2 = _opencv()
         camera = isinstance(source, int)
@@ -113,6 +115,13 @@ class VideoReader:
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             raise ValueError(f"{self.name}: {'not found' if camera else 'not a video'} (OpenCV)")
+        sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+        width, height = map(self._capture.get, sides)
+        if width * height > _MAX_PIXELS:
+            raise ValueError(
+                f"{self.name} was refused: its frames are {width:.0f}×{height:.0f} pixels, "
+                f"expected at most {_MAX_PIXELS} in all. Scale it down first."
+            )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = (fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS) / every_n
         """Rate of the returned frames per second; a source without a rate counts as 25."""
@@ -130,11 +139,7 @@ class VideoReader:
         return self
 
     def __next__(self) -> NDArray[np.uint8]:
-        """Return the next frame, H×W×3, uint8.
-
-        Raises:
-            ValueError: If it is broken, or if frames are missing at the end.
-        """
+        """Return the next frame, H×W×3; raise ValueError if it is broken, or the end is missing."""
         self.index, frame = next(self._frames)
         if frame is None:
             raise ValueError("damaged: it cannot be decoded")
@@ -152,12 +157,18 @@ class VideoReader:
                     yield broken, None
             index, failed = index + failed, 0
             if index % self._every_n == 0:
-                decoded, frame = self._capture.retrieve()
-                yield index, np.ascontiguousarray(frame[:, :, ::-1]) if decoded else None
+                yield index, self._frame()
             index += 1
-        # The number of frames that a file states may be off by a few.
-        if not index or index < 0.95 * (self._total or 0):
+        if not index or index < 0.95 * (self._total or 0):  # files may be off by a few
             raise ValueError(f"ended after {index} of {self._total or '?'} frames: damaged?")
+
+    def _frame(self) -> NDArray[np.uint8] | None:
+        """Decode the frame that was grabbed; None if it is broken, or there is no memory for it."""
+        try:
+            decoded, frame = self._capture.retrieve()
+        except _opencv().error:  # of a frame that is larger than the video's header states
+            return None
+        return np.ascontiguousarray(frame[:, :, ::-1]) if decoded else None
 
     def close(self) -> None:
         """Release the source."""

@@ -21,7 +21,10 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     _add_input(cfg)
     _add_solver(cfg)
     _add_pixel_decoder(cfg)
-    _add_mask_former(cfg)
+    cfg.MODEL.MASK_FORMER = CN()
+    _add_losses(cfg.MODEL.MASK_FORMER)
+    _add_transformer(cfg.MODEL.MASK_FORMER)
+    _add_inference(cfg.MODEL.MASK_FORMER)
     _add_finetuning(cfg)
     _add_acceleration(cfg)
     _add_sliding_window(cfg)
@@ -60,10 +63,6 @@ def _add_input(cfg: CfgNode) -> None:
     # Minimum area of a target in pixels; smaller ones, such as objects cut off by a crop, are
     # dropped. 0 (published): keep all.
     cfg.INPUT.MIN_MASK_AREA = 0
-    # Large-scale jitter: side of the crop in pixels, and the range of the random scale.
-    cfg.INPUT.IMAGE_SIZE = 1024
-    cfg.INPUT.MIN_SCALE = 0.1
-    cfg.INPUT.MAX_SCALE = 2.0
     # Fraction of crops that are moved to contain a pixel of a class, drawn uniformly from those in
     # the image. 0 (published): none.
     cfg.INPUT.CROP.CLASS_UNIFORM = 0.0
@@ -94,9 +93,7 @@ def _add_pixel_decoder(cfg: CfgNode) -> None:
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
 
 
-def _add_mask_former(cfg: CfgNode) -> None:
-    node = cfg.MODEL.MASK_FORMER = CN()
-    # Losses
+def _add_losses(node: CfgNode) -> None:
     node.CRITERION_NAME = "SetCriterion"  # a registered criterion
     node.LOSSES = ["labels", "masks"]  # registered set losses
     node.DEEP_SUPERVISION = True  # supervise every decoder layer
@@ -123,7 +120,9 @@ def _add_mask_former(cfg: CfgNode) -> None:
     node.MATCHER.NAME = "HungarianMatcher"  # a registered matcher
     # If a cost is NaN or infinite: "raise" an error, or "sanitize" (replace it by a high cost).
     node.MATCHER.ON_NONFINITE = "raise"
-    # Transformer
+
+
+def _add_transformer(node: CfgNode) -> None:
     node.TRANSFORMER_DECODER_NAME = "TransformerPredictor"  # a registered transformer decoder
     # The map that queries attend to: a backbone map, "transformer_encoder", "pixel_embedding" or
     # "multi_scale_pixel_decoder".
@@ -141,7 +140,9 @@ def _add_mask_former(cfg: CfgNode) -> None:
     # Images are padded to a multiple of this many pixels. 0: to the size of the largest image in
     # the batch; negative: to the multiple that the backbone needs.
     node.SIZE_DIVISIBILITY = 32
-    # Inference
+
+
+def _add_inference(node: CfgNode) -> None:
     node.TEST = CN()
     node.TEST.SEMANTIC_ON = True
     node.TEST.PANOPTIC_ON = False

@@ -16,7 +16,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
-from mask_former.config.validation import OWN_ARCHITECTURES
+from mask_former.config.idle_keys import OWN_ARCHITECTURES
 from mask_former.data.checking import check_image, classes_of_dataset, evenly_spaced
 from mask_former.data.formats.readers import read_image
 from mask_former.data.mappers.base import TrainingMapper

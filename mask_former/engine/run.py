@@ -19,9 +19,9 @@ from detectron2.utils.logger import setup_logger
 
 from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.checkpoint.resuming import check_same_model
+from mask_former.config.idle_keys import changed_keys
 from mask_former.config.keys import get_mask_former_cfg
 from mask_former.config.loading import finish_cfg, resolve_device
-from mask_former.config.validation import changed_keys
 from mask_former.utils.logs import escape_records
 from mask_former.utils.weight_files import averaged_weights
 

@@ -37,6 +37,7 @@ from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.solver.freezing import freeze
 from mask_former.solver.optimizer import build_optimizer
 from mask_former.utils.atomic_files import remove_parts
+from mask_former.utils.errors import short
 from mask_former.utils.precision import amp_dtype
 from mask_former.utils.weight_files import EMA
 
@@ -279,10 +280,21 @@ class Trainer(DefaultTrainer):
         check_form(self.state_dict().get("hooks", {}), state.get("hooks", {}), "the hooks' state")
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``."""
+        """Continue from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
+
+        Raises:
+            ValueError: In all processes, if they continue from different iterations.
+        """
         if resume and comm.is_main_process():
             remove_parts(Path(self.cfg.OUTPUT_DIR))
         super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"The processes found different checkpoints in {self.cfg.OUTPUT_DIR}, and would "
+                f"continue at the iterations {short(starts)}, by rank: all machines must see the "
+                "same OUTPUT_DIR. Copy the newest checkpoint and last_checkpoint to all of them."
+            )
         if self.start_iter == 0:
             return
         if self.start_iter == self.max_iter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -48,8 +49,8 @@ def best_family(names: Iterable[str], convert: Callable[[Family, str], Any]) -> 
     """Return the model whose table has the most of the names.
 
     Args:
-        names: Names of weights.
+        names: Names of weights; the first thousand are looked up.
         convert: A function that looks up a name in the table of a model.
     """
-    names = list(names)
+    names = list(islice(names, 1000))
     return max(FAMILIES, key=lambda family: sum(bool(convert(family, name)) for name in names))

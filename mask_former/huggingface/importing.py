@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mask_former.utils.bounded_files import read_json
 from mask_former.utils.errors import short
-from mask_former.utils.weight_files import read_checkpoint
+from mask_former.utils.weight_files import as_tensors, read_checkpoint
 
 from . import tables
 from .families import TITLES, family_of_config
@@ -67,9 +67,11 @@ def read_huggingface_folder(folder: str | Path) -> ConvertedCheckpoint:
             "(*.index.json) must be saved as one: save_pretrained(…, max_shard_size='100GB')."
         )
     try:
-        weights = from_huggingface_names(read_checkpoint(path)["model"], family_of_config(config))
+        weights = as_tensors(read_checkpoint(path)["model"], path)
+        weights = from_huggingface_names(weights, family_of_config(config))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        text = str(error)
+        raise ValueError(text if str(path) in text else f"{path}: {text}") from error
     return ConvertedCheckpoint(settings, weights, class_names(config))
 
 
@@ -139,7 +141,10 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
             "of classes."
         )
     labels = config.get("id2label") or {index: f"LABEL_{index}" for index in range(count)}
-    if not isinstance(labels, Mapping) or not all(re.fullmatch(r"\d{1,9}", str(i)) for i in labels):
+    if not isinstance(labels, Mapping) or not all(
+        re.fullmatch(r"\d{1,9}", str(i)) and isinstance(name, str | int | float)
+        for i, name in labels.items()
+    ):
         raise ValueError(
             f"config.json: id2label is {short(labels)}; expected an id and a name for each class."
         )

@@ -12,12 +12,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from mask_former.utils.errors import short
+
 from .families import best_family
 from .family import Family
 
 __all__ = ["from_huggingface_names", "to_huggingface_names"]
 
 _LAST_SWIN_NORM = "backbone.norm3."
+_MOST_UNKNOWN = 1000
+"""Number of unknown names after which the others are not looked up."""
 _COUNTER = "num_batches_tracked"  # of batch norms; the frozen kind has none
 
 
@@ -37,8 +41,8 @@ def from_huggingface_names(
         Tensors by name, with unchanged values; queries, keys and values are concatenated.
 
     Raises:
-        ValueError: If names are not those of the model (the message lists the first), or one of
-            a query, key and value is missing.
+        ValueError: If names are not those of the model (the message lists the first), if two names
+            stand for one weight, or if a query, key and value differ in shape or one is missing.
     """
     family = family or _best_family(weights)
     parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
@@ -50,7 +54,11 @@ def from_huggingface_names(
         found = family.names.to_ours(name)
         if found is None:
             unknown.append(name)
+            if len(unknown) > _MOST_UNKNOWN:
+                break
             continue
+        if found.index in parts[found.name]:
+            raise ValueError(f"Two names stand for one weight, {found.name}: {name} is the second.")
         parts[found.name][found.index] = value
         wanted[found.name] = found.count
     if unknown:
@@ -64,6 +72,12 @@ def from_huggingface_names(
             f"Not all of query, key and value exist for {_shown(incomplete)}: is the file only one "
             "part of a checkpoint? Convert the whole checkpoint."
         )
+    for ours, found in parts.items():
+        shapes = {tuple(part.shape) for part in found.values()}
+        if len(found) > 1 and (len(shapes) > 1 or shapes == {()}):
+            raise ValueError(
+                f"Query, key and value of {ours} must have one shape, found {sorted(shapes)}."
+            )
     return {
         ours: torch.cat([found[part] for part in sorted(found)]) if len(found) > 1 else found[0]
         for ours, found in parts.items()
@@ -126,4 +140,4 @@ def to_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shown(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return ", ".join(short(name) for name in names[:3]) + (" …" if len(names) > 3 else "")

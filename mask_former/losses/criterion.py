@@ -107,7 +107,7 @@ class SetCriterion(nn.Module):
 
         Raises:
             ValueError: if outputs and targets contradict each other: in the number of images or
-                classes, in a label, or in the size of masks or ``valid`` maps.
+                classes, in a label, or in the shape or type of targets.
             NonFiniteError: if a matching cost is not finite; see the matcher.
         """
         self._check(outputs, targets)
@@ -177,6 +177,8 @@ class SetCriterion(nn.Module):
         sizes = {tuple(target["masks"].shape[-2:]) for target in targets}
         if len(sizes) > 1:
             raise ValueError(f"Masks of a batch must have one size, got {sorted(sizes)} (H, W).")
+        for index, target in enumerate(targets):
+            _check_target(index, target)
         self._check_valid(targets)
         classes = outputs["pred_logits"].shape[-1] - 1
         if classes != self.num_classes:
@@ -200,6 +202,17 @@ class SetCriterion(nn.Module):
                     f"The 'valid' map of target {index} is {found}, but its masks are {size} "
                     "(H, W); both must have the same size."
                 )
+
+
+def _check_target(index: int, target: Target) -> None:
+    labels, masks = target["labels"], target["masks"]
+    found = [(tuple(part.shape), part.dtype) for part in (labels, masks)]
+    if found != [((len(masks),), torch.int64), ((len(masks), *masks.shape[-2:]), torch.bool)]:
+        raise ValueError(
+            f"Target {index} of the batch has labels of shape {found[0][0]} and {found[0][1]} and "
+            f"masks of shape {found[1][0]} and {found[1][1]}; expected N labels, torch.int64, and "
+            "N×H×W masks, torch.bool."
+        )
 
 
 def _counts(targets: Sequence[Target]) -> list[int]:

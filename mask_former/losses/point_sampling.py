@@ -26,6 +26,8 @@ PADDINGS = ("border", "zeros")
 TARGETS = ("nearest", "bilinear")
 _CERTAIN = 1e4
 """Logit of cells that must not be chosen as uncertain."""
+_MOST_CANDIDATES = 1 << 24
+"""Maximum number of candidate points of one mask."""
 _CANDIDATES = 1 << 22
 """Maximum number of candidate points of all masks that are examined at a time."""
 
@@ -62,6 +64,12 @@ class PointRule:
         ):
             if not fits:
                 raise ValueError(f"MODEL.MASK_FORMER.{key} is {value!r}, expected {expected}.")
+        if self.num_points * self.oversample_ratio > _MOST_CANDIDATES:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TRAIN_NUM_POINTS is {self.num_points} and OVERSAMPLE_RATIO "
+                f"{self.oversample_ratio}; expected at most {_MOST_CANDIDATES} candidates in all, "
+                "their product: set one of them to a smaller number."
+            )
 
     def read_logits(self, maps: Tensor, points: Tensor) -> Tensor:
         """Sample maps at points, with bilinear interpolation between cell centres.

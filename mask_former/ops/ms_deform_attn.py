@@ -97,6 +97,11 @@ def ms_deform_attn_reference(
 
 def _check_shapes(sizes: Sizes, value: Tensor, locations: Tensor, weights: Tensor) -> None:
     cells = sum(height * width for height, width in sizes)
+    if not sizes or min(min(size) for size in sizes) < 1 or min(locations.shape[2:5]) < 1:
+        raise ValueError(
+            f"Deformable attention needs levels of at least 1×1 cells, heads, and points, found "
+            f"{sizes} and sampling_locations {list(locations.shape)}."
+        )
     expected = (value.shape[0], *locations.shape[1:2], *value.shape[2:3], len(sizes))
     if (
         (value.dim(), locations.dim(), value.shape[1]) != (4, 6, cells)

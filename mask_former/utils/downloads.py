@@ -18,10 +18,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from detectron2.utils.file_io import Detectron2Handler, PathManager
-from iopath.common.file_io import OneDrivePathHandler, PathHandler, file_lock, get_cache_dir
+from iopath.common.file_io import OneDrivePathHandler, PathHandler, file_lock
 from tqdm import tqdm
 
-from .errors import one_line
+from .errors import one_line, short
 from .web import RefusedURLError, is_url, normalize_url, read_url
 from .weight_files import read_checkpoint
 
@@ -64,13 +64,22 @@ def announce(url: str) -> None:
         logger.warning(f"Fetching {url}, named in {_named_in.get(url, 'a config or a file')}.")
 
 
+def _cache_folder() -> Path:
+    """Return detectron2's cache folder.
+
+    If it cannot be written, iopath uses one in the system's temporary folder instead, in which any
+    other user of the machine may have put files.
+    """
+    return Path(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
+
+
 def cached_file(name: str) -> Path:
     """Return the path of a file in this package's part of detectron2's cache folder.
 
     Raises:
         RefusedURLError: If the path would lie outside of the folder.
     """
-    folder = Path(get_cache_dir()) / "mask_former"
+    folder = _cache_folder() / "mask_former"
     path = folder / name
     if ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
         raise RefusedURLError(f"{name!r} was refused: its copy would lie outside of {folder}.")
@@ -105,6 +114,7 @@ def fetch(
         plain = normalize_url(url)
         target = _copy_of(plain)
         if not target.is_file():
+            _make_folder(target.parent)
             with file_lock(str(target)):
                 if not target.is_file():  # another process may have fetched it meanwhile
                     announce(url)
@@ -118,6 +128,16 @@ def fetch(
     if target.stat().st_size > max_bytes:
         raise ValueError(f"{url} {_too_large(max_bytes)}")
     return target
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the cache folder {_cache_folder()} cannot be written ({one_line(error)}); make it "
+            "writable, or name another one in the environment variable FVCORE_CACHE"
+        ) from error
 
 
 def _copy_of(url: str) -> Path:
@@ -193,7 +213,7 @@ def _local_file(url: str) -> str:
     if scheme == "detectron2":
         address = normalize_url(Detectron2Handler.S3_DETECTRON2_PREFIX + rest)
         # Machines without a network may have the copy that detectron2 itself has made.
-        copy = Path(get_cache_dir()) / urlsplit(address).path.lstrip("/")
+        copy = _cache_folder() / urlsplit(address).path.lstrip("/")
         named_in(address, _named_in.get(url, url))
         if copy.is_file():
             return str(copy)
@@ -201,7 +221,7 @@ def _local_file(url: str) -> str:
     try:
         local = PathManager.get_local_path(url)
     except OSError as error:
-        raise OSError(f"{url} cannot be fetched: {one_line(error)}") from error
+        raise OSError(f"{short(url, 200)} cannot be fetched: {one_line(error)}") from error
     if not os.path.isfile(local):
         raise OSError(f"{url} cannot be fetched: addresses of this kind are unknown.")
     return str(local)

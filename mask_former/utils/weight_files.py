@@ -235,6 +235,10 @@ def averaged_weights(content: Mapping[str, Any], source: str | Path) -> dict[str
     return {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
 
 
+_MOST_REPEATED = 1 << 26
+"""Most elements of a tensor that has more of them than its file stores."""
+
+
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, Tensor):
         return is_ordinary(value)
@@ -246,10 +250,14 @@ def is_ordinary(tensor: Tensor) -> bool:
 
     A file may hold others, such as sparse or quantized ones: torch cannot compare or copy them, or
     drops their imaginary part. Floating-point numbers of 8 bits or fewer need scales to be weights.
+    A view that repeats few numbers very often would take all memory once it is copied.
     """
-    has_data = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
-    is_small = tensor.is_floating_point() and tensor.element_size() < 2 if has_data else False
-    return has_data and not (tensor.is_quantized or tensor.is_complex() or is_small)
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+        return False
+    is_small = tensor.is_floating_point() and tensor.element_size() < 2
+    stored = tensor.untyped_storage().nbytes()
+    is_repeated = tensor.numel() > _MOST_REPEATED and tensor.nbytes > stored
+    return not (tensor.is_quantized or tensor.is_complex() or is_small or is_repeated)
 
 
 def write_weights(

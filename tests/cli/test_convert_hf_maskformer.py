@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,33 @@ def test_weights_of_a_maskformer_with_a_config_of_a_mask2former_name_the_fix(tmp
     assert f"{weights} does not fit the model" in error
     assert "It is a checkpoint of a MaskFormer, and the config describes another model" in error
     assert "give the config that it was trained with, such as one in configs/" in error
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("no_object_weight", -1.0, "NO_OBJECT_WEIGHT is -1.0; expected 0 or more"),
+        ("fpn_feature_size", 33, "does not fit maps of 33 channels"),
+        ("mask_feature_size", -1, "MASK_DIM is -1; expected 1 or more"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_folder_and_the_key(
+    folder, tmp_path, capsys, key, value, reason
+):
+    change_json(folder / "config.json", **{key: value})
+    error = fails(capsys, folder, "--output", tmp_path / "ours")
+    assert str(folder) in error and reason in error
+
+
+def test_a_file_of_class_names_that_never_ends_is_refused(folder, tmp_path, capsys):
+    os.mkfifo(tmp_path / "names.txt")
+    settings = tmp_path / "ours"
+    assert run(folder, "--output", settings) == 0
+    files = (settings / "config.yaml", settings / "model.safetensors")
+    error = fails(
+        capsys, "--to-hf", *files, "--output", tmp_path, "--class-names", tmp_path / "names.txt"
+    )
+    assert "names.txt was refused: it is a named pipe" in error
 
 
 def test_a_dataset_of_other_classes_and_an_unknown_one_are_refused(folder, tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_each_mistake_is_an_error_of_one_line_and_exit_code_1(resnet, tmp_path, 
     broken.write_bytes(b"PK, but no archive")
     output = tmp_path / "backbone.pth"
     cases = [
-        ("test_resnt", good, output, "'test_resnt', unknown to timm", "'test_resnet'"),
+        ("test_resnt", good, output, "'test_resnt', which is not one of timm", "'test_resnet'"),
         ("test_resnet", other, output, str(other), "do not fit timm's test_resnet"),
         ("test_resnet", no_weights, output, str(no_weights), "does not hold a state dict"),
         ("test_resnet", broken, output, str(broken), "is not a readable checkpoint"),

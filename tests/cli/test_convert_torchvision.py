@@ -117,7 +117,24 @@ def test_each_mistake_is_an_error_of_one_line_and_exit_code_1(resnet18, tmp_path
     save_file({"features.0.weight": torch.zeros(1)}, other)
     torch.save({k: v for k, v in weights.items() if not k.startswith("layer4.1")}, odd)
     output = tmp_path / "backbone.pth"
+    changed = {
+        "scalar": {"layer1.0.conv2.weight": torch.tensor(1.0)},
+        "shape": {"conv1.weight": torch.zeros(64, 1, 7, 7)},
+        "nan": {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)},
+        "lacking": {"bn1.weight": None},
+    }
+    for name, change in changed.items():
+        content = {k: v for k, v in {**weights, **change}.items() if v is not None}
+        torch.save(content, tmp_path / f"{name}.pth")
     cases = [
+        (
+            ["--checkpoint", tmp_path / "scalar.pth"],
+            output,
+            "scalar.pth has a convolution layer1.0.conv2.weight of the shape ()",
+        ),
+        (["--checkpoint", tmp_path / "shape.pth"], output, "has shape (64, 1, 7, 7), not (64, 3"),
+        (["--checkpoint", tmp_path / "nan.pth"], output, "nan.pth: 1 of its", "not finite"),
+        (["--checkpoint", tmp_path / "lacking.pth"], output, "lacking.pth", "weight is missing"),
         (["--checkpoint", other], output, "other.safetensors is not a ResNet", "features.0.weight"),
         (["--checkpoint", odd], output, "odd.pth is a ResNet with (2, 2, 2, 1) basic blocks"),
         (["--checkpoint", tmp_path / "absent.pth"], output, "There is no checkpoint", "absent"),

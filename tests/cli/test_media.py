@@ -13,6 +13,7 @@ from mask_former.cli.media import VideoReader, VideoWriter, Window, find_images
 from mask_former.predictor.images import read_image
 
 cv2 = pytest.importorskip("cv2")
+OpenedVideo = cv2.VideoCapture
 
 
 @pytest.fixture
@@ -295,6 +296,41 @@ def test_a_file_that_is_not_a_video_is_named(tmp_path):
         VideoReader(str(tmp_path / "x.mp4"))
     with pytest.raises(FileNotFoundError, match=r"y\.mp4: no such file"):
         VideoReader(str(tmp_path / "y.mp4"))
+
+
+class Huge:
+    """A video of 30,000×20,000 pixels, or one with such frames behind an honest header."""
+
+    honest = False
+
+    def __init__(self, source):
+        self.video = OpenedVideo(source)
+
+    def __getattr__(self, name):
+        return getattr(self.video, name)
+
+    def get(self, key):
+        sides = {cv2.CAP_PROP_FRAME_WIDTH: 3e4, cv2.CAP_PROP_FRAME_HEIGHT: 2e4}
+        return self.video.get(key) if self.honest else sides.get(key, self.video.get(key))
+
+    def retrieve(self):
+        raise cv2.error("Insufficient memory")
+
+
+def test_a_video_with_more_pixels_than_an_image_may_have_is_refused_before_decoding(
+    tmp_path, monkeypatch
+):
+    write_video(tmp_path / "x.avi", frames(2))
+    monkeypatch.setattr(cv2, "VideoCapture", Huge)
+    with pytest.raises(ValueError, match=r"x\.avi was refused: its frames are 30000×20000 pixels"):
+        VideoReader(str(tmp_path / "x.avi"))
+
+
+def test_frames_that_opencv_has_no_memory_for_are_broken_ones(tmp_path, monkeypatch):
+    write_video(tmp_path / "x.avi", frames(2))
+    monkeypatch.setattr(cv2, "VideoCapture", Huge)
+    monkeypatch.setattr(Huge, "honest", True)
+    assert read_all(VideoReader(str(tmp_path / "x.avi"))) == ({}, [0, 1])
 
 
 def test_a_missing_camera_is_named():

@@ -142,6 +142,12 @@ def test_resuming_without_a_checkpoint_starts_from_the_weights_of_the_config(con
         assert torch.equal(value, expected[name]), name
 
 
+def test_processes_that_would_continue_at_different_iterations_all_stop(config, monkeypatch):
+    monkeypatch.setattr(trainer.comm, "all_gather", lambda start: [start, 7])
+    with pytest.raises(ValueError, match=r"iterations \[0, 7\], by rank: .*the same OUTPUT_DIR"):
+        TinyTrainer(config()).resume_or_load(True)
+
+
 def test_without_resume_a_run_starts_from_iteration_0(continued):
     tiny_trainer = TinyTrainer(continued())
     tiny_trainer.resume_or_load(False)

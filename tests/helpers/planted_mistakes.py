@@ -304,6 +304,68 @@ CONFIG = {
         "Use the names in the message.",
         KeyError,
     ),
+    "a feature map that is listed twice": Mistake(
+        lambda folder: p.config(folder, "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res2']"),
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES is ['res2', 'res2']: 'res2' is listed twice; remove one.",
+        "Each map is used once.",
+        "Remove the second one.",
+    ),
+    "a ResNet that does not exist": Mistake(
+        lambda folder: p.config(
+            folder, "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 51
+        ),
+        "MODEL.RESNETS.DEPTH is 51; expected one of (18, 34, 50, 101, 152).",
+        "detectron2 builds ResNets of these depths only.",
+        "Use one of them; `build_timm_backbone` has others.",
+    ),
+    "a norm that does not exist": Mistake(
+        lambda folder: p.model(folder, "MODEL.SEM_SEG_HEAD.NORM", "BatchNorm"),
+        "MODEL.SEM_SEG_HEAD.NORM is 'BatchNorm'; expected a norm of detectron2: BN, SyncBN, "
+        "FrozenBN, GN or LN, or '' for none.",
+        "No norm has that name.",
+        "Use one of the names in the message.",
+    ),
+    "a width that the norm cannot divide": Mistake(
+        lambda folder: p.model(folder, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 48),
+        "MODEL.SEM_SEG_HEAD.NORM is 'GN', which does not fit maps of 48 channels: …divisible…",
+        "GN has 32 groups of equal size.",
+        "Set `MODEL.SEM_SEG_HEAD.CONVS_DIM` to a multiple of 32, or use another norm.",
+    ),
+    "a stride that no mask has": Mistake(
+        lambda folder: p.model(folder, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 3),
+        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE is 3, but the mask features of BasePixelDecoder have "
+        "stride 4: set the key to 4.",
+        "The key states the stride of the finest map, at which masks are predicted.",
+        "Set it to the number in the message.",
+    ),
+    "one map for a decoder that attends to three": Mistake(
+        lambda folder: (
+            p.model(
+                folder,
+                *(
+                    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+                    "MultiScaleMaskedTransformerDecoder",
+                ),
+            )
+            .eval()
+            .predict([p.example()])
+        ),
+        "MultiScaleMaskedTransformerDecoder attends to 3 maps, but got 1: "
+        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE names them…",
+        "Mask2Former's decoder needs the maps of its own pixel decoder.",
+        "Begin with a config of `configs/mask2former`.",
+    ),
+    "a timm model from somewhere else": Mistake(
+        lambda folder: p.model(
+            folder,
+            *("MODEL.BACKBONE.NAME", "build_timm_backbone"),
+            *("MODEL.TIMM.NAME", "hf-hub:timm/resnet18.a1_in1k"),
+        ),
+        "MODEL.TIMM.NAME is 'hf-hub:timm/resnet18.a1_in1k', which is not one of timm …'s own "
+        "models; other names could make it load any folder or web page. …",
+        "A config must not make this machine fetch a model while another one is built.",
+        "Use a name that `timm.list_models()` lists.",
+    ),
     "an unknown feature map for the transformer": Mistake(
         lambda folder: p.model(folder, "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res6"),
         "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is 'res6'; expected one of […'res5'…].",

@@ -86,6 +86,22 @@ def test_a_value_projection_without_query_and_key_is_refused():
         from_huggingface_names({name: torch.zeros(2, 2)})
 
 
+@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.zeros(3, 3)])
+def test_a_query_of_another_shape_than_its_key_and_value_is_refused(value):
+    theirs = their_model("Swin").state_dict()
+    name = next(name for name in theirs if name.endswith("self_attn.q_proj.weight"))
+    with pytest.raises(ValueError, match=r"in_proj_weight must have one shape, found \[\("):
+        from_huggingface_names({**theirs, name: value})
+
+
+def test_two_names_of_one_weight_are_refused():
+    theirs = their_model("Swin").state_dict()
+    name = next(name for name in theirs if "_attn.o_proj.weight" in name)
+    second = name.replace("o_proj", "out_proj")
+    with pytest.raises(ValueError, match=rf"Two names stand for one weight, .*{second}"):
+        from_huggingface_names({**theirs, second: theirs[name]})
+
+
 def test_only_the_benchmarks_peer_imports_transformers():
     package = ROOT / "mask_former"
     peer = package / "engine" / "benchmarking" / "transformers_peer.py"

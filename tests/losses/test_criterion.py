@@ -484,3 +484,24 @@ def test_fixed_points_replace_random_ones_in_losses_and_matching():
         p = logits.sigmoid()
         total -= (shares * p.log() + (1 - shares) * (1 - p).log()).mean(1).sum().item()
     assert first["loss_mask"].item() == pytest.approx(total / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": torch.zeros(5, dtype=torch.int64)},
+        {"labels": torch.zeros(2)},
+        {"masks": torch.zeros(2, 8, 8, dtype=torch.uint8)},
+        {"masks": torch.zeros(1, 2, 8, 8, dtype=torch.bool)},
+    ],
+)
+def test_a_target_of_another_shape_or_type_is_refused_by_its_index(change):
+    outputs, _ = random_batch()
+    good = {
+        "labels": torch.zeros(2, dtype=torch.int64),
+        "masks": torch.zeros(2, 8, 8, dtype=torch.bool),
+    }
+    targets = [good] * (len(outputs["pred_logits"]) - 1)
+    number = len(targets)
+    with pytest.raises(ValueError, match=rf"Target {number} of the batch has labels of shape"):
+        build_criterion()(outputs, [*targets, good | change])

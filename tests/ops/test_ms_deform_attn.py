@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,6 +182,16 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(func.name())
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sizes", [(), ((0, 0),), ((-3, -4), (3, 4))])
+def test_levels_without_cells_are_an_error_that_states_them(
+    sizes: tuple[tuple[int, int], ...],
+) -> None:
+    cells = sum(height * width for height, width in sizes)
+    points = torch.rand(1, 5, 2, len(sizes), 3, 2)
+    with pytest.raises(ValueError, match=rf"levels of at least 1×1 cells.*{re.escape(str(sizes))}"):
+        ms_deform_attn(torch.rand(1, cells, 2, 4), sizes, points, points[..., 0])
 
 
 def test_the_reference_version_runs_inside_its_context_and_in_traces() -> None:

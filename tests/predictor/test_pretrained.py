@@ -166,7 +166,7 @@ def test_packaged_models_are_loaded_by_name():
     [
         ("TEST: {SLIDING_WINDOW: {SIZE: 512, STRIDE: 1}}", r"STRIDE is 1 pixels.*too many windows"),
         ("TEST: {SLIDING_WINDOW: {SIZE: 1}}", r"SIZE 1, which gives too many windows"),
-        ("INPUT: {MIN_SIZE_TEST: 60000}", r"INPUT\.MIN_SIZE_TEST is 60000: expected 0 … 8192"),
+        ("INPUT: {MIN_SIZE_TEST: 60000}", r"INPUT\.MIN_SIZE_TEST is 60000; expected 0 … 8192"),
     ],
 )
 def test_a_checkpoint_that_carries_settings_without_bounds_is_refused(

@@ -117,6 +117,13 @@ def test_a_folder_of_the_cache_that_leads_outside_is_refused(tmp_path, cache):
             cached_file(name)
 
 
+def test_a_cache_that_cannot_be_written_is_an_error_and_no_other_folder_is_used(cache):
+    cache.write_text("a file in the place of the folder")
+    pattern = rf"127\.0\.0\.1:9/x\.pth cannot be fetched: the cache folder {cache} .*FVCORE_CACHE"
+    with pytest.raises(OSError, match=pattern):
+        fetch("http://127.0.0.1:9/x.pth", anything, by_user=True)
+
+
 @pytest.mark.parametrize("last", ["", "..x", "%00", "%2Froot", "a%20b", "x" * 300 + ".pth"])
 def test_whatever_a_url_ends_in_its_copy_has_a_plain_short_name(last, cache):
     with serving({f"/{last}": b"content"}) as server:

@@ -16,6 +16,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from mask_former.utils.errors import short
+
 from .timm_depthwise import speed_up_depthwise
 
 __all__ = ["PREFIX", "TimmBackbone", "add_config", "build_timm_backbone"]
@@ -162,9 +164,12 @@ def check_known(name: str, key: str) -> None:
     except ImportError as error:
         raise ImportError("timm backbones need timm, which is missing: pip install timm") from error
     if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        near = difflib.get_close_matches(name[:100], timm.list_models(), n=5)
         hint = f"Did you mean one of {near}?" if near else "timm.list_models() lists them all."
-        raise ValueError(f"{key} is {name!r}, unknown to timm {timm.__version__}. {hint}")
+        raise ValueError(
+            f"{key} is {short(name)!r}, which is not one of timm {timm.__version__}'s own models; "
+            f"other names could make it load any folder or web page. {hint}"
+        )
 
 
 def _create(name: str, **options: Any) -> nn.Module:

@@ -85,6 +85,7 @@ class _TimmWeights(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         name = path[len("timm://") :]
+        check_known(name, "The model of timm://")
         target = cached_file(f"timm-{name}.safetensors")
         if force or not target.is_file():
             write_weights(convert_timm_checkpoint(name, self._weights(name)), target)
@@ -94,7 +95,6 @@ class _TimmWeights(PathHandler):
         packaged = packaged_checkpoint(name)
         if packaged is not None:
             return read_checkpoint(packaged)["model"]
-        check_known(name, "The model of timm://")
         import timm
 
         announce(f"timm://{name}")

@@ -74,14 +74,14 @@ class _PerPixelHead(nn.Module):
         )
 
 
-def _settings(cfg: CfgNode) -> dict[str, Any]:
-    """Read the attributes of :class:`_PerPixelHead` from a config."""
+def _settings(cfg: CfgNode, decoder: PixelDecoder) -> dict[str, Any]:
+    """Read the attributes of :class:`_PerPixelHead` from a config and the pixel decoder."""
     head = cfg.MODEL.SEM_SEG_HEAD
     return {
         "num_classes": head.NUM_CLASSES,
         "ignore_value": head.IGNORE_VALUE,
         "loss_weight": head.LOSS_WEIGHT,
-        "common_stride": head.COMMON_STRIDE,
+        "common_stride": decoder.output_shape()["mask_features"].stride,
     }
 
 
@@ -117,7 +117,8 @@ class PerPixelBaselineHead(_PerPixelHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        return {"pixel_decoder": build_pixel_decoder(cfg, input_shape), **_settings(cfg)}
+        decoder = build_pixel_decoder(cfg, input_shape)
+        return {"pixel_decoder": decoder, **_settings(cfg, decoder)}
 
     def layer_logits(self, features: dict[str, Tensor]) -> list[Tensor]:
         return [self.predictor(self.pixel_decoder.forward_features(features)[0])]
@@ -163,7 +164,8 @@ class PerPixelBaselinePlusHead(DecoderPair, _PerPixelHead):
                 f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries} and "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {classes}: set both to the number of classes."
             )
-        return {**cls.parts_of(cfg, input_shape, mask_classification=False), **_settings(cfg)}
+        parts = cls.parts_of(cfg, input_shape, mask_classification=False)
+        return {**parts, **_settings(cfg, parts["pixel_decoder"])}
 
     def layer_logits(self, features: dict[str, Tensor]) -> list[Tensor]:
         return [layer["pred_masks"] for layer in layer_predictions(self.predict_masks(features))]

@@ -7,11 +7,12 @@ from typing import Any
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor
 
 from mask_former.structures import PixelFeatures
+from mask_former.utils.norms import build_norm
 
 from .base import PixelDecoder
 
@@ -28,6 +29,9 @@ def pyramid_conv(
         kernel: side of the kernel, odd.
         norm: detectron2's name of a norm; "" for a bias and no norm.
         activation: function after the norm.
+
+    Raises:
+        ValueError: if the norm is unknown, or does not fit ``out_dim``.
     """
     conv = Conv2d(
         in_dim,
@@ -35,7 +39,7 @@ def pyramid_conv(
         kernel_size=kernel,
         padding=kernel // 2,
         bias=norm == "",
-        norm=get_norm(norm, out_dim),
+        norm=build_norm(norm, out_dim, "MODEL.SEM_SEG_HEAD.NORM"),
         activation=activation,
     )
     weight_init.c2_xavier_fill(conv)

@@ -30,6 +30,8 @@ class TransformerDecoder(DeeplySupervised):
     """Names of parameters with one row for each class, then one for "no object"."""
     QUERY_PARAMETERS: ClassVar[tuple[str, ...]] = ("query_embed.weight",)
     """Names of parameters with one row for each query."""
+    LEVELS = 1
+    """Number of maps that :meth:`check_maps` expects."""
 
     def decode(
         self, maps: tuple[Tensor, ...], mask_features: Tensor, *, all_layers: bool
@@ -47,6 +49,17 @@ class TransformerDecoder(DeeplySupervised):
             ``pred_logits``.
         """
         raise NotImplementedError
+
+    def check_maps(self, maps: tuple[Tensor, ...]) -> None:
+        """Raise ValueError, naming the keys, unless there are ``LEVELS`` maps."""
+        if len(maps) != self.LEVELS:
+            raise ValueError(
+                f"{type(self).__name__} attends to {self.LEVELS} maps, but got {len(maps)}: "
+                "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE names them. 'multi_scale_pixel_decoder' "
+                "stands for all maps of MSDeformAttnPixelDecoder's encoder "
+                "(MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES); every other "
+                "value is one map."
+            )
 
     def forward(self, maps: tuple[Tensor, ...], mask_features: Tensor) -> Outputs:
         """Predict as :meth:`decode` does, from every layer under deep supervision."""

@@ -72,7 +72,6 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
     ALL_BY_DEFAULT = True
     QUERY_PARAMETERS = ("query_feat.weight", "query_embed.weight")
     LEVELS = 3
-    """Number of maps."""
 
     @configurable
     def __init__(
@@ -159,12 +158,7 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
         self, maps: tuple[Tensor, ...], mask_features: Tensor, *, all_layers: bool
     ) -> list[Prediction]:
         """Predict a set of masks; queries attend to three maps B×in_channels×h_i×w_i."""
-        if len(maps) != self.LEVELS:
-            raise ValueError(
-                f"{type(self).__name__} attends to {self.LEVELS} maps, but got {len(maps)}: set "
-                "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE to 'multi_scale_pixel_decoder', with a "
-                "pixel decoder that outputs so many maps, such as 'MSDeformAttnPixelDecoder'."
-            )
+        self.check_maps(maps)
         memories = [self._memory(level, feature_map) for level, feature_map in enumerate(maps)]
         sizes = [(feature_map.shape[-2], feature_map.shape[-1]) for feature_map in maps]
         states, kernels = self._run(memories, sizes, mask_features)

@@ -95,6 +95,7 @@ class TransformerPredictor(TransformerDecoder):
         self, maps: tuple[Tensor, ...], mask_features: Tensor, *, all_layers: bool
     ) -> list[Prediction]:
         """Predict a set of masks; queries attend to one map B×in_channels×h_n×w_n."""
+        self.check_maps(maps)
         (feature_map,) = maps
         # L×B×Q×C: the state of the queries after each layer, normalised
         states = self.transformer(self.input_proj(feature_map), self.query_embed.weight)

@@ -98,7 +98,7 @@ def test_the_error_for_missing_entries_names_them(weights):
 
 
 def test_an_unknown_model_is_refused(weights):
-    with pytest.raises(ValueError, match="'test_resnt', unknown to timm"):
+    with pytest.raises(ValueError, match="'test_resnt', which is not one of timm"):
         convert_timm_checkpoint("test_resnt", weights)
 
 
