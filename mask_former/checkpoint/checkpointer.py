@@ -28,6 +28,7 @@ from mask_former.utils.weight_files import (
     rename_old_layout,
 )
 
+from .eomt_weights import fit_vit
 from .finetuning import Finetuning, match_classes
 from .resuming import check_resumed
 from .weights_fit import WeightsFit, compare, decides_outputs
@@ -284,7 +285,7 @@ class Checkpointer(DetectionCheckpointer):
         if checkpoint.pop("matching_heuristics", False):
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
             weights = align_and_update_state_dicts(state, weights, c2_conversion=is_caffe2)
-        return rename_old_layout(weights, keep=state)
+        return fit_vit(rename_old_layout(weights, keep=state), self.model, self._source)
 
     def _check_whole(self, fit: WeightsFit, state: Mapping[str, Tensor]) -> None:
         """Raise ValueError if the checkpoint lacks weights that decide the model's outputs."""

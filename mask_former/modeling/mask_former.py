@@ -295,6 +295,8 @@ def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
     head = build_sem_seg_head(cfg, backbone.output_shape())
     if wants_checkpoints(cfg, backbone):
         checkpoint_activations(backbone)
+        if hasattr(head, "blocks_above"):  # it has the last blocks of a ViT
+            checkpoint_activations(head)
     if cfg.MODEL.COMPILE:  # in place, which keeps the names of parameters
         for module in (backbone, head):
             module.compile(dynamic=False)  # compiling Swin with dynamic shapes does not terminate
