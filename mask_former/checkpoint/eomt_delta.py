@@ -46,7 +46,7 @@ def add_base_weights(
                 shape = "is missing" if found is None else f"has shape {tuple(found.shape)}"
                 raise ValueError(
                     f"The base weights do not fit: {known} {shape}, expected "
-                    f"{tuple(value.shape)}. Give those of the DINOv3 that the EoMT was trained from."
+                    f"{tuple(value.shape)}. Give those of the DINOv3 that it was trained from."
                 )
             value = value + found
         result[name] = value

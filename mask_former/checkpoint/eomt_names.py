@@ -80,7 +80,11 @@ _DINOV3 = _BOTH + _table(
     ("layers.*.mlp.up_proj.@", "blocks.*.mlp.fc1.@"),
     ("layers.*.mlp.down_proj.@", "blocks.*.mlp.fc2.@"),
 )
-_OFFICIAL_DINOV3 = (("patch_embed.", "embeddings."), ("blocks.", "layers."), ("norm.", "layernorm."))
+_OFFICIAL_DINOV3 = (
+    ("patch_embed.", "embeddings."),
+    ("blocks.", "layers."),
+    ("norm.", "layernorm."),
+)
 """The official names of a DINOv3 are those of transformers but for these prefixes."""
 
 
@@ -179,7 +183,7 @@ def _cut(vit: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> State:
     if _PROBABILITIES not in head:
         raise ValueError(
             f"These weights are not those of a whole EoMT: there is no {_PROBABILITIES!r}, which "
-            "tells how many blocks process the queries."
+            "has one number for each block that processes the queries."
         )
     front = _depth(vit) - len(head[_PROBABILITIES])
     state = {}

@@ -115,6 +115,8 @@ def test_base_weights_that_do_not_fit_are_named(broken: str) -> None:
         del base[name]
     elif broken == "shape":
         base[name] = torch.zeros(3)
-    message = "not a published EoMT for a DINOv3" if broken == "dinov2" else r"layer\.2\.norm1\.bias"
+    message = (
+        "not a published EoMT for a DINOv3" if broken == "dinov2" else r"layer\.2\.norm1\.bias"
+    )
     with pytest.raises(ValueError, match=message):
         add_base_weights(official, base)

@@ -57,7 +57,6 @@ def test_blend_weights_sum_to_1_and_fall_towards_the_edges(length, size, stride)
         assert inner[0] < 0.05 and inner[-1] < 0.05 and inner[size // 2] > 0.95
 
 
-
 @pytest.mark.parametrize(
     ("size", "window", "expected"),
     [

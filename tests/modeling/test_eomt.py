@@ -169,7 +169,9 @@ def test_evenly_spaced_windows_are_averaged() -> None:
         model.predict([{"image": image[..., part]}])[0].semantic_scores()
         for part in (slice(0, 64), slice(36, 100))
     )
-    expected = torch.cat((left[..., :36], (left[..., 36:] + right[..., :28]) / 2, right[..., 28:]), 2)
+    expected = torch.cat(
+        (left[..., :36], (left[..., 36:] + right[..., :28]) / 2, right[..., 28:]), 2
+    )
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-4)
 
 
