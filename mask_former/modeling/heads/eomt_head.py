@@ -148,7 +148,7 @@ class EoMTHead(DeeplySupervised):
 
     @torch.no_grad()
     def _allowed(self, masks: Tensor, index: int) -> Tensor:
-        """Say which token may attend to which in a block: B×1×N×N, bool.
+        """Compute which token may attend to which in a block: B×1×N×N, bool.
 
         A query may not attend to patches outside its mask. Everything else is allowed, so there is
         no row without an allowed token. The masks of some queries are lifted at random.
