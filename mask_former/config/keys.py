@@ -57,6 +57,15 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024  # side in pixels
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
+    # "detectron2": sizes are rounded, crops lie on the diagonal of the image, and colours are
+    # jittered in HSV. "torchvision" (EoMT): sizes are rounded down, crops lie anywhere, and colours
+    # are mixed with grey.
+    cfg.INPUT.LSJ_RULE = "detectron2"
+    cfg.INPUT.PAD_VALUE = 128  # value that training images are padded with, 0 (black) … 255
+    # An image without a target after augmentation is augmented again, at most this often in all; if
+    # it still has none, it is an example without targets. Set MIN_MASK_AREA to 1, too, because with
+    # 0 segments outside the crop remain, as empty targets.
+    cfg.INPUT.MAX_TRIES = 1
     # Minimum area of a target in pixels; smaller ones, such as objects cut off by a crop, are
     # dropped. 0 (published): keep all.
     cfg.INPUT.MIN_MASK_AREA = 0
