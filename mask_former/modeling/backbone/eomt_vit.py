@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from mask_former.structures import Size
 
-from .timm_backbone import check_known
+from .timm_vit import create_vit
 
-__all__ = ["EoMTViT", "TokenSpec", "add_config", "build_eomt_vit_backbone", "create_vit"]
+__all__ = ["KEY", "EoMTViT", "TokenSpec", "add_config", "build_eomt_vit_backbone"]
 
-_KEY = "MODEL.EOMT.VIT"
-_ROPE_RESCALE = 2.0
-"""In training, DINOv3 multiplies rotary coordinates by a random factor in [1/2, 2]."""
+KEY = "MODEL.EOMT.VIT"
 
 
 def add_config(cfg: CfgNode) -> None:
@@ -98,6 +96,7 @@ class EoMTViT(Backbone):
         self.num_last_blocks = num_last_blocks
         self.vit: Any = create_vit(
             name,
+            KEY,
             depth=depth - num_last_blocks,
             img_size=image_size,
             patch_size=patch_size,
@@ -176,30 +175,7 @@ def vit_depth(name: str) -> int:
         ValueError: if timm has no such model, or if it is not a plain ViT.
     """
     with torch.device("meta"):
-        return len(create_vit(name).blocks)
-
-
-def create_vit(name: str, **options: Any) -> Any:
-    """Create a ViT of timm with random weights and without a classifier.
-
-    Raises:
-        ImportError: if timm is not installed.
-        ValueError: if timm has no such model, or if it is not a plain ViT.
-    """
-    check_known(name, _KEY)
-    import timm
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import VisionTransformer
-
-    if "dinov3" in name:
-        options["rope_rescale_coords"] = _ROPE_RESCALE
-    vit = timm.create_model(name, pretrained=False, num_classes=0, **options)
-    if not isinstance(vit, Eva | VisionTransformer):
-        raise ValueError(
-            f"{_KEY} is {name!r}, a {type(vit).__name__}; expected a plain ViT of timm, such as "
-            "'vit_small_patch14_reg4_dinov2' or 'vit_small_patch16_dinov3_qkvb'."
-        )
-    return vit
+        return len(create_vit(name, KEY).blocks)
 
 
 def _check_size(size: Size, patch_size: int) -> None:

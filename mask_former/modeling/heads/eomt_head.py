@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mask_former.structures import Outputs, ParameterRows, PixelFeatures, Prediction, Size
 
-from ..backbone.eomt_vit import TokenSpec, create_vit
+from ..backbone.eomt_vit import KEY, TokenSpec
+from ..backbone.timm_vit import create_vit
 from ..deep_supervision import DeeplySupervised
 from .eomt_annealing import Annealing
 
@@ -67,7 +68,7 @@ class EoMTHead(DeeplySupervised):
         self.annealing = annealing
         self.grid: Size = (tokens.height, tokens.width)
         self.num_before_patches = num_queries + tokens.num_prefix
-        tail = create_vit(vit, depth=num_blocks)
+        tail = create_vit(vit, KEY, depth=num_blocks)
         self.blocks, self.norm = tail.blocks, tail.norm
         for block in self.blocks:  # Eva's attention does not rotate these tokens
             block.attn.num_prefix_tokens = self.num_before_patches
