@@ -7,6 +7,7 @@ colour jitter draws, determine an example.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -129,7 +130,7 @@ def build_lsj_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
     return [*colors, *_flip(cfg), resize_and_crop]
 
 
-_LSJ_RULES = {
+_LSJ_RULES: dict[str, tuple[Callable[..., Any], ...]] = {
     "detectron2": (ColorAugSSD, T.ResizeScale, FixedSizeCrop),
     "torchvision": (ColorAugTorchvision, ResizeScaleFloor, partial(T.RandomCrop, "absolute")),
 }
