@@ -28,6 +28,7 @@ from mask_former.utils.weight_files import (
     read_checkpoint,
 )
 
+from .eomt_weights import fit_vit
 from .finetuning import Finetuning, match_classes
 from .resuming import check_resumed
 from .weights_fit import WeightsFit, check_finite, compare, decides_outputs
@@ -269,7 +270,7 @@ class Checkpointer(DetectionCheckpointer):
         if checkpoint.pop("matching_heuristics", False):
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
             weights = align_and_update_state_dicts(state, weights, c2_conversion=is_caffe2)
-        return rename_old_layout(weights, keep=state)
+        return fit_vit(rename_old_layout(weights, keep=state), self.model, self._source)
 
     def _advice(self, fit: WeightsFit, file_classes: Sequence[str] | None) -> list[str]:
         """Return advice if the file has other classes or queries and is loaded as it is."""

@@ -101,7 +101,8 @@ def use_custom_data(
     write_table(table)
     register_table(table.path)
     train, *val = table.datasets
-    keys = fitting_keys([train], val) | {"DATASETS.TABLES": [str(table.path)]}
+    keys = fitting_keys([train], val, cfg.INPUT.DATASET_MAPPER_NAME)
+    keys |= {"DATASETS.TABLES": [str(table.path)]}
     return [*(str(word) for pair in keys.items() for word in pair), *opts]
 
 

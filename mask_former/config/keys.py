@@ -60,6 +60,15 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024  # side in pixels
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
+    # "detectron2": sizes are rounded, crops lie on the diagonal of the image, and colours are
+    # jittered in HSV. "torchvision" (EoMT): sizes are rounded down, crops lie anywhere, and colours
+    # are mixed with grey.
+    cfg.INPUT.LSJ_RULE = "detectron2"
+    cfg.INPUT.PAD_VALUE = 128  # value that training images are padded with, 0 (black) … 255
+    # An image without a target after augmentation is augmented again, at most this often in all; if
+    # it still has none, it is an example without targets. Set MIN_MASK_AREA to 1, too, because with
+    # 0 segments outside the crop remain, as empty targets.
+    cfg.INPUT.MAX_TRIES = 1
     # Minimum area of a target in pixels; smaller ones, such as objects cut off by a crop, are
     # dropped. 0 (published): keep all.
     cfg.INPUT.MIN_MASK_AREA = 0
@@ -75,6 +84,11 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings, such as those of the queries
+    # Plain ViTs: factor on the learning rate for each block above a parameter's own. 1: none.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    cfg.SOLVER.LAYER_DECAY_LAST_BLOCKS = True  # False: not in the blocks that are in EoMT's head
+    # "WarmupTwoStagePolyLR": steps of the warm-up of new layers, then of that of the ViT.
+    cfg.SOLVER.WARMUP_STEPS = [500, 1000]
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # with SOLVER.AMP.ENABLED: "bfloat16" or "float16"
     # Number of batches of IMS_PER_BATCH images whose gradients are accumulated for one step.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
@@ -116,6 +130,9 @@ def _add_losses(node: CfgNode) -> None:
     node.POINT_TARGETS = "nearest"
     # Exclude unlabelled pixels and padding from mask losses and matching. False: published.
     node.MASK_IGNORE = False
+    # The mask losses are divided by the number of "targets", or of "matched" pairs, which is less
+    # if an image has more targets than there are queries.
+    node.MASK_LOSS_DIVISOR = "targets"
     node.MATCHER = CN()
     node.MATCHER.NAME = "HungarianMatcher"  # a registered matcher
     # If a cost is NaN or infinite: "raise" an error, or "sanitize" (replace it by a high cost).
@@ -177,6 +194,9 @@ def _add_acceleration(cfg: CfgNode) -> None:
     cfg.MODEL.REFERENCE_OPS = False
     # Write sem_seg_predictions.json and predictions.json. False: only the metrics, which is faster.
     cfg.TEST.SAVE_PREDICTIONS = True
+    # How images are resized. "": by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST. EoMT: "fit" into
+    # MODEL.EOMT.IMAGE_SIZE, or "cover" it (for windows).
+    cfg.TEST.RESIZE = ""
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False  # mixed precision in inference
     cfg.TEST.AMP.DTYPE = "bfloat16"  # or "float16"
@@ -186,6 +206,9 @@ def _add_sliding_window(cfg: CfgNode) -> None:
     # Compute semantic results of large images in overlapping windows and blend the class scores:
     # less memory, and objects of the size that the network was trained on.
     window = cfg.TEST.SLIDING_WINDOW = CN()
+    # "": windows with a stride, blended with weights. "even": as few windows as possible, evenly
+    # spaced, of which the mean is taken (EoMT).
+    window.MODE = ""
     # Side of a window in pixels, after resizing to INPUT.MIN_SIZE_TEST (0 there: the original
     # size). Images that fit into one window are not divided. 0: no sliding window.
     window.SIZE = 0

@@ -37,6 +37,8 @@ class AverageWeights(HookBase):
 
     def after_step(self) -> None:
         self.average.update(unwrapped(self.trainer.model), self.trainer.iter)
+        # the state of the progress is not to be averaged
+        _report_progress(self.average.module, self.trainer.iter + 1, self.trainer.max_iter)
 
 
 class ReportProgress(HookBase):
@@ -53,9 +55,13 @@ class ReportProgress(HookBase):
         self._report(self.trainer.iter + 1)
 
     def _report(self, step: int) -> None:
-        head: Any = getattr(unwrapped(self.trainer.model), "sem_seg_head", None)
-        if hasattr(head, "set_progress"):
-            head.set_progress(step, self.trainer.max_iter)
+        _report_progress(unwrapped(self.trainer.model), step, self.trainer.max_iter)
+
+
+def _report_progress(model: nn.Module, step: int, max_steps: int) -> None:
+    head: Any = getattr(model, "sem_seg_head", None)
+    if hasattr(head, "set_progress"):
+        head.set_progress(step, max_steps)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -16,7 +16,6 @@ from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
-from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -36,6 +35,7 @@ from mask_former.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from mask_former.registries import DATASET_MAPPER_REGISTRY, lookup
 from mask_former.solver.freezing import freeze
 from mask_former.solver.optimizer import build_optimizer
+from mask_former.solver.schedules import build_lr_scheduler
 from mask_former.utils.atomic_files import remove_parts
 from mask_former.utils.errors import short
 from mask_former.utils.precision import amp_dtype
@@ -136,7 +136,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Build DeepLab's polynomial schedule ("WarmupPolyLR") or one of detectron2's."""
+        """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod

@@ -40,7 +40,8 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """Build a loader of test examples, by the training mapper without random augmentation.
 
     A batch has one example, and each process loads its share of the dataset. Images are resized as
-    in testing, and are not padded.
+    in testing, and are not padded; with large-scale jitter, they are resized to fit into
+    ``INPUT.IMAGE_SIZE``, and padded to it.
     """
     cfg = _without_augmentation(cfg)
     key = "INPUT.DATASET_MAPPER_NAME"
@@ -59,6 +60,7 @@ def _without_augmentation(cfg: CfgNode) -> CfgNode:
     cfg.INPUT.COLOR_AUG_SSD = False
     cfg.INPUT.RANDOM_FLIP = "none"
     cfg.INPUT.SIZE_DIVISIBILITY = -1
+    cfg.INPUT.MIN_SCALE = cfg.INPUT.MAX_SCALE = 1.0  # fit images into INPUT.IMAGE_SIZE
     return cfg
 
 

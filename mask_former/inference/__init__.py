@@ -18,7 +18,7 @@ from .masks import resize_masks
 from .panoptic import panoptic_inference
 from .semantic import semantic_inference, semantic_map, semantic_map_with_scores
 from .settings import InferenceSettings
-from .sliding_window import SlidingWindow
+from .sliding_window import SlidingWindow, even_windows
 from .window_logits import WindowLogits
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "SegmentationLogits",
     "SlidingWindow",
     "WindowLogits",
+    "even_windows",
     "instance_inference",
     "panoptic_inference",
     "resize_masks",

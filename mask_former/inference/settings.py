@@ -43,6 +43,9 @@ class InferenceSettings:
     window_stride: int = 0
     """Pixels from one window to the next; 0: see :class:`SlidingWindow`."""
 
+    window_mode: str = ""
+    """ "even": see :class:`SlidingWindow`."""
+
     def __post_init__(self) -> None:
         _ = self.sliding_window
 
@@ -62,6 +65,7 @@ class InferenceSettings:
         return SlidingWindow.of(
             self.window_size,
             self.window_stride,
+            self.window_mode,
             panoptic_on=self.panoptic_on,
             instance_on=self.instance_on,
         )

@@ -21,6 +21,7 @@ from .semantic import class_probability
 __all__ = [
     "SlidingWindow",
     "blend_weights",
+    "even_windows",
     "sliding_window_scores",
     "window_starts",
 ]
@@ -48,12 +49,19 @@ class SlidingWindow:
     """Side of the window, in pixels of the network's input."""
     stride: int = 0
     """Pixels from one window to the next; 0: 2/3 of ``size``, rounded to a multiple of 32."""
+    even: bool = False
+    """Take the mean of as few windows as possible, evenly spaced; there is no stride."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(
                 f"TEST.SLIDING_WINDOW.SIZE is {self.size}, expected 1 or more pixels (0: no "
                 "windows)."
+            )
+        if self.even and self.stride:
+            raise ValueError(
+                f"TEST.SLIDING_WINDOW.STRIDE is {self.stride}, but TEST.SLIDING_WINDOW.MODE 'even' "
+                "spaces the windows evenly: set STRIDE to 0, or MODE to ''."
             )
         if not 0 <= self.stride <= self.size:
             raise ValueError(
@@ -63,7 +71,7 @@ class SlidingWindow:
 
     @classmethod
     def of(
-        cls, size: int, stride: int, *, panoptic_on: bool, instance_on: bool
+        cls, size: int, stride: int, mode: str = "", *, panoptic_on: bool, instance_on: bool
     ) -> SlidingWindow | None:
         """Create the window of a config; None if it is off.
 
@@ -71,6 +79,8 @@ class SlidingWindow:
             ValueError: if a number is out of range, or if panoptic or instance results, which
                 windows cannot give, are on; the message names the keys.
         """
+        if mode not in ("", "even"):
+            raise ValueError(f"TEST.SLIDING_WINDOW.MODE is {mode!r}, expected '' or 'even'.")
         if not size:
             if stride:
                 raise ValueError(
@@ -85,7 +95,7 @@ class SlidingWindow:
                 "windows give a semantic result only, because parts of an object in two windows "
                 f"are not merged. Set MODEL.MASK_FORMER.TEST.{key} to False, or SIZE to 0."
             )
-        return cls(size, stride)
+        return cls(size, stride, even=mode == "even")
 
     def covers(self, image: Sequence[int]) -> bool:
         """Return True if an image of this height and width fits into one window."""
@@ -98,11 +108,16 @@ class SlidingWindow:
         return self.stride or min(default, self.size)
 
     def starts(self, length: int) -> list[int]:
-        """List the starts of the windows along an axis: see :func:`window_starts`."""
+        """List the starts of the windows along an axis."""
+        if self.even:
+            return [start for start, _ in even_windows(length, self.size)]
         return window_starts(length, self.size, self.step)
 
     def weights(self, length: int, device: torch.device) -> Tensor:
         """Compute the weights of each window along an axis: see :func:`blend_weights`."""
+        if self.even:
+            profile = torch.ones(min(self.size, length), dtype=torch.float64)
+            return _normalized(profile, self.starts(length), length).to(device)
         return blend_weights(length, self.size, self.step).to(device)
 
 
@@ -110,6 +125,28 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     """List the starts of windows along an axis; the last window is moved inwards to fit."""
     last = length - size
     return [*range(0, last, stride), last] if last > 0 else [0]
+
+
+def even_windows(size: Size | int, window: int) -> list[list[int]]:
+    """List the fewest windows that cover an image along its longer side, evenly spaced.
+
+    Starts are rounded down, and the last window ends where the image does (published EoMT, whose
+    rounding errors may end it one pixel earlier).
+
+    Args:
+        size: height and width of the image, or its longer side.
+        window: side of a window, in pixels.
+
+    Returns:
+        [start, end) of each window.
+    """
+    length = size if isinstance(size, int) else max(size)
+    count = -(-length // window)
+    if count < 2:
+        return [[0, length]]
+    step = window - (count * window - length) / (count - 1)
+    starts = [*(int(index * step) for index in range(count - 1)), length - window]
+    return [[start, start + window] for start in starts]
 
 
 def blend_weights(length: int, size: int, stride: int) -> Tensor:
@@ -120,14 +157,18 @@ def blend_weights(length: int, size: int, stride: int) -> Tensor:
     across a window's edge five times as much as between other neighbouring pixels; with these
     weights, 1.4 times. Non-linear weights are no better.
     """
-    size = min(size, length)
-    starts = window_starts(length, size, stride)
-    distance = torch.arange(size, dtype=torch.float64) + 0.5
+    distance = torch.arange(min(size, length), dtype=torch.float64) + 0.5
     tent = torch.minimum(distance, distance.flip(0))
+    return _normalized(tent, window_starts(length, size, stride), length)
+
+
+def _normalized(profile: Tensor, starts: Sequence[int], length: int) -> Tensor:
+    """Divide the weights of windows, ``profile`` each, by their sum at each pixel."""
+    size = len(profile)
     total = torch.zeros(length, dtype=torch.float64)
     for start in starts:
-        total[start : start + size] += tent
-    return torch.stack([tent / total[start : start + size] for start in starts]).float()
+        total[start : start + size] += profile
+    return torch.stack([profile / total[start : start + size] for start in starts]).float()
 
 
 def sliding_window_scores(

@@ -39,6 +39,7 @@ class SetCriterion(nn.Module):
         losses: Mapping[str, Callable[[MatchedBatch], dict[str, Tensor]]] | None = None,
         mask_term: MaskTerm | None = None,
         point_rule: PointRule | None = None,
+        divide_by_matched: bool = False,
     ) -> None:
         """Combine a matcher with losses.
 
@@ -50,12 +51,15 @@ class SetCriterion(nn.Module):
             losses: set losses by name; None: classification and masks.
             mask_term: per-pixel loss of masks; None: focal.
             point_rule: the points of the mask losses; None: all pixels.
+            divide_by_matched: divide the mask losses by the number of matched pairs, not of
+                targets, which is larger if an image has more targets than queries.
         """
         super().__init__()
         self.num_classes = num_classes
         self.matcher: Any = matcher
         self.mask_term = mask_term or FocalTerm()
         self.point_rule = point_rule
+        self.divide_by_matched = divide_by_matched
         self.fixed_points: Tensor | None = None
         """P×2 points in [0, 1]² that replace the random points of every mask; None: random."""
         if losses is None:
@@ -81,6 +85,7 @@ class SetCriterion(nn.Module):
             "matcher": build_matcher(cfg, **shared),
             "no_object_weight": cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT,
             "losses": build_losses(cfg),
+            "divide_by_matched": _divides_by_matched(cfg),
             **shared,
         }
 
@@ -111,13 +116,17 @@ class SetCriterion(nn.Module):
             NonFiniteError: if a matching cost is not finite; see the matcher.
         """
         self._check(outputs, targets)
-        self._warn_of_surplus(outputs["pred_logits"].shape[1], targets)
+        queries = outputs["pred_logits"].shape[1]
+        self._warn_of_surplus(queries, targets)
+        counts = batch_counts or _counts(targets)
+        if self.divide_by_matched:
+            counts = [min(count, queries) for count in counts]
         layers = layer_predictions(outputs)
         batch = MatchedBatch(
             layers=layers,
             targets=targets,
             matches=self.matcher.match_layers(layers, targets),
-            num_targets=self._average_num_targets(batch_counts or _counts(targets)),
+            num_targets=self._average_num_targets(counts),
             class_weight=self.empty_weight,
             mask_term=self.mask_term,
             point_rule=self.point_rule,
@@ -213,6 +222,15 @@ def _check_target(index: int, target: Target) -> None:
             f"masks of shape {found[1][0]} and {found[1][1]}; expected N labels, torch.int64, and "
             "N×H×W masks, torch.bool."
         )
+
+
+def _divides_by_matched(cfg: CfgNode) -> bool:
+    divisor = cfg.MODEL.MASK_FORMER.MASK_LOSS_DIVISOR
+    if divisor not in ("targets", "matched"):
+        raise ValueError(
+            f"MODEL.MASK_FORMER.MASK_LOSS_DIVISOR is {divisor!r}, expected 'targets' or 'matched'."
+        )
+    return divisor == "matched"
 
 
 def _counts(targets: Sequence[Target]) -> list[int]:

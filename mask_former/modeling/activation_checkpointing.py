@@ -57,11 +57,11 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def _run(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+def _run(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not (block.training and torch.is_grad_enabled()):
-        return forward(*args)
+        return forward(*args, **kwargs)
     contexts = partial(_contexts, block)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 def _contexts(

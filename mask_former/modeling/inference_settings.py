@@ -25,4 +25,5 @@ def inference_settings(cfg: CfgNode) -> InferenceSettings:
         dtype=amp_dtype(cfg.TEST.AMP, "TEST.AMP"),
         window_size=cfg.TEST.SLIDING_WINDOW.SIZE,
         window_stride=cfg.TEST.SLIDING_WINDOW.STRIDE,
+        window_mode=cfg.TEST.SLIDING_WINDOW.MODE,
     )

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
@@ -22,7 +23,7 @@ from mask_former.inference import (
 )
 from mask_former.losses import build_criterion
 from mask_former.ops import reference_ops
-from mask_former.structures import Outputs, Target
+from mask_former.structures import Outputs, Size, Target
 
 from .activation_checkpointing import checkpoint_activations, wants_checkpoints
 from .batch_targets import prepare_targets
@@ -169,12 +170,21 @@ class MaskFormer(nn.Module):
         ]
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise images and pad them to one size: B×3×H×W on the model's device."""
-        images = [
-            (example["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-            for example in batched_inputs
-        ]
+        """Normalise images and pad them to one size: B×3×H×W on the model's device.
+
+        A backbone for a single ``input_size`` gets images padded to it with black.
+
+        Raises:
+            ValueError: if an image is larger than ``input_size``.
+        """
+        images = [example["image"].to(self.device) for example in batched_inputs]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        size = getattr(self.backbone, "input_size", None)
+        if size is not None:
+            images = [_pad_black(image, size) for image in images]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         batch = ImageList.from_tensors(images, self.size_divisibility)
+        batch.image_sizes = sizes
         if self.device.type == "cpu":  # channels_last is faster there, and convolutions keep it
             batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
         return batch
@@ -268,11 +278,25 @@ def _output_size(example: dict[str, Any]) -> tuple[int, int]:
     return example.get("height", height), example.get("width", width)
 
 
+def _pad_black(image: Tensor, size: Size) -> Tensor:
+    """Pad 3×h×w at the right and bottom to 3×``size``."""
+    right, bottom = size[1] - image.shape[-1], size[0] - image.shape[-2]
+    if min(right, bottom) < 0:
+        raise ValueError(
+            f"An image has {image.shape[-2]}×{image.shape[-1]} pixels (height×width), but the "
+            f"network is built for {size[0]}×{size[1]}: set TEST.RESIZE to 'fit' or 'cover', which "
+            "the predictor and the evaluation apply, or MODEL.EOMT.IMAGE_SIZE to a larger size."
+        )
+    return F.pad(image, (0, right, 0, bottom))
+
+
 def _build_network(cfg: CfgNode) -> tuple[Backbone, nn.Module]:
     backbone = build_backbone(_with_norms_of_device(cfg))
     head = build_sem_seg_head(cfg, backbone.output_shape())
     if wants_checkpoints(cfg, backbone):
         checkpoint_activations(backbone)
+        if hasattr(head, "blocks_above"):  # it has the last blocks of a ViT
+            checkpoint_activations(head)
     if cfg.MODEL.COMPILE:  # in place, which keeps the names of parameters
         for module in (backbone, head):
             module.compile(dynamic=False)  # compiling Swin with dynamic shapes does not terminate

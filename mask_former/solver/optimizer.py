@@ -38,8 +38,9 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Para
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Build one group for each trained parameter.
 
-    The learning rate is ``BASE_LR``, in the backbone times ``BACKBONE_MULTIPLIER``, times the
-    factors of all patterns of ``LR_MULTIPLIERS`` that match the parameter's name. The weight decay
+    The learning rate is ``BASE_LR``, in the backbone times ``BACKBONE_MULTIPLIER``, in a plain ViT
+    times ``LAYER_DECAY`` for each block above, times the factors of all patterns of
+    ``LR_MULTIPLIERS`` that match the parameter's name. The weight decay
     is ``WEIGHT_DECAY_NORM`` for norm layers, ``WEIGHT_DECAY_EMBED`` for embeddings, 0 for
     position biases, and ``WEIGHT_DECAY`` for all other parameters.
 
@@ -55,6 +56,12 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         lr, weight_decay = solver.BASE_LR, solver.WEIGHT_DECAY
         if "backbone" in module_name.split("."):
             lr *= solver.BACKBONE_MULTIPLIER
+        group: dict[str, Any] = {}
+        above = _blocks_above(model, f"{module_name}.{name}")
+        if above is not None:  # of a plain ViT
+            group["is_vit"] = True
+            if solver.LAYER_DECAY_LAST_BLOCKS or not module_name.startswith("sem_seg_head."):
+                lr *= solver.LAYER_DECAY**above
         lr *= multipliers.get(f"{module_name}.{name}" if module_name else name, 1.0)
         if name in _POSITION_BIASES:
             weight_decay = 0.0
@@ -62,8 +69,18 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             weight_decay = solver.WEIGHT_DECAY_NORM
         elif isinstance(module, nn.Embedding):
             weight_decay = solver.WEIGHT_DECAY_EMBED
-        groups.append({"params": [parameter], "lr": lr, "weight_decay": weight_decay})
+        groups.append(group | {"params": [parameter], "lr": lr, "weight_decay": weight_decay})
     return groups
+
+
+def _blocks_above(model: nn.Module, parameter: str) -> int | None:
+    """Count the blocks of a plain ViT above the one with a parameter; None: it is not of a ViT.
+
+    The modules with the ViT, or with a part of it, have a method ``blocks_above(name)``.
+    """
+    part, _, name = parameter.partition(".")
+    count = getattr(getattr(model, part, None), "blocks_above", None)
+    return None if count is None else count(name)
 
 
 def _multipliers(entries: Sequence[Any], names: Sequence[str]) -> dict[str, float]:

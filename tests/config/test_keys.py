@@ -25,9 +25,12 @@ from mask_former.registries import (
 ADDED_KEYS = {
     "LOGGERS": ["json", "tensorboard"],
     "INPUT.IMAGE_SIZE": 1024,
+    "INPUT.LSJ_RULE": "detectron2",
     "INPUT.MAX_SCALE": 2.0,
+    "INPUT.MAX_TRIES": 1,
     "INPUT.MIN_MASK_AREA": 0,
     "INPUT.MIN_SCALE": 0.1,
+    "INPUT.PAD_VALUE": 128,
     "MODEL.EMA.ENABLED": False,
     "MODEL.FREEZE": [],
     "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,

@@ -84,6 +84,24 @@ def test_the_backbone_is_built_and_learns(plugin: ModuleType) -> None:
     assert all(f"backbone.{name}" in moved for name, _ in model.backbone.named_parameters())
 
 
+MASKFORMER = "ade20k-150/maskformer_R50_bs16_160k.yaml"
+MASK2FORMER = "mask2former/ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml"
+
+
+@pytest.mark.parametrize("base", [MASKFORMER, MASK2FORMER])
+def test_both_models_are_built_on_a_plain_vit_and_learn(base: str, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    text = (EXAMPLES / "vit_backbone.yaml").read_text()
+    assert base in text
+    base_line = f"../../configs/{MASKFORMER}"
+    (tmp_path / "vit.yaml").write_text(text.replace(base_line, str(ROOT / "configs" / base)))
+    tiny = ["MODEL.VIT.NAME", "test_vit", "MODEL.VIT.OUT_CHANNELS", "16"]
+    tiny += ["MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "100", "MODEL.VIT.DROP_PATH_RATE", "0.0"]
+    cfg = load_cfg(str(tmp_path / "vit.yaml"), [*SMALL, *tiny])
+    model, _, moved = step(cfg, [make_example(0), make_example(1)])
+    assert {f"backbone.{name}" for name, _ in model.backbone.named_parameters()} <= moved
+
+
 @pytest.mark.parametrize("plugin", ["sum_pixel_decoder"], indirect=True)
 def test_the_pixel_decoder_is_built_and_learns(plugin: ModuleType) -> None:
     model, _, moved = step(load("sum_pixel_decoder"), [make_example(0), make_example(1)])

@@ -209,3 +209,16 @@ def test_examples_come_from_the_training_mapper_at_test_size(config, dataset):
             assert example["image"][0, 10, 0] == 0
             assert example["instances"].gt_classes.tolist() == [0, 1]
             assert example["instances"].gt_masks[1, :, 20:].all()
+
+
+def test_examples_of_a_mapper_with_large_scale_jitter_fit_into_its_square(config, dataset):
+    cfg = config(
+        *["DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.TEST", f"('{dataset}',)"],
+        *["INPUT.DATASET_MAPPER_NAME", "mask_former_semantic_lsj", "INPUT.IMAGE_SIZE", 40],
+        *["INPUT.PAD_VALUE", 7, "DATALOADER.NUM_WORKERS", 0],
+    )
+    for _ in range(4):  # neither scaled at random nor flipped
+        (example,), _ = build_validation_loader(cfg, dataset)
+        assert example["image"].shape == (3, 40, 40)
+        assert example["image"][0, 20:].unique().tolist() == [7]
+        assert example["instances"].gt_masks[1, :20, 20:].all()

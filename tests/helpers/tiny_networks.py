@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from mask_former.config.keys import get_mask_former_cfg
+from tests.helpers.paths import ROOT
 
 FAMILIES: dict[str, list[Any]] = {
     # few channels: building and copying the weights of a ResNet takes longer than running it
@@ -61,4 +62,20 @@ def tiny_network(family: str, opts: list[Any] | None = None) -> Any:
                 weight.mul_(5)
             if "relative_position_bias" in name:  # initialized close to 0
                 weight.normal_()
+    return model
+
+
+def tiny_eomt(opts: list[Any] | None = None, vit: str = "test_vit") -> Any:
+    """Build an EoMT for images of 64×96 pixels, 4 classes and 6 queries, in evaluation mode."""
+    cfg = get_mask_former_cfg()
+    cfg.merge_from_file(str(ROOT / "configs" / "eomt" / "Base-EoMT.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "DATASETS.TRAIN", ()])
+    cfg.merge_from_list(["MODEL.EOMT.VIT", vit, "MODEL.EOMT.IMAGE_SIZE", [64, 96]])
+    cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4])
+    cfg.merge_from_list(["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 6])
+    cfg.merge_from_list(["MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 100, *(opts or [])])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        model.sem_seg_head.q.weight.mul_(3)  # so that masks are neither empty nor full
     return model

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from mask_former.config.validation import validate
 from mask_former.inference import ImageLogits, SlidingWindow, WindowLogits
 from mask_former.inference import sliding_window as windows
-from mask_former.inference.sliding_window import blend_weights, window_starts
+from mask_former.inference.sliding_window import blend_weights, even_windows, window_starts
 from mask_former.ops import lazy_masks
 from tests.helpers.core_cases import LargestTensor
 from tests.helpers.memory import peak_ratio
@@ -55,6 +55,20 @@ def test_blend_weights_sum_to_1_and_fall_towards_the_edges(length, size, stride)
     if stride == size / 2:
         inner = weights[1]
         assert inner[0] < 0.05 and inner[-1] < 0.05 and inner[size // 2] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "expected"),
+    [
+        ((512, 512), 512, [[0, 512]]),
+        ((512, 700), 512, [[0, 512], [188, 700]]),
+        ((1365, 512), 512, [[0, 512], [426, 938], [853, 1365]]),
+        # 3 windows of 112 and 1 of the last pixels: rounding errors must not lose the last one
+        (339, 112, [[0, 112], [75, 187], [151, 263], [227, 339]]),
+    ],
+)
+def test_even_windows_are_the_fewest_and_end_where_the_image_does(size, window, expected):
+    assert even_windows(size, window) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from .catalog import check_dataset_exists, read_table, register
 __all__ = ["fitting_keys", "register_own_tables", "use_datasets"]
 
 _FITTING = {
-    "sem_seg": ("mask_former_semantic", "SEMANTIC_ON"),
-    "coco_panoptic_seg": ("mask_former_panoptic", "PANOPTIC_ON"),
-    "coco": ("mask_former_instance", "INSTANCE_ON"),
+    "sem_seg": ("mask_former_semantic", "mask_former_semantic_lsj", "SEMANTIC_ON"),
+    "coco_panoptic_seg": ("mask_former_panoptic", "coco_panoptic_lsj", "PANOPTIC_ON"),
+    "coco": ("mask_former_instance", "coco_instance_lsj", "INSTANCE_ON"),
 }
-"""The mapper, and the key that enables the result to evaluate, by ``evaluator_type``."""
+"""The mapper, that with large-scale jitter, and the key that enables the result to evaluate, by
+``evaluator_type``."""
 
 
 def register_own_tables(cfg: CfgNode) -> None:
@@ -47,12 +48,15 @@ def register_own_tables(cfg: CfgNode) -> None:
         logger.info("DATASETS.TEST is empty: nothing will be evaluated.")
 
 
-def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, Any]:
+def fitting_keys(
+    train: Sequence[str], test: Sequence[str] = (), mapper: str = ""
+) -> dict[str, Any]:
     """Derive config keys from the data: datasets, classes, mapper and evaluated result.
 
     Args:
         train: names of registered training datasets, all of one kind.
         test: names of registered test datasets of the same kind; may be empty.
+        mapper: the config's mapper: one with large-scale jitter is replaced by one with it.
 
     Returns:
         Full names of keys and their values, such as ``{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 11}``.
@@ -70,11 +74,12 @@ def fitting_keys(train: Sequence[str], test: Sequence[str] = ()) -> dict[str, An
                 f"The datasets {train[0]!r} and {name!r} cannot be combined: their evaluator_type, "
                 f"classes and ignore label are {described[train[0]]} and {found}, but must agree."
             )
-    mapper, result_key = _FITTING[kind]
+    plain, jittering, result_key = _FITTING[kind]
+    has_jitter = mapper in (entry[1] for entry in _FITTING.values())
     return {
         "DATASETS.TRAIN": list(train),
         "DATASETS.TEST": list(test),
-        "INPUT.DATASET_MAPPER_NAME": mapper,
+        "INPUT.DATASET_MAPPER_NAME": jittering if has_jitter else plain,
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(classes),
         "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": ignore_label,
         f"MODEL.MASK_FORMER.TEST.{result_key}": True,
@@ -96,5 +101,5 @@ def _describe(name: str) -> tuple[str, tuple[str, ...], int]:
 
 def use_datasets(cfg: CfgNode, train: Sequence[str], test: Sequence[str] = ()) -> None:
     """Set the keys of ``fitting_keys`` in ``cfg``; other keys stay unchanged."""
-    for key, value in fitting_keys(train, test).items():
+    for key, value in fitting_keys(train, test, cfg.INPUT.DATASET_MAPPER_NAME).items():
         cfg.merge_from_list([key, value])

@@ -7,6 +7,7 @@ from .instance_lsj import COCOInstanceLSJDatasetMapper
 from .panoptic import MaskFormerPanopticDatasetMapper
 from .panoptic_lsj import COCOPanopticLSJDatasetMapper
 from .semantic import MaskFormerSemanticDatasetMapper
+from .semantic_lsj import MaskFormerSemanticLSJDatasetMapper
 
 __all__ = [
     "COCOInstanceLSJDatasetMapper",
@@ -16,4 +17,5 @@ __all__ = [
     "MaskFormerInstanceDatasetMapper",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
+    "MaskFormerSemanticLSJDatasetMapper",
 ]

@@ -24,7 +24,6 @@ from ..transforms.augmentation import build_augmentation, build_lsj_augmentation
 
 __all__ = ["Annotations", "TrainingMapper", "ignore_label_of", "lsj_settings", "settings"]
 
-IMAGE_PAD_VALUE = 128
 ANNOTATION_KEYS = frozenset(
     {"annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name", "label_map"}
 )
@@ -69,6 +68,8 @@ class TrainingMapper:
         num_classes: int | None = None,
         min_mask_area: int = 0,
         mask_ignore: bool = False,
+        pad_value: int = 128,
+        max_tries: int = 1,
     ) -> None:
         """Check and store the settings.
 
@@ -83,6 +84,8 @@ class TrainingMapper:
             num_classes: K, to check annotations against; None: do not check them.
             min_mask_area: masks with fewer pixels after augmentation are dropped.
             mask_ignore: add ``valid`` to the example.
+            pad_value: value that images are padded with, in 0 … 255.
+            max_tries: number of times that an image is augmented until it has a target, at most.
 
         Raises:
             ValueError: if a value is out of range, or ``is_train`` is False, because evaluators
@@ -102,12 +105,18 @@ class TrainingMapper:
             )
         if min_mask_area < 0:
             raise ValueError(f"INPUT.MIN_MASK_AREA is {min_mask_area}, expected 0 or more pixels.")
+        if not 0 <= pad_value <= 255:
+            raise ValueError(f"INPUT.PAD_VALUE is {pad_value}, expected 0 to 255, as in an image.")
+        if max_tries < 1:
+            raise ValueError(f"INPUT.MAX_TRIES is {max_tries}, expected 1 or more.")
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.ignore_label = ignore_label
         self.size_divisibility = size_divisibility
         self.num_classes = num_classes
         self.mask_ignore = mask_ignore
+        self.pad_value = pad_value
+        self.max_tries = max_tries
         self.min_mask_area = min_mask_area if self.keeps_empty_masks else max(1, min_mask_area)
         logging.getLogger(__name__).info(
             "[%s] Augmentations used in training: %s", type(self).__name__, augmentations
@@ -150,8 +159,18 @@ class TrainingMapper:
         }
         image = read_image(image_file, "file_name", self.image_format)
         detection_utils.check_image_size(example, image)  # adds height and width
-        segments, sem_seg = self.read_annotations(dataset_dict, image)
+        annotations = self.read_annotations(dataset_dict, image)
+        for _ in range(self.max_tries):
+            example |= self._augment(image, annotations, image_file)
+            if len(example["instances"]):
+                break
+        return example
 
+    def _augment(
+        self, image: NDArray[Any], annotations: Annotations, image_file: str
+    ) -> dict[str, Any]:
+        """Augment and pad an image and its annotation once: all but the dict's keys."""
+        segments, sem_seg = annotations
         inputs = T.AugInput(image, sem_seg=sem_seg)
         try:
             transforms = self.augmentations(inputs)
@@ -165,7 +184,9 @@ class TrainingMapper:
             targets = segments.transform(transforms)
 
         size = self._padded_size(inputs.image, image_file)
-        example["image"] = torch.from_numpy(_pad_image(inputs.image, size))
+        example: dict[str, Any] = {
+            "image": torch.from_numpy(_pad_image(inputs.image, size, self.pad_value))
+        }
         if inputs.sem_seg is not None:
             assert self.ignore_label is not None
             sem_seg = pad_map(inputs.sem_seg, size, self.ignore_label)
@@ -210,11 +231,13 @@ def settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         "min_mask_area": cfg.INPUT.MIN_MASK_AREA,
         "mask_ignore": cfg.MODEL.MASK_FORMER.MASK_IGNORE,
+        "pad_value": cfg.INPUT.PAD_VALUE,
+        "max_tries": cfg.INPUT.MAX_TRIES,
     }
 
 
 def lsj_settings(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-    """Read the arguments of training mappers with large-scale jitter, which make no label map."""
+    """Read the arguments of training mappers with large-scale jitter, by default without labels."""
     return settings(cfg, is_train) | {
         "augmentations": build_lsj_augmentation(cfg),
         "ignore_label": None,
@@ -237,10 +260,10 @@ def ignore_label_of(datasets: tuple[str, ...]) -> int:
     return next(iter(labels.values()))
 
 
-def _pad_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Convert H×W×3 to 3×``size``, padded with ``IMAGE_PAD_VALUE`` at the right and bottom."""
+def _pad_image(image: NDArray[Any], size: tuple[int, int], value: int) -> NDArray[Any]:
+    """Convert H×W×3 to 3×``size``, padded with ``value`` at the right and bottom."""
     height, width, channels = image.shape
-    make = np.empty if (height, width) == size else partial(np.full, fill_value=IMAGE_PAD_VALUE)
+    make = np.empty if (height, width) == size else partial(np.full, fill_value=value)
     padded = make((channels, *size), dtype=image.dtype)
     for channel, values in enumerate(cv2.split(image)):  # faster than a transpose
         padded[channel, :height, :width] = values
@@ -252,7 +275,7 @@ def _fitting_mapper(dataset_dict: dict[str, Any]) -> str:
     if {"pan_seg_file_name", "segments_info"} <= dataset_dict.keys():
         fitting += ["mask_former_panoptic", "detr_panoptic", "coco_panoptic_lsj"]
     if "sem_seg_file_name" in dataset_dict:
-        fitting += ["mask_former_semantic"]
+        fitting += ["mask_former_semantic", "mask_former_semantic_lsj"]
     if "annotations" in dataset_dict:
         fitting += ["mask_former_instance", "coco_instance_lsj"]
     if not fitting:

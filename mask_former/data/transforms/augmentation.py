@@ -1,4 +1,4 @@
-"""The training augmentations of MaskFormer, DETR and Mask2Former, built from detectron2's.
+"""The training augmentations of MaskFormer, DETR, Mask2Former and EoMT, built from detectron2's.
 
 The random draws are detectron2's, from the same generators in the same order, but flips and colour
 jitter need fewer passes over the pixels. The seeds of numpy and of ``random``, from which the
@@ -7,7 +7,6 @@ colour jitter draws, determine an example.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,10 +17,11 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
+from .color_jitter import ColorAugSSD, ColorAugTorchvision
 from .crops import ClassUniformCrop, FixedSizeCrop, ResizeAndCrop
 
 __all__ = [
-    "ColorAugSSD",
+    "ResizeScaleFloor",
     "build_augmentation",
     "build_detr_augmentation",
     "build_lsj_augmentation",
@@ -47,90 +47,6 @@ class RandomFlip(T.RandomFlip):
         transform = super().get_transform(image)
         is_horizontal = isinstance(transform, T.HFlipTransform)
         return HFlipTransform(transform.width) if is_horizontal else transform
-
-
-class ColorAugSSD(T.Augmentation):
-    """The colour jitter of SSD (Liu et al., 2016): brightness, contrast, saturation and hue.
-
-    Draws, ranges, order and rounding are those of
-    ``detectron2.projects.point_rend.ColorAugSSDTransform``, which draws when it is applied, so that
-    one transform returns a different result each time. Here ``get_transform`` draws a fixed
-    transform, and each step looks values up in a table of 256 instead of computing in floating
-    point.
-    """
-
-    def __init__(
-        self,
-        img_format: str,
-        brightness_delta: float = 32,
-        contrast_low: float = 0.5,
-        contrast_high: float = 1.5,
-        saturation_low: float = 0.5,
-        saturation_high: float = 1.5,
-        hue_delta: int = 18,
-    ) -> None:
-        """Store the ranges of the draws.
-
-        Args:
-            img_format: "RGB" or "BGR".
-            brightness_delta: the largest change of the brightness, up or down, in 0 … 255.
-            contrast_low, contrast_high: the range of the factor for all channels.
-            saturation_low, saturation_high: the range of the factor for the saturation.
-            hue_delta: the largest change of the hue, up or down, in units of 2 degrees.
-        """
-        self._init(locals())
-
-    def get_transform(self, image: NDArray[Any]) -> T.ColorTransform:
-        """Draw one jitter; each of the four steps is skipped with a probability of one half."""
-        coin = partial(random.randrange, 2)
-        tables = [self._brightness()] if coin() else []
-        steps: list[Callable[[], NDArray[Any]]] = [self._saturation, self._hue]
-        steps.insert(0 if coin() else 2, self._contrast)
-        tables += [draw() for draw in steps if coin()]
-        return T.ColorTransform(partial(_look_up, tables=tables, img_format=self.img_format))
-
-    def _brightness(self) -> NDArray[Any]:
-        return _linear(1, random.uniform(-self.brightness_delta, self.brightness_delta))
-
-    def _contrast(self) -> NDArray[Any]:
-        return _linear(random.uniform(self.contrast_low, self.contrast_high))
-
-    def _saturation(self) -> NDArray[Any]:
-        factor = random.uniform(self.saturation_low, self.saturation_high)
-        return _hsv_table(saturation=_linear(factor))
-
-    def _hue(self) -> NDArray[Any]:
-        shift = random.randint(-self.hue_delta, self.hue_delta)
-        return _hsv_table(hue=((np.arange(256) + shift) % 180).astype(np.uint8))
-
-
-def _linear(factor: float, offset: float = 0) -> NDArray[Any]:
-    """Return the look-up table of a linear function of 8-bit values: 256 values."""
-    values = np.arange(256, dtype=np.float32) * factor + offset
-    return np.clip(values, 0, 255).astype(np.uint8)
-
-
-def _hsv_table(
-    hue: NDArray[Any] | None = None, saturation: NDArray[Any] | None = None
-) -> NDArray[Any]:
-    """Return a look-up table for the three channels of an HSV image: 1×256×3."""
-    same = np.arange(256, dtype=np.uint8)
-    channels = (same if hue is None else hue, same if saturation is None else saturation, same)
-    return np.stack(channels, axis=-1)[None]
-
-
-def _look_up(image: NDArray[Any], tables: list[NDArray[Any]], img_format: str) -> NDArray[Any]:
-    """Apply tables in order: those of 256 values to the image, those of 1×256×3 to its HSV form."""
-    is_rgb = img_format == "RGB"
-    to_hsv, from_hsv = (
-        (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
-    )
-    for table in tables:
-        if table.ndim == 1:
-            image = cv2.LUT(image, table)
-        else:
-            image = cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, to_hsv), table), from_hsv)
-    return image
 
 
 def build_augmentation(cfg: CfgNode, ignore_label: int | None) -> list[T.Augmentation]:
@@ -177,11 +93,23 @@ def build_detr_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
     return [*augmentations, ResizeAndCrop(_resize(cfg))]
 
 
+class ResizeScaleFloor(T.ResizeScale):
+    """detectron2's random scale, but sizes are rounded down, as torchvision does."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Draw the new size of an image H×W×3."""
+        h, w = image.shape[:2]
+        scale = np.random.uniform(self.min_scale, self.max_scale)
+        factor = min(self.target_height / h, self.target_width / w) * scale
+        return T.ResizeTransform(h, w, int(h * factor), int(w * factor))
+
+
 def build_lsj_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
     """Build large-scale jitter (Ghiasi et al., 2021, *Simple Copy-Paste*, section 3).
 
-    It flips, scales the image to fit into a square of MIN_SCALE to MAX_SCALE times IMAGE_SIZE, and
-    crops it to at most IMAGE_SIZE. Mappers pad smaller images to IMAGE_SIZE.
+    It jitters colours if COLOR_AUG_SSD is set, flips, scales the image to fit into a square of
+    MIN_SCALE to MAX_SCALE times IMAGE_SIZE, and crops it to at most IMAGE_SIZE. Mappers pad smaller
+    images to IMAGE_SIZE.
 
     Args:
         cfg: ``mask_former.config.keys`` explains the keys in ``INPUT``.
@@ -195,9 +123,18 @@ def build_lsj_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
             f"INPUT.IMAGE_SIZE is {side}, INPUT.MIN_SCALE {low} and INPUT.MAX_SCALE {high}: "
             "expected a side of at least 1 pixel, and factors with 0 < MIN_SCALE <= MAX_SCALE."
         )
-    resize = T.ResizeScale(low, high, side, side)
+    color, scale, crop = _LSJ_RULES[_one_of(cfg.INPUT.LSJ_RULE, "LSJ_RULE", tuple(_LSJ_RULES))]
     keys = "INPUT.IMAGE_SIZE and INPUT.MIN_SCALE"
-    return [*_flip(cfg), ResizeAndCrop(resize, FixedSizeCrop((side, side)), keys)]
+    resize_and_crop = ResizeAndCrop(scale(low, high, side, side), crop((side, side)), keys)
+    colors = [color(img_format=cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
+    return [*colors, *_flip(cfg), resize_and_crop]
+
+
+_LSJ_RULES: dict[str, tuple[Callable[..., Any], ...]] = {
+    "detectron2": (ColorAugSSD, T.ResizeScale, FixedSizeCrop),
+    "torchvision": (ColorAugTorchvision, ResizeScaleFloor, partial(T.RandomCrop, "absolute")),
+}
+"""Colour jitter, scaling and crop of each ``INPUT.LSJ_RULE``."""
 
 
 def _resize(cfg: CfgNode) -> T.ResizeShortestEdge:

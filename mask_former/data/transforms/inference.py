@@ -20,16 +20,21 @@ class InferencePreprocessing:
         """Read the settings of a config.
 
         Args:
-            cfg: ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` set the size, ``INPUT.FORMAT``
-                the channel order.
+            cfg: ``TEST.RESIZE`` or ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` set the
+                size, ``INPUT.FORMAT`` the channel order.
 
         Raises:
-            ValueError: if ``INPUT.FORMAT`` is neither "RGB" nor "BGR".
+            ValueError: if ``INPUT.FORMAT`` is neither "RGB" nor "BGR", or ``TEST.RESIZE`` is
+                unknown.
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, expected 'RGB' or 'BGR'.")
         self.is_bgr = cfg.INPUT.FORMAT == "BGR"
-        self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.resize: Any
+        if cfg.TEST.RESIZE:
+            self.resize = _ResizeTo(cfg.TEST.RESIZE, tuple(cfg.MODEL.EOMT.IMAGE_SIZE))
+        else:
+            self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(self, image: NDArray[np.uint8]) -> dict[str, Any]:
         """Preprocess one image.
@@ -56,3 +61,19 @@ class InferencePreprocessing:
         resized = resize.apply_image(image[:, :, ::-1] if self.is_bgr else image)
         pixels = torch.from_numpy(resized.transpose(2, 0, 1).copy())  # contiguous and writable
         return {"image": pixels, "height": height, "width": width}
+
+
+class _ResizeTo:
+    """Resizing of images to fit into a size, or to cover it (EoMT)."""
+
+    def __init__(self, mode: str, size: tuple[int, int]) -> None:
+        if mode not in ("fit", "cover"):
+            raise ValueError(f"TEST.RESIZE is {mode!r}, expected 'fit', 'cover' or ''.")
+        self.size = size
+        self.choose = min if mode == "fit" else max
+
+    def get_transform(self, image: NDArray[np.uint8]) -> T.Transform:
+        height, width = image.shape[:2]
+        factor = self.choose(self.size[0] / height, self.size[1] / width)
+        # Python rounds halves to the even number, as the published code does
+        return T.ResizeTransform(height, width, round(height * factor), round(width * factor))

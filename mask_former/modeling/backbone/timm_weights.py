@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 from torch import Tensor
@@ -20,8 +21,12 @@ from mask_former.utils.downloads import announce, cached_file
 from mask_former.utils.weight_files import read_checkpoint, write_weights
 
 from .timm_backbone import PREFIX, TimmBackbone, check_known
+from .timm_vit import create_vit, is_plain_vit
 
 __all__ = ["convert_timm_checkpoint", "packaged_checkpoint"]
+
+_KEY = "The model of timm://"
+"""Source of a model's name, for error messages."""
 
 
 def packaged_checkpoint(name: str) -> Path | None:
@@ -38,7 +43,7 @@ def packaged_checkpoint(name: str) -> Path | None:
 
 
 def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a timm model's weights to the names that :class:`TimmBackbone` uses.
+    """Rename a timm model's weights to the names that our backbones use.
 
     Args:
         name: timm's name of the model.
@@ -46,18 +51,17 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
             with other names, but exactly timm's order and shapes.
 
     Returns:
-        The weights, named ``backbone.body.*``, without the classifier.
+        The weights without the classifier: those of a plain ViT, named ``backbone.vit.*``, for
+        ``ViTBackbone`` and EoMT; others, named ``backbone.body.*``, for ``TimmBackbone``.
 
     Raises:
         ValueError: if timm does not know the model, or the weights do not fit it.
     """
-    body = TimmBackbone(name, out_features=()).body.state_dict()  # a clear error without timm
+    check_known(name, _KEY)
     import timm
 
     expected = timm.create_model(name).state_dict()
-    # To extract maps, timm flattens names (``layers_0`` for ``layers.0``) or adds a prefix.
-    by_plain_name = {key.replace(".", "_"): key for key in expected}
-    source = {key: by_plain_name[key.removeprefix("model.").replace(".", "_")] for key in body}
+    source = _sources(name, expected)
     missing = sorted(set(source.values()) - set(weights))
     if missing:
         shapes = [tuple(value.shape) for value in weights.values()]
@@ -74,7 +78,23 @@ def convert_timm_checkpoint(name: str, weights: Mapping[str, Tensor]) -> dict[st
                 f"These weights do not fit timm's {name}: {key} has shape "
                 f"{tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}."
             )
-    return {f"backbone.{PREFIX}{key}": weights[source[key]].clone() for key in body}
+    return {ours: weights[key].clone() for ours, key in source.items()}
+
+
+def _sources(name: str, entries: Collection[str]) -> dict[str, str]:
+    """Return which of timm's ``entries`` each entry of our backbone is, by our name."""
+    if is_plain_vit(name, _KEY):
+        with torch.device("meta"):
+            own = create_vit(name, _KEY).state_dict()
+        # timm calls the norm "fc_norm" where it follows the pooling
+        return {f"backbone.vit.{key}": key if key in entries else f"fc_{key}" for key in own}
+    body = TimmBackbone(name, out_features=()).body.state_dict()
+    # To extract maps, timm flattens names (``layers_0`` for ``layers.0``) or adds a prefix.
+    by_plain_name = {key.replace(".", "_"): key for key in entries}
+    return {
+        f"backbone.{PREFIX}{key}": by_plain_name[key.removeprefix("model.").replace(".", "_")]
+        for key in body
+    }
 
 
 class _TimmWeights(PathHandler):
@@ -85,7 +105,7 @@ class _TimmWeights(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         name = path[len("timm://") :]
-        check_known(name, "The model of timm://")
+        check_known(name, _KEY)
         target = cached_file(f"timm-{name}.safetensors")
         if force or not target.is_file():
             write_weights(convert_timm_checkpoint(name, self._weights(name)), target)

@@ -52,6 +52,20 @@ def test_keys_for_instances_count_things_and_for_panoptic_data_all_classes(tmp_p
     assert keys["DATASET_MAPPER_NAME"] == "mask_former_panoptic"
 
 
+def test_a_mapper_with_large_scale_jitter_is_replaced_by_one_with_it(
+    semantic: tuple[str, str], tmp_path: Path
+) -> None:
+    register_instances("own", *write_instances(tmp_path))
+    names = {"own_a": "mask_former_semantic_lsj", "own": "coco_instance_lsj"}
+    names["shapes_panoptic_train"] = "coco_panoptic_lsj"
+    cfg = get_mask_former_cfg()
+    for mapper in names.values():
+        for dataset, expected in names.items():
+            cfg.INPUT.DATASET_MAPPER_NAME = mapper
+            use_datasets(cfg, [dataset])
+            assert expected == cfg.INPUT.DATASET_MAPPER_NAME
+
+
 def test_use_datasets_sets_the_fitting_keys_and_no_others(semantic: tuple[str, str]) -> None:
     cfg = get_mask_former_cfg()
     before = cfg.clone()

@@ -36,3 +36,9 @@ class TestInstanceLSJ(MapperBattery):
     name = "coco_instance_lsj"
     kind = "instance"
     options = LSJ
+
+
+class TestSemanticLSJ(MapperBattery):
+    name = "mask_former_semantic_lsj"
+    kind = "semantic"
+    options = LSJ

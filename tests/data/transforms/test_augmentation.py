@@ -10,11 +10,11 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from mask_former.data.transforms.augmentation import (
-    ColorAugSSD,
     RandomFlip,
     build_augmentation,
     build_detr_augmentation,
 )
+from mask_former.data.transforms.color_jitter import ColorAugSSD
 from mask_former.data.transforms.crops import ClassUniformCrop, ResizeAndCrop, ResizeCropTransform
 from tests.helpers.noise_images import IGNORE, augment, noise
 

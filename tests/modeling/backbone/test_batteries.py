@@ -33,3 +33,17 @@ class TestResNet(BackboneBattery):
         "MODEL.RESNETS.NORM": "BN",
         "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     }
+
+
+class TestViT(BackboneBattery):
+    name = "build_vit_backbone"
+    options = {"MODEL.VIT.NAME": "test_vit", "MODEL.VIT.OUT_CHANNELS": 8}  # noqa: RUF012
+
+    @pytest.fixture(autouse=True)
+    def _timm(self):
+        pytest.importorskip("timm")
+
+
+class TestFrozenViTWithPatchesOf8Pixels(TestViT):
+    options = TestViT.options | {"MODEL.VIT.PATCH_SIZE": 8, "MODEL.VIT.FREEZE_AT": -1}
+    fixed = ("vit.",)

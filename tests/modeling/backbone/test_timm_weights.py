@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.modeling.backbone.timm_backbone import TimmBackbone
 from mask_former.modeling.backbone.timm_weights import convert_timm_checkpoint, packaged_checkpoint
+from mask_former.modeling.backbone.vit import ViTBackbone
 
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
 
@@ -42,7 +43,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize(
     "name",
     # unchanged by timm, flattened by timm (two), wrapped by timm
-    ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"],
+    ["test_efficientnet", "test_resnet", "test_convnext", "test_vit_relpos"],
 )
 def test_every_backbone_entry_gets_the_value_of_the_same_timm_entry(name):
     torch.manual_seed(0)
@@ -55,6 +56,21 @@ def test_every_backbone_entry_gets_the_value_of_the_same_timm_entry(name):
         plain = key.removeprefix("backbone.body.").removeprefix("model.").replace(".", "_")
         (source,) = [name for name in whole.state_dict() if name.replace(".", "_") == plain]
         assert torch.equal(value, whole.state_dict()[source])
+
+
+@pytest.mark.parametrize("norm, name", [("norm", "test_vit"), ("fc_norm", "test_vit2")])
+def test_a_plain_vit_keeps_all_but_its_classifier(norm, name):
+    whole = timm.create_model(name).state_dict()
+    converted = convert_timm_checkpoint(name, whole)
+    backbone = ViTBackbone(name)
+    own = {f"backbone.{key}" for key in backbone.state_dict() if key.startswith("vit.")}
+    assert set(converted) == own
+    assert len(own) == len(whole) - 2  # weight and bias of the classifier
+    for key, value in converted.items():
+        source = key.removeprefix("backbone.vit.")
+        assert torch.equal(
+            value, whole[norm + source[4:] if source.startswith("norm.") else source]
+        )
 
 
 def test_entries_with_other_names_are_mapped_by_order_and_shape(weights):

@@ -1,0 +1,89 @@
+"""Convert a published EoMT checkpoint into a file for MODEL.WEIGHTS, or back.
+
+python tools/convert_eomt.py pytorch_model.bin --base dinov3.safetensors --output eomt.safetensors
+python tools/convert_eomt.py model_final.pth --to official --output pytorch_model.bin
+
+Published checkpoints for DINOv2 can be used as MODEL.WEIGHTS without a conversion. Those for DINOv3
+are differences: --base names the weights of DINOv3, as transformers stores them (model.safetensors
+of facebook/dinov3-vits16-pretrain-lvd1689m, for example; accept their licence first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mask_former.checkpoint.eomt_delta import add_base_weights
+from mask_former.checkpoint.eomt_names import (
+    from_official,
+    from_transformers,
+    to_official,
+    to_transformers,
+)
+from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
+
+from .command import exit_code, make_parser
+
+__all__ = ["ConvertEoMTArguments", "main", "parse"]
+
+_WRITERS = {"official": to_official, "transformers": to_transformers}
+
+
+@dataclass(frozen=True)
+class ConvertEoMTArguments:
+    """Arguments of the command; the help of :func:`parse` explains them."""
+
+    checkpoint: Path
+    base: Path | None
+    to: str
+    output: Path
+
+
+def parse(argv: Sequence[str] | None) -> ConvertEoMTArguments:
+    """Parse the command line; exit with a message if it is wrong."""
+    parser = make_parser(__doc__)
+    parser.add_argument("checkpoint", type=Path, help="the file to convert")
+    parser.add_argument("--base", type=Path, help="weights of DINOv3 to add to differences")
+    parser.add_argument(
+        "--to",
+        choices=["ours", *_WRITERS],
+        default="ours",
+        help="the names of the result (default: ours)",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the file to write")
+    return ConvertEoMTArguments(**vars(parser.parse_args(argv)))
+
+
+def run(arguments: ConvertEoMTArguments) -> int:
+    """Convert the file and return the exit code."""
+    weights = _read(arguments.checkpoint)
+    if arguments.base is not None:
+        weights = add_base_weights(weights, _read(arguments.base))
+    if any(name.startswith("network.") for name in weights):
+        weights = from_official(weights)
+    elif "query.weight" in weights:
+        weights = from_transformers(weights)
+    if "sem_seg_head.attn_mask_probs" not in weights:
+        raise ValueError(
+            f"{arguments.checkpoint} is not an EoMT: it has neither the published names "
+            "(network.…), nor those of transformers (query.weight), nor ours (sem_seg_head.…)."
+        )
+    if arguments.to in _WRITERS:
+        weights = _WRITERS[arguments.to](weights)
+    write_weights(weights, arguments.output)
+    print(f"{arguments.output}: {len(weights)} tensors, names: {arguments.to}")
+    return 0
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    weights = as_tensors(read_checkpoint(path)["model"], path)
+    return {name.replace("._orig_mod", ""): value for name, value in weights.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = parse(argv)
+    return exit_code("convert_eomt", lambda: run(arguments))
