@@ -73,6 +73,8 @@ def _check_lists(cfg: CfgNode) -> None:
         kinds = {_kind(item) for item in default}
         if not kinds and key.startswith("DATASETS."):
             kinds = {"text"}
+        if not kinds and key.endswith("_STEPS"):
+            kinds = {"a number"}
         wrong = [item for item in value if _kind(item) not in kinds]
         if kinds and wrong:
             raise ValueError(
@@ -158,7 +160,11 @@ def _check_mask_former(cfg: CfgNode) -> None:
 def _check_sliding_window(cfg: CfgNode) -> None:
     window, test = cfg.TEST.SLIDING_WINDOW, cfg.MODEL.MASK_FORMER.TEST
     made = SlidingWindow.of(
-        window.SIZE, window.STRIDE, panoptic_on=test.PANOPTIC_ON, instance_on=test.INSTANCE_ON
+        window.SIZE,
+        window.STRIDE,
+        window.MODE,
+        panoptic_on=test.PANOPTIC_ON,
+        instance_on=test.INSTANCE_ON,
     )
     smallest = max(_MIN_STEP, window.SIZE // _MAX_OVERLAP)
     if made is not None and made.step < smallest:

@@ -18,9 +18,18 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
     """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names.
 
     "WarmupTwoStagePolyLR" is EoMT's (see :func:`eomt_factors`); the others are detectron2's.
+
+    Raises:
+        ValueError: If the first needs two numbers in ``SOLVER.WARMUP_STEPS``, and has others.
     """
     if cfg.SOLVER.LR_SCHEDULER_NAME != _TWO_STAGES:
         return deeplab.build_lr_scheduler(cfg, optimizer)
+
+    if len(cfg.SOLVER.WARMUP_STEPS) != 2:
+        raise ValueError(
+            f"SOLVER.WARMUP_STEPS is {list(cfg.SOLVER.WARMUP_STEPS)}, expected two numbers: the "
+            "steps of the warm-up of new layers, and of that of the ViT."
+        )
 
     def factor_of(is_vit: bool) -> Any:
         return lambda step: eomt_factors(cfg, step)[0 if is_vit else 1]

@@ -36,3 +36,11 @@ def test_groups_follow_the_schedule_of_their_kind() -> None:
         assert found == pytest.approx([2 * vit, 3 * other])
         optimizer.step()
         scheduler.step()
+
+
+def test_a_schedule_without_two_warm_ups_is_refused_by_name() -> None:
+    cfg = two_stage_cfg()
+    cfg.SOLVER.WARMUP_STEPS = [4]
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    with pytest.raises(ValueError, match=r"SOLVER\.WARMUP_STEPS is \[4\], expected two numbers"):
+        build_lr_scheduler(cfg, optimizer)
