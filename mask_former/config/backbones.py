@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from detectron2.config import CfgNode
 
 from mask_former.utils.norms import build_norm
@@ -27,28 +29,26 @@ def check_backbone(cfg: CfgNode) -> None:
 
 
 def _check_resnet(node: CfgNode) -> None:
-    expected = {
-        "DEPTH": (node.DEPTH in _DEPTHS, f"one of {_DEPTHS}"),
-        "RES5_DILATION": (node.RES5_DILATION in (1, 2), "1 or 2"),
-        "OUT_FEATURES": (
-            bool(node.OUT_FEATURES) and {*node.OUT_FEATURES} <= {"stem", *_STAGES},
-            f"one or more of {('stem', *_STAGES)}",
+    maps = ("stem", *_STAGES)
+    deformed = list(node.DEFORM_ON_PER_STAGE)
+    expected = [
+        ("DEPTH", node.DEPTH in _DEPTHS, f"one of {_DEPTHS}"),
+        ("RES5_DILATION", node.RES5_DILATION in (1, 2), "1 or 2"),
+        ("OUT_FEATURES", {*node.OUT_FEATURES} <= {*maps}, f"one or more of {maps}"),
+        ("DEFORM_ON_PER_STAGE", len(deformed) == len(_STAGES), "a value for each of four stages"),
+        (
+            "DEFORM_ON_PER_STAGE",
+            not any(deformed) or find_spec("detectron2._C") is not None,
+            "no True, because this detectron2 has no compiled operators",
         ),
-        "DEFORM_ON_PER_STAGE": (
-            len(node.DEFORM_ON_PER_STAGE) == len(_STAGES),
-            "a value for each of the four stages",
-        ),
-    }
+    ]
     if node.DEPTH in _BASIC:
-        reason = f"with MODEL.RESNETS.DEPTH {node.DEPTH}"
-        for key, value in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
-            expected[key] = (node[key] == value, f"{value} {reason}")
-        no_stage = [False] * len(_STAGES)
-        expected["DEFORM_ON_PER_STAGE"] = (
-            list(node.DEFORM_ON_PER_STAGE) == no_stage,
-            f"{no_stage} {reason}",
-        )
-    for key, (fits, what) in expected.items():
+        expected += [
+            (key, node[key] == value, f"{value} with MODEL.RESNETS.DEPTH {node.DEPTH}")
+            for key, value in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1))
+        ]
+        expected.append(("DEFORM_ON_PER_STAGE", not any(deformed), f"no True with {node.DEPTH}"))
+    for key, fits, what in expected:
         if not fits:
             raise ValueError(f"MODEL.RESNETS.{key} is {str(node[key])[:80]}; expected {what}.")
     width = node.NUM_GROUPS * node.WIDTH_PER_GROUP

@@ -67,6 +67,8 @@ def _check_lists(cfg: CfgNode) -> None:
             raise ValueError(f"{key} has no value; expected one, such as {default!r}.")
         if not isinstance(value, list | tuple) or not isinstance(default, list | tuple):
             continue
+        if not value and default and key.endswith("FEATURES"):
+            raise ValueError(f"{key} is empty; expected names of maps, such as {list(default)}.")
         twice = [item for item in value if value.count(item) > 1]
         if twice and key.endswith(_SETS):
             raise ValueError(f"{key} is {short(value)}: {twice[0]!r} is listed twice; remove one.")

@@ -38,6 +38,7 @@ def config(**settings):
         ("MODEL.RESNETS.OUT_FEATURES", ["res6"], {}),
         ("MODEL.RESNETS.OUT_FEATURES", [], {}),
         ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False], {}),
+        ("MODEL.SWIN.OUT_FEATURES", [], {}),
         ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, True], BASIC),
         ("MODEL.SWIN.DEPTHS", [1] * 5, {"MODEL.SWIN.NUM_HEADS": [1] * 5}),
         ("MODEL.SWIN.DEPTHS", [10_000, 1, 1, 1], {}),

@@ -22,18 +22,12 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Pixe
     Raises:
         KeyError: for an unknown decoder, or an unknown map in ``IN_FEATURES``.
         TypeError: if the registered class lacks a method of :class:`PixelDecoder`.
-        ValueError: if ``IN_FEATURES`` is empty, or ``COMMON_STRIDE`` is not that of the mask
-            features.
+        ValueError: if ``COMMON_STRIDE`` is not the stride of the mask features.
     """
     key = "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
     entry = lookup(SEM_SEG_HEADS_REGISTRY, name, key)
     head = cfg.MODEL.SEM_SEG_HEAD
-    if not head.IN_FEATURES:
-        raise ValueError(
-            "MODEL.SEM_SEG_HEAD.IN_FEATURES is empty; expected one or more of the backbone's maps, "
-            f"{sorted(input_shape)}."
-        )
     unknown = [name for name in head.IN_FEATURES if name not in input_shape]
     if unknown:
         raise KeyError(
