@@ -51,16 +51,16 @@ def from_huggingface_names(
     for name, value in weights.items():
         if name.startswith(family.unused_norm) or name.endswith(_COUNTER):
             continue
-        found = family.names.to_ours(name)
-        if found is None:
+        place = family.names.to_ours(name)
+        if place is None:
             unknown.append(name)
             if len(unknown) > _MOST_UNKNOWN:
                 break
             continue
-        if found.index in parts[found.name]:
-            raise ValueError(f"Two names stand for one weight, {found.name}: {name} is the second.")
-        parts[found.name][found.index] = value
-        wanted[found.name] = found.count
+        if place.index in parts[place.name]:
+            raise ValueError(f"Two names stand for one weight, {place.name}: {name} is the second.")
+        parts[place.name][place.index] = value
+        wanted[place.name] = place.count
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(weights)} names are unknown in a transformers {family.name} "
