@@ -47,12 +47,12 @@ def from_huggingface_names(
     for name, value in weights.items():
         if name.startswith(family.unused_norm) or name.endswith(_COUNTER):
             continue
-        found = family.names.to_ours(name)
-        if found is None:
+        place = family.names.to_ours(name)
+        if place is None:
             unknown.append(name)
             continue
-        parts[found.name][found.index] = value
-        wanted[found.name] = found.count
+        parts[place.name][place.position] = value
+        wanted[place.name] = place.parts
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(weights)} names are unknown in a transformers {family.name} "
