@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .name_table import Modules
 
 __all__ = ["ENCODER", "RESNET", "swin"]
@@ -35,7 +37,7 @@ RESNET = (
 )
 
 
-def swin(transformer: str, norms: tuple[str, str, str, str]) -> tuple[Modules, ...]:
+def swin(transformer: str, norms: Sequence[str]) -> tuple[Modules, ...]:
     """Return the names of a Swin.
 
     Args:

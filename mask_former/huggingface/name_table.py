@@ -24,9 +24,9 @@ class Part(NamedTuple):
 
     name: str
     """The name of ours."""
-    index: int
-    count: int
-    """It is part ``index`` of the ``count`` that are concatenated."""
+    position: int
+    parts: int
+    """It is at ``position``, from 0, among the ``parts`` that are concatenated."""
 
 
 # transformers 5 uses these names in memory, and `torch.save` writes them.

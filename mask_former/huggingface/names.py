@@ -57,10 +57,10 @@ def from_huggingface_names(
             if len(unknown) > _MOST_UNKNOWN:
                 break
             continue
-        if place.index in parts[place.name]:
+        if place.position in parts[place.name]:
             raise ValueError(f"Two names stand for one weight, {place.name}: {name} is the second.")
-        parts[place.name][place.index] = value
-        wanted[place.name] = place.count
+        parts[place.name][place.position] = value
+        wanted[place.name] = place.parts
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(weights)} names are unknown in a transformers {family.name} "
