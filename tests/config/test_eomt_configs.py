@@ -120,6 +120,17 @@ def test_masks_are_annealed_at_the_published_steps(path: str) -> None:
 
 
 @every_config
+def test_the_model_zoo_has_the_published_score_and_the_weights(path: str) -> None:
+    zoo = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
+    (row,) = [line for line in zoo.splitlines() if f"(configs/eomt/{path})" in line]
+    _, score, repository = FACTS["results"][path]
+    assert f"| {score} |" in row
+    link = f"https://huggingface.co/{repository}/resolve/main/pytorch_model.bin"
+    assert (link if repository else "not published") in row
+    assert ("a difference to DINOv3" in row) == path.startswith("dinov3/")
+
+
+@every_config
 def test_the_opening_comment_has_paper_score_and_command(path: str) -> None:
     text = (FOLDER / path).read_text(encoding="utf-8")
     assert isinstance(yaml.safe_load(text), dict)

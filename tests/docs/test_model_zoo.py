@@ -58,10 +58,11 @@ def test_every_published_model_has_one_row_with_its_scores_and_links(path: str) 
 
 def test_the_licence_of_the_published_weights_is_stated_for_each_model_family() -> None:
     sections = re.split(r"^## ", ZOO, flags=re.MULTILINE)[1:]
-    published = [text for text in sections if text.startswith("The published")]
+    *published, eomt = [text for text in sections if text.startswith("The published")]
     assert len(published) == 2 and all(
         f"**The weights are {WEIGHTS_LICENCE}**" in text for text in published
     )
+    assert "names no other licence for the weights" in eomt and "DINOv3" in eomt
 
 
 def test_every_link_to_a_file_has_a_target():
