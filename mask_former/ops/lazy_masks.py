@@ -117,8 +117,9 @@ class LazyMasks:
             rows, columns: steps from h to H and from w to W.
         """
         self.source = source
-        self.dtype, self.device = source.dtype, source.device  # computed values are fp32
-        self.requires_grad = source.requires_grad
+        self.dtype: torch.dtype = source.dtype  # computed values are fp32
+        self.device: torch.device = source.device
+        self.requires_grad: bool = source.requires_grad
         self._steps = tuple(rows), tuple(columns)
         height, width = self._source_size = (
             tuple(source.shape[-2:]) if isinstance(source, Tensor) else source.size
