@@ -188,7 +188,7 @@ def test_without_masks_the_network_is_one_compiled_graph() -> None:
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.EOMT.VIT", "resnet18"], r"MODEL\.EOMT\.VIT is 'resnet18', which is not a plain ViT"),
+        (["MODEL.EOMT.VIT", "resnet18"], r"MODEL\.EOMT\.VIT is 'resnet18', which is not a"),
         (["MODEL.EOMT.VIT", "vit_smal"], r"MODEL\.EOMT\.VIT is 'vit_smal', unknown to timm"),
         (["MODEL.EOMT.NUM_BLOCKS", 6], r"MODEL\.EOMT\.NUM_BLOCKS is 6, expected 1 … 5"),
         (["MODEL.EOMT.IMAGE_SIZE", [64, 90]], r"MODEL\.EOMT\.IMAGE_SIZE is \[64, 90\]"),
