@@ -91,7 +91,7 @@ def kill_in_the_middle(output, cwd, environment):
     while not second.exists() and process.is_alive and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    assert process.outcome().signal == signal.SIGKILL
+    assert process.outcome(TIMEOUT).signal == signal.SIGKILL
     assert second.exists(), "the training ended or timed out before its second checkpoint"
 
 

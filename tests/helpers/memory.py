@@ -14,7 +14,8 @@ def peak_ratio(code: str) -> float:
 
     The code can call :func:`memory`.
     """
-    outcome = warm_processes.start(_ratio, code, cwd=ROOT, environment=os.environ).outcome()
+    process = warm_processes.start(_ratio, code, cwd=ROOT, environment=os.environ)
+    outcome = process.outcome(timeout=300)
     assert outcome.error is None and outcome.ended_well, outcome.trace
     return float(outcome.value)
 
