@@ -689,7 +689,7 @@ DATA = {
         "…a.png: MaskFormerPanopticDatasetMapper needs ['pan_seg_file_name', 'segments_info'] in "
         "the dataset dict, and ['pan_seg_file_name', 'segments_info'] is missing; its keys are "
         "['file_name', 'sem_seg_file_name']. Set INPUT.DATASET_MAPPER_NAME to "
-        "mask_former_semantic.…",
+        "mask_former_semantic or mask_former_semantic_lsj.…",
         "The dataset does not have the annotations that the mapper reads.",
         "Use the mapper that the message names.",
     ),
