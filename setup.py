@@ -41,7 +41,7 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "timm": ["timm>=1.0"],
+    "timm": ["timm>=1.0.31"],
     "cityscapes": ["cityscapesscripts>=2.2"],
     "opencv": ["opencv-python-headless"],
     "huggingface": ["transformers>=5"],

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .eomt_names import OFFICIAL_VIT, is_difference
+
 __all__ = ["add_base_weights"]
 
-_VIT = "network.encoder.backbone."
 _PROBABILITIES = "network.attn_mask_probs"
 # The names of transformers' DINOv3, by the names in the published EoMT.
 _BASE_NAMES = (("patch_embed.", "embeddings."), ("blocks.", "layer."), ("norm.", "norm."))
@@ -31,21 +32,21 @@ def add_base_weights(
         ValueError: if the checkpoint is not one for a DINOv3, or if a weight of DINOv3 is missing
             or has another shape.
     """
-    if f"{_VIT}patch_embed.cls_token" not in differences:
+    if not is_difference(differences) or _PROBABILITIES not in differences:
         raise ValueError(
-            "The checkpoint is not a published EoMT for a DINOv3: it has no "
-            f"{_VIT}patch_embed.cls_token. Only those are differences."
+            "The checkpoint is not a published EoMT for a DINOv3: it needs the weights "
+            f"{OFFICIAL_VIT}patch_embed.cls_token and {_PROBABILITIES}. Only those are differences."
         )
     base = {name.removeprefix("model."): value for name, value in base.items()}
     result = {}
     for name, value in differences.items():
-        if name.startswith(_VIT):
-            known = _base_name(name.removeprefix(_VIT))
-            found = base.get(known)
+        if name.startswith(OFFICIAL_VIT):
+            base_name = _base_name(name.removeprefix(OFFICIAL_VIT))
+            found = base.get(base_name)
             if found is None or found.shape != value.shape:
                 shape = "is missing" if found is None else f"has shape {tuple(found.shape)}"
                 raise ValueError(
-                    f"The base weights do not fit: {known} {shape}, expected "
+                    f"The base weights do not fit: {base_name} {shape}, expected "
                     f"{tuple(value.shape)}. Give those of the DINOv3 that it was trained from."
                 )
             value = value + found
@@ -55,7 +56,7 @@ def add_base_weights(
 
 
 def _base_name(name: str) -> str:
-    for ours, theirs in _BASE_NAMES:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
+    for official, base in _BASE_NAMES:
+        if name.startswith(official):
+            return base + name.removeprefix(official)
     return name

@@ -1,6 +1,6 @@
 """Names of EoMT's parameters: ours, the official ones, those of transformers and of timm.
 
-Ours cut the ViT in two: its front belongs to the backbone, its last n blocks to the head. So a
+Our names divide the ViT: its front belongs to the backbone, its last n blocks to the head. So a
 state dict is renamed as a whole. Values are not changed; only tensors that one form has in parts
 (queries, keys and values; the gate and the value of a SwiGLU) are joined or cut.
 """
@@ -13,13 +13,22 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["from_official", "from_timm", "from_transformers", "to_official", "to_transformers"]
+__all__ = [
+    "OFFICIAL_VIT",
+    "from_any",
+    "from_official",
+    "from_timm",
+    "from_transformers",
+    "is_difference",
+    "to_official",
+    "to_transformers",
+]
 
 State = dict[str, Tensor]
 Table = list[tuple[tuple[str, ...], str]]
 
 _FRONT, _HEAD, _PROBABILITIES = "backbone.vit.", "sem_seg_head.", "attn_mask_probs"
-_OFFICIAL, _OFFICIAL_VIT = "network.", "network.encoder.backbone."
+_OFFICIAL, OFFICIAL_VIT = "network.", "network.encoder.backbone."
 _IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 
 # In the tables, * is a number and @ is "weight" or "bias". On the left are the names of
@@ -88,6 +97,25 @@ _OFFICIAL_DINOV3 = (
 """The official names of a DINOv3 are those of transformers but for these prefixes."""
 
 
+def is_difference(state: Mapping[str, Tensor]) -> bool:
+    """Return True for the names of a published EoMT on DINOv3: differences to DINOv3's weights."""
+    return f"{OFFICIAL_VIT}patch_embed.cls_token" in state
+
+
+def from_any(state: Mapping[str, Tensor]) -> State:
+    """Rename a checkpoint with official names or those of transformers; others stay as they are.
+
+    Raises:
+        ValueError: as :func:`from_official` does.
+    """
+    state = {name.replace("._orig_mod", ""): value for name, value in state.items()}
+    if any(name.startswith(_OFFICIAL) for name in state):
+        return from_official(state)
+    if {"query.weight", "class_predictor.weight"} <= state.keys():
+        return from_transformers(state)
+    return state
+
+
 def from_official(state: Mapping[str, Tensor]) -> State:
     """Rename a published checkpoint (``pytorch_model.bin``) to our names.
 
@@ -97,7 +125,7 @@ def from_official(state: Mapping[str, Tensor]) -> State:
         ValueError: if it has no ``network.attn_mask_probs``, the length of which is the number of
             blocks in the head, or if a part of a joined tensor is missing.
     """
-    vit = _below(state, _OFFICIAL_VIT)
+    vit = _below(state, OFFICIAL_VIT)
     if "patch_embed.cls_token" in vit:
         vit = _read(_with_prefixes(vit, _OFFICIAL_DINOV3), _DINOV3)
     head = {
@@ -110,7 +138,11 @@ def from_official(state: Mapping[str, Tensor]) -> State:
 
 
 def to_official(state: Mapping[str, Tensor]) -> State:
-    """Rename a model's state dict, or its gradients by name, to the published names."""
+    """Rename a model's state dict, or its gradients by name, to the published names.
+
+    The mean and the standard deviation of the pixels are those of ImageNet, which all published
+    models use.
+    """
     vit = _joined(state)
     if _is_dinov3(vit):
         back = tuple((ours, theirs) for theirs, ours in _OFFICIAL_DINOV3)
@@ -120,7 +152,7 @@ def to_official(state: Mapping[str, Tensor]) -> State:
         for name, values in _IMAGENET.items():
             head[f"encoder.{name}"] = torch.tensor(values).view(1, 3, 1, 1)
     return {
-        **{_OFFICIAL_VIT + name: value for name, value in vit.items()},
+        **{OFFICIAL_VIT + name: value for name, value in vit.items()},
         **{_OFFICIAL + name: value for name, value in head.items()},
         **_others(state),
     }
@@ -158,8 +190,8 @@ def to_transformers(state: Mapping[str, Tensor]) -> State:
     if _is_dinov3(vit):
         table = _DINOV3
     else:
-        gate, value = vit["blocks.0.mlp.fc1.weight"], vit["blocks.0.mlp.fc2.weight"]
-        table = _DINOV2 + (_SWIGLU if len(gate) == 2 * value.shape[1] else _PLAIN_MLP)
+        fc1, fc2 = vit["blocks.0.mlp.fc1.weight"], vit["blocks.0.mlp.fc2.weight"]
+        table = _DINOV2 + (_SWIGLU if len(fc1) == 2 * fc2.shape[1] else _PLAIN_MLP)
     return {**_write(vit, table), **_write(_head_of(state), _HEAD_TABLE), **_others(state)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .eomt_names import from_official, from_timm, from_transformers
+from .eomt_names import from_any, from_timm, is_difference
 
 __all__ = ["fit_vit"]
 
@@ -18,7 +18,9 @@ _PROBABILITIES = "sem_seg_head.attn_mask_probs"
 
 
 def fit_vit(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """Rename weights to those of a model with a plain ViT, and resample those of its patches.
+    """Rename weights to the names of a model with a plain ViT, and fit them to its patches.
+
+    The position embedding and the patch kernel are resampled if the sizes differ.
 
     Other models' weights stay as they are.
 
@@ -29,36 +31,39 @@ def fit_vit(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> dic
         source: origin of the weights, for the log and for errors.
 
     Raises:
-        ValueError: if they are published DINOv3 weights of EoMT, which are differences, or if the
-            position embedding cannot be resampled.
+        ValueError: if they are published DINOv3 weights of EoMT, which are differences, if their
+            head has another number of blocks, if some are missing, or if the position embedding
+            cannot be resampled.
     """
     vit = getattr(getattr(model, "backbone", None), "vit", None)
     if vit is None:
         return dict(weights)
     head: Any = getattr(model, "sem_seg_head", None)
     if hasattr(head, "attn_mask_probs"):
-        weights = _named_as_eomt(weights, len(head.attn_mask_probs), source)
+        try:
+            weights = _named_as_eomt(weights, len(head.attn_mask_probs))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
     return _resampled(dict(weights), vit, source)
 
 
-def _named_as_eomt(
-    weights: Mapping[str, Tensor], num_blocks: int, source: str
-) -> Mapping[str, Tensor]:
+def _named_as_eomt(weights: Mapping[str, Tensor], num_blocks: int) -> Mapping[str, Tensor]:
     """Rename weights of any known form; ``num_blocks`` is the number of blocks in the head."""
-    weights = {name.replace("._orig_mod", ""): value for name, value in weights.items()}
-    if "network.encoder.backbone.patch_embed.cls_token" in weights:
+    if is_difference(weights):
         raise ValueError(
-            f"{source}: these are the published weights of an EoMT on DINOv3, which are stored as "
-            "differences to the weights of DINOv3. Add both first: python tools/convert_eomt.py "
-            "--help."
+            "these are the published weights of an EoMT on DINOv3, which are differences to those "
+            "of DINOv3. Add both: python tools/convert_eomt.py FILE --base DINOV3 --output OUTPUT."
         )
-    if any(name.startswith("network.") for name in weights):
-        return from_official(weights)
-    if {"query.weight", "class_predictor.weight"} <= weights.keys():
-        return from_transformers(weights)
+    weights = from_any(weights)
     if _PROBABILITIES not in weights and f"{_VIT}norm.weight" in weights:
         vit = {k.removeprefix(_VIT): v for k, v in weights.items() if k.startswith(_VIT)}
         return from_timm(vit, num_blocks)
+    found = weights[_PROBABILITIES].numel() if _PROBABILITIES in weights else num_blocks
+    if found != num_blocks:
+        raise ValueError(
+            f"it has {found} blocks in the head, but MODEL.EOMT.NUM_BLOCKS is {num_blocks}: set "
+            f"the key to {found}."
+        )
     return weights
 
 
@@ -69,12 +74,19 @@ def _resampled(weights: dict[str, Tensor], vit: Any, source: str) -> dict[str, T
     """
     name, grid = f"{_VIT}pos_embed", tuple(vit.patch_embed.grid_size)
     positions, own = weights.get(name), getattr(vit, "pos_embed", None)
-    if positions is not None and own is not None and positions.shape[1] != own.shape[1]:
+    has_other_grid = (
+        positions is not None
+        and own is not None
+        and positions.ndim == 3
+        and positions.shape[1] != own.shape[1]
+    )
+    if has_other_grid:
         from timm.layers import resample_abs_pos_embed
 
         extra = own.shape[1] - grid[0] * grid[1]  # tokens with a position that are not patches
-        side = isqrt(positions.shape[1] - extra)
-        if positions.ndim != 3 or side * side != positions.shape[1] - extra:
+        patches = max(positions.shape[1] - extra, 0)
+        side = isqrt(patches)
+        if not patches or side * side != patches:
             raise ValueError(
                 f"{source}: {name} has shape {tuple(positions.shape)}, which is not that of a "
                 f"square grid of patches, so it cannot be resampled to the {grid[0]}×{grid[1]} of "

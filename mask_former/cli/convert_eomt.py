@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mask_former.checkpoint.eomt_delta import add_base_weights
 from mask_former.checkpoint.eomt_names import (
-    from_official,
-    from_transformers,
+    from_any,
+    is_difference,
     to_official,
     to_transformers,
 )
@@ -38,6 +38,7 @@ class ConvertEoMTArguments:
 
     checkpoint: Path
     base: Path | None
+    whole: bool
     to: str
     output: Path
 
@@ -47,6 +48,9 @@ def parse(argv: Sequence[str] | None) -> ConvertEoMTArguments:
     parser = make_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="the file to convert")
     parser.add_argument("--base", type=Path, help="weights of DINOv3 to add to differences")
+    parser.add_argument(
+        "--whole", action="store_true", help="weights for DINOv3 that are whole, not differences"
+    )
     parser.add_argument(
         "--to",
         choices=["ours", *_WRITERS],
@@ -62,10 +66,13 @@ def run(arguments: ConvertEoMTArguments) -> int:
     weights = _read(arguments.checkpoint)
     if arguments.base is not None:
         weights = add_base_weights(weights, _read(arguments.base))
-    if any(name.startswith("network.") for name in weights):
-        weights = from_official(weights)
-    elif "query.weight" in weights:
-        weights = from_transformers(weights)
+    elif is_difference(weights) and not arguments.whole:
+        raise ValueError(
+            f"{arguments.checkpoint} is an EoMT for DINOv3, whose published weights are "
+            "differences: name those of DINOv3 with --base, or say --whole if they are whole, as "
+            "those that --to official writes."
+        )
+    weights = from_any(weights)
     if "sem_seg_head.attn_mask_probs" not in weights:
         raise ValueError(
             f"{arguments.checkpoint} is not an EoMT: it has neither the published names "
@@ -79,8 +86,7 @@ def run(arguments: ConvertEoMTArguments) -> int:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    weights = as_tensors(read_checkpoint(path)["model"], path)
-    return {name.replace("._orig_mod", ""): value for name, value in weights.items()}
+    return as_tensors(read_checkpoint(path)["model"], path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

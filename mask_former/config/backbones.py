@@ -25,6 +25,8 @@ def check_backbone(cfg: CfgNode) -> None:
     """
     if "resnet" in cfg.MODEL.BACKBONE.NAME:
         _check_resnet(cfg.MODEL.RESNETS)
+    if cfg.MODEL.BACKBONE.NAME == "build_eomt_vit_backbone":
+        _check_eomt_sizes(cfg)
     _check_swin(cfg.MODEL.SWIN)
 
 
@@ -75,4 +77,19 @@ def _check_swin(node: CfgNode) -> None:
                 f"MODEL.SWIN.NUM_HEADS is {node.NUM_HEADS}, but the {channels} channels of stage "
                 f"{stage} (MODEL.SWIN.EMBED_DIM is {node.EMBED_DIM}) cannot be split into {heads} "
                 "heads: set it to a divisor."
+            )
+
+
+def _check_eomt_sizes(cfg: CfgNode) -> None:
+    """Refuse sizes of crops and windows that the network, which is built for one size, lacks."""
+    size = list(cfg.MODEL.EOMT.IMAGE_SIZE)
+    window, mapper = cfg.TEST.SLIDING_WINDOW.SIZE, cfg.INPUT.DATASET_MAPPER_NAME
+    others = {"TEST.SLIDING_WINDOW.SIZE": window} if window else {}
+    if mapper.endswith("_lsj"):
+        others["INPUT.IMAGE_SIZE"] = cfg.INPUT.IMAGE_SIZE
+    for key, side in others.items():
+        if size != [side, side]:
+            raise ValueError(
+                f"MODEL.EOMT.IMAGE_SIZE is {size}, but {key} is {side}: set both to the same size, "
+                "because EoMT runs on images of one size only."
             )

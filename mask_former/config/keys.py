@@ -84,7 +84,7 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings, such as those of the queries
-    # Plain ViTs: factor on the learning rate for each block above a parameter's own. 1: none.
+    # Plain ViTs: factor on the learning rate for each block after a parameter's own. 1: none.
     cfg.SOLVER.LAYER_DECAY = 1.0
     cfg.SOLVER.LAYER_DECAY_LAST_BLOCKS = True  # False: not in the blocks that are in EoMT's head
     # "WarmupTwoStagePolyLR": steps of the warm-up of new layers, then of that of the ViT.

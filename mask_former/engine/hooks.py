@@ -24,7 +24,13 @@ from mask_former.utils.weight_files import read_checkpoint
 
 from .ema import WeightAverage
 
-__all__ = ["AverageWeights", "BestCheckpointer", "DrawPredictions", "ReportProgress"]
+__all__ = [
+    "AverageWeights",
+    "BestCheckpointer",
+    "DrawPredictions",
+    "ReportProgress",
+    "RunSchedule",
+]
 
 _NUM_DRAWN = 3  # images
 
@@ -62,6 +68,20 @@ def _report_progress(model: nn.Module, step: int, max_steps: int) -> None:
     head: Any = getattr(model, "sem_seg_head", None)
     if hasattr(head, "set_progress"):
         head.set_progress(step, max_steps)
+
+
+class RunSchedule(hooks.LRScheduler):
+    """detectron2's hook, which logs the rate of the new layers if the others are those of a ViT.
+
+    detectron2 logs the most common rate. In a ViT, rates differ by block and start at 0.
+    """
+
+    def before_train(self) -> None:
+        super().before_train()
+        groups = self._optimizer.param_groups
+        new = [index for index, group in enumerate(groups) if not group.get("is_vit", False)]
+        if 0 < len(new) < len(groups):
+            self._best_param_group_id = new[0]
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

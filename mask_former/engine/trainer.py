@@ -44,7 +44,7 @@ from mask_former.utils.weight_files import EMA
 from .dataset_checks import check_classes, check_registered, checked_training_set
 from .ema import WeightAverage
 from .folder_lock import training_alone_in
-from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress
+from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress, RunSchedule
 from .results_file import add_results, keep_results
 from .shared_memory import SharingMapper, check_shared_memory
 from .train_loop import TrainLoop
@@ -116,6 +116,10 @@ class Trainer(DefaultTrainer):
             scaled.defrost()
             for node, key in ((scaled.MODEL.EMA, "START_ITER"), (scaled, "VIS_PERIOD")):
                 node[key] = round(node[key] * reference / num_workers)
+            annealing = scaled.MODEL.EOMT.ANNEALING
+            lists = ((annealing, "START_STEPS"), (annealing, "END_STEPS"))
+            for node, key in (*lists, (scaled.SOLVER, "WARMUP_STEPS")):
+                node[key] = [int(step * reference / num_workers) for step in node[key]]
             scaled.freeze()
         return scaled
 
@@ -219,6 +223,7 @@ class Trainer(DefaultTrainer):
         """Build detectron2's hooks and those that the config asks for."""
         cfg = self.cfg
         built = super().build_hooks()
+        built = [RunSchedule() if type(h) is hooks.LRScheduler else h for h in built]
         (index,) = (i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built[index] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
         if cfg.TEST.VAL_LOSS:

@@ -285,7 +285,8 @@ def _pad_black(image: Tensor, size: Size) -> Tensor:
         raise ValueError(
             f"An image has {image.shape[-2]}×{image.shape[-1]} pixels (height×width), but the "
             f"network is built for {size[0]}×{size[1]}: set TEST.RESIZE to 'fit' or 'cover', which "
-            "the predictor and the evaluation apply, or MODEL.EOMT.IMAGE_SIZE to a larger size."
+            "the predictor and the evaluation apply, or MODEL.EOMT.IMAGE_SIZE to a larger size; in "
+            "training, set INPUT.IMAGE_SIZE to the same size."
         )
     return F.pad(image, (0, right, 0, bottom))
 

@@ -38,8 +38,8 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Para
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Build one group for each trained parameter.
 
-    The learning rate is ``BASE_LR``, in the backbone times ``BACKBONE_MULTIPLIER``, in a plain ViT
-    times ``LAYER_DECAY`` for each block above, times the factors of all patterns of
+    The learning rate is ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` in the backbone, times
+    ``LAYER_DECAY`` for each later block of a plain ViT, times the factors of all patterns of
     ``LR_MULTIPLIERS`` that match the parameter's name. The weight decay
     is ``WEIGHT_DECAY_NORM`` for norm layers, ``WEIGHT_DECAY_EMBED`` for embeddings, 0 for
     position biases, and ``WEIGHT_DECAY`` for all other parameters.
@@ -74,7 +74,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _blocks_above(model: nn.Module, parameter: str) -> int | None:
-    """Count the blocks of a plain ViT above the one with a parameter; None: it is not of a ViT.
+    """Count the blocks of a plain ViT after the one with a parameter; None: it is not of a ViT.
 
     The modules with the ViT, or with a part of it, have a method ``blocks_above(name)``.
     """

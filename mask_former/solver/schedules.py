@@ -20,15 +20,17 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
     "WarmupTwoStagePolyLR" is EoMT's (see :func:`eomt_factors`); the others are detectron2's.
 
     Raises:
-        ValueError: If the first needs two numbers in ``SOLVER.WARMUP_STEPS``, and has others.
+        ValueError: If ``SOLVER.WARMUP_STEPS`` does not fit "WarmupTwoStagePolyLR".
     """
     if cfg.SOLVER.LR_SCHEDULER_NAME != _TWO_STAGES:
         return deeplab.build_lr_scheduler(cfg, optimizer)
 
-    if len(cfg.SOLVER.WARMUP_STEPS) != 2:
+    steps, total = list(cfg.SOLVER.WARMUP_STEPS), cfg.SOLVER.MAX_ITER
+    if len(steps) != 2 or sum(steps) >= total:
         raise ValueError(
-            f"SOLVER.WARMUP_STEPS is {list(cfg.SOLVER.WARMUP_STEPS)}, expected two numbers: the "
-            "steps of the warm-up of new layers, and of that of the ViT."
+            f"SOLVER.WARMUP_STEPS is {steps} and SOLVER.MAX_ITER {total}; expected two numbers, "
+            "the steps of the warm-up of new layers and of that of the ViT, together less than "
+            "MAX_ITER."
         )
 
     def factor_of(is_vit: bool) -> Any:
@@ -42,7 +44,7 @@ def eomt_factors(cfg: CfgNode, step: int) -> tuple[float, float]:
     """Compute the factors on the learning rates of an optimizer step, counted from 0.
 
     The new layers are warmed up in the first ``SOLVER.WARMUP_STEPS[0]`` steps, in which the ViT
-    stands still; it is warmed up in the following ``WARMUP_STEPS[1]``. Each then falls
+    has a rate of 0; it is warmed up in the following ``WARMUP_STEPS[1]``. Each then falls
     polynomially, to 0 after ``SOLVER.MAX_ITER`` steps (published EoMT).
 
     Returns:

@@ -34,7 +34,7 @@ def test_a_checkpoint_of_each_form_loads_whole(rename, tmp_path) -> None:
     Checkpointer(model, whole=True).load(str(tmp_path / "model.ckpt"))
     for name, value in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
-    assert model.sem_seg_head._remaining == (0.0, 0.0, 0.0)
+    assert model.sem_seg_head.attn_mask_probs.tolist() == [0, 0, 0]
 
 
 def test_names_of_compiled_modules_are_those_of_the_modules() -> None:
@@ -89,12 +89,14 @@ def test_differences_to_dinov3_need_its_weights_and_become_whole(tmp_path, capsy
     model = tiny_eomt(vit=ROTARY)
     official = to_official(model.state_dict())
     base = base_of(official)
-    with pytest.raises(ValueError, match=r"stored as differences .* tools/convert_eomt\.py"):
+    with pytest.raises(ValueError, match=r"file: .* differences .* tools/convert_eomt\.py"):
         fit_vit(official, model, "file")
     files = {name: tmp_path / f"{name}.safetensors" for name in ("delta", "base", "whole")}
     write_weights(official, files["delta"])
     write_weights(base, files["base"])
     arguments = [str(files["delta"]), "--base", str(files["base"]), "--output", str(files["whole"])]
+    assert main([str(files["delta"]), "--output", str(files["whole"])]) == 1
+    assert "name those of DINOv3 with --base" in capsys.readouterr().err
     assert main(arguments) == 0
     found = read_checkpoint(files["whole"])["model"]
     name = "sem_seg_head.blocks.0.mlp.fc1.bias"
@@ -120,3 +122,23 @@ def test_base_weights_that_do_not_fit_are_named(broken: str) -> None:
     )
     with pytest.raises(ValueError, match=message):
         add_base_weights(official, base)
+
+
+def test_a_model_written_in_the_official_form_can_be_read_again(tmp_path) -> None:
+    model = tiny_eomt(vit=ROTARY)
+    write_weights(model.state_dict(), tmp_path / "ours.safetensors")
+    official, again = tmp_path / "pytorch_model.bin", tmp_path / "again.pth"
+    command = [str(tmp_path / "ours.safetensors"), "--to", "official", "--output", str(official)]
+    assert main(command) == 0
+    assert torch.load(official).keys() == to_official(model.state_dict()).keys()
+    assert main([str(official), "--whole", "--output", str(again)]) == 0
+    found = read_checkpoint(again)["model"]
+    for name, value in model.state_dict().items():
+        if not name.endswith(".k_bias"):
+            assert torch.equal(found[name], value), name
+
+
+def test_another_number_of_blocks_in_the_head_is_refused_with_the_key() -> None:
+    weights = tiny_eomt(["MODEL.EOMT.NUM_BLOCKS", 2]).state_dict()
+    with pytest.raises(ValueError, match=r"file: .*2 blocks .* MODEL\.EOMT\.NUM_BLOCKS is 3: set"):
+        fit_vit(weights, tiny_eomt(), "file")

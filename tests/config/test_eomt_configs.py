@@ -10,7 +10,9 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 
+from mask_former.checkpoint.inference_data import inference_settings
 from mask_former.config.keys import get_mask_former_cfg
+from mask_former.config.loading import cfg_from_settings
 from mask_former.config.validation import validate
 from mask_former.modeling.heads.eomt_annealing import Annealing
 from tests.helpers.paths import GOLDEN, ROOT
@@ -104,6 +106,17 @@ def test_values_are_the_published_ones(path: str) -> None:
     expected = expected_values(path)
     assert {key: value_of(cfg, key) for key in expected} == expected
     validate(cfg)
+
+
+@every_config
+def test_a_checkpoint_of_the_config_can_be_opened_for_inference(path: str) -> None:
+    cfg = load(path)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "meta"
+    rebuilt = cfg_from_settings(inference_settings(cfg), [], path)
+    rebuilt.MODEL.DEVICE = "meta"
+    assert Annealing.from_config(rebuilt).start_steps == ()
+    assert rebuilt.MODEL.EOMT.VIT == cfg.MODEL.EOMT.VIT
+    assert rebuilt.TEST.RESIZE == cfg.TEST.RESIZE
 
 
 @every_config

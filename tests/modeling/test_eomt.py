@@ -28,7 +28,7 @@ def example(size: tuple[int, int] = (64, 96), seed: int = 0) -> dict[str, Any]:
     return {"image": 255 * torch.rand(3, *size, generator=generator), "instances": instances}
 
 
-def attention_masks(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+def attention_masks(model: Any) -> list[Tensor | None]:
     """Record the mask of every attention of the head."""
     seen: list[Tensor | None] = []
     for block in model.sem_seg_head.blocks:
@@ -49,9 +49,9 @@ def test_every_parameter_gets_a_gradient_and_each_prediction_is_supervised(vit: 
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_a_query_attends_to_the_patches_of_its_mask_and_to_all_other_tokens(monkeypatch) -> None:
+def test_a_query_attends_to_the_patches_of_its_mask_and_to_all_other_tokens() -> None:
     model = tiny_eomt()
-    seen = attention_masks(model, monkeypatch)
+    seen = attention_masks(model)
     with torch.no_grad(), all_predictions(model):
         outputs = model.network(model.preprocess([example()]).tensor)
     head = model.sem_seg_head
@@ -65,11 +65,11 @@ def test_a_query_attends_to_the_patches_of_its_mask_and_to_all_other_tokens(monk
     assert head.num_before_patches == start
 
 
-def test_evaluation_is_masked_until_training_has_lifted_all_masks(monkeypatch) -> None:
+def test_evaluation_is_masked_until_training_has_lifted_all_masks() -> None:
     model = tiny_eomt()
     images = model.preprocess([example()]).tensor
     model.sem_seg_head.set_progress(0, 600)
-    seen = attention_masks(model, monkeypatch)
+    seen = attention_masks(model)
     with torch.no_grad():
         masked = model.network(images)
         assert masked["aux_outputs"] == [] and all(mask is not None for mask in seen)
@@ -80,11 +80,11 @@ def test_evaluation_is_masked_until_training_has_lifted_all_masks(monkeypatch) -
     assert not torch.allclose(masked["pred_masks"], plain["pred_masks"])
 
 
-def test_masks_of_some_queries_are_lifted_at_random_while_they_are_annealed(monkeypatch) -> None:
+def test_masks_of_some_queries_are_lifted_at_random_while_they_are_annealed() -> None:
     model = tiny_eomt(["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 200]).train()
     head = model.sem_seg_head
     head.set_progress(150, 600)  # the first block, at half of its range
-    seen = attention_masks(model, monkeypatch)
+    seen = attention_masks(model)
     torch.manual_seed(0)
     model.network(model.preprocess([example()]).tensor)
     rows = [mask[0, 0, :200, head.num_before_patches :] for mask in seen if mask is not None]
@@ -99,7 +99,7 @@ def test_lifting_all_masks_equals_attention_without_masks() -> None:
     with torch.no_grad():
         head.set_progress(600, 600)
         plain = model.network(images)
-        head._remaining = (1.0,) * BLOCKS  # masks are made, and the random draws lift them all
+        head._is_masked = (True,) * BLOCKS  # masks are made, and the random draws lift them all
         lifted = model.network(images)
     torch.testing.assert_close(plain["pred_masks"], lifted["pred_masks"], atol=1e-5, rtol=1e-4)
 
@@ -108,7 +108,21 @@ def test_the_progress_is_in_the_checkpoint() -> None:
     model, other = tiny_eomt(), tiny_eomt()
     model.sem_seg_head.set_progress(300, 600)
     other.load_state_dict(model.state_dict())
-    assert other.sem_seg_head._remaining == pytest.approx(model.sem_seg_head._remaining)
+    found, expected = (one.sem_seg_head.attn_mask_probs for one in (other, model))
+    assert torch.equal(found, expected) and 0 < expected[1] < 1
+    model.sem_seg_head.set_progress(600, 600)
+    other.load_state_dict(model.state_dict())
+    seen = attention_masks(other)
+    with torch.no_grad():
+        other.network(other.preprocess([example()]).tensor)
+    assert seen == [None] * BLOCKS
+
+
+def test_without_masked_attention_training_supervises_the_last_prediction_only() -> None:
+    model = tiny_eomt(["MODEL.EOMT.MASKED_ATTENTION", False]).train()
+    seen = attention_masks(model)
+    assert model([example()]).keys() == {"loss_ce", "loss_mask", "loss_dice"}
+    assert seen == [None] * BLOCKS
 
 
 def test_averaged_weights_have_the_progress_of_the_trained_ones() -> None:

@@ -109,7 +109,7 @@ def case(request: pytest.FixtureRequest) -> SimpleNamespace:
 def set_probabilities(case: SimpleNamespace, kind: str) -> None:
     values = {"unmasked": [0.0], "masked": [1.0], "mixed": case.facts["mixed_probs"]}[kind]
     count = case.facts["num_blocks"]
-    case.model.sem_seg_head._set_remaining(values * count if len(values) == 1 else values)
+    case.model.sem_seg_head.set_shares(values * count if len(values) == 1 else values)
 
 
 def compare(case: SimpleNamespace, kind: str, outputs: Outputs) -> None:

@@ -38,9 +38,10 @@ def test_groups_follow_the_schedule_of_their_kind() -> None:
         scheduler.step()
 
 
-def test_a_schedule_without_two_warm_ups_is_refused_by_name() -> None:
+@pytest.mark.parametrize("steps", [[4], [4, 5, 6], [10, 10]])
+def test_warm_ups_that_do_not_fit_are_refused_by_name(steps: list[int]) -> None:
     cfg = two_stage_cfg()
-    cfg.SOLVER.WARMUP_STEPS = [4]
+    cfg.SOLVER.WARMUP_STEPS = steps
     optimizer = torch.optim.SGD([torch.zeros(1)])
-    with pytest.raises(ValueError, match=r"SOLVER\.WARMUP_STEPS is \[4\], expected two numbers"):
+    with pytest.raises(ValueError, match=r"SOLVER\.WARMUP_STEPS is .* together less than MAX_ITER"):
         build_lr_scheduler(cfg, optimizer)

@@ -32,8 +32,10 @@ class InferencePreprocessing:
         self.is_bgr = cfg.INPUT.FORMAT == "BGR"
         self.resize: Any
         if cfg.TEST.RESIZE:
+            self.keys = "TEST.RESIZE and MODEL.EOMT.IMAGE_SIZE"
             self.resize = _ResizeTo(cfg.TEST.RESIZE, tuple(cfg.MODEL.EOMT.IMAGE_SIZE))
         else:
+            self.keys = "INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST"
             self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(self, image: NDArray[np.uint8]) -> dict[str, Any]:
@@ -55,8 +57,8 @@ class InferencePreprocessing:
         new_height, new_width = getattr(resize, "new_h", height), getattr(resize, "new_w", width)
         if not new_height or not new_width:
             raise ValueError(
-                f"{width}×{height} pixels (width×height) is too thin: INPUT.MIN_SIZE_TEST and "
-                f"INPUT.MAX_SIZE_TEST resize it to {new_width}×{new_height}."
+                f"{width}×{height} pixels (width×height) is too thin: {self.keys} resize it to "
+                f"{new_width}×{new_height}."
             )
         resized = resize.apply_image(image[:, :, ::-1] if self.is_bgr else image)
         pixels = torch.from_numpy(resized.transpose(2, 0, 1).copy())  # contiguous and writable

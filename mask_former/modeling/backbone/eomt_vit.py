@@ -33,6 +33,7 @@ def add_config(cfg: CfgNode) -> None:
     node.IMAGE_SIZE = [640, 640]  # height and width, in pixels, of every image the network runs on
     node.NUM_BLOCKS = 3  # blocks at the end of the ViT that also process the queries
     # Queries attend only to the patches of their own mask, until training has annealed the masks.
+    # False: no masks, and only the last prediction is supervised.
     node.MASKED_ATTENTION = True
     node.ANNEALING = CN()
     node.ANNEALING.ENABLED = True  # lift the masks during training, block by block
@@ -58,7 +59,8 @@ class EoMTViT(Backbone):
     """Patch embedding, prefix tokens and the first blocks of a ViT (paper, section 3.2).
 
     Its map is ``tokens``, B×(P+G)×C: P prefix tokens, then the G cells of the grid of patches, row
-    by row. A ViT with rotary position embeddings also returns them: ``rope``, G×2·64.
+    by row. A ViT with rotary position embeddings also returns them: ``rope``, G×2D, where D is the
+    width of an attention head.
     """
 
     @configurable
@@ -102,6 +104,11 @@ class EoMTViT(Backbone):
             patch_size=patch_size,
             in_chans=in_channels,
         )
+        if getattr(self.vit, "rope_mixed", False):
+            raise ValueError(
+                f"{KEY} is {name!r}, whose rotary embeddings differ by block; expected a ViT of "
+                "DINOv2 or DINOv3."
+            )
         self.vit.norm = nn.Identity()  # the head has it
         grid = self.vit.patch_embed.grid_size
         self._shape = TokenSpec(self.vit.embed_dim, grid, patch_size, self.vit.num_prefix_tokens)
@@ -152,7 +159,7 @@ class EoMTViT(Backbone):
         return {"tokens": tokens, "rope": rope}
 
     def blocks_above(self, parameter: str) -> int:
-        """Count the blocks of the whole ViT above the one with a parameter.
+        """Count the blocks of the whole ViT after the one with a parameter.
 
         Embeddings belong to the first block (published layer-wise learning-rate decay).
         """

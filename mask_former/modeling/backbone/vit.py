@@ -34,7 +34,8 @@ def add_config(cfg: CfgNode) -> None:
     # Pixels, 8 or 16. The kernel of weights for another size, such as 14, is resampled.
     node.PATCH_SIZE = 16
     node.OUT_CHANNELS = 256  # channels of the maps res2 … res5
-    # 0: none; n: the embeddings and the first n blocks; -1: all of the ViT, not the pyramid.
+    # 0: none; n: the embeddings and the first n blocks; -1, or the number of blocks: all of the
+    # ViT, not the pyramid.
     node.FREEZE_AT = 0
     node.DROP_PATH_RATE = 0.0  # stochastic depth in the last block, a probability
 
@@ -137,7 +138,7 @@ class ViTBackbone(Backbone):
         }
 
     def blocks_above(self, parameter: str) -> int | None:
-        """Count the blocks of the ViT above the one with a parameter; None: it is not of the ViT.
+        """Count the blocks of the ViT after the one with a parameter; None: it is not of the ViT.
 
         Embeddings belong to the first block, and the final norm to the last one.
         """

@@ -58,6 +58,10 @@ class EoMTHead(DeeplySupervised):
             annealing: the schedule by which the masks of the attention are lifted.
             masked_attention: queries attend only to the patches of their own mask.
             deep_supervision: also predict before each block in training.
+
+        Raises:
+            ImportError: if timm is not installed.
+            ValueError: if timm has no such ViT.
         """
         super().__init__()
         assert tokens.channels and tokens.height and tokens.width and tokens.stride
@@ -81,10 +85,16 @@ class EoMTHead(DeeplySupervised):
         doublings = max(1, tokens.stride.bit_length() - 3)  # from the patches to a quarter
         self.upscale = nn.Sequential(*(_Upscale(width) for _ in range(doublings)))
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
-        self._remaining = (1.0,) * num_blocks
+        self._shares = (1.0,) * num_blocks
+        self._is_masked = (True,) * num_blocks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, Any]) -> dict[str, Any]:
+        """Read the arguments of the constructor from a config.
+
+        Raises:
+            ValueError: if the backbone has no tokens, or if the annealing does not fit.
+        """
         node, tokens = cfg.MODEL.EOMT, input_shape.get("tokens")
         if not isinstance(tokens, TokenSpec):
             raise ValueError(
@@ -100,7 +110,7 @@ class EoMTHead(DeeplySupervised):
             "num_queries": cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES,
             "annealing": Annealing.from_config(cfg),
             "masked_attention": node.MASKED_ATTENTION,
-            "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
+            "deep_supervision": node.MASKED_ATTENTION and cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
         }
 
     def forward(self, features: dict[str, Tensor]) -> Outputs:
@@ -127,7 +137,7 @@ class EoMTHead(DeeplySupervised):
         x = torch.cat((queries, tokens), dim=1)
         predictions = []
         for index, block in enumerate(self.blocks):
-            is_masked = self.masked_attention and self._remaining[index] > 0
+            is_masked = self.masked_attention and self._is_masked[index]
             if all_blocks or is_masked:
                 predictions.append(self._predict(self.norm(x)))
             mask = self._allowed(predictions[-1]["pred_masks"], index) if is_masked else None
@@ -169,23 +179,31 @@ class EoMTHead(DeeplySupervised):
 
     def set_progress(self, step: int, max_steps: int) -> None:
         """Set the share of masks that remain after ``step`` of ``max_steps`` optimizer steps."""
-        self._set_remaining(self.annealing.remaining(step, max_steps, len(self.blocks)))
+        self.set_shares(self.annealing.remaining(step, max_steps, len(self.blocks)))
 
-    def _set_remaining(self, values: Sequence[float]) -> None:
+    def set_shares(self, shares: Sequence[float]) -> None:
+        """Set the share of queries whose masks remain, in [0, 1], for each block."""
+        if tuple(shares) == self._shares:
+            return  # a copy to a GPU in each step would be wasted
         with torch.no_grad():
-            self.attn_mask_probs.copy_(torch.tensor(values))
-        self._remaining = tuple(values)
+            self.attn_mask_probs.copy_(torch.tensor(shares))
+        self._remember(shares)
+
+    def _remember(self, shares: Sequence[float]) -> None:
+        """Keep on the CPU which blocks need masks; in a compiled graph, only that is a constant."""
+        self._shares = tuple(shares)
+        self._is_masked = tuple(share > 0 for share in shares)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._remaining = tuple(self.attn_mask_probs.tolist())
+        self._remember(self.attn_mask_probs.tolist())
 
     def parameter_rows(self) -> ParameterRows:
         """Name the parameters with one row for each class or query."""
         return ParameterRows({"class_head.weight": 1, "class_head.bias": 1}, ("q.weight",))
 
     def blocks_above(self, parameter: str) -> int | None:
-        """Count the ViT's blocks above the one with a parameter; None: it is not of the ViT."""
+        """Count the ViT's blocks after the one with a parameter; None: it is not of the ViT."""
         part, _, rest = parameter.partition(".")
         if part == "norm":
             return 0
