@@ -72,33 +72,13 @@ def _resampled(weights: dict[str, Tensor], vit: Any, source: str) -> dict[str, T
 
     Both bicubic: the embedding with antialiasing, the kernel with the pseudo-inverse of a resizing.
     """
-    name, grid = f"{_VIT}pos_embed", tuple(vit.patch_embed.grid_size)
-    positions, own = weights.get(name), getattr(vit, "pos_embed", None)
-    has_other_grid = (
-        positions is not None
-        and own is not None
-        and positions.ndim == 3
-        and positions.shape[1] != own.shape[1]
-    )
-    if has_other_grid:
-        from timm.layers import resample_abs_pos_embed
-
-        extra = own.shape[1] - grid[0] * grid[1]  # tokens with a position that are not patches
-        patches = max(positions.shape[1] - extra, 0)
-        side = isqrt(patches)
-        if not patches or side * side != patches:
-            raise ValueError(
-                f"{source}: {name} has shape {tuple(positions.shape)}, which is not that of a "
-                f"square grid of patches, so it cannot be resampled to the {grid[0]}×{grid[1]} of "
-                "the model. Set the image size to that of the file."
-            )
-        weights[name] = resample_abs_pos_embed(
-            positions, list(grid), [side, side], num_prefix_tokens=extra
-        )
-        logging.getLogger(__name__).info(
-            f"{source}: its position embedding of {side}×{side} patches was resampled to "
-            f"{grid[0]}×{grid[1]}."
-        )
+    name, own = f"{_VIT}pos_embed", getattr(vit, "pos_embed", None)
+    positions = weights.get(name)
+    if positions is not None and own is not None and positions.ndim == 3:
+        grid = vit.patch_embed.grid_size
+        if positions.shape[1] != own.shape[1]:
+            extra = own.shape[1] - grid[0] * grid[1]  # tokens with a position that are not patches
+            weights[name] = _resampled_positions(positions, grid, extra, f"{source}: {name}")
     name, own = f"{_VIT}patch_embed.proj.weight", vit.patch_embed.proj.weight
     kernel = weights.get(name)
     if kernel is not None and kernel.ndim == 4 and kernel.shape[2:] != own.shape[2:]:
@@ -106,3 +86,23 @@ def _resampled(weights: dict[str, Tensor], vit: Any, source: str) -> dict[str, T
 
         weights[name] = resample_patch_embed(kernel, list(own.shape[2:]))
     return weights
+
+
+def _resampled_positions(
+    positions: Tensor, grid: tuple[int, int], num_extra: int, where: str
+) -> Tensor:
+    """Resample the position embedding of a square grid, 1×(E+G)×C, without its first E tokens."""
+    from timm.layers import resample_abs_pos_embed
+
+    patches = max(positions.shape[1] - num_extra, 0)
+    side = isqrt(patches)
+    if not patches or side * side != patches:
+        raise ValueError(
+            f"{where} has shape {tuple(positions.shape)}, which is not that of a square grid of "
+            f"patches, so it cannot be resampled to the {grid[0]}×{grid[1]} of the model. Set the "
+            "image size to that of the file."
+        )
+    logging.getLogger(__name__).info(
+        f"{where}, of {side}×{side} patches, was resampled to {grid[0]}×{grid[1]}."
+    )
+    return resample_abs_pos_embed(positions, list(grid), [side, side], num_prefix_tokens=num_extra)

@@ -56,7 +56,7 @@ def test_patches_of_another_size_are_resampled_as_timm_does(caplog) -> None:
     torch.testing.assert_close(positions, expected["pos_embed"], atol=1e-5, rtol=1e-5)
     kernel = found["backbone.vit.patch_embed.proj.weight"][::step]
     torch.testing.assert_close(kernel, expected["kernel"], atol=1e-5, rtol=1e-5)
-    assert caplog.text.count("37×37 patches was resampled to 8×10") == 1
+    assert caplog.text.count("37×37 patches, was resampled to 8×10") == 1
 
 
 def timm_weights() -> dict[str, torch.Tensor]:
