@@ -28,8 +28,8 @@ __all__ = [
     "AverageWeights",
     "BestCheckpointer",
     "DrawPredictions",
+    "LRScheduler",
     "ReportProgress",
-    "RunSchedule",
 ]
 
 _NUM_DRAWN = 3  # images
@@ -70,7 +70,7 @@ def _report_progress(model: nn.Module, step: int, max_steps: int) -> None:
         head.set_progress(step, max_steps)
 
 
-class RunSchedule(hooks.LRScheduler):
+class LRScheduler(hooks.LRScheduler):
     """detectron2's hook, which logs the rate of the new layers if the others are those of a ViT.
 
     detectron2 logs the most common rate. In a ViT, rates differ by block and start at 0.

@@ -44,7 +44,7 @@ from mask_former.utils.weight_files import EMA
 from .dataset_checks import check_classes, check_registered, checked_training_set
 from .ema import WeightAverage
 from .folder_lock import training_alone_in
-from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, ReportProgress, RunSchedule
+from .hooks import AverageWeights, BestCheckpointer, DrawPredictions, LRScheduler, ReportProgress
 from .results_file import add_results, keep_results
 from .shared_memory import SharingMapper, check_shared_memory
 from .train_loop import TrainLoop
@@ -223,7 +223,7 @@ class Trainer(DefaultTrainer):
         """Build detectron2's hooks and those that the config asks for."""
         cfg = self.cfg
         built = super().build_hooks()
-        built = [RunSchedule() if type(h) is hooks.LRScheduler else h for h in built]
+        built = [LRScheduler() if type(h) is hooks.LRScheduler else h for h in built]
         (index,) = (i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built[index] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
         if cfg.TEST.VAL_LOSS:

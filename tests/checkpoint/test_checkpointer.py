@@ -418,15 +418,14 @@ def test_inference_data_is_saved_with_the_model_and_returned(tmp_path):
     assert read_extras(tmp_path / "a.pth") == {"inference": data}
 
 
-def test_a_weight_of_another_shape_is_not_read_however_large_it_claims_to_be(tmp_path):
+def test_a_weight_that_repeats_a_number_beyond_all_memory_is_refused_by_name(tmp_path):
     model = small_model(0.0)
     weights = {k: torch.full_like(v, 2.0) for k, v in model.state_dict().items()}
     weights["second.weight"] = torch.ones(1).expand(2**50)
     torch.save({"model": weights}, tmp_path / "x.pth")
-    Checkpointer(model).load(str(tmp_path / "x.pth"))
-    assert values(model.first) == {2.0}
-    with pytest.raises(ValueError, match=r"second\.weight has shape \(1125899906842624,\)"):
-        Checkpointer(model, whole=True).load(str(tmp_path / "x.pth"))
+    with pytest.raises(ValueError, match=r"x\.pth .*second\.weight is not a dense tensor"):
+        Checkpointer(model).load(str(tmp_path / "x.pth"))
+    assert values(model.first) == {0.0}
 
 
 @pytest.mark.parametrize(

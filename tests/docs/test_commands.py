@@ -44,7 +44,7 @@ COMMAND = re.compile(rf"\s*(?:[A-Z_0-9]+=\S+ )*(?:{'|'.join(map(re.escape, PROGR
 CODE = re.compile(r"`+([^`]+)`+")
 WITHOUT_COMMANDS = {
     "CHANGELOG.md",  # old entries show commands of their release
-    *("docs/index.md", "docs/paper_to_code.md", "docs/predict.md", "docs/transformers.md"),
+    *("docs/index.md", "docs/paper_to_code.md", "docs/predict.md"),
     *(name_of(page) for page in PAGES if page.parent.name == "api"),
     "tests/golden/README.md",
 }

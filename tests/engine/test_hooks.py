@@ -12,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask_former.engine import trainer
-from mask_former.engine.hooks import RunSchedule
+from mask_former.engine.hooks import LRScheduler
 from mask_former.modeling.heads.mask_former_head import MaskFormerHead
 from tests.helpers.tiny_model import DATASET, NAMES
 from tests.helpers.tiny_trainer import Kill, TinyTrainer, make_example, train
@@ -178,7 +178,7 @@ def test_the_logged_rate_is_that_of_the_new_layers_of_a_vit():
     parameters = [{"params": [torch.zeros(1)], "lr": lr} for lr in (0.1, 0.1, 0.3)]
     parameters[0]["is_vit"] = parameters[1]["is_vit"] = True
     optimizer = torch.optim.SGD(parameters)
-    hook = RunSchedule(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer))
+    hook = LRScheduler(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer))
     hook.before_train()
     assert hook._best_param_group_id == 2
     for group in optimizer.param_groups:

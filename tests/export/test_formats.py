@@ -40,7 +40,7 @@ def graph_of(family: str) -> Any:
 def one_program_per_graph() -> Iterator[None]:
     """Share programs of torch.export among formats: exporting them takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_export", functools.cache(formats._export))
+        patch.setattr(formats, "export_program", functools.cache(formats.export_program))
         yield
 
 

@@ -90,6 +90,8 @@ def make_cfg(**settings):
         COLOR_AUG_SSD=False,
         SIZE_DIVISIBILITY=SIDE,
         MIN_MASK_AREA=0,
+        PAD_VALUE=128,
+        MAX_TRIES=1,
         MIN_SIZE_TRAIN=(30, 50, 70),
         MAX_SIZE_TRAIN=110,
     )
@@ -101,6 +103,7 @@ def make_cfg(**settings):
         CLASS_UNIFORM=0.0,
     )
     cfg.DATASETS.TRAIN = ("mapper_scene",)
+    cfg.TEST.RESIZE = ""
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
     cfg.MODEL.MASK_FORMER = CfgNode({"MASK_IGNORE": False})
     for key, value in settings.items():

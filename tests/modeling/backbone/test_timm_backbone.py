@@ -126,9 +126,11 @@ def test_drop_path_rate_is_passed_to_timm():
 
 
 def test_the_error_for_an_unknown_model_suggests_similar_names():
-    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME is 'resnt18', unknown.*'resnet18'"):
+    with pytest.raises(
+        ValueError, match=r"MODEL\.TIMM\.NAME is 'resnt18', which is not one.*'resnet18'"
+    ):
         TimmBackbone("resnt18")
-    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME is '', unknown.*list_models"):
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME is '', which is not one.*list_models"):
         TimmBackbone("")
 
 

@@ -148,7 +148,7 @@ def test_dinov3_rescales_positions_in_training_unless_they_are_frozen():
     ("options", "message"),
     [
         ({"name": "resnet18"}, "MODEL.VIT.NAME is 'resnet18', which is not a plain ViT"),
-        ({"name": "vit_smal"}, "MODEL.VIT.NAME is 'vit_smal', unknown to timm"),
+        ({"name": "vit_smal"}, "MODEL.VIT.NAME is 'vit_smal', which is not one of timm"),
         ({"patch_size": 14}, "MODEL.VIT.PATCH_SIZE is 14, expected 8 or 16"),
         ({"freeze_at": 7}, r"MODEL.VIT.FREEZE_AT is 7, expected 0 .*1 … 6.*-1"),
         ({"freeze_at": -2}, "MODEL.VIT.FREEZE_AT is -2"),

@@ -200,7 +200,7 @@ def test_an_unsupported_value_is_an_error_that_names_its_key(
 
 def test_another_number_of_maps_is_an_error_that_names_the_key(cfg: CfgNode) -> None:
     maps, mask_features = inputs()
-    with pytest.raises(ValueError, match=r"3 maps, but got 1: set.*TRANSFORMER_IN_FEATURE"):
+    with pytest.raises(ValueError, match=r"3 maps, but got 1: .*TRANSFORMER_IN_FEATURE"):
         small(cfg).decode(maps[:1], mask_features, all_layers=True)
 
 
