@@ -25,10 +25,11 @@ TOLERANCE = 1e-3
 
 
 @functools.cache
-def tiny_network(family: str) -> Any:
+def tiny_network(family: str, queries: int = 6) -> Any:
     # the time of an export grows with the number of layers
-    shallow = ["MODEL.RESNETS.DEPTH", 18]
-    return tiny_networks.tiny_network(family, shallow if family == "resnet" else [])
+    shallow = ["MODEL.RESNETS.DEPTH", 18] if family == "resnet" else []
+    key = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+    return tiny_networks.tiny_network(family, [*shallow, key, queries])
 
 
 @functools.cache
@@ -46,7 +47,7 @@ def one_program_per_graph() -> Iterator[None]:
 
 def many_classes(family: str) -> Any:
     """Return a model with confident queries, so that its maps have several classes."""
-    model = copy.deepcopy(tiny_network(family))
+    model = copy.deepcopy(tiny_network(family, queries=12))
     predictor = model.sem_seg_head.predictor
     with torch.no_grad():
         for layer in (predictor.class_embed, predictor.mask_embed.layers[-1]):
