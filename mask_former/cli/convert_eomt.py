@@ -23,6 +23,7 @@ from mask_former.checkpoint.eomt_names import (
     to_official,
     to_transformers,
 )
+from mask_former.utils.atomic_files import replace_file, save_torch
 from mask_former.utils.weight_files import as_tensors, read_checkpoint, write_weights
 
 from .command import exit_code, make_parser
@@ -80,9 +81,19 @@ def run(arguments: ConvertEoMTArguments) -> int:
         )
     if arguments.to in _WRITERS:
         weights = _WRITERS[arguments.to](weights)
-    write_weights(weights, arguments.output)
+    _write(weights, arguments.output)
     print(f"{arguments.output}: {len(weights)} tensors, names: {arguments.to}")
     return 0
+
+
+def _write(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a file for ``MODEL.WEIGHTS``, or a ``.bin`` of the tensors alone, as published ones."""
+    if path.suffix != ".bin":
+        write_weights(weights, path)
+        return
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda part: save_torch(tensors, part))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

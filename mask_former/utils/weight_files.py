@@ -270,8 +270,8 @@ def write_weights(
 
     Args:
         weights: Names to tensors.
-        path: File to write, ending in ``.safetensors``, ``.pth``, ``.pkl``, or ``.bin`` for the
-            tensors alone. Its folder is created if needed.
+        path: File to write, ending in ``.safetensors``, ``.pth`` or ``.pkl``. Its folder is
+            created if needed.
         class_names: Names of the model's classes, in the order of the class layer.
         inference: The model's config and classes as plain data; see
             :mod:`mask_former.checkpoint.inference_data`.
@@ -288,7 +288,6 @@ def write_weights(
             tensors, part, {key: json.dumps(value) for key, value in extras.items()}
         ),
         ".pth": lambda part: save_torch({"model": tensors, **extras}, part),
-        ".bin": lambda part: save_torch(tensors, part),
         ".pkl": lambda part: part.write_bytes(_detectron2_pkl(tensors, extras)),
     }
     if path.suffix not in writers:
