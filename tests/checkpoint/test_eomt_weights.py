@@ -14,6 +14,7 @@ from mask_former.checkpoint.eomt_names import to_official, to_transformers
 from mask_former.checkpoint.eomt_weights import fit_vit
 from mask_former.cli.convert_eomt import main
 from mask_former.utils.weight_files import read_checkpoint, write_weights
+from tests.helpers.golden_cases import random_weight
 from tests.helpers.paths import GOLDEN
 from tests.helpers.tiny_networks import tiny_eomt
 
@@ -61,10 +62,8 @@ def test_patches_of_another_size_are_resampled_as_timm_does(caplog) -> None:
 
 def timm_weights() -> dict[str, torch.Tensor]:
     """Make the weights from which the golden values were computed."""
-    from tests.modeling.test_golden_eomt import fill
-
     shapes = {"pos_embed": (1, 1369, 384), "patch_embed.proj.weight": (384, 3, 14, 14)}
-    return {name: fill(f"timm.{name}", shape) for name, shape in shapes.items()}
+    return {name: random_weight(f"timm.{name}", shape) for name, shape in shapes.items()}
 
 
 def test_a_position_embedding_without_a_square_grid_is_refused() -> None:

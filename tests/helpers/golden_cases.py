@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,19 +50,21 @@ def fill_weights(model: nn.Module, prefix: str = "", wide: tuple[str, ...] = ())
     for name, value in model.state_dict(prefix=prefix).items():
         if name.startswith("criterion.") or not value.is_floating_point():
             continue
-        seed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        random = torch.randn(value.shape, generator=seed)
         if wide and name.endswith(wide):
-            pass
+            random = seeded(name, 0, value.shape)
         elif name.endswith("running_var"):
-            random = 1 + 0.1 * random.abs()
-        elif value.dim() >= 2:
-            random = random / value[0].numel() ** 0.5
-        elif name.endswith("weight"):
-            random = 1 + 0.1 * random
+            random = 1 + 0.1 * seeded(name, 0, value.shape).abs()
         else:
-            random = 0.1 * random
+            random = random_weight(name, value.shape)
         value.copy_(random)
+
+
+def random_weight(name: str, shape: Sequence[int]) -> Tensor:
+    """Return random values for a weight, seeded with the checksum of its name."""
+    random = seeded(name, 0, shape)
+    if len(shape) >= 2:
+        return random / math.prod(shape[1:]) ** 0.5
+    return 1 + 0.1 * random if name.endswith("weight") else 0.1 * random
 
 
 def seeded(name: str, seed: int, shape: Sequence[int]) -> Tensor:

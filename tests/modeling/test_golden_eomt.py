@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from mask_former.config.keys import get_mask_former_cfg
 from mask_former.modeling import all_predictions
 from mask_former.solver import build_optimizer
 from mask_former.structures import Outputs, Target, layer_predictions
-from tests.helpers.golden_cases import load_case, make_image, unpack_masks
+from tests.helpers.golden_cases import load_case, make_image, random_weight, unpack_masks
 from tests.helpers.paths import ROOT
 
 pytest.importorskip("timm")
@@ -59,18 +58,11 @@ def fixed_numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def fill(name: str, shape: torch.Size) -> Tensor:
-    random = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-    if len(shape) >= 2:
-        return random / math.sqrt(math.prod(shape[1:]))
-    return 1 + 0.1 * random if name.endswith("weight") else 0.1 * random
-
-
 def load_published(model: nn.Module) -> None:
     """Fill the published names with random values and load them through the renaming."""
     buffers = ("attn_mask_probs", "pixel_mean", "pixel_std", "empty_weight")
     official = {
-        name: value if name.endswith(buffers) else fill(name, value.shape)
+        name: value if name.endswith(buffers) else random_weight(name, value.shape)
         for name, value in to_official(model.state_dict()).items()
     }
     missing, unexpected = model.load_state_dict(from_official(official), strict=False)

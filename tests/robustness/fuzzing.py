@@ -31,6 +31,7 @@ from PIL import Image
 
 from mask_former.checkpoint.checkpointer import Checkpointer
 from mask_former.config.loading import load_cfg, resolve_device
+from mask_former.config.nodes import leaves
 from mask_former.data.datasets.loaders import load_instances, load_panoptic
 from mask_former.data.datasets.table import read_table
 from mask_former.predictor.images import load_image
@@ -209,21 +210,13 @@ def _config(path: Path) -> Any:
 
     cfg = resolve_device(load_cfg(str(path)))
     build_model(cfg)
-    return dict(_flat(cfg))
+    return dict(leaves(cfg))
 
 
 def _result(path: Path) -> Any:
     result = load_npz(path)
     drawings = [result.draw(kind).tobytes() for kind in result.kinds]
     return result.kinds, hashlib.sha256(b"".join(drawings)).hexdigest()
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 # Samples
